@@ -1,0 +1,26 @@
+"""The one exception a user is meant to read: a single clear line, no traceback."""
+
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """Bad input. The message names the thing, what was expected, and the nearest valid choice."""
+
+
+def nearest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
+    """The ``choices`` most like ``name``, best first (at most ``limit``, none if nothing is similar)."""
+    from rapidfuzz import fuzz, process, utils
+
+    found = process.extract(name, list(choices), scorer=fuzz.WRatio, processor=utils.default_process, limit=limit)
+    return [choice for choice, score, _ in found if score >= 60]
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """A sentence such as ``did you mean 'labo' or 'v2c'?``; all choices when they are few; empty when none is near."""
+    choices = list(choices)
+    found = nearest(name, choices)
+    if found:
+        return "did you mean " + " or ".join(f"'{c}'" for c in found) + "?"
+    if 0 < len(choices) <= 12:
+        return "choose one of " + ", ".join(sorted(choices))
+    return ""
