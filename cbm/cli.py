@@ -1,0 +1,105 @@
+"""The door of ``train.py`` and ``eval.py``: Hydra underneath, one clear line for every mistake.
+
+Hydra's own messages for a misspelt key or choice are several lines of library speech. ``launch`` lets Hydra raise,
+and says in one line what was wrong and what is near.
+"""
+
+import os
+import re
+import sys
+from collections.abc import Callable
+
+import hydra
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cbm import config
+from cbm.errors import UserError, did_you_mean
+
+
+def launch(task: Callable[[DictConfig], object], name: str) -> None:
+    """Compose ``configs/NAME.yaml`` with the command line and run ``task(cfg)``; exit status 2 on bad input."""
+    config.register()
+    sys.argv[1:] = [_bank_path_to_source(argument) for argument in sys.argv[1:]]
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
+    main = hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(task)
+    try:
+        main()
+    except UserError as error:
+        _stop(str(error))
+    except (HydraException, OmegaConfBaseException) as error:
+        if isinstance(error.__cause__, UserError):
+            _stop(str(error.__cause__))
+        _stop(explain(error, name, sys.argv[1:]))
+    except KeyboardInterrupt:
+        _stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
+
+
+def _stop(message: str, status: int = 2) -> None:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _bank_path_to_source(argument: str) -> str:
+    """``concepts=FILE`` means ``concepts.source=FILE`` unless FILE is the name of a shipped bank."""
+    key, equals, value = argument.partition("=")
+    if key == "concepts" and equals and not set(value.split(",")) <= set(config.choices("concepts")):
+        looks_like_file = any("." in part or "/" in part for part in value.split(","))
+        return f"concepts.source={value}" if looks_like_file else argument
+    return argument
+
+
+def explain(error: Exception, name: str, arguments: list[str]) -> str:
+    """One line for an exception of Hydra or OmegaConf.
+
+    Args:
+        error: what was raised while composing.
+        name: the config being composed (``train`` or ``eval``).
+        arguments: the command line overrides.
+    """
+    text = " ".join(str(cause) for cause in _chain(error))
+    if match := re.search(r"(?:Could not find|In '[^']*': Could not find) '(\w+)/([^']*)'", text):
+        group, choice = match.groups()
+        hint = " (any open_clip model: encoder.model=NAME encoder.pretrained=TAG)" if group == "encoder" else ""
+        return f"unknown {group} '{choice}': {did_you_mean(choice, config.choices(group))}{hint}"
+    if match := re.search(r"Key '([^']+)' (?:is not in struct|not in)", text) or re.search(
+        r"Could not override '([^']+)'", text
+    ):
+        full = re.search(r"full_key: (\S+)", text)
+        key = full.group(1) if full else match.group(1)
+        return f"unknown setting '{key}': {did_you_mean(key, known_keys(name, arguments))}"
+    if match := re.search(r"(Value .*?|Cannot convert .*?)\s*full_key: (\S+)", text, re.DOTALL):
+        return f"{match.group(2)}: {match.group(1).strip()}"
+    if match := re.search(r"Missing mandatory value: (\S+)|full_key: (\S+)", text):
+        key = match.group(1) or match.group(2)
+        return f"'{key}' is needed: say {key}=..."
+    return next((str(cause) for cause in _chain(error) if str(cause)), type(error).__name__).split("\nfull_key")[0]
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def known_keys(name: str, arguments: list[str]) -> list[str]:
+    """Every setting that exists in the configuration chosen by the group choices among ``arguments``."""
+    chosen = [a for a in arguments if "=" in a and a.partition("=")[0] in config.groups() and "," not in a]
+    try:
+        with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+            composed = hydra.compose(name, overrides=chosen)
+    except (HydraException, OmegaConfBaseException):
+        return []
+    keys: list[str] = []
+
+    def walk(node: DictConfig, prefix: str) -> None:
+        for key in node:
+            keys.append(prefix + str(key))
+            if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
+                walk(node[key], f"{prefix}{key}.")
+
+    walk(composed, "")
+    return keys

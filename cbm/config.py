@@ -1,0 +1,186 @@
+"""What can be configured: dataclass schemas for Hydra, and the cards and banks that become choices by lying in a folder.
+
+Imports nothing heavy, so that ``python train.py --help`` answers quickly. A method's own settings live in the method's
+file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when the run starts.
+"""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING, OmegaConf
+
+PROJECT = Path(__file__).resolve().parents[1]
+"""The checkout: relative paths that do not exist where the command runs are looked up here."""
+
+CONFIGS = PROJECT / "configs"
+CARDS = PROJECT / "datasets"
+BANKS = PROJECT / "concepts"
+
+
+@dataclass
+class DatasetConfig:
+    """A data set card (``datasets/NAME.yaml``)."""
+
+    name: str = MISSING
+    reader: str = MISSING
+    """birds | folder | csv | torchvision"""
+    root: str | None = None
+    """Folder (or CSV file) with the images."""
+    bank: str | None = None
+    """The concept bank used when ``concepts`` is ``auto``."""
+    template: str = "a photo of a {}."
+    """How a class name is said to the text encoder by the zero-shot baseline."""
+    val_fraction: float = 0.1
+    test_fraction: float = 0.2
+    """Shares split off, stratified by class, when the set brings no validation or test split of its own."""
+    split_seed: int = 0
+    on_error: str = "skip"
+    """What to do about unreadable images: skip (and report) | fail"""
+    args: dict[str, Any] = field(default_factory=dict)
+    """Settings of this reader alone."""
+
+
+@dataclass
+class EncoderConfig:
+    """A frozen encoder (``configs/encoder/NAME.yaml``, or any model on the command line)."""
+
+    model: str = MISSING
+    """open_clip name, hf-hub:ORG/NAME, local-dir:PATH, timm:NAME or torchvision:NAME"""
+    pretrained: str | None = None
+    """open_clip pretrained tag; for timm: and torchvision: 'default' or 'random'"""
+    precision: str = "bf16"
+    """Autocast precision on a GPU: fp32 | bf16 | fp16 (CPUs always compute in fp32)"""
+    store_dtype: str = "float32"
+    """What the feature store keeps: float32 | float16"""
+    batch_size: int = 256
+    num_workers: int = 2
+    device: str = "auto"
+
+
+@dataclass
+class ConceptsConfig:
+    """Where the concepts come from and what is done to them before selection."""
+
+    source: str = "auto"
+    """File, or 'auto': the data set's own bank, else a shipped bank with the same classes, else concepts/general.txt"""
+    control: str | None = None
+    """random (meaningless directions) | shuffled (every name gets another concept's direction)"""
+    remove_class_names: str = "own"
+    """Drop a concept that names: own (a class that owns it) | any | none"""
+    hygiene: bool = True
+    """Drop phrases that are not visual or not phrases (see cbm/concepts/hygiene.py)"""
+    max_words: int = 20
+
+
+@dataclass
+class TrainerConfig:
+    """Passed to Lightning's Trainer."""
+
+    accelerator: str = "auto"
+    devices: Any = 1
+    precision: str = "32-true"
+    max_epochs: int = 1000
+    progress: bool = True
+    """Progress bars"""
+    checkpoint_seconds: float = 30.0
+    """How often ``checkpoints/last.ckpt`` is written, from which an interrupted run goes on"""
+
+
+@dataclass
+class LoggerConfig:
+    """csv is always written (``log.csv``); W&B beside it when asked for."""
+
+    wandb: bool = False
+    project: str = "cbm"
+    entity: str | None = None
+    tags: list[str] = field(default_factory=list)
+
+
+@dataclass
+class TrainConfig:
+    """Everything ``train.py`` accepts."""
+
+    dataset: DatasetConfig = MISSING
+    encoder: EncoderConfig = MISSING
+    concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
+    method: Any = MISSING
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    logger: LoggerConfig = field(default_factory=LoggerConfig)
+    seed: int = 0
+    shots: Any = "all"
+    """Training images per class: a number, or 'all'"""
+    val_shots: Any = "all"
+    """Validation images per class: a number, or 'all' (the papers' protocol, also at few shots)"""
+    run_dir: str | None = None
+    """Where the run is written; by default runs/METHOD-DATASET-HASH"""
+    overwrite: bool = False
+    """Move a finished run of the same name aside (to NAME.old-N) instead of stopping"""
+    cache: str = "cache"
+    """Feature store and persisted splits"""
+    controls: bool = True
+    """Fit the same method on random and on shuffled concepts as well, for the integrity check"""
+    report: bool = True
+    """Write report.html"""
+
+
+@dataclass
+class EvalConfig:
+    """Everything ``eval.py`` accepts."""
+
+    run: str = MISSING
+    """A run directory written by train.py"""
+    split: str = "test"
+    """train | val | test"""
+    dataset: Any = None
+    """Evaluate on another data set with the same classes: a card's name (dataset=birds_shift)"""
+    root: str | None = None
+    """... with the images in this folder"""
+    cache: str = "cache"
+    device: str = "auto"
+    output: str | None = None
+    """Write the metrics to this JSON file as well"""
+
+
+def resolve_path(path: str | Path) -> Path:
+    """``path`` as given if it exists from here, else inside the project, else as given."""
+    path = Path(path).expanduser()
+    inside = PROJECT / path
+    return inside if not path.exists() and inside.exists() else path
+
+
+def card_names() -> list[str]:
+    """Names of the data set cards in ``datasets/``."""
+    return sorted(card.stem for card in CARDS.glob("*.yaml"))
+
+
+def bank_names() -> list[str]:
+    """Names of the concept banks in ``concepts/``."""
+    return sorted(bank.stem for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")))
+
+
+def choices(group: str) -> list[str]:
+    """The names ``group=NAME`` accepts on the command line."""
+    if group == "dataset":
+        return card_names()
+    if group == "concepts":
+        return ["auto", *bank_names()]
+    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+
+
+def groups() -> list[str]:
+    """The config groups: ``method``, ``encoder``, ``dataset``, ``concepts``, ..."""
+    return sorted({folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} | {"dataset", "concepts"})
+
+
+def register() -> None:
+    """Tell Hydra about the schemas, the cards in ``datasets/`` and the banks in ``concepts/``."""
+    store = ConfigStore.instance()
+    store.store("train_schema", TrainConfig)
+    store.store("eval_schema", EvalConfig)
+    for name in card_names():
+        store.store(name, OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml")), group="dataset")
+    store.store("auto", {"source": "auto"}, group="concepts")
+    for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")):
+        store.store(bank.stem, {"source": str(bank.relative_to(PROJECT))}, group="concepts")

@@ -1,0 +1,71 @@
+"""A labelled set of pictures with its splits: what every reader returns."""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cbm.data.images import Images
+from cbm.errors import UserError
+
+
+@dataclass
+class Split:
+    """One part of a data set.
+
+    Attributes:
+        images: N pictures.
+        labels: ``[N]`` class index.
+        concepts: ``[N, A]`` ground-truth concepts, 1 present, 0 absent, NaN unknown; None where nothing is known.
+    """
+
+    images: Images
+    labels: np.ndarray
+    concepts: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: np.ndarray) -> "Split":
+        """The pictures at ``rows``."""
+        concepts = None if self.concepts is None else self.concepts[rows]
+        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts)
+
+
+@dataclass
+class ImageDataset:
+    """Classes, splits, and the names of the ground-truth concepts.
+
+    Attributes:
+        name: what the data set is called in tables.
+        classes: C class names; a label is an index into them.
+        splits: ``train``, ``val``, ``test``; a reader may leave out ``val`` and ``test``.
+        concept_names: A names, the columns of ``Split.concepts``.
+        concept_groups: group name to the concept names that exclude each other.
+    """
+
+    name: str
+    classes: list[str]
+    splits: dict[str, Split]
+    concept_names: list[str] = field(default_factory=list)
+    concept_groups: dict[str, list[str]] = field(default_factory=dict)
+
+    def check(self) -> "ImageDataset":
+        """Return self if it can be learned from.
+
+        Raises:
+            UserError: fewer than two classes, or a class without training pictures.
+        """
+        if len(self.classes) < 2:
+            found = f"only '{self.classes[0]}'" if self.classes else "none"
+            raise UserError(f"data set '{self.name}': a classifier needs two classes or more, found {found}")
+        counts = np.bincount(self.splits["train"].labels, minlength=len(self.classes))
+        if empty := [name for name, count in zip(self.classes, counts) if count == 0]:
+            shown = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if len(empty) > 5 else "")
+            raise UserError(f"data set '{self.name}': no training images for class {shown}")
+        return self
+
+
+def class_index(labels: list[str], classes: list[str]) -> np.ndarray:
+    """Class names to indices ``[N]``."""
+    index = {name: i for i, name in enumerate(classes)}
+    return np.array([index[label] for label in labels], dtype=np.int64)

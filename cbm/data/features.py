@@ -1,0 +1,148 @@
+"""Encoded splits, ready to learn from: a LightningDataModule over features that are already in memory."""
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import lightning
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cbm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class FeatureSplit:
+    """Features of one split.
+
+    Attributes:
+        x: ``[N, D]`` unit-norm float32 features.
+        y: ``[N]`` class indices.
+        names: N picture names.
+        concepts: ``[N, A]`` ground truth (1, 0, NaN unknown) or None.
+    """
+
+    x: Tensor
+    y: Tensor
+    names: list[str]
+    concepts: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.y)
+
+    def take(self, rows: np.ndarray) -> "FeatureSplit":
+        """The pictures at ``rows``."""
+        index = torch.from_numpy(rows)
+        concepts = None if self.concepts is None else self.concepts[index]
+        return FeatureSplit(self.x[index], self.y[index], [self.names[row] for row in rows], concepts)
+
+    def class_means(self, num_classes: int) -> Tensor:
+        """Mean feature of every class, ``[C, D]``."""
+        sums = torch.zeros(num_classes, self.x.shape[1]).index_add_(0, self.y, self.x)
+        return sums / torch.bincount(self.y, minlength=num_classes).clamp(min=1)[:, None]
+
+
+def unit_norm(features: Tensor, names: list[str]) -> Tensor:
+    """Raw features to unit norm ``[N, D]`` float32.
+
+    Raises:
+        UserError: NaN, infinite or zero features, naming the first.
+    """
+    features = features.float()
+    norms = features.norm(dim=1)
+    bad = ~norms.isfinite() | (norms == 0)
+    if bad.any():
+        first = names[int(bad.nonzero()[0])]
+        raise UserError(f"{int(bad.sum())} feature vector(s) are NaN, infinite or zero, first for '{first}'")
+    return F.normalize(features, dim=1)
+
+
+class Batches:
+    """Shuffled index batches over tensors in memory; Lightning iterates over it as over a DataLoader.
+
+    The order of an epoch depends on the seed and the epoch only, so a resumed run sees the batches it would have seen.
+    """
+
+    def __init__(self, split: FeatureSplit, batch_size: int, *, shuffle: bool, seed: int = 0):
+        self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    @property
+    def sampler(self) -> "Batches":
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def __len__(self) -> int:
+        return -(-len(self.split) // self.batch_size)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        if not self.shuffle:
+            yield from zip(self.split.x.split(self.batch_size), self.split.y.split(self.batch_size))
+            return
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
+        for rows in torch.randperm(len(self.split), generator=generator).split(self.batch_size):
+            yield self.split.x[rows], self.split.y[rows]
+
+
+class FeatureData(lightning.LightningDataModule):
+    """Encoded train, val and test splits.
+
+    Attributes:
+        classes: C class names.
+        concept_names: A names of the ground-truth concepts.
+        concept_groups: group name to the concept names that exclude each other.
+    """
+
+    def __init__(
+        self,
+        splits: dict[str, FeatureSplit],
+        classes: list[str],
+        *,
+        concept_names: list[str] | None = None,
+        concept_groups: dict[str, list[str]] | None = None,
+        seed: int = 0,
+    ):
+        super().__init__()
+        self.splits = splits
+        self.classes = classes
+        self.concept_names = concept_names or []
+        self.concept_groups = concept_groups or {}
+        self.seed = seed
+        self.batch_size: int | None = None
+        """Rows per training batch; None is the full batch. Set by the method."""
+
+    @property
+    def train(self) -> FeatureSplit:
+        """The training split (the few-shot subset, when shots were asked for)."""
+        return self.splits["train"]
+
+    @property
+    def val(self) -> FeatureSplit:
+        """The validation split."""
+        return self.splits["val"]
+
+    @property
+    def test(self) -> FeatureSplit:
+        """The test split."""
+        return self.splits["test"]
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return self.train.x.shape[1]
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled batches of the training split."""
+        return Batches(self.train, self.batch_size or len(self.train), shuffle=self.batch_size is not None, seed=self.seed)
+
+    def val_dataloader(self) -> Batches:
+        """The validation split, in order."""
+        return Batches(self.val, 65536, shuffle=False)

@@ -1,0 +1,37 @@
+"""Writing files so that they are there whole or not at all."""
+
+import errno
+import os
+import tempfile
+from pathlib import Path
+
+from cbm.errors import UserError
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``: a reader sees the old file or the new one, also after a kill or a power cut.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to. The old file is untouched.
+    """
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+            temporary = Path(file.name)
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.chmod(0o644)
+        temporary.replace(path)
+    except OSError as error:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+        raise cannot_write(path, error) from error
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The one line for a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"no space left for '{path}': free some disk and run the same command again, it goes on there")
+    return UserError(f"cannot write '{path}': {error.strerror or error}")

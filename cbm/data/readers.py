@@ -1,0 +1,176 @@
+"""Readers: from a card's settings to an ``ImageDataset``. A new kind of data set is one function here."""
+
+import csv
+import inspect
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cbm.data.dataset import ImageDataset, Split, class_index
+from cbm.data.images import ImageArray, ImageFiles, list_images
+from cbm.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+SPLITS = ("train", "val", "test")
+SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+READERS: dict[str, Callable[..., ImageDataset]] = {}
+
+
+def reader(kind: str) -> Callable[[Callable[..., ImageDataset]], Callable[..., ImageDataset]]:
+    """Register a reader as ``kind``; its keyword arguments are the card's ``args``."""
+
+    def register(function: Callable[..., ImageDataset]) -> Callable[..., ImageDataset]:
+        READERS[kind] = function
+        return function
+
+    return register
+
+
+def read_dataset(kind: str, name: str, root: Path | None, args: dict[str, Any]) -> ImageDataset:
+    """Run the reader ``kind``.
+
+    Raises:
+        UserError: unknown reader or argument, missing root, or whatever the reader finds wrong with the data.
+    """
+    if kind not in READERS:
+        raise UserError(f"data set '{name}': unknown reader '{kind}', {did_you_mean(kind, READERS)}")
+    if root is None:
+        raise UserError(f"data set '{name}' needs to know where the images are: say dataset.root=/path/to/images")
+    known = [key for key in inspect.signature(READERS[kind]).parameters if key not in ("name", "root")]
+    for key in args:
+        if key not in known:
+            raise UserError(f"unknown setting 'dataset.args.{key}' of reader '{kind}': {did_you_mean(key, known)}")
+    return READERS[kind](name, Path(root), **args).check()
+
+
+@reader("folder")
+def read_folder(name: str, root: Path) -> ImageDataset:
+    """Class-per-folder pictures: ``ROOT/CLASS/*.jpg``, or ``ROOT/{train,val,test}/CLASS/*.jpg``."""
+    if not root.is_dir():
+        near = did_you_mean(root.name, [p.name for p in root.parent.iterdir() if p.is_dir()]) if root.parent.is_dir() else ""
+        raise UserError(f"data set '{name}': no folder '{root}' {near}".rstrip())
+    splits = {SPLIT_ALIASES.get(p.name.lower(), p.name.lower()): p for p in root.iterdir() if p.is_dir()}
+    splits = {split: path for split, path in splits.items() if split in SPLITS}
+    if "train" not in splits:
+        splits = {"train": root}
+    found: dict[str, dict[str, list[str]]] = {}
+    for split, path in splits.items():
+        class_folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+        if not class_folders:
+            raise UserError(f"data set '{name}': '{path}' has no class folders; expected {path}/CLASS/*.jpg")
+        found[split] = {p.name: [str(f.relative_to(root)) for f in list_images(p)] for p in class_folders}
+        if empty := [p.name for p in class_folders if not found[split][p.name]]:
+            raise UserError(f"data set '{name}': class folder '{path / empty[0]}' has no images")
+    classes = list(found["train"])
+    for split, by_class in found.items():
+        if unknown := sorted(set(by_class) - set(classes)):
+            raise UserError(
+                f"data set '{name}': class '{unknown[0]}' is in {split} but not in train, {did_you_mean(unknown[0], classes)}"
+            )
+    result = {}
+    for split, by_class in found.items():
+        names = [file for files in by_class.values() for file in files]
+        labels = [label for label, files in by_class.items() for _ in files]
+        result[split] = Split(ImageFiles(root, names), class_index(labels, classes))
+    return ImageDataset(name, classes, result)
+
+
+@reader("csv")
+def read_csv(name: str, root: Path) -> ImageDataset:
+    """A table ``path,label[,split][,one column per concept]``; paths are relative to the table.
+
+    Concept cells are 0 or 1; an empty cell is unknown. ``groups.json`` beside the table, if there, maps a group's name
+    to the concepts that exclude each other.
+    """
+    table = root / "images.csv" if root.is_dir() else root
+    if not table.is_file():
+        raise UserError(f"data set '{name}': no table '{table}' (a CSV file with columns path,label)")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        columns = rows.fieldnames or []
+        for needed in ("path", "label"):
+            if needed not in columns:
+                near = did_you_mean(needed, columns)
+                raise UserError(f"'{table}' has no column '{needed}' (columns: {', '.join(columns) or 'none'}); {near}")
+        records = list(rows)
+    if not records:
+        raise UserError(f"'{table}' has no rows")
+    concepts = [column for column in columns if column not in ("path", "label", "split") and column]
+    for line, record in enumerate(records, start=2):
+        if not record["path"] or not record["label"]:
+            raise UserError(f"'{table}' line {line}: path and label must not be empty")
+        record["split"] = SPLIT_ALIASES.get(split := (record.get("split") or "train").strip().lower(), split)
+        if record["split"] not in SPLITS:
+            raise UserError(f"'{table}' line {line}: unknown split '{split}', choose one of {', '.join(SPLITS)}")
+    if absent := [r["path"] for r in records if not (table.parent / r["path"]).is_file()]:
+        raise UserError(f"'{table}' names {len(absent)} file(s) that are not there, first: '{absent[0]}'")
+    classes = sorted({record["label"] for record in records})
+    splits = {}
+    for split in SPLITS:
+        part = [record for record in records if record["split"] == split]
+        if part:
+            values = _concept_values(part, concepts, table) if concepts else None
+            images = ImageFiles(table.parent, [record["path"] for record in part])
+            splits[split] = Split(images, class_index([record["label"] for record in part], classes), values)
+    if "train" not in splits:
+        raise UserError(f"'{table}' has no rows with split 'train'")
+    groups_file = table.parent / "groups.json"
+    groups = json.loads(groups_file.read_text()) if groups_file.is_file() else {}
+    return ImageDataset(name, classes, splits, concepts, groups)
+
+
+def _concept_values(records: list[dict[str, str]], concepts: list[str], table: Path) -> np.ndarray:
+    """Cells to ``[N, A]`` float32: 0, 1, NaN for unknown."""
+    meaning = {"1": 1.0, "0": 0.0, "": np.nan, "true": 1.0, "false": 0.0, "1.0": 1.0, "0.0": 0.0, "nan": np.nan}
+    try:
+        cells = [[meaning[(record[c] or "").strip().lower()] for c in concepts] for record in records]
+    except KeyError as error:
+        bad = next((r["path"], c) for r in records for c in concepts if (r[c] or "").strip().lower() not in meaning)
+        raise UserError(
+            f"'{table}': column '{bad[1]}' of '{bad[0]}' is '{error.args[0]}'; a concept is 0, 1 or empty"
+        ) from error
+    return np.array(cells, dtype=np.float32)
+
+
+@reader("birds")
+def read_birds(
+    name: str, root: Path, variant: str = "birds", seed: int = 0, n_train: int = 100, n_val: int = 20,
+    n_test: int = 40, size: int = 64,
+) -> ImageDataset:  # fmt: skip
+    """Paper birds, drawn into ``root`` on first use (numbers are per species)."""
+    from cbm.data.birds import write_birds
+
+    made_of = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
+    root = root / f"{seed}-{n_train}-{n_val}-{n_test}-{size}"
+    if not (root / "images.csv").is_file():
+        log.info("drawing %s into %s", variant, root)
+        write_birds(root, **made_of)
+    return read_csv(name, root)
+
+
+@reader("torchvision")
+def read_torchvision(name: str, root: Path, dataset: str, download: bool = True) -> ImageDataset:
+    """A torchvision data set that keeps its pictures in one array (CIFAR10, CIFAR100)."""
+    import torchvision.datasets
+
+    known = ["CIFAR10", "CIFAR100"]
+    if dataset not in known:
+        raise UserError(f"dataset.args.dataset={dataset}: {did_you_mean(dataset, known)}")
+    splits = {}
+    for split in ("train", "test"):
+        try:
+            source = getattr(torchvision.datasets, dataset)(str(root), train=split == "train", download=download)
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"data set '{name}' is not in '{root}' and could not be downloaded ({str(error).splitlines()[0]}): "
+                f"put torchvision's files there, or use dataset=folder dataset.root=..."
+            ) from error
+        images = ImageArray(source.data, [f"{split}/{row:05d}" for row in range(len(source.data))])
+        splits[split] = Split(images, np.array(source.targets, dtype=np.int64))
+    return ImageDataset(name, list(source.classes), splits)

@@ -1,0 +1,91 @@
+"""Stratified splits for sets that have none, kept on disk, and few-shot subsets by seed."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+
+from cbm.data.dataset import ImageDataset
+from cbm.data.files import write_atomically
+from cbm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+def complete_splits(
+    dataset: ImageDataset, cache: Path, *, val_fraction: float, test_fraction: float, seed: int
+) -> ImageDataset:
+    """Give the data set a validation and a test split, taken from its training pictures where it lacks them.
+
+    The choice is written to ``cache/splits`` and read again by later runs: a picture never moves between splits, also
+    when pictures are added to the set (new ones are divided by the same fractions).
+    """
+    wanted = {"test": test_fraction, "val": val_fraction}
+    missing = {split: share for split, share in wanted.items() if split not in dataset.splits}
+    if not missing:
+        return dataset
+    for split, share in missing.items():
+        if not 0 < share < 1:
+            raise UserError(f"dataset.{split}_fraction={share}: expected a number between 0 and 1")
+    train = dataset.splits["train"]
+    origin = getattr(train.images, "root", None)
+    key = f"{dataset.name}|{origin and Path(origin).absolute()}|{sorted(missing.items())}|{seed}"
+    file = cache / "splits" / f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    generator = np.random.default_rng(seed)
+    names = train.images.names
+    assigned = np.array([known.get(name, "") for name in names], dtype=object)
+    for label, class_name in enumerate(dataset.classes):
+        rows = np.flatnonzero((train.labels == label) & (assigned == ""))
+        rows = rows[generator.permutation(len(rows))]
+        for split, share in missing.items():
+            # while a class gives at least one picture to each split it keeps one for training
+            count = min(max(round(share * len(rows)), 1), len(rows) - 1) if not known else round(share * len(rows))
+            assigned[rows[: max(count, 0)]] = split
+            rows = rows[max(count, 0) :]
+        assigned[rows] = "train"
+        if not known and not all(np.any(assigned[train.labels == label] == split) for split in missing):
+            log.warning("class '%s' has too few images to be in every split", class_name)
+    if not set(names) <= set(known):
+        write_atomically(file, json.dumps(dict(zip(names, assigned.tolist())), indent=0).encode())
+        log.info("split %s by class into %s (kept in %s)", dataset.name, _sizes(assigned), file)
+    parts = {split: train.take(np.flatnonzero(assigned == split)) for split in ("train", *missing)}
+    if empty := [split for split, part in parts.items() if not len(part)]:
+        raise UserError(f"data set '{dataset.name}' is too small: nothing is left for the {empty[0]} split")
+    dataset.splits = {**dataset.splits, **parts}
+    return dataset
+
+
+def _sizes(assigned: np.ndarray) -> str:
+    return ", ".join(f"{split} {int((assigned == split).sum())}" for split in ("train", "val", "test"))
+
+
+def few_shot(labels: np.ndarray, shots: int | str, seed: int, classes: list[str], setting: str = "shots") -> np.ndarray:
+    """Rows of a class-balanced subset, drawn by ``seed``.
+
+    Args:
+        labels: ``[N]`` class indices.
+        shots: pictures per class, or ``"all"``. Subsets of one seed are nested: 4 shots contain the 1-shot picture.
+        seed: of the draw.
+        classes: names, for the error message.
+        setting: the name of the setting, for the error message.
+
+    Raises:
+        UserError: a class has fewer pictures than asked for.
+    """
+    if shots == "all":
+        return np.arange(len(labels))
+    if not isinstance(shots, int) or isinstance(shots, bool) or shots < 1:
+        raise UserError(f"{setting}={shots}: expected a number of images per class (1, 2, 4, 8, 16 ...) or 'all'")
+    counts = np.bincount(labels, minlength=len(classes))
+    if counts.min() < shots:
+        smallest = int(counts.argmin())
+        raise UserError(
+            f"{setting}={shots} is more than there is: class '{classes[smallest]}' has {counts[smallest]} image(s); "
+            f"the largest possible value is {counts.min()}"
+        )
+    generator = np.random.default_rng(seed)
+    rows = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in range(len(classes))]
+    return np.sort(np.concatenate(rows))

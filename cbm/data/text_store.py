@@ -1,0 +1,40 @@
+"""Text features, kept per phrase: a new bank costs only its new phrases."""
+
+import hashlib
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cbm.data.shards import find_shards, read_shard, write_shard
+from cbm.encoders.base import Encoder
+
+log = logging.getLogger(__name__)
+
+
+class TextStore:
+    """Encoded phrases under ``root/text``."""
+
+    def __init__(self, root: Path):
+        self.root = Path(root)
+
+    def encode(self, encoder: Encoder, texts: list[str], *, progress: bool = True) -> Tensor:
+        """Raw float32 text features ``[M, D]``, in the order of ``texts``.
+
+        Raises:
+            UserError: the encoder has no text tower, or the disk is full.
+        """
+        folder = self.root / "text" / encoder.fingerprint
+        known: dict[str, Tensor] = {}
+        for path in find_shards(folder).values():
+            if shard := read_shard(path):
+                tensors, metadata = shard
+                known.update(zip(metadata["texts"], tensors["features"]))
+        new = [text for text in dict.fromkeys(texts) if text not in known]
+        if new:
+            features = encoder.encode_text(new, progress=progress)
+            stem = hashlib.blake2b("\n".join(new).encode(), digest_size=8).hexdigest()
+            write_shard(folder, stem, {"features": features}, {"texts": new})
+            known.update(zip(new, features))
+        return torch.stack([known[text] for text in texts]) if texts else torch.zeros(0, encoder.dim)

@@ -1,0 +1,89 @@
+"""What every encoder offers."""
+
+import hashlib
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from cbm.errors import UserError
+
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class Encoder:
+    """A frozen image tower, and a text tower where the model has one.
+
+    Attributes:
+        id: what the user asked for, e.g. ``ViT-L-14/openai``.
+        fingerprint: hash of the weights and the preprocessing: two encoders with the same fingerprint give the same
+            features, so it addresses them in the feature store.
+        dim: width D of the features.
+        logit_scale: the factor the model was trained with on cosine similarities (100 where it has none).
+        preprocess: picture to ``[3, H, W]`` tensor.
+    """
+
+    has_text = False
+
+    def __init__(
+        self,
+        id: str,
+        model: nn.Module,
+        preprocess: Callable[[Image.Image], Tensor],
+        *,
+        precision: str = "bf16",
+        device: str = "cpu",
+        logit_scale: float = 100.0,
+    ):
+        if precision not in AUTOCAST:
+            raise UserError(f"encoder.precision={precision}: expected one of {', '.join(AUTOCAST)}")
+        self.id = id
+        self.model = model.eval().requires_grad_(False).to(device)
+        self.preprocess = preprocess
+        self.device = torch.device(device)
+        self.precision = precision
+        self.logit_scale = logit_scale
+        self.fingerprint = _fingerprint(model, preprocess)
+        with torch.inference_mode():
+            picture = preprocess(Image.new("RGB", (32, 32)))[None]
+            self.dim = int(self.encode_images(picture).shape[1])
+
+    def autocast(self) -> AbstractContextManager:
+        """Mixed precision on a GPU; CPUs compute in float32."""
+        dtype = AUTOCAST[self.precision]
+        if self.device.type == "cuda" and dtype is not None:
+            return torch.autocast("cuda", dtype)
+        return nullcontext()
+
+    @torch.inference_mode()
+    def encode_images(self, pictures: Tensor) -> Tensor:
+        """Preprocessed pictures ``[N, 3, H, W]`` to raw (not normalised) float32 features ``[N, D]`` on the CPU."""
+        with self.autocast():
+            features = self.image_features(pictures.to(self.device, non_blocking=True))
+        return features.float().cpu()
+
+    def image_features(self, pictures: Tensor) -> Tensor:
+        """The image tower itself: ``[N, 3, H, W]`` to ``[N, D]``."""
+        raise NotImplementedError
+
+    def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
+        """Texts to raw float32 features ``[M, D]``.
+
+        Raises:
+            UserError: this encoder has no text tower.
+        """
+        raise UserError(
+            f"encoder '{self.id}' reads images only, but text was asked of it: "
+            "use a CLIP model (e.g. encoder=vit_b32), or a method and concepts that need no text (method=linear_probe)"
+        )
+
+
+def _fingerprint(model: nn.Module, preprocess: Callable) -> str:
+    """Hash of weights, buffers and the printed preprocessing."""
+    digest = hashlib.sha256(repr(preprocess).encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()[:32]

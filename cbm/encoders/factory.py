@@ -1,0 +1,120 @@
+"""``create_encoder``: from a name on the command line to a frozen encoder."""
+
+import contextlib
+import socket
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import torch
+
+from cbm.encoders import image_only, open_clip
+from cbm.encoders.base import Encoder
+from cbm.errors import UserError, did_you_mean
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def create_encoder(
+    model: str, pretrained: str | None = None, *, precision: str = "bf16", device: str = "auto", seed: int = 0
+) -> Encoder:
+    """Load a frozen encoder.
+
+    Args:
+        model: an open_clip model name, ``hf-hub:ORG/NAME``, ``local-dir:PATH``, ``timm:NAME`` or ``torchvision:NAME``.
+        pretrained: the open_clip tag; ``default`` or ``random`` for image-only backbones.
+        precision: autocast on a GPU: ``fp32``, ``bf16`` or ``fp16``.
+        device: ``auto``, ``cpu``, ``cuda`` ...
+        seed: for the weights of a ``random`` backbone.
+
+    Raises:
+        UserError: unknown model or tag (with the nearest names), or weights that cannot be had.
+    """
+    device = resolve_device(device)
+    schema, _, name = model.rpartition(":")
+    id = f"{model}/{pretrained}" if pretrained else model
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if schema in ("timm", "torchvision"):
+            network, preprocess = _fetch(id, image_only.load, schema, name, pretrained)
+            return image_only.ImageEncoder(id, network, preprocess, precision=precision, device=device)
+        spec, pretrained = _check(model, pretrained)
+        network, preprocess, tokenizer = _fetch(id, open_clip.load, spec, pretrained, device)
+        return open_clip.ClipEncoder(id, network, preprocess, tokenizer, precision=precision, device=device)
+
+
+def resolve_device(device: str) -> str:
+    """``auto`` is the GPU if there is one."""
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise UserError(f"device '{device}' was asked for, but torch sees no GPU here: use device=auto or cpu")
+    return device
+
+
+def _check(model: str, pretrained: str | None) -> tuple[str, str | None]:
+    """The model and tag as open_clip wants them, or an error that names the nearest."""
+    import open_clip as library
+
+    schema, _, name = model.rpartition(":")
+    if schema == "local-dir":
+        folder = Path(name).expanduser()
+        folder = folder if folder.is_dir() else PROJECT / name
+        if not (folder / "open_clip_config.json").is_file():
+            raise UserError(f"encoder '{model}': no open_clip_config.json in '{name}' (an open_clip model folder)")
+        return f"local-dir:{folder}", None
+    if schema == "hf-hub":
+        return model, None
+    if schema:
+        kinds = ["hf-hub", "local-dir", "timm", "torchvision"]
+        raise UserError(f"encoder '{model}': unknown prefix '{schema}:', {did_you_mean(schema, kinds)}")
+    name = name.replace("/", "-")
+    if name not in library.list_models():
+        raise UserError(f"unknown encoder '{model}': {did_you_mean(name, library.list_models())}")
+    tags = library.list_pretrained_tags_by_model(name)
+    if pretrained is None:
+        raise UserError(f"encoder '{model}' needs encoder.pretrained=TAG, one of {', '.join(tags)}")
+    if pretrained not in tags and not Path(pretrained).is_file():
+        raise UserError(f"encoder '{model}' has no weights '{pretrained}': {did_you_mean(pretrained, tags)}")
+    return name, pretrained
+
+
+def _fetch(id: str, load, *args):
+    """Run a loader; say what to do when the weights cannot be downloaded or read."""
+    try:
+        with _hub_offline_if_unreachable():
+            return load(*args)
+    except UserError:
+        raise
+    except Exception as error:  # a dozen libraries may stand between us and the network
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        if _is_network(error):
+            raise UserError(
+                f"the weights of encoder '{id}' are not on this machine and cannot be downloaded: connect once, or "
+                f"copy the model folder here and use encoder.model=local-dir:PATH ({reason})"
+            ) from error
+        raise UserError(f"encoder '{id}' cannot be loaded: {reason}") from error
+
+
+@contextlib.contextmanager
+def _hub_offline_if_unreachable():
+    """Without a network the hub client would retry for most of a minute; tell it to look in its cache only."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    try:
+        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
+    except OSError:
+        constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
+
+
+def _is_network(error: BaseException | None) -> bool:
+    words = ("Connection", "URLError", "Timeout", "LocalEntryNotFound", "OfflineMode", "gaierror", "HTTPError", "Proxy")
+    while error is not None:
+        if any(word in kind.__name__ for kind in type(error).__mro__ for word in words):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -1,0 +1,105 @@
+"""Any open_clip model: name + pretrained tag, ``hf-hub:ORG/NAME`` or ``local-dir:PATH``."""
+
+import contextlib
+import logging
+import warnings
+
+import torch
+from rich.progress import track
+from torch import Tensor, nn
+
+from cbm.encoders.base import Encoder
+
+log = logging.getLogger(__name__)
+
+
+class ClipEncoder(Encoder):
+    """An open_clip model with its tokenizer."""
+
+    has_text = True
+
+    def __init__(self, id: str, model: nn.Module, preprocess, tokenizer, **kwargs):
+        self.tokenizer = tokenizer
+        self._trim: bool | None = None  # decided on the first batch of text
+        scale = getattr(model, "logit_scale", None)
+        super().__init__(
+            id, model, preprocess, logit_scale=float(scale.detach().exp()) if scale is not None else 100.0, **kwargs
+        )
+
+    def image_features(self, pictures: Tensor) -> Tensor:
+        """The image tower with its projection: ``[N, 3, H, W]`` to ``[N, D]``."""
+        return self.model.encode_image(pictures)
+
+    @torch.inference_mode()
+    def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
+        """Texts to raw float32 features ``[M, D]``.
+
+        Texts are sorted by length and every batch is cut after its longest text: padding costs nothing. Whether a
+        model gives the same features without its padding is tried on the first batch (models with a causal mask or an
+        attention mask do); if not, nothing is cut. A text longer than the context is cut at the context, keeping the
+        end token, and reported.
+        """
+        if not texts:
+            return torch.zeros(0, self.dim)
+        tokens = self.tokenizer(texts)  # [M, L]
+        lengths = self._lengths(tokens)
+        if too_long := [text for text, n in zip(texts, lengths.tolist()) if n >= tokens.shape[1]]:
+            log.warning(
+                "%d text(s) do not fit the encoder's context of %d tokens and are cut, e.g. '%s'",
+                len(too_long), tokens.shape[1], too_long[0][:60],
+            )  # fmt: skip
+        order = lengths.argsort(stable=True)
+        if self._trim is None and int(lengths.min()) < tokens.shape[1]:
+            shortest = order[lengths[order] < tokens.shape[1]][:8]
+            self._trim = self._padding_is_free(tokens[shortest], int(lengths[shortest].max()))
+        features = torch.empty(len(texts), self.dim)
+        batches = order.split(batch_size)
+        shown = track(batches, "encoding text", transient=True) if progress and len(batches) > 4 else batches
+        for rows in shown:
+            width = int(lengths[rows].max()) if self._trim else tokens.shape[1]
+            features[rows] = self._encode_tokens(tokens[rows, :width])
+        return features
+
+    def _encode_tokens(self, tokens: Tensor) -> Tensor:
+        with self.autocast(), self._context(tokens.shape[1]):
+            return self.model.encode_text(tokens.to(self.device)).float().cpu()
+
+    @staticmethod
+    def _lengths(tokens: Tensor) -> Tensor:
+        """Tokens before the padding begins, per row (the padding is what every row's tail repeats)."""
+        changes = tokens != tokens[:, -1:]
+        last = torch.where(changes, torch.arange(tokens.shape[1]), -1).amax(dim=1)
+        return (last + 2).clamp(max=tokens.shape[1])  # one pad stays: some poolings look for it
+
+    def _padding_is_free(self, tokens: Tensor, width: int) -> bool:
+        try:
+            cut = self._encode_tokens(tokens[:, :width])
+        except (RuntimeError, ValueError, IndexError):
+            return False
+        return torch.allclose(cut, self._encode_tokens(tokens), rtol=1e-4, atol=1e-5)
+
+    @contextlib.contextmanager
+    def _context(self, width: int):
+        """Let a plain CLIP text tower, which adds its whole position table, read ``width`` tokens."""
+        model = self.model
+        table, mask = getattr(model, "positional_embedding", None), getattr(model, "attn_mask", None)
+        if not isinstance(table, nn.Parameter) or not isinstance(mask, Tensor) or width == table.shape[0]:
+            yield
+            return
+        model.positional_embedding = nn.Parameter(table[:width], requires_grad=False)
+        model.attn_mask = mask[:width, :width]
+        try:
+            yield
+        finally:
+            model.positional_embedding, model.attn_mask = table, mask
+
+
+def load(model: str, pretrained: str | None, device: str) -> tuple[nn.Module, object, object]:
+    """Model, evaluation preprocessing and tokenizer of an open_clip model, weights loaded."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import open_clip
+
+        network, preprocess = open_clip.create_model_from_pretrained(model, pretrained=pretrained, device=device)
+        tokenizer = open_clip.get_tokenizer(model)
+    return network, preprocess, tokenizer
