@@ -1,0 +1,14 @@
+"""Tensor operations of concept bottlenecks: pure functions, same signature on CPU and GPU, differentiable."""
+
+from cbm.kernels.linear import choose_plan, class_vectors, linear_bottleneck_logits
+from cbm.kernels.moments import score_moments
+from cbm.kernels.scores import concept_scores, topk_concepts
+
+__all__ = [
+    "choose_plan",
+    "class_vectors",
+    "concept_scores",
+    "linear_bottleneck_logits",
+    "score_moments",
+    "topk_concepts",
+]

@@ -1,0 +1,127 @@
+"""Concept scores, whole or only the k largest per image."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cbm.kernels.shapes import check_matrix, check_scale, check_vector, compute_dtype
+
+Activation = Literal["identity", "sigmoid", "relu"]
+_ACTIVATIONS = {"identity": lambda scores: scores, "sigmoid": torch.sigmoid, "relu": torch.relu}
+
+
+def concept_scores(
+    x: Tensor,
+    concepts: Tensor,
+    *,
+    scale: float | Tensor = 1.0,
+    mean: Tensor | None = None,
+    std: Tensor | None = None,
+    activation: Activation = "identity",
+) -> Tensor:
+    """Activated concept scores ``phi((scale * x T^T - mean) / std)``.
+
+    Differentiable in every tensor argument. Half-precision inputs are upcast and the scores are float32 (float64 if an
+    argument is). Scale and standardisation go into the concepts [K, D], so one matrix product writes the scores.
+
+    Args:
+        x: Image features [N, D].
+        concepts: Concept embeddings [K, D].
+        scale: Factor on the dot products, a number or a 0-d tensor.
+        mean: Mean of every scaled score [K], or None for 0.
+        std: Standard deviation of every scaled score [K], or None for 1.
+        activation: "identity", "sigmoid" or "relu".
+
+    Returns:
+        Scores [N, K].
+
+    Raises:
+        ValueError: If a shape does not fit or the activation is unknown.
+    """
+    if activation not in _ACTIVATIONS:
+        raise ValueError(f"activation is {activation!r}; expected one of {', '.join(map(repr, _ACTIVATIONS))}")
+    check_matrix("x", x)
+    k = len(check_matrix("concepts", concepts, columns=x.shape[1]))
+    check_scale(scale)
+    check_vector("mean", mean, k)
+    check_vector("std", std, k)
+
+    dtype = compute_dtype(x, concepts, mean, std)
+    with torch.autocast(x.device.type, enabled=False):
+        weight = concepts.to(dtype)
+        if isinstance(scale, Tensor) or scale != 1.0:
+            weight = weight * (scale.to(dtype) if isinstance(scale, Tensor) else scale)
+        bias = None if mean is None else -mean.to(dtype)
+        if std is not None:
+            std = std.to(dtype)
+            weight = weight / std[:, None]
+            bias = None if bias is None else bias / std
+        return _ACTIVATIONS[activation](torch.nn.functional.linear(x.to(dtype), weight, bias))
+
+
+def topk_concepts(x: Tensor, concepts: Tensor, k: int, *, chunk: int = 4096) -> tuple[Tensor, Tensor]:
+    """The k concepts with the largest dot product for every image, streaming over the concepts.
+
+    Exact and deterministic: equal scores are ordered by concept index, the lower index first. Never holds more than a
+    few megabytes of scores on a CPU, whatever N and K. A NaN score counts as -inf.
+
+    Args:
+        x: Image features [N, D].
+        concepts: Concept embeddings [K, D].
+        k: How many concepts to keep, 1 <= k <= K.
+        chunk: Concepts per step, >= 1. Does not change the result.
+
+    Returns:
+        Values [N, k] in descending order and their concept indices [N, k] (int64). The values are differentiable in
+        ``x`` and ``concepts``; the choice of concepts is not.
+
+    Raises:
+        ValueError: If a shape does not fit, or ``k`` or ``chunk`` is out of range.
+    """
+    check_matrix("x", x)
+    count = len(check_matrix("concepts", concepts, columns=x.shape[1]))
+    if not 1 <= k <= count:
+        raise ValueError(f"k is {k}; expected 1 <= k <= {count}, the number of concepts")
+    if chunk < 1:
+        raise ValueError(f"chunk is {chunk}; expected >= 1")
+    dtype = compute_dtype(x, concepts)
+    chunk = max(chunk, k)
+    rows = max(64, (2**26 if x.is_cuda else 2**21) // chunk)  # 8 MB of float32 scores: they stay in a CPU's cache
+
+    with torch.autocast(x.device.type, enabled=False):
+        with torch.no_grad():
+            parts = [_topk_of_rows(part.to(dtype), concepts, k, chunk) for part in x.split(rows)]
+        values, indices = torch.cat([v for v, _ in parts]), torch.cat([i for _, i in parts])
+        if torch.is_grad_enabled() and (x.requires_grad or concepts.requires_grad):
+            values = torch.einsum("nd,nkd->nk", x.to(dtype), concepts.to(dtype)[indices])
+        return values, indices
+
+
+def _topk_of_rows(x: Tensor, concepts: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Running top-k over chunks of concepts for one block of rows; both parts of a merge are in final order."""
+    values = x.new_empty(len(x), 0)
+    indices = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+    for start in range(0, len(concepts), chunk):
+        scores = x @ concepts[start : start + chunk].to(x.dtype).T
+        scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        new_values, new_indices = _ordered_topk(scores, min(k, scores.shape[1]))
+        # everything kept so far has a lower index than this chunk, so a stable sort keeps ties in index order
+        values, order = torch.cat([values, new_values], 1).sort(dim=1, descending=True, stable=True)
+        indices = torch.cat([indices, new_indices + start], 1).gather(1, order)
+        values, indices = values[:, :k], indices[:, :k]
+    return values, indices
+
+
+def _ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """``scores.topk(k)`` with ties broken by the lower index, in the choice and in the order."""
+    indices = scores.topk(k, 1, sorted=False).indices.sort(1).values
+    values, order = scores.gather(1, indices).sort(dim=1, descending=True, stable=True)
+    indices = indices.gather(1, order)
+    tied = (scores >= values[:, -1:]).sum(1) > k  # ties across the boundary: topk chose among them at will
+    if tied.any():
+        tied_values, tied_indices = scores[tied].sort(dim=1, descending=True, stable=True)
+        values[tied], indices[tied] = tied_values[:, :k], tied_indices[:, :k]
+    return values, indices

@@ -1,0 +1,84 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cbm.kernels import moments, score_moments
+
+
+@settings(max_examples=30, deadline=None)
+@given(n=st.integers(2, 30), k=st.integers(1, 6), d=st.integers(1, 5), ddof=st.sampled_from([0, 1]))
+def test_moments_equal_those_of_the_scores(n, k, d, ddof):
+    g = torch.Generator().manual_seed(n + 100 * k + 1000 * d)
+    x, concepts = torch.randn(n, d, generator=g).double() + 2, torch.randn(k, d, generator=g).double()
+    mean, std = score_moments(x, concepts, ddof)
+    for j in range(k):
+        scores = [sum(float(a) * float(b) for a, b in zip(row, concepts[j])) for row in x]
+        centre = sum(scores) / n
+        spread = (sum((s - centre) ** 2 for s in scores) / (n - ddof)) ** 0.5
+        assert float(mean[j]) == pytest.approx(centre, rel=1e-9, abs=1e-9)
+        assert float(std[j]) == pytest.approx(spread, rel=1e-6, abs=1e-7)
+
+
+def clip_like(n, d, k, offset=1.0, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    spectrum = torch.arange(1, d + 1).float() ** -0.7
+    x = torch.randn(n, d, generator=g) * spectrum + offset * torch.randn(d, generator=g)
+    return torch.nn.functional.normalize(x, dim=1), torch.nn.functional.normalize(torch.randn(k, d, generator=g), dim=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("offset", [0.1, 1.0, 30.0])
+def test_chunked_float32_is_exact_even_with_a_large_mean(dtype, offset):
+    x, concepts = (t.to(dtype) for t in clip_like(9000, 64, 50, offset))
+    mean, std = score_moments(x, concepts)
+    scores = x.double() @ concepts.double().T
+    assert mean.dtype == std.dtype == torch.float32
+    torch.testing.assert_close(mean.double(), scores.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(std.double(), scores.std(0), rtol=1e-5, atol=0)
+
+
+def test_first_chunk_far_from_the_rest(monkeypatch):
+    monkeypatch.setattr(moments, "_ROWS", 100)
+    x, concepts = clip_like(1000, 16, 10)
+    x[:100] += 5
+    mean, std = score_moments(x, concepts)
+    scores = x.double() @ concepts.double().T
+    torch.testing.assert_close(mean.double(), scores.mean(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(std.double(), scores.std(0), rtol=1e-5, atol=0)
+
+
+def test_a_concept_that_hardly_varies_is_computed_in_float64():
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(5000, 8, generator=g)
+    x[:, 0] = 1e-5 * x[:, 0]
+    rotation = torch.linalg.qr(torch.randn(8, 8, generator=g).double())[0]
+    x = x.double() @ rotation
+    concepts = rotation[:1].float()
+    _, std = score_moments(x.float(), concepts)
+    exact = (x.float().double() @ concepts.double().T).std(0)
+    torch.testing.assert_close(std.double(), exact, rtol=1e-3, atol=0)
+
+
+def test_memory_mapped_features(tmp_path):
+    x, concepts = clip_like(5000, 16, 7)
+    path = str(tmp_path / "features.bin")
+    x.numpy().tofile(path)
+    mapped = torch.from_file(path, size=x.numel()).view(5000, 16)
+    for got, expected in zip(score_moments(mapped, concepts), score_moments(x, concepts)):
+        assert torch.equal(got, expected)
+
+
+def test_constant_features_and_zero_concepts():
+    mean, std = score_moments(torch.ones(10, 3), torch.tensor([[1.0, 1, 1], [0, 0, 0]]))
+    assert mean.tolist() == [3.0, 0.0]
+    assert std.tolist() == [0.0, 0.0]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"x has shape \[1, 3\]; expected more than ddof=1 rows"):
+        score_moments(torch.zeros(1, 3), torch.zeros(2, 3))
+    with pytest.raises(ValueError, match=r"concepts has shape \[2, 4\]"):
+        score_moments(torch.zeros(5, 3), torch.zeros(2, 4))
+    with pytest.raises(ValueError, match="ddof is 2"):
+        score_moments(torch.zeros(5, 3), torch.zeros(2, 3), ddof=2)
