@@ -63,7 +63,7 @@ def greedy_select(
         earlier candidate wins. A class with k candidates or fewer gets all of them, in the order given.
 
     Raises:
-        ValueError: If a shape does not fit, an index is out of range or repeated, or an option is out of range.
+        ValueError: If a shape does not fit, an index is out of range or repeated, an option is out of range, or a value is not finite.
     """
     check_matrix("features", features)
     if check_vector("modular", modular, len(features)) is None:
@@ -80,18 +80,20 @@ def greedy_select(
         _check_candidates(i, indices, len(features))
 
     modular = modular_weight * modular.double()
+    for name, values in (("modular", modular), ("features", features)):
+        if not torch.isfinite(values).all():
+            raise ValueError(
+                f"{name} has shape {list(values.shape)} and a NaN or infinite value; expected finite values"
+            )
     with torch.no_grad():
-        problems = [
-            _Problem(modular[indices], features[indices], coverage, coverage_weight)
-            for indices in (c.to(features.device) for c in candidates)
-            if len(indices) > k
-        ]
+        open_choices = (c.to(features.device) for c in candidates if len(c) > k)
+        problems = (_Problem(modular[c], features[c], coverage, coverage_weight) for c in open_choices)
         if coverage == "none" or coverage_weight == 0:
             positions = [p.modular.sort(descending=True, stable=True).indices[:k] for p in problems]
         elif features.is_cuda:
-            positions = _select_together(problems, k)
+            positions = _select_together(list(problems), k)
         else:
-            positions = [_select_one(p, k) for p in problems]
+            positions = [_select_one(p, p.rewards(), k) for p in problems]
     solved = iter(positions)
     return [c if len(c) <= k else c[next(solved).to(c.device)] for c in candidates]
 
@@ -112,8 +114,10 @@ class _Problem:
             return torch.cat([self.modular.to(dtype)[:, None], self.features.to(dtype)], 1)
         return normalize(self.features.to(dtype), dim=1)
 
-    def rewards(self, some: Tensor, rows: Tensor) -> Tensor:
-        """Weighted, non-negative rewards [s, m] of the candidates with rows ``some`` [s, d] among all ``rows``."""
+    def rewards(self, rows: Tensor | None = None, some: Tensor | None = None) -> Tensor:
+        """Weighted, non-negative rewards [n, m] of all candidates (by default in float32), or [s, m] of ``some``."""
+        rows = self.rows(torch.float32) if rows is None else rows
+        some = rows if some is None else rows[some]
         if self.coverage == "maxpool":
             return some.clamp(min=0).mul_(self.weight)
         cosines = some @ rows.T
@@ -127,7 +131,7 @@ class _Problem:
             return int(rivals[0])
         if self._exact is None:
             self._exact = self.rows(torch.float64)
-        rewards = self.rewards(self._exact[torch.cat([rivals, picks])], self._exact)
+        rewards = self.rewards(self._exact, torch.cat([rivals, picks]))
         mine, chosen = rewards[: len(rivals)], rewards[len(rivals) :]
         if len(picks):
             mine = mine - chosen.max(0).values
@@ -135,11 +139,12 @@ class _Problem:
         return int(rivals[int((gains >= gains.max() - _TIE * magnitude).nonzero()[0])])
 
 
-def _select_one(problem: _Problem, k: int) -> Tensor:
-    """Lazy greedy over one class: positions of the picks [k]. NumPy, for its low overhead on arrays this small."""
-    rows = problem.rows(torch.float32)
-    rewards = problem.rewards(rows, rows).numpy()
-    modular = problem.modular.float().numpy()
+def _select_one(problem: _Problem, table: Tensor, k: int) -> Tensor:
+    """Lazy greedy over one class with rewards ``table`` [n, m]: positions of the picks [k].
+
+    In NumPy, for its low overhead on arrays this small.
+    """
+    rewards, modular = table.numpy(), problem.modular.float().numpy()
     bounds = rewards.sum(1) + modular  # upper bounds on the gains; exact for the first pick
     magnitude = float(np.abs(bounds).max())
     near = _NEAR * magnitude
@@ -192,8 +197,7 @@ def _select_batch(problems: list[_Problem], k: int) -> list[Tensor]:
     rewards = torch.zeros(len(problems), max(sizes), wide, device=device)
     modular = torch.full((len(problems), max(sizes)), -torch.inf, device=device)
     for i, problem in enumerate(problems):
-        rows = problem.rows(torch.float32)
-        own = problem.rewards(rows, rows)
+        own = problem.rewards()
         rewards[i, : own.shape[0], : own.shape[1]] = own
         modular[i, : sizes[i]] = problem.modular
     first = (rewards.sum(2) + modular).masked_fill(modular == -torch.inf, 0)

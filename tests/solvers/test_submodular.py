@@ -86,10 +86,10 @@ def test_both_paths_equal_float64_greedy_at_real_size(coverage, seed):
     for i, n in enumerate((300, 211, 60)):
         modular, features = bank(n, 64, seed + 10 * i, duplicates=20)
         problem = _Problem(modular.double(), features, coverage, 0.7)
-        rows = problem.rows(torch.float64)
-        expected.append(vectorised_brute_force(modular.double(), problem.rewards(rows, rows), 50))
+        rewards = problem.rewards(problem.rows(torch.float64))
+        expected.append(vectorised_brute_force(modular.double(), rewards, 50))
         problems.append(problem)
-    assert [_select_one(p, 50).tolist() for p in problems] == expected
+    assert [_select_one(p, p.rewards(), 50).tolist() for p in problems] == expected
     assert [p.tolist() for p in _select_batch(problems, 50)] == expected
 
 
@@ -150,3 +150,6 @@ def test_errors():
         greedy_select(modular, features, every, 1, coverage_weight=-1)
     with pytest.raises(ValueError, match="k is 0"):
         greedy_select(modular, features, every, 0)
+    features[2, 1] = float("nan")
+    with pytest.raises(ValueError, match=r"features has shape \[5, 3\] and a NaN"):
+        greedy_select(modular, features, every, 1)
