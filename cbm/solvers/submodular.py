@@ -63,7 +63,8 @@ def greedy_select(
         earlier candidate wins. A class with k candidates or fewer gets all of them, in the order given.
 
     Raises:
-        ValueError: If a shape does not fit, an index is out of range or repeated, an option is out of range, or a value is not finite.
+        ValueError: If a shape does not fit, an index is out of range or repeated, an option is out of range, or a value
+            is not finite.
     """
     check_matrix("features", features)
     if check_vector("modular", modular, len(features)) is None:
