@@ -299,12 +299,15 @@ def selection() -> Report:
     def ours() -> list[torch.Tensor]:
         return greedy_select(nothing, features, candidates, k, coverage="facility_cos2")
 
-    problems = [_Problem(torch.zeros(n, dtype=torch.float64), torch.from_numpy(b), "facility_cos2", 1.0) for b in banks]
-    tables = [p.rewards() for p in problems]
+    def problems() -> list[_Problem]:
+        none = torch.zeros(n, dtype=torch.float64)
+        return [_Problem(none, torch.from_numpy(bank), "facility_cos2", 1.0) for bank in banks]
+
+    tables = [p.rewards() for p in problems()]
     similarities = [np.ascontiguousarray((b.astype("f8") @ b.T.astype("f8")) ** 2) for b in banks[:compared]]
 
     def loop_only() -> list[torch.Tensor]:
-        return [_select_one(p, t, k) for p, t in zip(problems, tables)]
+        return [_select_one(p, t, k) for p, t in zip(problems(), tables)]
 
     def fit(optimizer: str) -> list[list[int]]:
         return [

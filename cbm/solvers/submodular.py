@@ -82,7 +82,7 @@ def greedy_select(
 
     modular = modular_weight * modular.double()
     for name, values in (("modular", modular), ("features", features)):
-        if not torch.isfinite(values).all():
+        if not values.sum(dtype=torch.float64).isfinite():
             raise ValueError(
                 f"{name} has shape {list(values.shape)} and a NaN or infinite value; expected finite values"
             )
