@@ -37,7 +37,7 @@ def choose_plan(n: int, k: int, d: int, c: int, *, scores_cached: bool = False) 
 
     The constant is measured: the extra small operations of the reassociated plan take about 0.1 ms on a CPU, the time
     of 1e7 FLOP, which decides steps of under 0.3 ms. Below about 1e9 FLOP overhead rules and the predicted *ratio* is
-    too optimistic, but the predicted *winner* was the measured one at all sizes tried (benchmarks/results/cpu_linear.md).
+    too optimistic, but the predicted *winner* was the measured one at all sizes tried (benchmarks/results).
 
     Args:
         n: Rows of x in one step.
