@@ -51,9 +51,8 @@ class Report:
         self.rows.append([str(c) for c in cells])
         print(" | ".join(self.rows[-1]), flush=True)
 
-    def write(self, folder: Path) -> None:
+    def write(self, folder: Path, about: dict[str, str]) -> None:
         """Write the JSON lines and the Markdown table."""
-        about = environment()
         lines = [json.dumps({**m, **about}) for m in self.measurements]
         (folder / f"cpu_{self.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         table = [self.header, ["---"] * len(self.header), *self.rows]
@@ -411,8 +410,9 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
+    about = environment()
     for name in arguments.names:
-        benchmarks[name]().write(arguments.out)
+        benchmarks[name]().write(arguments.out, about)
 
 
 if __name__ == "__main__":
