@@ -4,10 +4,12 @@ Hydra's own messages for a misspelt key or choice are several lines of library s
 and says in one line what was wrong and what is near.
 """
 
+import functools
 import os
 import re
 import sys
 from collections.abc import Callable
+from typing import NoReturn
 
 import hydra
 from hydra.errors import HydraException
@@ -23,20 +25,23 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
     config.register()
     sys.argv[1:] = [_bank_path_to_source(argument) for argument in sys.argv[1:]]
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
-    main = hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(task)
+
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> object:
+        try:
+            return task(cfg)
+        except UserError as error:
+            _stop(str(error))
+        except KeyboardInterrupt:
+            _stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
+
     try:
-        main()
-    except UserError as error:
-        _stop(str(error))
+        hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
-        if isinstance(error.__cause__, UserError):
-            _stop(str(error.__cause__))
         _stop(explain(error, name, sys.argv[1:]))
-    except KeyboardInterrupt:
-        _stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
 
 
-def _stop(message: str, status: int = 2) -> None:
+def _stop(message: str, status: int = 2) -> NoReturn:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(status)
 

@@ -1,0 +1,12 @@
+"""Concepts: banks, readers, filters, controls, selection."""
+
+from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
+from cbm.concepts.control import CONTROLS, apply_control
+from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit, hygiene_reason
+from cbm.concepts.readers import merge_duplicates, read_bank
+from cbm.concepts.selection import claim_concepts, select_concepts
+
+__all__ = [
+    "CONTROLS", "Concept", "ConceptBank", "Dropped", "apply_control", "claim_concepts", "clean_class_name",
+    "drop_class_names", "drop_unfit", "hygiene_reason", "load_bank", "merge_duplicates", "read_bank", "select_concepts",
+]  # fmt: skip

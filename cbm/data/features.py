@@ -62,18 +62,30 @@ def unit_norm(features: Tensor, names: list[str]) -> Tensor:
 
 
 class Batches:
-    """Shuffled index batches over tensors in memory; Lightning iterates over it as over a DataLoader.
+    """Batches over tensors in memory; Lightning iterates over it as over a DataLoader.
 
-    The order of an epoch depends on the seed and the epoch only, so a resumed run sees the batches it would have seen.
+    An epoch is the stretch between two validations: as many passes over the data as make ``min_steps`` batches. Its
+    order depends on the seed and the epoch only, so a resumed run sees the batches it would have seen.
+
+    Args:
+        split: N pictures.
+        batch_size: per step; if it covers the split, every step sees the full batch, in order.
+        min_steps: batches per epoch, at least.
+        shuffle: draw a new order for every pass.
+        seed: of the order.
     """
 
-    def __init__(self, split: FeatureSplit, batch_size: int, *, shuffle: bool, seed: int = 0):
+    def __init__(self, split: FeatureSplit, batch_size: int, *, min_steps: int = 1, shuffle: bool, seed: int = 0):
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
+        self.per_pass = -(-len(split) // batch_size)
+        self.passes = -(-min_steps // self.per_pass)
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
         """Called by Lightning before each epoch."""
         self.epoch = epoch
+
+    batch_sampler = None
 
     @property
     def sampler(self) -> "Batches":
@@ -81,15 +93,17 @@ class Batches:
         return self
 
     def __len__(self) -> int:
-        return -(-len(self.split) // self.batch_size)
+        return self.per_pass * self.passes
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        if not self.shuffle:
-            yield from zip(self.split.x.split(self.batch_size), self.split.y.split(self.batch_size))
-            return
-        generator = torch.Generator().manual_seed(self.seed * 100_003 + self.epoch)
-        for rows in torch.randperm(len(self.split), generator=generator).split(self.batch_size):
-            yield self.split.x[rows], self.split.y[rows]
+        x, y = self.split.x, self.split.y
+        for turn in range(self.passes):
+            if not self.shuffle or self.per_pass == 1:
+                yield from zip(x.split(self.batch_size), y.split(self.batch_size))
+                continue
+            generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
+            for rows in torch.randperm(len(y), generator=generator).split(self.batch_size):
+                yield x[rows], y[rows]
 
 
 class FeatureData(lightning.LightningDataModule):
@@ -140,8 +154,8 @@ class FeatureData(lightning.LightningDataModule):
         return self.train.x.shape[1]
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training split."""
-        return Batches(self.train, self.batch_size or len(self.train), shuffle=self.batch_size is not None, seed=self.seed)
+        """Shuffled batches of the training split, 25 steps or more between validations."""
+        return Batches(self.train, self.batch_size or len(self.train), min_steps=25, shuffle=True, seed=self.seed)
 
     def val_dataloader(self) -> Batches:
         """The validation split, in order."""

@@ -14,7 +14,7 @@ import safetensors
 import safetensors.torch
 from torch import Tensor
 
-from cbm.data.files import write_atomically
+from cbm.files import write_atomically
 
 log = logging.getLogger(__name__)
 

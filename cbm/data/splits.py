@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cbm.data.dataset import ImageDataset
-from cbm.data.files import write_atomically
+from cbm.files import write_atomically
 from cbm.errors import UserError
 
 log = logging.getLogger(__name__)

@@ -20,7 +20,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cbm.data.files import write_atomically
+from cbm.files import write_atomically
 from cbm.data.images import Images
 from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.encoders.base import Encoder

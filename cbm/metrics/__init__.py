@@ -1,0 +1,12 @@
+"""What is measured for every run."""
+
+from cbm.metrics.classification import classification_metrics, mcnemar
+from cbm.metrics.grounding import grounding_gap
+from cbm.metrics.concept_labels import concept_label_metrics, match_concepts
+from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_linear
+from cbm.metrics.integrity import Integrity, integrity_verdict
+
+__all__ = [
+    "Integrity", "classification_metrics", "concept_label_metrics", "effective_concepts", "grounding_gap",
+    "integrity_verdict", "match_concepts", "mcnemar", "nonzero_concepts", "top_concepts", "truncated_linear",
+]  # fmt: skip

@@ -5,6 +5,7 @@ from cbm.solvers.discriminability import (
     discriminability,
     mutual_information,
     negative_entropy,
+    posterior_entropy,
 )
 from cbm.solvers.logistic import fit_logistic
 from cbm.solvers.submodular import greedy_select
@@ -16,4 +17,5 @@ __all__ = [
     "greedy_select",
     "mutual_information",
     "negative_entropy",
+    "posterior_entropy",
 ]

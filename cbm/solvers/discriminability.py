@@ -1,15 +1,20 @@
 """How much a phrase tells the classes apart, from class means alone.
 
 The similarity of phrase c and class y is the mean dot product over the images of y, which is one dot product with the
-class mean: S(c, y) = t_c . mu_y. Two scores are computed from S [M, C]:
+class mean: S(c, y) = t_c . mu_y. Three scores are computed from S [M, C]:
 
     mutual information   p(c, y) = S(c, y) / (C sum_c' S(c', y))     what LaBo's published code computes
                          MI(c) = p(c) (log C - H[p(. | c)]) = p(c) KL(p(. | c) || uniform) >= 0
     negative entropy     q(y | c) = S(c, y) / sum_y' S(c, y')        LaBo (CVPR 2023), discriminability score
                          D(c) = sum_y q(y | c) log q(y | c), in [-log C, 0]
 
-Both read S as unnormalised probabilities, so they need S > 0: entries below `SMALLEST` (CLIP cosines of unrelated
-pairs can be negative) are raised to it, and `discriminability` says how many were.
+    posterior entropy    r(y | c) = softmax_y(S(c, y) / sigma)       ours: the same D(c) of another distribution
+
+The first two read S as unnormalised probabilities, so they need S > 0: entries below `SMALLEST` (CLIP cosines of
+unrelated pairs can be negative) are raised to it, and `discriminability` says how many were. They also see little where
+all cosines are alike (0.2 +- 0.02 is nearly uniform) and break where half of them are negative. The third takes the
+similarities in units of sigma, the standard deviation of S about each phrase's mean over the classes: what all classes
+share, and the encoder's scale, do not matter.
 """
 
 from __future__ import annotations
@@ -23,7 +28,7 @@ from cbm.kernels.shapes import check_matrix
 
 SMALLEST = 1e-6  # floor under a similarity, in units of the dot product
 
-Score = Literal["mutual_information", "negative_entropy"]
+Score = Literal["posterior_entropy", "mutual_information", "negative_entropy"]
 
 
 def class_similarity(concepts: Tensor, class_means: Tensor) -> Tensor:
@@ -80,35 +85,64 @@ def negative_entropy(similarity: Tensor) -> Tensor:
     return torch.special.entr(similarity / similarity.sum(1, keepdim=True)).sum(1).neg()
 
 
+def posterior_entropy(similarity: Tensor, sigma: float) -> Tensor:
+    """Negative entropy of the class posterior ``softmax_y(S / sigma)``, in nats.
+
+    Args:
+        similarity: S [M, C], of either sign.
+        sigma: The unit of S, > 0: its standard deviation about each phrase's mean over the classes.
+
+    Returns:
+        D(c) in [-log C, 0], [M], float64.
+
+    Raises:
+        ValueError: If ``similarity`` is not a matrix or sigma is not positive.
+    """
+    if not sigma > 0:
+        raise ValueError(f"sigma is {sigma}; expected > 0")
+    log_posterior = (check_matrix("similarity", similarity).double() / sigma).log_softmax(1)
+    return (log_posterior.exp() * log_posterior).sum(1)
+
+
 def discriminability(
-    concepts: Tensor, class_means: Tensor, score: Score = "mutual_information", *, chunk: int = 16384
+    concepts: Tensor, class_means: Tensor, score: Score = "posterior_entropy", *, chunk: int = 16384
 ) -> tuple[Tensor, int]:
     """Score every phrase, streaming over phrases: O(chunk * C) memory for a million of them.
 
-    Mutual information takes two passes, one for the column sums of S and one for the scores.
+    All but negative entropy take two passes: one for the column sums of S or for sigma, one for the scores.
 
     Args:
         concepts: Phrase embeddings [M, D].
         class_means: Mean image feature of every class [C, D].
-        score: "mutual_information" (times M) or "negative_entropy".
+        score: "posterior_entropy", "mutual_information" (times M) or "negative_entropy".
         chunk: Phrases per step.
 
     Returns:
         Scores [M] (float64, the larger the more discriminative), and how many of the M * C similarities were below
-        `SMALLEST` and had to be raised. More than a few mean that the features are not ones where S can be read as a
-        probability: check their scale and sign.
+        `SMALLEST` and had to be raised (always 0 for "posterior_entropy"). More than a few mean that the features are
+        not ones where S can be read as a probability.
 
     Raises:
         ValueError: If a shape does not fit or the score is unknown.
     """
     check_matrix("concepts", concepts)
     check_matrix("class_means", class_means, columns=concepts.shape[1])
-    if score not in ("mutual_information", "negative_entropy"):
-        raise ValueError(f"score is {score!r}; expected 'mutual_information' or 'negative_entropy'")
+    if score not in ("posterior_entropy", "mutual_information", "negative_entropy"):
+        raise ValueError(
+            f"score is {score!r}; expected 'posterior_entropy', 'mutual_information' or 'negative_entropy'"
+        )
+    blocks = concepts.split(chunk)
+    if score == "posterior_entropy":
+        centred = class_means.double() - class_means.double().mean(0)
+        square = sum(float((part.double() @ centred.T).square().sum()) for part in blocks)
+        sigma = (square / (len(concepts) * len(class_means))) ** 0.5
+        if sigma == 0:  # all classes look the same
+            return torch.full((len(concepts),), -float(torch.tensor(len(class_means)).double().log())).double(), 0
+        return torch.cat([posterior_entropy(class_similarity(part, class_means), sigma) for part in blocks]), 0
 
     columns = torch.zeros(len(class_means), dtype=torch.float64, device=concepts.device)
     scores, clamped = [], 0
-    for part in concepts.split(chunk):
+    for part in blocks:
         similarity = class_similarity(part, class_means)
         clamped += int((similarity < SMALLEST).sum())
         if score == "negative_entropy":
@@ -116,7 +150,7 @@ def discriminability(
         else:
             columns += _positive(similarity).sum(0)
     if score == "mutual_information":
-        for part in concepts.split(chunk):
+        for part in blocks:
             similarity = _positive(class_similarity(part, class_means))
             scores.append(_mutual_information(similarity, columns, len(concepts)))
     return torch.cat(scores), clamped

@@ -1,0 +1,163 @@
+"""The concept bank: what a model can say. One concept is one column; several classes may own it."""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cbm.files import write_atomically
+from cbm.errors import UserError, did_you_mean
+
+
+@dataclass(frozen=True)
+class Concept:
+    """A phrase and what is known about it.
+
+    Attributes:
+        text: the phrase.
+        classes: names of the classes that own it (the language model wrote it for them), possibly none.
+        group: concepts of one group exclude each other (colour of the belly), or None.
+        score: a number its source gave it, or None.
+        provenance: source file, prompt, filters passed, phrases merged into it.
+    """
+
+    text: str
+    classes: tuple[str, ...] = ()
+    group: str | None = None
+    score: float | None = None
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A phrase that did not become a concept, and why."""
+
+    text: str
+    classes: tuple[str, ...]
+    reason: str
+
+
+@dataclass(frozen=True)
+class ConceptBank:
+    """Concepts in order, with their embeddings once an encoder has read them.
+
+    Attributes:
+        name: what the bank is called.
+        source: the file it came from.
+        concepts: K concepts.
+        encoder: fingerprint of the encoder of ``embeddings``, or None.
+        embeddings: ``[K, D]`` unit-norm, or None.
+        dropped: what was left out on the way, and why: nothing is lost silently.
+    """
+
+    name: str
+    source: str
+    concepts: tuple[Concept, ...]
+    encoder: str | None = None
+    embeddings: Tensor | None = None
+    dropped: tuple[Dropped, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.concepts)
+
+    @property
+    def texts(self) -> list[str]:
+        """K phrases."""
+        return [concept.text for concept in self.concepts]
+
+    @property
+    def classes(self) -> list[str]:
+        """Names of all owning classes, in order of appearance."""
+        return list(dict.fromkeys(name for concept in self.concepts for name in concept.classes))
+
+    def index(self, text: str) -> int:
+        """Column of the concept ``text``.
+
+        Raises:
+            UserError: there is none; names the nearest.
+        """
+        try:
+            return self.texts.index(text)
+        except ValueError:
+            raise UserError(f"unknown concept '{text}': {did_you_mean(text, self.texts)}") from None
+
+    def owners(self, classes: list[str]) -> Tensor:
+        """Ownership as a multi-hot matrix ``[C, K]`` bool over ``classes``."""
+        row = {name: i for i, name in enumerate(classes)}
+        matrix = torch.zeros(len(classes), len(self), dtype=torch.bool)
+        pairs = [(row[name], k) for k, concept in enumerate(self.concepts) for name in concept.classes if name in row]
+        if pairs:
+            matrix[tuple(torch.tensor(pairs).T)] = True
+        return matrix
+
+    def take(self, columns: Iterable[int]) -> "ConceptBank":
+        """The concepts at ``columns``, in that order."""
+        columns = list(columns)
+        embeddings = None if self.embeddings is None else self.embeddings[columns]
+        return replace(self, concepts=tuple(self.concepts[k] for k in columns), embeddings=embeddings)
+
+    def owned_by(self, owners: Tensor, classes: list[str]) -> "ConceptBank":
+        """The same concepts with other owners, ``[C, K]`` bool over ``classes``."""
+        names = [tuple(classes[c] for c in column.nonzero().flatten()) for column in owners.T]
+        return replace(self, concepts=tuple(replace(c, classes=owned) for c, owned in zip(self.concepts, names)))
+
+    def keep(self, reasons: list[str | None], passed: str) -> "ConceptBank":
+        """Drop the concepts that have a reason to go; note in the provenance of the others what they ``passed``."""
+        kept, dropped = [], []
+        for concept, reason in zip(self.concepts, reasons):
+            if reason is None:
+                filters = [*concept.provenance.get("filters", []), passed]
+                kept.append(replace(concept, provenance={**concept.provenance, "filters": filters}))
+            else:
+                dropped.append(Dropped(concept.text, concept.classes, reason))
+        return replace(self, concepts=tuple(kept), dropped=self.dropped + tuple(dropped), embeddings=None, encoder=None)
+
+    def save(self, folder: Path) -> None:
+        """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``."""
+        content = {
+            "name": self.name,
+            "source": self.source,
+            "encoder": self.encoder,
+            "concepts": [asdict(concept) for concept in self.concepts],
+            "dropped": [asdict(dropped) for dropped in self.dropped],
+        }
+        write_atomically(folder / "bank.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+        if self.embeddings is not None:
+            tensors = {"embeddings": self.embeddings.contiguous()}
+            write_atomically(folder / "embeddings.safetensors", safetensors.torch.save(tensors))
+
+
+def load_bank(path: Path) -> ConceptBank:
+    """Read a bank written by ``ConceptBank.save`` (the folder, or its ``bank.json``).
+
+    Raises:
+        UserError: not such a bank, or embeddings that do not fit it.
+    """
+    file = path / "bank.json" if path.is_dir() else path
+    content = json.loads(file.read_text(encoding="utf-8"))
+    try:
+        concepts = tuple(
+            Concept(c["text"], tuple(c.get("classes") or ()), c.get("group"), c.get("score"), c.get("provenance") or {})
+            for c in content["concepts"]
+        )
+        dropped = tuple(Dropped(d["text"], tuple(d["classes"]), d["reason"]) for d in content.get("dropped", []))
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"'{file}' is not a concept bank: {type(error).__name__} {error} in its concepts") from error
+    bank = ConceptBank(
+        content.get("name") or file.stem, content.get("source") or str(file), concepts, content.get("encoder"),
+        dropped=dropped,
+    )  # fmt: skip
+    beside = file.parent / "embeddings.safetensors"
+    if file.name == "bank.json" and beside.is_file():
+        with safe_open(beside, "pt") as tensors:
+            embeddings = tensors.get_tensor("embeddings")
+        if len(embeddings) != len(bank):
+            raise UserError(f"'{beside}' has {len(embeddings)} rows, but the bank beside it has {len(bank)} concepts")
+        bank = replace(bank, embeddings=embeddings)
+    return bank

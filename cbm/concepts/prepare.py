@@ -1,0 +1,117 @@
+"""From a file of phrases to the embedded candidates of a data set."""
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from torch import Tensor
+
+from cbm.concepts.bank import Concept, ConceptBank
+from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit
+from cbm.concepts.readers import read_bank
+from cbm.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+EncodeText = Callable[[list[str]], Tensor]
+"""Phrases to unit-norm features ``[M, D]``."""
+
+
+def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped: list[Path]) -> ConceptBank:
+    """The bank ``concepts.source`` means.
+
+    Args:
+        source: a file, or ``auto``: the data set's own bank, else a shipped one that has phrases for every class, else
+            the general visual concepts.
+        dataset_bank: the file named on the data set's card.
+        classes: class names of the data set.
+        shipped: the banks that come with the project; one of them is ``general.txt``.
+    """
+    if source != "auto":
+        return read_bank(Path(source))
+    if dataset_bank is not None:
+        return read_bank(Path(dataset_bank))
+    wanted = {clean_class_name(name) for name in classes}
+    for file in (file for file in shipped if file.suffix == ".json"):
+        bank = read_bank(file)
+        if wanted <= {clean_class_name(name) for name in bank.classes}:
+            log.info("concepts: %s has phrases for all %d classes", file.name, len(classes))
+            return bank
+    general = next(file for file in shipped if file.name == "general.txt")
+    log.info("concepts: no shipped bank knows these classes; using the general visual concepts (%s)", general.name)
+    return read_bank(general)
+
+
+def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
+    """Rename the bank's classes to the data set's and leave out those it does not have.
+
+    Names are compared without case, underscores and leading numbers (``001.Black_footed_Albatross``).
+
+    Raises:
+        UserError: some class of the data set has no phrases although the bank is written per class.
+    """
+    if not bank.classes:
+        return bank
+    here = {clean_class_name(name): name for name in classes}
+    known = {name: here[clean_class_name(name)] for name in bank.classes if clean_class_name(name) in here}
+    unknown = [name for name in bank.classes if name not in known]
+    if missing := [name for name in classes if name not in known.values()]:
+        near = did_you_mean(missing[0], unknown) if unknown else ""
+        raise UserError(
+            f"concept bank '{bank.source}' has no phrases for class '{missing[0]}'"
+            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
+            + (f"; it has phrases for '{unknown[0]}', which the data set does not have; {near}" if unknown else "")
+        )
+    if unknown:
+        log.info("concepts: left out the phrases of %d classes the data set does not have", len(unknown))
+    kept = []
+    for concept in bank.concepts:
+        owners = tuple(known[name] for name in concept.classes if name in known)
+        if owners or not concept.classes:
+            kept.append(replace(concept, classes=owners))
+    columns = [k for k, c in enumerate(bank.concepts) if not c.classes or any(name in known for name in c.classes)]
+    return replace(bank.take(columns), concepts=tuple(kept))
+
+
+def prepare_bank(
+    bank: ConceptBank, classes: list[str], encode_text: EncodeText, encoder: str, *, hygiene: bool, max_words: int,
+    remove_class_names: str,
+) -> ConceptBank:  # fmt: skip
+    """Owners as the data set names them, unfit phrases left out, embeddings from this encoder.
+
+    Raises:
+        UserError: the bank was embedded by another encoder, or no phrase is left for some class.
+    """
+    bank = adopt_classes(bank, classes)
+    if bank.embeddings is not None:
+        if bank.encoder != encoder:
+            raise UserError(
+                f"concept bank '{bank.source}' lies in the embedding space of another encoder ({bank.encoder}; this run's "
+                f"is {encoder}): use that encoder, or remove embeddings.safetensors beside bank.json to embed its texts anew"
+            )
+        return bank
+    before = bank
+    if hygiene:
+        bank = drop_unfit(bank, max_words)
+    bank = drop_class_names(bank, classes, remove_class_names)
+    if not bank.concepts or (bare := [name for name in before.classes if name not in bank.classes]):
+        whom = f"class '{bare[0]}'" if bank.concepts else "any class"
+        raise UserError(
+            f"concept bank '{bank.source}': no phrase is left for {whom} after filtering "
+            f"(see python -m cbm concepts lint {bank.source}); concepts.hygiene=false keeps all"
+        )
+    if left_out := len(before) - len(bank):
+        log.info("concepts: %d of %d left out as not visual, cut off or naming a class", left_out, len(before))
+    return replace(bank, embeddings=encode_text(bank.texts), encoder=encoder)
+
+
+def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, encoder: str) -> ConceptBank:
+    """One concept per class: its name in the template (``a photo of a {}.``)."""
+    if "{}" not in template:
+        raise UserError(f"dataset.template='{template}' has no place {{}} for the class name")
+    concepts = tuple(
+        Concept(template.format(clean_class_name(name)), (name,), provenance={"source": "class name"}) for name in classes
+    )
+    bank = ConceptBank("class names", "class names", concepts, encoder)
+    return replace(bank, embeddings=encode_text(bank.texts))

@@ -1,0 +1,95 @@
+"""Concept sets as they are found in the wild: class -> phrases JSON, lists, one phrase per line, and our own banks."""
+
+import json
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
+from cbm.errors import UserError, did_you_mean
+
+
+def read_bank(path: Path) -> ConceptBank:
+    """Read a concept set and merge its duplicates; every owner of a shared phrase is kept.
+
+    Understands ``bank.json`` (ours), ``{class: [phrases]}`` and ``{class: [[phrase, score], ...]}`` (LaBo, V2C-CBM,
+    CLIP descriptions), ``[phrases]``, and text with one phrase per line (``#`` begins a comment).
+
+    Raises:
+        UserError: no such file (with the nearest), or none of these formats.
+    """
+    path = Path(path)
+    if path.is_dir() and (path / "bank.json").is_file():
+        return load_bank(path)
+    if not path.is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"no concept bank '{path}' {did_you_mean(path.name, siblings)}".rstrip())
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not a text file in UTF-8") from error
+    if path.suffix != ".json":
+        lines = [line.strip() for line in text.splitlines()]
+        return merge_duplicates(path.stem, str(path), ((line, (), None) for line in lines if not line.startswith("#")))
+    try:
+        content = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UserError(f"'{path}' is not JSON: {error.msg} in line {error.lineno}") from error
+    if isinstance(content, dict) and isinstance(content.get("concepts"), list):
+        return load_bank(path)
+    return merge_duplicates(path.stem, str(path), _phrases(path, content))
+
+
+def _phrases(path: Path, content: Any) -> Iterable[tuple[str, tuple[str, ...], float | None]]:
+    """(phrase, owners, score) of a class -> phrases dictionary or a list."""
+    by_class = content if isinstance(content, dict) else {None: content}
+    for name, phrases in by_class.items():
+        if not isinstance(phrases, list):
+            raise UserError(
+                f"'{path}': expected {{class: [phrases]}} or [phrases], but '{name}' holds a {type(phrases).__name__}"
+            )
+        owners = () if name is None else (str(name),)
+        for phrase in phrases:
+            if isinstance(phrase, str):
+                yield phrase, owners, None
+            elif isinstance(phrase, list) and len(phrase) == 2 and isinstance(phrase[0], str):
+                yield phrase[0], owners, float(phrase[1])
+            else:
+                raise UserError(f"'{path}': a phrase of '{name}' is {json.dumps(phrase)[:60]}, expected a string")
+
+
+def normalise_text(text: str) -> str:
+    """The form in which two phrases are the same: case, spaces, a leading article and closing punctuation do not count."""
+    text = " ".join(text.split()).strip(" .,;:!\"'").casefold()
+    return re.sub(r"^(a|an|the) ", "", text)
+
+
+def merge_duplicates(
+    name: str, source: str, phrases: Iterable[tuple[str, tuple[str, ...], float | None]]
+) -> ConceptBank:
+    """A bank from (phrase, owners, score) triples; the first spelling of a phrase is kept, with all its owners."""
+    merged: dict[str, dict[str, Any]] = {}
+    dropped = []
+    for text, owners, score in phrases:
+        clean = " ".join(text.split())
+        key = normalise_text(clean)
+        if not key:
+            dropped.append(Dropped(text, owners, "blank"))
+            continue
+        entry = merged.setdefault(key, {"text": clean, "classes": {}, "score": score, "merged": {}})
+        entry["classes"].update(dict.fromkeys(owners))
+        if clean != entry["text"]:
+            entry["merged"][clean] = None
+    concepts = tuple(
+        Concept(
+            entry["text"],
+            tuple(entry["classes"]),
+            score=entry["score"],
+            provenance={"source": source, **({"merged": list(entry["merged"])} if entry["merged"] else {})},
+        )
+        for entry in merged.values()
+    )
+    if not concepts:
+        raise UserError(f"concept bank '{source}' has no concepts")
+    return ConceptBank(name, source, concepts, dropped=tuple(dropped))

@@ -1,0 +1,73 @@
+"""Which candidate phrases become the bottleneck: discriminative and diverse, class by class (LaBo, CVPR 2023, section 3.2)."""
+
+import logging
+
+import torch
+from torch import Tensor
+
+from cbm.solvers import discriminability, greedy_select
+
+log = logging.getLogger(__name__)
+
+
+def select_concepts(
+    embeddings: Tensor,
+    owners: Tensor,
+    class_means: Tensor,
+    per_class: int,
+    *,
+    score: str,
+    coverage: str,
+    coverage_weight: float,
+) -> Tensor:
+    """Choose ``per_class`` concepts for every class from the phrases it owns.
+
+    Args:
+        embeddings: ``[M, D]`` candidate phrases.
+        owners: ``[C, M]`` bool. A phrase several classes own may be chosen by several and is one concept.
+        class_means: ``[C, D]`` mean image feature per class.
+        per_class: concepts per class; a class with fewer candidates takes all it has.
+        score: see ``cbm.solvers.discriminability``.
+        coverage: see ``cbm.solvers.submodular``.
+        coverage_weight: weight of coverage (the mean over the class's candidates of how well the nearest choice covers
+            them) against discriminability (scaled to 0 .. 1 over the bank).
+
+    Returns:
+        Chosen columns, class by class in greedy order, without repetition.
+    """
+    value, clamped = discriminability(embeddings, class_means, score)
+    if clamped:
+        log.info("selection: %d of %d class similarities were negative and count as zero", clamped, owners.numel())
+    candidates = [row.nonzero().flatten() for row in owners]
+    per_candidate = coverage_weight / max(1.0, float(owners.sum(dim=1).double().mean()))
+    picks = greedy_select(
+        _unit_range(value), embeddings, candidates, per_class, coverage=coverage, coverage_weight=per_candidate
+    )
+    return torch.tensor(list(dict.fromkeys(torch.cat(picks).tolist())))
+
+
+def _unit_range(value: Tensor) -> Tensor:
+    """Scores moved and scaled to 0 .. 1, so that a coverage weight means the same for every bank and score."""
+    low, high = value.min(), value.max()
+    return (value - low) / (high - low).clamp(min=1e-300)
+
+
+def claim_concepts(embeddings: Tensor, class_means: Tensor) -> Tensor:
+    """Owners for phrases nobody owns: every phrase goes to the class whose training pictures match it best.
+
+    Similarities are compared after removing what all classes share: a phrase belongs where it stands out.
+
+    Args:
+        embeddings: ``[M, D]``.
+        class_means: ``[C, D]``.
+
+    Returns:
+        ``[C, M]`` bool; every class also claims its own 20 best phrases, so that none goes without.
+    """
+    similarity = class_means @ embeddings.T  # [C, M]
+    relative = similarity - similarity.mean(dim=0)
+    relative = relative / relative.norm(dim=0).clamp(min=1e-12)
+    owners = torch.zeros_like(relative, dtype=torch.bool)
+    owners[relative.argmax(dim=0), torch.arange(relative.shape[1])] = True
+    best = relative.topk(min(20, relative.shape[1]), dim=1).indices
+    return owners.scatter(1, best, True)

@@ -1,0 +1,21 @@
+"""A linear classifier on the features themselves: the black box a bottleneck is measured against."""
+
+from torch import Tensor, nn
+
+
+class LinearProbe(nn.Module):
+    """``x W^T + b`` with no concepts in between.
+
+    Args:
+        weight: ``[C, D]``.
+        bias: ``[C]``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        super().__init__()
+        self.matrix = nn.Parameter(weight.clone())
+        self.bias = nn.Parameter(bias.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``[N, D]`` to logits ``[N, C]``."""
+        return nn.functional.linear(x, self.matrix, self.bias)

@@ -1,0 +1,53 @@
+"""A trained classifier as one safetensors file: tensors and a line that says what they are. No pickle."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import nn
+
+from cbm.files import write_atomically
+from cbm.errors import UserError
+from cbm.layers.bottleneck import ConceptBottleneck
+from cbm.layers.heads import AssociationHead, LinearHead
+from cbm.layers.probe import LinearProbe
+
+
+def save_model(model: nn.Module, path: Path) -> None:
+    """Write a ``ConceptBottleneck`` or a ``LinearProbe``."""
+    kind = {"model": type(model).__name__}
+    if isinstance(model, ConceptBottleneck):
+        kind["head"] = type(model.head).__name__
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    write_atomically(path, safetensors.torch.save(tensors, {"cbm": json.dumps(kind)}))
+
+
+def load_model(path: Path) -> nn.Module:
+    """Read what ``save_model`` wrote, in evaluation mode, without gradients.
+
+    Raises:
+        UserError: the file is missing, damaged, or not one of ours.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            kind = json.loads((file.metadata() or {})["cbm"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        model = _build(kind, tensors)
+        model.load_state_dict(tensors)
+    except FileNotFoundError as error:
+        raise UserError(f"no model in '{path.parent}': expected {path.name} (is the run finished?)") from error
+    except Exception as error:
+        raise UserError(f"'{path}' is damaged or was not written by cbm ({type(error).__name__})") from error
+    return model.eval().requires_grad_(False)
+
+
+def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
+    if kind["model"] == "LinearProbe":
+        return LinearProbe(tensors["matrix"], tensors["bias"])
+    if kind["head"] == "AssociationHead":
+        head: nn.Module = AssociationHead(tensors["head.logits"])
+    else:
+        head = LinearHead(tensors["head.matrix"], tensors.get("head.bias"))
+    return ConceptBottleneck(tensors["concepts"], head)

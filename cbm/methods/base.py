@@ -1,0 +1,85 @@
+"""What a method is: which concepts it speaks through, how its model is built, how it is trained."""
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any, ClassVar, Literal
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from torch import nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData
+from cbm.errors import UserError, did_you_mean
+
+METHODS: dict[str, type["Method"]] = {}
+
+
+class Method:
+    """A paper. Subclasses give a ``Config`` dataclass, ``build``, and, if they train by gradient, ``optimizer``.
+
+    Attributes:
+        speaks_through: ``bank`` (the configured concepts), ``class_names`` (one concept per class), or None.
+        trains: whether ``build`` leaves something for Lightning to train.
+    """
+
+    Config: ClassVar[type]
+    speaks_through: ClassVar[Literal["bank", "class_names"] | None] = "bank"
+    trains: ClassVar[bool] = True
+
+    def __init__(self, config: Any):
+        self.config = config
+
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> tuple[nn.Module, ConceptBank | None]:
+        """The model before training, and the bank of the concepts it uses, in the order of its columns.
+
+        Args:
+            data: encoded splits; ``data.batch_size`` may be set.
+            bank: embedded candidate concepts, owners named as in ``data.classes``; None without ``speaks_through``.
+            logit_scale: the encoder's own factor on cosines.
+        """
+        raise NotImplementedError
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """The optimizer of what ``build`` left to train."""
+        raise NotImplementedError
+
+
+def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
+    """Make a method available as ``method=NAME`` (its defaults go to ``configs/method/NAME.yaml``)."""
+
+    def register(kind: type[Method]) -> type[Method]:
+        METHODS[name] = kind
+        return kind
+
+    return register
+
+
+def create_method(settings: DictConfig | dict[str, Any]) -> Method:
+    """A method from its settings: ``name`` and the fields of its ``Config``.
+
+    Raises:
+        UserError: unknown method or setting (with the nearest names), or a value of the wrong type.
+    """
+    settings = dict(OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
+    name = str(settings.pop("name", ""))
+    if name not in METHODS:
+        raise UserError(f"unknown method '{name}': {did_you_mean(name, METHODS)}")
+    kind = METHODS[name]
+    known = [field.name for field in fields(kind.Config)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"unknown setting 'method.{key}' of '{name}': {did_you_mean(str(key), known)}")
+    try:
+        typed = OmegaConf.merge(OmegaConf.structured(kind.Config), settings)
+        return kind(OmegaConf.to_object(typed))
+    except OmegaConfBaseException as error:
+        raise UserError(f"method.{error.key}: {error.msg or str(error)}".split("\n")[0]) from error
+
+
+def one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
+    """``value`` if it is among ``choices``, else a UserError with the nearest."""
+    if value not in choices:
+        raise UserError(f"{setting}={value}: {did_you_mean(value, choices)}")
+    return value

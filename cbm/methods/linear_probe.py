@@ -1,0 +1,48 @@
+"""Linear probe: the black box every bottleneck is compared with, on the same features."""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData
+from cbm.layers import LinearProbe
+from cbm.methods.base import Method, register_method
+from cbm.solvers import fit_logistic
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class LinearProbeConfig:
+    """Settings of the linear probe."""
+
+    l2_from: float = 1e2
+    l2_to: float = 1e-6
+    l2_steps: int = 9
+    """Penalties tried, evenly spaced in the logarithm; the one with the highest validation accuracy is kept"""
+
+
+@register_method("linear_probe")
+class LinearProbeMethod(Method):
+    """Multinomial logistic regression on standardised features, L2 penalty chosen on the validation split."""
+
+    Config = LinearProbeConfig
+    speaks_through = None
+    trains = False
+
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> tuple[nn.Module, ConceptBank | None]:
+        """Solve the whole penalty path and keep the best; of equals the strongest penalty."""
+        center = data.train.x.mean(dim=0)
+        spread = (data.train.x - center).square().mean().sqrt().clamp(min=1e-12)  # one factor: directions keep their size
+        low, high = sorted([self.config.l2_to, self.config.l2_from])
+        penalties = torch.logspace(*torch.tensor([high, low]).log10().tolist(), self.config.l2_steps).tolist()
+        path = fit_logistic((data.train.x - center) / spread, data.train.y, l2=penalties, num_classes=len(data.classes))
+        val = (data.val.x - center) / spread
+        accuracy = [float(((val @ w.T + b).argmax(1) == data.val.y).float().mean()) for w, b in path]
+        best = accuracy.index(max(accuracy))
+        log.info("linear probe: l2 = %.1e, validation accuracy %.4f", penalties[best], accuracy[best])
+        weight, bias = path[best]
+        return LinearProbe(weight / spread, bias - weight @ center / spread), None

@@ -1,0 +1,34 @@
+"""Zero-shot CLIP (Radford et al., ICML 2021): every class is one concept, its own name; nothing is trained."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData
+from cbm.kernels import score_moments
+from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.methods.base import Method, register_method
+
+
+@dataclass
+class ZeroShotConfig:
+    """Zero-shot classification has no settings; the prompt is the data set's ``template``."""
+
+
+@register_method("zero_shot")
+class ZeroShot(Method):
+    """logits = logit_scale * cosine of the picture with the class's prompt."""
+
+    Config = ZeroShotConfig
+    speaks_through = "class_names"
+    trains = False
+
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> tuple[nn.Module, ConceptBank | None]:
+        """One concept per class and the identity as head."""
+        assert bank is not None
+        assert bank.embeddings is not None
+        reference, spread = score_moments(data.train.x, bank.embeddings)
+        head = LinearHead(torch.eye(len(data.classes)))
+        return ConceptBottleneck(bank.embeddings, head, scale=logit_scale, reference=reference, spread=spread), bank

@@ -1,0 +1,46 @@
+"""Accuracy, macro accuracy and calibration of class predictions, and a paired test of two classifiers."""
+
+import math
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+
+
+def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """How good the predictions are.
+
+    Args:
+        logits: ``[N, C]``.
+        labels: ``[N]`` class indices.
+
+    Returns:
+        ``accuracy``; ``accuracy_macro``, the mean over classes of the accuracy within the class; ``ece``, the expected
+        calibration error over 15 bins (Guo et al., ICML 2017); ``loss``, the mean cross-entropy in nats.
+    """
+    classes = logits.shape[1]
+    return {
+        "accuracy": float(multiclass_accuracy(logits, labels, classes, average="micro")),
+        "accuracy_macro": float(multiclass_accuracy(logits, labels, classes, average="macro")),
+        "ece": float(multiclass_calibration_error(logits.softmax(dim=1), labels, classes, n_bins=15)),
+        "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
+    }
+
+
+def mcnemar(correct_a: Tensor, correct_b: Tensor) -> float:
+    """Exact two-sided McNemar test of two classifiers on the same pictures (McNemar, Psychometrika 1947).
+
+    Args:
+        correct_a: ``[N]`` bool, is A right.
+        correct_b: ``[N]`` bool, is B right.
+
+    Returns:
+        Probability of a split at least this uneven of the pictures on which exactly one is right, were both equally good.
+    """
+    only_a = int((correct_a & ~correct_b).sum())
+    only_b = int((correct_b & ~correct_a).sum())
+    n, k = only_a + only_b, min(only_a, only_b)
+    if n == 0:
+        return 1.0
+    log_terms = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
+    return min(1.0, 2 * sum(math.exp(term) for term in log_terms))

@@ -1,0 +1,39 @@
+"""How many concepts a class needs: number of effective concepts (NEC, Srivastava et al., VLG-CBM, NeurIPS 2024)."""
+
+import torch
+from torch import Tensor
+
+from cbm.layers import ConceptBottleneck
+
+
+def top_concepts(model: ConceptBottleneck, count: int) -> Tensor:
+    """``[C, min(count, K)]`` concepts that matter most to every class: largest weight times spread, in that order."""
+    importance = model.importance().abs()
+    return importance.topk(min(count, importance.shape[1]), dim=1).indices
+
+
+def truncated_linear(model: ConceptBottleneck, count: int) -> tuple[Tensor, Tensor]:
+    """The classifier left when every class may use its ``count`` most important concepts only.
+
+    A concept that is cut is held at its mean over the training pictures, not at zero: cosines share a large offset, and
+    setting it to zero would shift the classes against each other for no reason that concerns the concept.
+
+    Returns:
+        vectors ``[C, D]``, bias ``[C]``.
+    """
+    keep = torch.zeros_like(model.weights(), dtype=torch.bool).scatter(1, top_concepts(model, count), True)
+    return model.linear(keep)
+
+
+def nonzero_concepts(weights: Tensor) -> float:
+    """NEC: non-zero weights ``[C, K]`` per class, on average."""
+    return float((weights != 0).sum(dim=1).double().mean())
+
+
+def effective_concepts(importance: Tensor) -> float:
+    """How many equally strong concepts would spread a class's weight as ``[C, K]`` does, on average.
+
+    The participation ratio ``(sum |w|)^2 / sum w^2`` per class: K for equal weights, 1 for a single one.
+    """
+    w = importance.abs().double()
+    return float((w.sum(dim=1).square() / w.square().sum(dim=1).clamp(min=1e-300)).mean())

@@ -1,0 +1,169 @@
+"""The LightningModule every trained bottleneck goes through, and ``fit``, which runs it."""
+
+import csv
+import io
+import logging
+import math
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from torch import Tensor, nn
+
+from cbm.data.features import FeatureData
+from cbm.files import cannot_write, write_atomically
+from cbm.errors import UserError
+
+log = logging.getLogger(__name__)
+
+
+class ConceptBottleneckModule(lightning.LightningModule):
+    """Cross-entropy training of a classifier on frozen features, keeping the weights with the lowest validation loss.
+
+    Args:
+        model: features ``[N, D]`` to logits ``[N, C]``.
+        optimizer: from the parameters to an optimizer.
+    """
+
+    def __init__(self, model: nn.Module, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]):
+        super().__init__()
+        self.model = model
+        self._optimizer = optimizer
+        self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "state": None}
+        self.history: list[dict[str, float]] = []
+        self._train_loss = torch.zeros(())
+        self._val: list[tuple[float, float, int]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Features ``[N, D]`` to logits ``[N, C]``."""
+        return self.model(x)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """Only what requires a gradient is trained."""
+        return self._optimizer([p for p in self.model.parameters() if p.requires_grad])
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Mean cross-entropy of a batch."""
+        x, y = batch
+        loss = nn.functional.cross_entropy(self(x), y)
+        self._train_loss = loss.detach()
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Collect loss and accuracy."""
+        x, y = batch
+        logits = self(x)
+        loss = nn.functional.cross_entropy(logits, y)
+        self._val.append((float(loss) * len(y), float((logits.argmax(1) == y).sum()), len(y)))
+
+    def on_validation_epoch_end(self) -> None:
+        """Log, and remember the weights if they are the best so far."""
+        loss, right, count = (sum(column) for column in zip(*self._val))
+        self._val.clear()
+        values = {"train/loss": float(self._train_loss), "val/loss": loss / count, "val/accuracy": right / count}
+        self.log_dict(values, prog_bar=True)
+        self.history.append({"step": self.global_step, **values})
+        if not math.isfinite(values["train/loss"] + values["val/loss"]):
+            raise UserError(f"training diverged: the loss is {values['train/loss']} at step {self.global_step}")
+        if values["val/loss"] < self.best["loss"]:
+            state = {name: tensor.detach().cpu().clone() for name, tensor in self.model.state_dict().items()}
+            self.best = {"loss": values["val/loss"], "step": self.global_step, "state": state}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Keep the best weights and the history in the checkpoint."""
+        checkpoint["cbm"] = {"best": self.best, "history": self.history}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take them up again."""
+        self.best, self.history = checkpoint["cbm"]["best"], checkpoint["cbm"]["history"]
+
+
+class ResumeCheckpoint(Callback):
+    """Writes ``last.ckpt`` at the end of an epoch (a stretch between two validations) every so many seconds."""
+
+    def __init__(self, path: Path, every: float):
+        self.path, self.every = path, every
+        self._written = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write under a temporary name, then rename: a kill never leaves half a checkpoint."""
+        if time.monotonic() - self._written < self.every:
+            return
+        temporary = self.path.with_suffix(".partial")
+        try:
+            trainer.save_checkpoint(temporary)
+            temporary.replace(self.path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            raise cannot_write(self.path, error) from error
+        self._written = time.monotonic()
+
+
+def fit(
+    module: ConceptBottleneckModule,
+    data: FeatureData,
+    *,
+    patience: int,
+    max_epochs: int,
+    trainer: dict[str, Any],
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    progress: bool = False,
+    logger: Logger | None = None,
+) -> None:
+    """Train until the validation loss has not improved for ``patience`` validations; end with the best weights.
+
+    Args:
+        module: what to train.
+        data: encoded splits.
+        patience: validations without improvement.
+        max_epochs: at most so many stretches between validations.
+        trainer: ``accelerator``, ``devices``, ``precision`` for Lightning's Trainer.
+        checkpoint: where ``last.ckpt`` is written; if it is there, training goes on from it.
+        checkpoint_seconds: how often.
+        progress: show a progress bar.
+        logger: a Lightning logger that gets the losses as well.
+    """
+    callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience, check_finite=False)]
+    if checkpoint is not None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        callbacks.append(ResumeCheckpoint(checkpoint, checkpoint_seconds))
+    if progress:
+        callbacks.append(RichProgressBar(leave=False))
+    resume = checkpoint if checkpoint is not None and checkpoint.is_file() else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # Lightning's advice about workers, short epochs and missing test loops
+        runner = lightning.Trainer(
+            max_epochs=max_epochs, callbacks=callbacks, logger=logger or False, enable_checkpointing=False,
+            enable_progress_bar=progress, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+            use_distributed_sampler=False, **trainer,
+        )  # fmt: skip
+        if resume:
+            log.info("going on from %s", resume)
+        # weights_only: a checkpoint is data, nothing in it is executed
+        runner.fit(module, data, ckpt_path=resume, weights_only=True)
+    if runner.interrupted:
+        raise KeyboardInterrupt
+    if module.best["state"] is not None:
+        module.model.load_state_dict(module.best["state"])
+    module.model.cpu()
+    log.info(
+        "trained %d steps; best validation loss %.4f at step %d",
+        module.global_step, module.best["loss"], module.best["step"],
+    )  # fmt: skip
+
+
+def write_history(path: Path, history: list[dict[str, float]]) -> None:
+    """Losses and accuracies over the steps, as CSV."""
+    if history:
+        text = io.StringIO()
+        writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        write_atomically(path, text.getvalue().encode())

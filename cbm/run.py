@@ -1,0 +1,413 @@
+"""``train`` and ``evaluate``: a configuration in, a run directory out. Reads top to bottom as a run goes."""
+
+import json
+import logging
+import platform
+import sys
+import time
+import warnings
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import seed_everything
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from rich.console import Console
+from rich.logging import RichHandler
+from torch import nn
+
+from cbm import config as schema
+from cbm.concepts import ConceptBank, apply_control, load_bank
+from cbm.concepts.prepare import EncodeText, class_name_bank, find_bank, prepare_bank
+from cbm.data import (
+    FeatureData,
+    FeatureSplit,
+    FeatureStore,
+    ImageDataset,
+    TextStore,
+    complete_splits,
+    few_shot,
+    read_dataset,
+    unit_norm,
+)
+from cbm.encoders import create_encoder
+from cbm.encoders.base import Encoder
+from cbm.errors import UserError, did_you_mean
+from cbm.evaluation import evaluate_split, nec5_logits, predict_logits
+from cbm.files import write_atomically
+from cbm.layers import ConceptBottleneck, load_model, save_model
+from cbm.methods import Method, create_method
+from cbm.metrics.integrity import Integrity, chance_accuracy, integrity_verdict
+from cbm.module import ConceptBottleneckModule, fit, write_history
+from cbm.run_directory import RunDirectory, claim_run_directory, open_run
+
+log = logging.getLogger("cbm")
+
+
+# ---------------------------------------------------------------------------------------------------------------- train
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train as configured (``cbm.config.TrainConfig``) and write the run directory.
+
+    Returns:
+        The contents of ``metrics.json``.
+
+    Raises:
+        UserError: for whatever is wrong with the request or the data.
+    """
+    began = time.perf_counter()
+    set_up_logging()
+    method = create_method(cfg.method)  # wrong settings are found before anything is read
+    check_settings(cfg)
+    dataset = read_images(cfg.dataset, Path(cfg.cache))
+    few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
+    few_shot(dataset.splits["val"].labels, cfg.val_shots, cfg.seed, dataset.classes, "val_shots")
+    run = claim_run_directory(cfg)
+    log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
+    seed_everything(cfg.seed, verbose=False)
+    timing: dict[str, float] = {}
+
+    with timed(timing, "time/encode_s"):
+        encoder = load_encoder(cfg.encoder)
+        data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
+    encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
+    with timed(timing, "time/concepts_s"):
+        bank = candidate_bank(method, cfg, dataset, encoder, encode_text)
+    with timed(timing, "time/fit_s"):
+        logger = wandb_logger(cfg, run)
+        model, bank = fit_method(method, data, bank, cfg, encoder.logit_scale, run.path, logger)
+
+    metrics = {**evaluate_split(model, bank, data, "val"), **evaluate_split(model, bank, data, "test")}
+    integrity = None
+    with timed(timing, "time/controls_s"):
+        if cfg.controls and method.speaks_through == "bank" and cfg.concepts.control is None:
+            integrity = check_integrity(model, data, cfg, dataset, encoder, encode_text)
+            metrics |= integrity_metrics(integrity)
+    baselines = fit_baselines(method, data, cfg, encoder, encode_text) if cfg.report else {}
+    metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
+    metrics["data/n_classes"] = float(len(data.classes))
+    if bank is not None:
+        metrics["model/n_concepts"] = float(len(bank))
+
+    save_model(model, run.path / "model.safetensors")
+    if bank is not None:
+        bank.save(run.path / "bank")
+    timing["time/total_s"] = time.perf_counter() - began
+    metrics |= {key: round(value, 3) for key, value in timing.items()}
+    run.write_json("about.json", about(encoder, data, integrity, baselines))
+    if cfg.report:
+        from cbm.report import write_report
+
+        write_report(run.path, model, bank, data, dataset, metrics, integrity, baselines, cfg)
+    run.write_json("metrics.json", metrics)
+    run.write_json("state.json", {**json.loads((run.path / "state.json").read_text()), "finished": True})
+    (run.path / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    finish_wandb(logger, run.path, metrics, model, bank)
+    announce(run.path, metrics, integrity, baselines, cfg)
+    return metrics
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Find wrong choices before the long work begins."""
+    for name, value in (("seed", cfg.seed), ("dataset.split_seed", cfg.dataset.split_seed)):
+        if value < 0:
+            raise UserError(f"{name}={value}: expected 0 or more")
+    if cfg.concepts.control is not None:
+        from cbm.concepts import CONTROLS
+
+        if cfg.concepts.control not in CONTROLS:
+            raise UserError(f"concepts.control={cfg.concepts.control}: {did_you_mean(cfg.concepts.control, CONTROLS)}")
+
+
+def read_images(card: DictConfig, cache: Path) -> ImageDataset:
+    """The data set of a card, with train, val and test splits."""
+    root = None if card.root is None else schema.resolve_path(card.root)
+    if root is not None and not root.is_absolute() and not root.exists():
+        root = schema.PROJECT / root if (schema.PROJECT / root.parts[0]).exists() and card.reader != "folder" else root
+    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}))
+    return complete_splits(
+        dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
+    )
+
+
+def load_encoder(cfg: DictConfig) -> Encoder:
+    """The configured encoder."""
+    return create_encoder(cfg.model, cfg.pretrained, precision=cfg.precision, device=cfg.device)
+
+
+def encode_splits(dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, splits: tuple[str, ...]) -> FeatureData:
+    """Features of the splits; every picture is encoded once, few-shot subsets are taken from the full split."""
+    store = FeatureStore(Path(cfg.cache))
+    encoded = {}
+    for name in splits:
+        split = dataset.splits[name]
+        stored = store.encode(
+            encoder, split.images, dtype=cfg.encoder.store_dtype, batch_size=cfg.encoder.batch_size,
+            num_workers=cfg.encoder.num_workers, on_error=cfg.dataset.on_error, label=f"{dataset.name}/{name}",
+            progress=cfg.trainer.progress,
+        )  # fmt: skip
+        split = dataset.splits[name] = split if stored.readable.all() else split.take(stored.readable.nonzero()[0])
+        features = FeatureSplit(
+            unit_norm(stored.tensor(), split.images.names),
+            torch.from_numpy(split.labels),
+            split.images.names,
+            None if split.concepts is None else torch.from_numpy(split.concepts),
+        )
+        shots = {"train": cfg.shots, "val": cfg.val_shots}.get(name, "all")
+        rows = few_shot(split.labels, shots, cfg.seed, dataset.classes, "val_shots" if name == "val" else "shots")
+        encoded[name] = features if shots == "all" else features.take(rows)
+        if shots != "all":
+            dataset.splits[name] = split.take(rows)
+    return FeatureData(
+        encoded, dataset.classes, concept_names=dataset.concept_names, concept_groups=dataset.concept_groups, seed=cfg.seed
+    )
+
+
+def text_encoder(encoder: Encoder, cache: Path, progress: bool) -> EncodeText:
+    """Phrases to unit-norm features, remembered in the store."""
+    store = TextStore(cache)
+    return lambda texts: unit_norm(store.encode(encoder, texts, progress=progress), texts)
+
+
+def candidate_bank(
+    method: Method, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder, encode_text: EncodeText
+) -> ConceptBank | None:
+    """The embedded candidates a method chooses from, or None if it needs no concepts."""
+    if method.speaks_through is None:
+        return None
+    if method.speaks_through == "class_names":
+        return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
+    shipped = [schema.BANKS / "cifar10.json", *sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
+    source = cfg.concepts.source if cfg.concepts.source == "auto" else str(schema.resolve_path(cfg.concepts.source))
+    own = cfg.dataset.bank and str(schema.resolve_path(cfg.dataset.bank))
+    bank = prepare_bank(
+        find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
+        hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words, remove_class_names=cfg.concepts.remove_class_names,
+    )  # fmt: skip
+    return apply_control(bank, cfg.concepts.control, cfg.seed)
+
+
+def fit_method(
+    method: Method, data: FeatureData, bank: ConceptBank | None, cfg: DictConfig, logit_scale: float,
+    run_path: Path | None = None, logger: Any = None,
+) -> tuple[nn.Module, ConceptBank | None]:  # fmt: skip
+    """Build the method's model and train it; with a ``run_path``, checkpoints and ``log.csv`` are kept there."""
+    seed_everything(cfg.seed, verbose=False)
+    model, bank = method.build(data, bank, logit_scale)
+    if method.trains:
+        module = ConceptBottleneckModule(model, method.optimizer)
+        trainer = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision")}
+        epochs = min(cfg.trainer.max_epochs, method.config.max_epochs)
+        fit(
+            module, data, patience=method.config.patience, max_epochs=epochs, trainer=trainer,
+            checkpoint=run_path and run_path / "checkpoints" / "last.ckpt",
+            checkpoint_seconds=cfg.trainer.checkpoint_seconds,
+            progress=cfg.trainer.progress and run_path is not None, logger=logger,
+        )  # fmt: skip
+        if run_path is not None:
+            write_history(run_path / "log.csv", module.history)
+    return model.eval().requires_grad_(False), bank
+
+
+# ------------------------------------------------------------------------------------------------ controls and baselines
+
+
+def check_integrity(
+    model: ConceptBottleneck, data: FeatureData, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder,
+    encode_text: EncodeText,
+) -> Integrity:  # fmt: skip
+    """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``)."""
+    models: dict[str, ConceptBottleneck] = {"real": model}
+    for control in ("random", "shuffled"):
+        method = create_method(cfg.method)
+        controlled = OmegaConf.merge(cfg, {"concepts": {"control": control}})
+        bank = candidate_bank(method, controlled, dataset, encoder, encode_text)
+        models[control], _ = fit_method(method, data, bank, controlled, encoder.logit_scale)  # type: ignore[assignment]
+    test = data.test
+    correct = {name: predict_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
+    correct_nec5 = {name: nec5_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
+    deleted = float((model.base().argmax() == test.y).float().mean())
+    return integrity_verdict(correct, correct_nec5, deleted, chance_accuracy(test.y), outside=0.0)
+
+
+def integrity_metrics(integrity: Integrity) -> dict[str, float]:
+    """The integrity check as flat keys."""
+    values = {"integrity/carries": float(integrity.carries), "integrity/deleted_accuracy": integrity.deleted}
+    values["integrity/outside_share"] = integrity.outside
+    for control in ("random", "shuffled"):
+        values[f"integrity/{control}_accuracy"] = integrity.accuracy[control]
+        values[f"integrity/{control}_accuracy_nec5"] = integrity.nec5[control]
+        values[f"integrity/{control}_p"] = integrity.p_values[control]
+    return values
+
+
+def fit_baselines(
+    method: Method, data: FeatureData, cfg: DictConfig, encoder: Encoder, encode_text: EncodeText
+) -> dict[str, dict[str, float]]:
+    """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe on the same pictures."""
+    names = ["zero_shot", "linear_probe"] if encoder.has_text else ["linear_probe"]
+    results = {}
+    for name in names:
+        baseline = create_method({"name": name})
+        if type(baseline) is type(method):
+            continue
+        bank = None
+        if baseline.speaks_through == "class_names":
+            bank = class_name_bank(data.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
+        model, bank = fit_method(baseline, data, bank, cfg, encoder.logit_scale)
+        results[name] = evaluate_split(model, bank, data, "test")
+    return results
+
+
+# ------------------------------------------------------------------------------------------------------------- evaluate
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Evaluate a finished run (``cbm.config.EvalConfig``) on one of its splits, or on another set of pictures.
+
+    Returns:
+        The metrics, also written to ``RUN/eval/DATASET-SPLIT.json``.
+
+    Raises:
+        UserError: no such run or split, other classes, or an encoder that is not the one the model was trained with.
+    """
+    set_up_logging()
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("which run? say run=runs/NAME")
+    path, trained = open_run(Path(cfg.run))
+    if cfg.split not in ("train", "val", "test"):
+        raise UserError(f"split={cfg.split}: {did_you_mean(cfg.split, ['train', 'val', 'test'])}")
+    trained.cache, trained.shots, trained.val_shots = cfg.cache, "all", "all"
+    trained.encoder.device = cfg.device
+    if cfg.dataset is not None:
+        trained.dataset = load_card(str(cfg.dataset))
+    if cfg.root is not None:
+        trained.dataset.root = cfg.root
+    remembered = json.loads((path / "about.json").read_text())
+    dataset = reorder_classes(read_images(trained.dataset, Path(cfg.cache)), remembered["classes"])
+    encoder = load_encoder(trained.encoder)
+    if encoder.fingerprint != remembered["encoder"]["fingerprint"]:
+        raise UserError(
+            f"encoder '{encoder.id}' has other weights than when '{path}' was trained "
+            f"({encoder.fingerprint} against {remembered['encoder']['fingerprint']})"
+        )
+    data = encode_splits(dataset, encoder, trained, ("val", cfg.split) if cfg.split != "val" else ("val",))
+    model = load_model(path / "model.safetensors")
+    bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
+    metrics = evaluate_split(model, bank, data, cfg.split)
+    metrics[f"data/n_{cfg.split}"] = float(len(data.splits[cfg.split]))
+    content = json.dumps(metrics, indent=1).encode()
+    write_atomically(path / "eval" / f"{dataset.name}-{cfg.split}.json", content)
+    if cfg.output is not None:
+        write_atomically(Path(cfg.output), content)
+    print_metrics(f"{path} on {dataset.name}/{cfg.split}", metrics)
+    return metrics
+
+
+def load_card(name: str) -> DictConfig:
+    """A data set card by name, with its defaults."""
+    if name not in schema.card_names():
+        raise UserError(f"unknown dataset '{name}': {did_you_mean(name, schema.card_names())}")
+    try:
+        card = OmegaConf.load(schema.CARDS / f"{name}.yaml")
+        return OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), card)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"card datasets/{name}.yaml: {str(error).splitlines()[0]}") from error
+
+
+def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
+    """The data set with its labels in the order of a trained model's classes."""
+    if dataset.classes == classes:
+        return dataset
+    if unknown := sorted(set(dataset.classes) - set(classes)):
+        raise UserError(
+            f"data set '{dataset.name}' has class '{unknown[0]}', which the model does not know: "
+            f"{did_you_mean(unknown[0], classes)}"
+        )
+    new = torch.tensor([classes.index(name) for name in dataset.classes]).numpy()
+    splits = {name: replace(split, labels=new[split.labels]) for name, split in dataset.splits.items()}
+    return replace(dataset, classes=classes, splits=splits)
+
+
+# ------------------------------------------------------------------------------------------------- logging and reporting
+
+
+def set_up_logging() -> None:
+    """Our log to the terminal, one line each; the libraries keep quiet."""
+    warnings.simplefilter("ignore")
+    if not log.handlers:
+        handler = RichHandler(console=Console(stderr=True, width=None if sys.stderr.isatty() else 160), show_path=False,
+                              show_time=False, show_level=False, markup=False, highlighter=None)  # fmt: skip
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        log.addHandler(handler)
+    log.setLevel("INFO")
+    log.propagate = False
+    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+        logging.getLogger(name).setLevel("ERROR")
+    for name in ("open_clip", "httpx", "huggingface_hub", "root", "timm"):
+        logging.getLogger(name).setLevel("CRITICAL")
+
+
+@contextmanager
+def timed(timing: dict[str, float], key: str):
+    """Add the seconds of the block to ``timing[key]``."""
+    began = time.perf_counter()
+    yield
+    timing[key] = timing.get(key, 0.0) + time.perf_counter() - began
+
+
+def about(encoder: Encoder, data: FeatureData, integrity: Integrity | None, baselines: dict[str, Any]) -> dict[str, Any]:
+    """What a later reader of the run needs to know."""
+    return {
+        "classes": data.classes,
+        "encoder": {"id": encoder.id, "fingerprint": encoder.fingerprint, "dim": encoder.dim,
+                    "logit_scale": encoder.logit_scale},
+        "verdict": integrity and integrity.verdict,
+        "baselines": baselines,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }  # fmt: skip
+
+
+def wandb_logger(cfg: DictConfig, run: RunDirectory) -> Any:
+    """A W&B logger if asked for; without a login it works offline by itself."""
+    if not cfg.logger.wandb:
+        return None
+    from cbm.tracking import create_wandb_logger
+
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    return create_wandb_logger(
+        run.path, settings, project=cfg.logger.project, entity=cfg.logger.entity, tags=list(cfg.logger.tags)
+    )
+
+
+def finish_wandb(logger: Any, path: Path, metrics: dict[str, float], model: nn.Module, bank: ConceptBank | None) -> None:
+    """Log the results and the files of the run."""
+    if logger is not None:
+        from cbm.tracking import log_results
+
+        log_results(logger, path, metrics, model, bank)
+
+
+def announce(
+    path: Path, metrics: dict[str, float], integrity: Integrity | None, baselines: dict[str, dict[str, float]],
+    cfg: DictConfig,
+) -> None:  # fmt: skip
+    """The results on the terminal."""
+    print_metrics(f"{cfg.method.name} on {cfg.dataset.name}", metrics)
+    for name, values in baselines.items():
+        log.info("  %-28s %.4f", f"{name} accuracy", values["test/accuracy"])
+    if integrity is not None:
+        log.info(integrity.verdict)
+    log.info("done in %.1f s: %s", metrics["time/total_s"], path / ("report.html" if cfg.report else "metrics.json"))
+
+
+def print_metrics(title: str, metrics: dict[str, float]) -> None:
+    """A few lines for people; everything is in ``metrics.json``."""
+    log.info(title)
+    for key, value in metrics.items():
+        if key.startswith(("test/", "train/", "model/")) or (key.startswith("val/") and "test/accuracy" not in metrics):
+            log.info("  %-28s %.4f", key, value)
