@@ -24,7 +24,6 @@ import csv
 import json
 import os
 import shutil
-import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -72,27 +71,27 @@ SPURIOUS_HOME = 0.95
 # One row per species, values in the order of GROUPS; the last column is the home habitat (birds_spurious only).
 # Rows stand in pairs: the first seven pairs are look-alikes that differ in two to four groups.
 _SPECIES_TABLE = """
-            breast belly  wing  pattern  crown  cheek eye   beak   beakcol crest   tail   tailcol leg   legcol size  home
-Aldermoor   yellow yellow black barred   black  white plain short  black   smooth  forked black   short black  small forest
-Brennick    yellow yellow black plain    yellow white plain short  black   smooth  forked black   short black  small grass
-Caldreth    white  white  grey  plain    black  white red   thin   red     smooth  short  white   long  orange large water
-Drennmar    white  white  grey  plain    white  grey  red   thin   black   smooth  short  white   long  orange large sand
-Elsdon      red    red    brown streaked red    brown plain short  yellow  pointed long   red     short grey   small snow
-Fenholt     red    white  brown streaked red    brown white short  yellow  pointed long   black   short grey   small forest
-Gellinor    blue   blue   blue  spotted  blue   black white hooked black   pointed fan    blue    short grey   large forest
-Hadrell     blue   blue   green spotted  blue   black white hooked yellow  plume   fan    blue    short grey   large sky
-Isvane      brown  brown  brown barred   black  brown plain hooked yellow  smooth  fan    red     short black  large sky
-Jorrimel    brown  brown  grey  barred   black  grey  plain hooked yellow  smooth  long   red     short black  large sand
-Kellowyn    white  white  black spotted  black  white white flat   yellow  smooth  short  black   short orange large water
-Lorimund    black  black  black spotted  black  white red   flat   yellow  smooth  short  white   short orange large snow
-Marsdeen    white  yellow green streaked yellow grey  white thin   black   plume   short  blue    short grey   small grass
-Norvalle    white  yellow green plain    yellow grey  plain thin   black   plume   forked blue    short grey   small sky
-Orsinet     black  black  blue  plain    red    black red   short  red     plume   long   black   long  black  small sand
-Pellandry   brown  white  brown spotted  white  brown plain thin   red     pointed short  white   long  grey   small water
-Quennick    yellow yellow green barred   red    grey  red   hooked red     smooth  long   blue    short orange small forest
-Rothwen     black  black  grey  streaked white  white white flat   red     pointed fan    white   long  orange large snow
-Selwick     blue   white  blue  barred   blue   white plain flat   black   smooth  forked red     long  black  small water
-Tavistan    red    red    green plain    black  black white hooked black   plume   forked white   long  orange large grass
+species   breast belly  wing  pattern  crown  cheek eye   beak   beakcol crest   tail   tailcol leg   legcol size  home
+Aldermoor yellow yellow black barred   black  white plain short  black   smooth  forked black   short black  small forest
+Brennick  yellow yellow black plain    yellow white plain short  black   smooth  forked black   short black  small grass
+Caldreth  white  white  grey  plain    black  white red   thin   red     smooth  short  white   long  orange large water
+Drennmar  white  white  grey  plain    white  grey  red   thin   black   smooth  short  white   long  orange large sand
+Elsdon    red    red    brown streaked red    brown plain short  yellow  pointed long   red     short grey   small snow
+Fenholt   red    white  brown streaked red    brown white short  yellow  pointed long   black   short grey   small forest
+Gellinor  blue   blue   blue  spotted  blue   black white hooked black   pointed fan    blue    short grey   large forest
+Hadrell   blue   blue   green spotted  blue   black white hooked yellow  plume   fan    blue    short grey   large sky
+Isvane    brown  brown  brown barred   black  brown plain hooked yellow  smooth  fan    red     short black  large sky
+Jorrimel  brown  brown  grey  barred   black  grey  plain hooked yellow  smooth  long   red     short black  large sand
+Kellowyn  white  white  black spotted  black  white white flat   yellow  smooth  short  black   short orange large water
+Lorimund  black  black  black spotted  black  white red   flat   yellow  smooth  short  white   short orange large snow
+Marsdeen  white  yellow green streaked yellow grey  white thin   black   plume   short  blue    short grey   small grass
+Norvalle  white  yellow green plain    yellow grey  plain thin   black   plume   forked blue    short grey   small sky
+Orsinet   black  black  blue  plain    red    black red   short  red     plume   long   black   long  black  small sand
+Pellandry brown  white  brown spotted  white  brown plain thin   red     pointed short  white   long  grey   small water
+Quennick  yellow yellow green barred   red    grey  red   hooked red     smooth  long   blue    short orange small forest
+Rothwen   black  black  grey  streaked white  white white flat   red     pointed fan    white   long  orange large snow
+Selwick   blue   white  blue  barred   blue   white plain flat   black   smooth  forked red     long  black  small water
+Tavistan  red    red    green plain    black  black white hooked black   plume   forked white   long  orange large grass
 """
 SPECIES: dict[str, dict[str, str]] = {
     row.split()[0]: dict(zip(GROUPS, row.split()[1:], strict=True)) for row in _SPECIES_TABLE.strip().splitlines()[1:]
@@ -212,9 +211,17 @@ _BEAKS = {
 _TAILS = {
     "short": ((-0.40, 0.10), (-1.00, -0.02), (-1.04, -0.22), (-0.44, -0.26)),
     "long": ((-0.40, 0.10), (-1.00, -0.10), (-1.56, -0.36), (-1.54, -0.54), (-1.00, -0.32), (-0.44, -0.24)),
-    "forked": ((-0.40, 0.10), (-1.00, 0.08), (-1.42, 0.22), (-0.98, -0.12), (-1.36, -0.52), (-0.96, -0.34), (-0.44, -0.24)),
-    "fan": ((-0.40, 0.06), (-0.98, 0.40), (-1.18, 0.22), (-1.26, -0.06), (-1.20, -0.36), (-1.04, -0.56), (-0.44, -0.20)),
-}  # fmt: skip
+    "forked": (
+        (-0.4, 0.1),
+        (-1.0, 0.08),
+        (-1.42, 0.22),
+        (-0.98, -0.12),
+        (-1.36, -0.52),
+        (-0.96, -0.34),
+        (-0.44, -0.24),
+    ),
+    "fan": ((-0.4, 0.06), (-0.98, 0.4), (-1.18, 0.22), (-1.26, -0.06), (-1.2, -0.36), (-1.04, -0.56), (-0.44, -0.2)),
+}
 _CRESTS = {
     "smooth": ((0.50, 0.50),),  # hidden inside the head
     "pointed": ((0.66, 0.78), (0.52, 0.92), (0.02, 1.20), (0.20, 0.88), (-0.08, 0.86), (0.20, 0.62)),
@@ -301,7 +308,8 @@ def _backgrounds(x: np.ndarray, y: np.ndarray, habitat: np.ndarray, r: np.ndarra
             hill = horizon + 0.10 * np.sin(2.2 * x + turn[1])
             field = ramp((0.24, 0.50, 0.12), (0.58, 0.74, 0.30), (y + 1.0) / (hill + 1.0))
             lean = 0.25 * np.sin(3 * x + turn[2])
-            blades = np.sin(34 * (x + lean * y) + 2.5 * np.sin(7 * y + turn[3]) + turn[4]) * np.sin(9 * y - 5 * x + turn[5])
+            blades = np.sin(34 * (x + lean * y) + 2.5 * np.sin(7 * y + turn[3]) + turn[4])
+            blades = blades * np.sin(9 * y - 5 * x + turn[5])
             field *= 1 + (0.16 * blades)[:, None]
             picture += (field - picture) * np.clip((hill - y) * edge, 0, 1)[:, None]
         elif name == "forest":
@@ -312,7 +320,8 @@ def _backgrounds(x: np.ndarray, y: np.ndarray, habitat: np.ndarray, r: np.ndarra
                 trunk = (width + 0.02 * np.sin(4 * y + turn[1 + k]) - np.abs(x - middle)) * edge
                 shade = 0.55 + 0.5 * q[11 + k]
                 blend(picture, np.array([0.42, 0.31, 0.21])[None, :, None] * shade[:, None], trunk)
-            leaves = np.sin(11 * x + turn[16] + 2 * np.sin(6 * y)) * np.sin(10 * y + turn[17] + 2 * np.sin(5 * x + turn[18]))
+            leaves = np.sin(11 * x + turn[16] + 2 * np.sin(6 * y))
+            leaves = leaves * np.sin(10 * y + turn[17] + 2 * np.sin(5 * x + turn[18]))
             blend(picture, (0.28, 0.52, 0.22), (leaves - 0.25 + 0.9 * (y - 0.45)) * 2)
             blend(picture, (0.27, 0.33, 0.17), (-0.52 + 0.04 * np.sin(6 * x + turn[19]) - y) * edge)
         elif name == "sand":
@@ -331,9 +340,11 @@ def _backgrounds(x: np.ndarray, y: np.ndarray, habitat: np.ndarray, r: np.ndarra
                 blend(picture, (0.30, 0.40, 0.42), fir * edge)
             bank = horizon - 0.02 + 0.06 * np.sin(2.5 * x + turn[9])
             ground = ramp((0.97, 0.98, 1.00), (0.82, 0.88, 0.96), (y + 1.0) / (bank + 1.0))
-            ground -= (0.06 * np.clip(np.sin(3 * x + 9 * y + turn[10]), 0, 1))[:, None] * np.float32([[[1.2], [0.8], [0.3]]])
+            drift = np.clip(np.sin(3 * x + 9 * y + turn[10]), 0, 1)
+            ground -= drift[:, None] * np.float32([[[0.072], [0.048], [0.018]]])  # bluish
             picture += (ground - picture) * np.clip((bank - y) * edge, 0, 1)[:, None]
-            flakes = np.cos(13 * x + 3 * np.sin(4 * y + turn[11]) + turn[12]) * np.cos(12 * y + 3 * np.sin(5 * x) + turn[13])
+            flakes = np.cos(13 * x + 3 * np.sin(4 * y + turn[11]) + turn[12])
+            flakes = flakes * np.cos(12 * y + 3 * np.sin(5 * x) + turn[13])
             blend(picture, (1.0, 1.0, 1.0), (np.abs(flakes) - 0.93) * 14)
         else:  # sky
             picture = ramp((0.66, 0.84, 0.97), (0.22, 0.50, 0.90), (y + 1.0) / 2 + 0 * horizon)
@@ -398,7 +409,8 @@ def _draw(attributes: np.ndarray, keys: np.ndarray, size: int, shifted: bool) ->
     branch = np.abs(v0 - ground + f32(0.06) + f32(0.05) * np.sin(f32(1.3) * u0 + 9 * r[:, :1])) - f32(0.075)
     paint(np.array([0.33, 0.22, 0.13], f32)[None, :, None], cover(branch) * perched)
     spot = np.hypot((u0 + f32(0.05)) / f32(0.75), (v0 - ground) / f32(0.13))
-    paint(np.full((1, 3, 1), 0.12, f32), f32(0.40) * np.clip(f32(1.5) * (1 - spot), 0, 1) * ~(perched | (habitat == "water")))
+    shadow = f32(0.40) * np.clip(f32(1.5) * (1 - spot), 0, 1) * ~(perched | (habitat == "water"))
+    paint(np.full((1, 3, 1), 0.12, f32), shadow)
     ripple = np.clip(1 - np.abs(spot - f32(0.75)) * 5, 0, 1) * (habitat == "water")
     paint(np.array([0.85, 0.94, 0.96], f32)[None, :, None], f32(0.65) * ripple)
 
@@ -408,7 +420,8 @@ def _draw(attributes: np.ndarray, keys: np.ndarray, size: int, shifted: bool) ->
     for hip, shade in ((-0.16, 0.75), (0.10, 1.0)):
         foot = hip + swing * (1 if shade == 1.0 else -1)
         stroke = _capsule(u0, v0, f32(hip), f32(-0.25), foot, ground, f32(0.058), f32(0.048))
-        toes = _capsule(u0, v0, foot - f32(0.07), ground + f32(0.01), foot + f32(0.17), ground - f32(0.01), f32(0.045), f32(0.035))
+        heel, toe = foot - f32(0.07), foot + f32(0.17)
+        toes = _capsule(u0, v0, heel, ground + f32(0.01), toe, ground - f32(0.01), f32(0.045), f32(0.035))
         shape(leg_colour * f32(shade), np.minimum(stroke, toes), contour=0.35)
     shape(colour(name["tail colour"]), _polygon(u, v, _TAIL_CORNERS[value["tail shape"]]) - f32(0.03))
 
@@ -434,7 +447,8 @@ def _draw(attributes: np.ndarray, keys: np.ndarray, size: int, shifted: bool) ->
     # beak with a line between the halves
     beak_colour, beak = colour(name["beak colour"]), _polygon(u, v, _BEAK_CORNERS[value["beak shape"]]) - f32(0.015)
     shape(beak_colour, beak)
-    paint(beak_colour * f32(0.6), f32(0.5) * cover(np.maximum(beak, np.abs(v - f32(0.47) + f32(0.15) * (u - f32(0.74))) - f32(0.012))))
+    line = np.abs(v - f32(0.47) + f32(0.15) * (u - f32(0.74))) - f32(0.012)
+    paint(beak_colour * f32(0.6), f32(0.5) * cover(np.maximum(beak, line)))
 
     # eye, with or without a ring, and a glint
     eye = np.hypot(u - f32(0.60), v - f32(0.53))
@@ -450,7 +464,8 @@ def _draw(attributes: np.ndarray, keys: np.ndarray, size: int, shifted: bool) ->
     phase = f32(0.10) * next(jitter)
     bars = f32(0.055) - np.abs((a + phase) % f32(0.26) - f32(0.13))
     row = np.floor((b + phase) / f32(0.20))
-    dots = f32(0.070) - np.hypot((a + f32(0.12) * (row % 2)) % f32(0.24) - f32(0.12), (b + phase) % f32(0.20) - f32(0.10))
+    along, across = (a + f32(0.12) * (row % 2)) % f32(0.24), (b + phase) % f32(0.20)
+    dots = f32(0.070) - np.hypot(along - f32(0.12), across - f32(0.10))
     streaks = f32(0.034) - np.abs((b + f32(0.03) * np.sin(9 * a) + phase) % f32(0.15) - f32(0.075))
     pattern = np.choose(value["wing pattern"][:, None], [np.full_like(bars, -1), bars, dots, streaks])
     paint(colour(["white"] * n), f32(0.92) * cover(np.maximum(wing + f32(0.05), -pattern)))
@@ -460,8 +475,8 @@ def _draw(attributes: np.ndarray, keys: np.ndarray, size: int, shifted: bool) ->
     cast = np.concatenate([light + warmth, light, light - warmth], axis=1)[:, :, None]
     picture = picture.reshape(n, 3, size, size)
     if shifted:
-        tint = np.array([1.16, 0.98, 0.72], f32)[None, :, None] + f32(0.06) * np.concatenate([next(jitter) for _ in range(3)], 1)[:, :, None]
-        cast = cast * tint
+        tint = np.concatenate([next(jitter) for _ in range(3)], axis=1)
+        cast = cast * (np.array([1.16, 0.98, 0.72], f32) + f32(0.06) * tint)[:, :, None]
         for _ in range(max(1, round(2 * size / 64))):  # binomial blur, standard deviation one pixel at size 64
             edged = np.pad(picture, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
             rows = f32(0.5) * edged[:, :, 1:-1] + f32(0.25) * (edged[:, :, :-2] + edged[:, :, 2:])
@@ -490,3 +505,86 @@ def render(attributes: np.ndarray, keys: np.ndarray | int = 0, size: int = 64, s
     starts = range(0, len(attributes), _CHUNK)
     chunks = [_draw(attributes[i : i + _CHUNK], keys[i : i + _CHUNK], size, shifted) for i in starts]
     return np.concatenate(chunks) if chunks else np.empty((0, size, size, 3), np.uint8)
+
+
+# --------------------------------------------------------------------------------------------------------------------
+# the data set on disk
+
+
+def write_birds(
+    root: Path | str,
+    variant: str = "birds",
+    seed: int = 0,
+    n_train: int = 100,
+    n_val: int = 20,
+    n_test: int = 40,
+    size: int = 64,
+    workers: int | None = None,
+) -> None:
+    """Draw a data set of ``20 * (n_train + n_val + n_test)`` pictures of ``size`` pixels into ``root``.
+
+    Writes ``images/SPLIT/SPECIES/NUMBER.png``, ``images.csv`` (``path`` relative to the csv, ``label``, ``split``, then
+    one 0/1 column per concept) and ``groups.json`` (group -> its concepts). ``root`` appears complete or not at all;
+    the bytes do not depend on ``workers``, the number of threads (default: one per core).
+    """
+    root = Path(root)
+    _check_variant(variant)
+    if root.exists() and (not root.is_dir() or any(root.iterdir())):
+        raise UserError(f"{root} exists already: remove it, or name another folder for the paper birds")
+    root.parent.mkdir(parents=True, exist_ok=True)
+    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        _write_into(partial, variant, seed, dict(zip(SPLITS, (n_train, n_val, n_test))), size, workers)
+        try:
+            partial.rename(root)
+        except OSError:
+            if not (root / "images.csv").exists():  # else another process was faster, with the same bytes
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _write_into(folder: Path, variant: str, seed: int, counts: dict[str, int], size: int, workers: int | None) -> None:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    rows, chunks = [], []  # a chunk of work: paths, attributes, keys, shifted
+    for split, n_per_class in counts.items():
+        attributes, labels, keys = sample(variant, split, n_per_class, seed)
+        paths = []
+        for i, (label, truth) in enumerate(zip(labels, concepts_of(attributes))):
+            species = SPECIES_NAMES[label]
+            paths.append(f"images/{split}/{species.lower()}/{i % n_per_class:04d}.png")
+            rows.append([paths[-1], species, split, *truth.tolist()])
+        for species in SPECIES_NAMES:
+            (folder / "images" / split / species.lower()).mkdir(parents=True)
+        shifted = variant == "birds_shift" and split == "test"
+        for i in range(0, len(paths), _CHUNK):
+            part = slice(i, i + _CHUNK)
+            chunks.append((paths[part], attributes[part], keys[part], shifted))
+
+    def draw(chunk: tuple[list[str], np.ndarray, np.ndarray, bool]) -> int:
+        from PIL import Image
+
+        paths, attributes, keys, shifted = chunk
+        for path, pixels in zip(paths, render(attributes, keys, size, shifted)):
+            Image.fromarray(pixels).save(folder / path, compress_level=4)
+        return len(paths)
+
+    columns = (TextColumn("drawing paper birds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    console = Console(stderr=True)
+    with (
+        ThreadPoolExecutor(workers or os.cpu_count()) as pool,
+        Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,
+    ):
+        task = progress.add_task("", total=len(rows))
+        for drawn in pool.map(draw, chunks):
+            progress.advance(task, drawn)
+
+    groups = {group: list(values.values()) for group, values in ATTRIBUTES.items()}
+    (folder / "groups.json").write_text(json.dumps(groups, indent=2) + "\n", encoding="utf-8")
+    with (folder / "images.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["path", "label", "split", *CONCEPTS])
+        writer.writerows(rows)
