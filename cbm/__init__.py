@@ -1,0 +1,25 @@
+"""cbm: concept bottleneck models on frozen CLIP features.
+
+import cbm
+model = cbm.load("runs/NAME")
+out = model.predict(["bird.png"])
+out.labels, out.explain(0)
+"""
+
+from typing import TYPE_CHECKING
+
+from cbm.errors import UserError
+
+if TYPE_CHECKING:
+    from cbm.trained import Prediction, TrainedModel, load
+
+__version__ = "0.1.0"
+__all__ = ["Prediction", "TrainedModel", "UserError", "load"]
+
+
+def __getattr__(name: str):
+    if name in ("Prediction", "TrainedModel", "load"):
+        import cbm.trained
+
+        return getattr(cbm.trained, name)
+    raise AttributeError(f"module 'cbm' has no attribute '{name}'")

@@ -103,8 +103,12 @@ def known_keys(name: str, arguments: list[str]) -> list[str]:
     def walk(node: DictConfig, prefix: str) -> None:
         for key in node:
             keys.append(prefix + str(key))
-            if OmegaConf.is_dict(node) and not OmegaConf.is_missing(node, key) and OmegaConf.is_dict(node._get_node(key)):
-                walk(node[key], f"{prefix}{key}.")
+            if (
+                OmegaConf.is_dict(node)
+                and not OmegaConf.is_missing(node, key)
+                and OmegaConf.is_dict(node._get_node(key))
+            ):
+                walk(node[key], f"{prefix}{key!s}.")
 
     walk(composed, "")
     return keys

@@ -1,4 +1,4 @@
-"""What can be configured: dataclass schemas for Hydra, and the cards and banks that become choices by lying in a folder.
+"""What can be configured: dataclass schemas for Hydra, and cards and banks that become choices by lying in a folder.
 
 Imports nothing heavy, so that ``python train.py --help`` answers quickly. A method's own settings live in the method's
 file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when the run starts.

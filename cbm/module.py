@@ -17,8 +17,8 @@ from lightning.pytorch.loggers import Logger
 from torch import Tensor, nn
 
 from cbm.data.features import FeatureData
-from cbm.files import cannot_write, write_atomically
 from cbm.errors import UserError
+from cbm.files import cannot_write, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def fit(
     progress: bool = False,
     logger: Logger | None = None,
 ) -> None:
-    """Train until the validation loss has not improved for ``patience`` validations; end with the best weights.
+    """Train until the validation loss has not fallen by 0.001 for ``patience`` validations; end with the best weights.
 
     Args:
         module: what to train.
@@ -130,7 +130,7 @@ def fit(
         progress: show a progress bar.
         logger: a Lightning logger that gets the losses as well.
     """
-    callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience, check_finite=False)]
+    callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience, min_delta=1e-3, check_finite=False)]
     if checkpoint is not None:
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         callbacks.append(ResumeCheckpoint(checkpoint, checkpoint_seconds))

@@ -85,6 +85,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     integrity = None
     with timed(timing, "time/controls_s"):
         if cfg.controls and method.speaks_through == "bank" and cfg.concepts.control is None:
+            assert isinstance(model, ConceptBottleneck)
             integrity = check_integrity(model, data, cfg, dataset, encoder, encode_text)
             metrics |= integrity_metrics(integrity)
     baselines = fit_baselines(method, data, cfg, encoder, encode_text) if cfg.report else {}
@@ -163,7 +164,11 @@ def encode_splits(dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, spli
         if shots != "all":
             dataset.splits[name] = split.take(rows)
     return FeatureData(
-        encoded, dataset.classes, concept_names=dataset.concept_names, concept_groups=dataset.concept_groups, seed=cfg.seed
+        encoded,
+        dataset.classes,
+        concept_names=dataset.concept_names,
+        concept_groups=dataset.concept_groups,
+        seed=cfg.seed,
     )
 
 
@@ -186,7 +191,8 @@ def candidate_bank(
     own = cfg.dataset.bank and str(schema.resolve_path(cfg.dataset.bank))
     bank = prepare_bank(
         find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
-        hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words, remove_class_names=cfg.concepts.remove_class_names,
+        hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words,
+        remove_class_names=cfg.concepts.remove_class_names,
     )  # fmt: skip
     return apply_control(bank, cfg.concepts.control, cfg.seed)
 
@@ -213,7 +219,7 @@ def fit_method(
     return model.eval().requires_grad_(False), bank
 
 
-# ------------------------------------------------------------------------------------------------ controls and baselines
+# ----------------------------------------------------------------------------------------------- controls, baselines
 
 
 def check_integrity(
@@ -221,12 +227,12 @@ def check_integrity(
     encode_text: EncodeText,
 ) -> Integrity:  # fmt: skip
     """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``)."""
-    models: dict[str, ConceptBottleneck] = {"real": model}
+    models: dict[str, Any] = {"real": model}
     for control in ("random", "shuffled"):
         method = create_method(cfg.method)
-        controlled = OmegaConf.merge(cfg, {"concepts": {"control": control}})
+        controlled: Any = OmegaConf.merge(cfg, {"concepts": {"control": control}})
         bank = candidate_bank(method, controlled, dataset, encoder, encode_text)
-        models[control], _ = fit_method(method, data, bank, controlled, encoder.logit_scale)  # type: ignore[assignment]
+        models[control], _ = fit_method(method, data, bank, controlled, encoder.logit_scale)
     test = data.test
     correct = {name: predict_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
     correct_nec5 = {name: nec5_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
@@ -248,7 +254,7 @@ def integrity_metrics(integrity: Integrity) -> dict[str, float]:
 def fit_baselines(
     method: Method, data: FeatureData, cfg: DictConfig, encoder: Encoder, encode_text: EncodeText
 ) -> dict[str, dict[str, float]]:
-    """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe on the same pictures."""
+    """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe."""
     names = ["zero_shot", "linear_probe"] if encoder.has_text else ["linear_probe"]
     results = {}
     for name in names:
@@ -333,7 +339,7 @@ def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
     return replace(dataset, classes=classes, splits=splits)
 
 
-# ------------------------------------------------------------------------------------------------- logging and reporting
+# ------------------------------------------------------------------------------------------------ logging, reporting
 
 
 def set_up_logging() -> None:
@@ -360,7 +366,9 @@ def timed(timing: dict[str, float], key: str):
     timing[key] = timing.get(key, 0.0) + time.perf_counter() - began
 
 
-def about(encoder: Encoder, data: FeatureData, integrity: Integrity | None, baselines: dict[str, Any]) -> dict[str, Any]:
+def about(
+    encoder: Encoder, data: FeatureData, integrity: Integrity | None, baselines: dict[str, Any]
+) -> dict[str, Any]:
     """What a later reader of the run needs to know."""
     return {
         "classes": data.classes,
@@ -384,7 +392,9 @@ def wandb_logger(cfg: DictConfig, run: RunDirectory) -> Any:
     )
 
 
-def finish_wandb(logger: Any, path: Path, metrics: dict[str, float], model: nn.Module, bank: ConceptBank | None) -> None:
+def finish_wandb(
+    logger: Any, path: Path, metrics: dict[str, float], model: nn.Module, bank: ConceptBank | None
+) -> None:
     """Log the results and the files of the run."""
     if logger is not None:
         from cbm.tracking import log_results

@@ -1,4 +1,4 @@
-"""Weights & Biases: what people look at, and the model and bank as artifacts. Offline by itself when there is no login."""
+"""Weights & Biases: what people look at, and model and bank as artifacts. Offline by itself when there is no login."""
 
 import logging
 import os
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def create_wandb_logger(
     path: Path, settings: dict[str, Any], *, project: str, entity: str | None, tags: list[str]
 ) -> Any:
-    """Lightning's W&B logger writing below ``path``; offline unless there is a login or ``WANDB_MODE`` says otherwise."""
+    """Lightning's W&B logger writing below ``path``; offline unless there is a login or ``WANDB_MODE`` is set."""
     try:
         import wandb
     except ImportError as error:
@@ -41,7 +41,9 @@ def log_results(logger: Any, path: Path, metrics: dict[str, float], model: nn.Mo
     run = logger.experiment
     run.summary.update(metrics)
     if isinstance(model, ConceptBottleneck) and bank is not None:
-        classes = bank.classes if len(bank.classes) == len(model.weights()) else [str(c) for c in range(len(model.weights()))]
+        classes = (
+            bank.classes if len(bank.classes) == len(model.weights()) else [str(c) for c in range(len(model.weights()))]
+        )
         table = wandb.Table(columns=["class", "rank", "concept", "weight", "importance"])
         weights, importance = model.weights(), model.importance()
         for row, columns in enumerate(top_concepts(model, 10).tolist()):

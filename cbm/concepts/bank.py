@@ -11,8 +11,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from cbm.files import write_atomically
 from cbm.errors import UserError, did_you_mean
+from cbm.files import write_atomically
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,12 @@ class ConceptBank:
     def texts(self) -> list[str]:
         """K phrases."""
         return [concept.text for concept in self.concepts]
+
+    def directions(self) -> Tensor:
+        """The embeddings ``[K, D]`` of a bank that an encoder has read."""
+        if self.embeddings is None:
+            raise ValueError(f"concept bank '{self.name}' has not been embedded")
+        return self.embeddings
 
     @property
     def classes(self) -> list[str]:

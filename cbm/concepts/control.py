@@ -23,14 +23,14 @@ def apply_control(bank: ConceptBank, control: str | None, seed: int) -> ConceptB
         return bank
     if control not in CONTROLS:
         raise UserError(f"concepts.control={control}: {did_you_mean(control, CONTROLS)}")
-    assert bank.embeddings is not None
+    known = bank.directions()
     generator = torch.Generator().manual_seed(seed + 7919)
     if control == "random":
-        directions = torch.randn(bank.embeddings.shape, generator=generator)
+        directions = torch.randn(known.shape, generator=generator)
         embeddings = torch.nn.functional.normalize(directions, dim=1)
     else:
         # a random cycle: nobody keeps its own direction
         order = torch.randperm(len(bank), generator=generator)
-        embeddings = torch.empty_like(bank.embeddings)
-        embeddings[order] = bank.embeddings[order.roll(1)]
+        embeddings = torch.empty_like(known)
+        embeddings[order] = known[order.roll(1)]
     return replace(bank, embeddings=embeddings)

@@ -5,26 +5,63 @@ phrases, phrases cut in mid-clause, class names as substrings, statements nobody
 """
 
 import re
+from itertools import pairwise
 
 from cbm.concepts.bank import ConceptBank
 from cbm.errors import UserError
 
 FUNCTION_WORDS = frozenset(
-    "a an the and or of to with in on at by for from as that which is are was were be has have its their than into "
-    "very but if this these those".split()
+    [
+        "a",
+        "an",
+        "the",
+        "and",
+        "or",
+        "of",
+        "to",
+        "with",
+        "in",
+        "on",
+        "at",
+        "by",
+        "for",
+        "from",
+        "as",
+        "that",
+        "which",
+        "is",
+        "are",
+        "was",
+        "were",
+        "be",
+        "has",
+        "have",
+        "its",
+        "their",
+        "than",
+        "into",
+        "very",
+        "but",
+        "if",
+        "this",
+        "these",
+        "those",
+    ]
 )
 
-PROMPT_LEAK = re.compile(r"concepts? (from|in|of) (the )?sentence|extract(ing)? concepts?|^(sure|here (is|are))\b", re.I)
+PROMPT_LEAK = re.compile(
+    r"concepts? (from|in|of) (the )?sentence|extract(ing)? concepts?|^(sure|here (is|are))\b", re.I
+)
 
 NOT_VISUAL = {
-    "measurement": r"\d+(\.\d+)?\s?(kg|kilograms?|pounds?|lbs?|ounces?|mph|km/?h|miles?|feet|ft|meters?|years?|percent|%)",
+    "measurement": r"\d+(\.\d+)?\s?(kg|kilograms?|pounds?|lbs?|ounces?|mph|km/?h|miles?|feet|ft|meters?|years?|%)",
     "weight": r"\bweigh(s|ing|ed)?\b",
     "sound": r"\b(sounds?|songs?|sings?|singing|noisy|noise|calls?|cawing|chirp\w*|bark(s|ing)|meow\w*|loud\w*)\b",
     "smell or taste": r"\b(smell\w*|scent\w*|odou?r\w*|tast(e|es|y)|delicious|flavou?r\w*)\b",
     "status": r"\b(endangered|threatened|extinct\w*|conservation|population|native to|species|vulnerable to)\b",
-    "history or cost": r"\b(invented|history|historical(ly)?|centur(y|ies)|expensive|cheap|costs?|popular|famous|known for)\b",
+    "history or cost": r"\b(invented|histor(y|ical(ly)?)|centur(y|ies)|expensive|cheap|costs?|popular|famous|known)\b",
     "life": r"\b(lifespan|live(s)? up to|migrat\w*|mate for life|lays? eggs|territorial|nocturnal|diet|intelligent)\b",
-    "meaning": r"\b(symbol\w*|represents?|important|useful|necessary|used (to|for|in|as)|many different|various types)\b",
+    "meaning": r"\b(symbol\w*|represents?|important|useful|necessary|used (to|for|in|as)|many different)\b",
 }
 
 _NOT_VISUAL = {reason: re.compile(pattern, re.I) for reason, pattern in NOT_VISUAL.items()}
@@ -41,7 +78,7 @@ def hygiene_reason(text: str, max_words: int = 20) -> str | None:
         return "leaked prompt"
     if words[-1] in FUNCTION_WORDS:
         return f"cut off after '{words[-1]}'"
-    if any(first == second and len(first) > 3 for first, second in zip(words, words[1:])):
+    if any(first == second and len(first) > 3 for first, second in pairwise(words)):
         return "doubled word"
     return next((f"not visual: {why}" for why, pattern in _NOT_VISUAL.items() if pattern.search(text)), None)
 

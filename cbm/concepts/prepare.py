@@ -87,8 +87,9 @@ def prepare_bank(
     if bank.embeddings is not None:
         if bank.encoder != encoder:
             raise UserError(
-                f"concept bank '{bank.source}' lies in the embedding space of another encoder ({bank.encoder}; this run's "
-                f"is {encoder}): use that encoder, or remove embeddings.safetensors beside bank.json to embed its texts anew"
+                f"concept bank '{bank.source}' lies in the embedding space of another encoder ({bank.encoder}; this "
+                f"run's is {encoder}): use that encoder, or remove embeddings.safetensors beside bank.json to embed "
+                "its texts anew"
             )
         return bank
     before = bank
@@ -111,7 +112,8 @@ def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, 
     if "{}" not in template:
         raise UserError(f"dataset.template='{template}' has no place {{}} for the class name")
     concepts = tuple(
-        Concept(template.format(clean_class_name(name)), (name,), provenance={"source": "class name"}) for name in classes
+        Concept(template.format(clean_class_name(name)), (name,), provenance={"source": "class name"})
+        for name in classes
     )
     bank = ConceptBank("class names", "class names", concepts, encoder)
     return replace(bank, embeddings=encode_text(bank.texts))

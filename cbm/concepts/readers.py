@@ -60,7 +60,7 @@ def _phrases(path: Path, content: Any) -> Iterable[tuple[str, tuple[str, ...], f
 
 
 def normalise_text(text: str) -> str:
-    """The form in which two phrases are the same: case, spaces, a leading article and closing punctuation do not count."""
+    """The form in which phrases are compared: case, spaces, a leading article and closing punctuation do not count."""
     text = " ".join(text.split()).strip(" .,;:!\"'").casefold()
     return re.sub(r"^(a|an|the) ", "", text)
 

@@ -1,4 +1,4 @@
-"""Which candidate phrases become the bottleneck: discriminative and diverse, class by class (LaBo, CVPR 2023, section 3.2)."""
+"""Which candidates become the bottleneck: discriminative and diverse, class by class (LaBo, CVPR 2023, section 3.2)."""
 
 import logging
 
@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 
 from cbm.solvers import discriminability, greedy_select
+from cbm.solvers.discriminability import Score
+from cbm.solvers.submodular import Coverage
 
 log = logging.getLogger(__name__)
 
@@ -16,8 +18,8 @@ def select_concepts(
     class_means: Tensor,
     per_class: int,
     *,
-    score: str,
-    coverage: str,
+    score: Score,
+    coverage: Coverage,
     coverage_weight: float,
 ) -> Tensor:
     """Choose ``per_class`` concepts for every class from the phrases it owns.

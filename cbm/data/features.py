@@ -154,8 +154,8 @@ class FeatureData(lightning.LightningDataModule):
         return self.train.x.shape[1]
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training split, 25 steps or more between validations."""
-        return Batches(self.train, self.batch_size or len(self.train), min_steps=25, shuffle=True, seed=self.seed)
+        """Shuffled batches of the training split, 10 steps or more between validations."""
+        return Batches(self.train, self.batch_size or len(self.train), min_steps=10, shuffle=True, seed=self.seed)
 
     def val_dataloader(self) -> Batches:
         """The validation split, in order."""

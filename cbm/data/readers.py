@@ -53,7 +53,8 @@ def read_dataset(kind: str, name: str, root: Path | None, args: dict[str, Any]) 
 def read_folder(name: str, root: Path) -> ImageDataset:
     """Class-per-folder pictures: ``ROOT/CLASS/*.jpg``, or ``ROOT/{train,val,test}/CLASS/*.jpg``."""
     if not root.is_dir():
-        near = did_you_mean(root.name, [p.name for p in root.parent.iterdir() if p.is_dir()]) if root.parent.is_dir() else ""
+        siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+        near = did_you_mean(root.name, siblings)
         raise UserError(f"data set '{name}': no folder '{root}' {near}".rstrip())
     splits = {SPLIT_ALIASES.get(p.name.lower(), p.name.lower()): p for p in root.iterdir() if p.is_dir()}
     splits = {split: path for split, path in splits.items() if split in SPLITS}
@@ -71,7 +72,8 @@ def read_folder(name: str, root: Path) -> ImageDataset:
     for split, by_class in found.items():
         if unknown := sorted(set(by_class) - set(classes)):
             raise UserError(
-                f"data set '{name}': class '{unknown[0]}' is in {split} but not in train, {did_you_mean(unknown[0], classes)}"
+                f"data set '{name}': class '{unknown[0]}' is in {split} but not in train, "
+                f"{did_you_mean(unknown[0], classes)}"
             )
     result = {}
     for split, by_class in found.items():
@@ -146,7 +148,7 @@ def read_birds(
     """Paper birds, drawn into ``root`` on first use (numbers are per species)."""
     from cbm.data.birds import write_birds
 
-    made_of = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
+    made_of: dict[str, Any] = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
     root = root / f"{seed}-{n_train}-{n_val}-{n_test}-{size}"
     if not (root / "images.csv").is_file():
         log.info("drawing %s into %s", variant, root)

@@ -1,7 +1,7 @@
 """The file format of the stores: safetensors files that carry their own checksum in their name.
 
-``00003-1f6c...9a.safetensors``: a file is written under a temporary name and renamed when it is complete, so it is there
-whole or not at all; a flipped byte no longer matches the name and the file is dropped.
+``00003-1f6c...9a.safetensors``: a file is written under a temporary name and renamed when it is complete, so it is
+there whole or not at all; a flipped byte no longer matches the name and the file is dropped.
 """
 
 import hashlib

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from cbm.data.dataset import ImageDataset
-from cbm.files import write_atomically
 from cbm.errors import UserError
+from cbm.files import write_atomically
 
 log = logging.getLogger(__name__)
 

@@ -11,6 +11,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,11 +21,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from cbm.files import write_atomically
 from cbm.data.images import Images
 from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
+from cbm.files import write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -101,7 +102,9 @@ class FeatureStore:
             rows = [row for start in missing for row in range(start, min(start + SHARD_ROWS, len(images)))]
             if len(rows) < len(images):
                 log.info("%s: %d of %d already encoded", label, len(images) - len(rows), len(images))
-            options = dict(dtype=dtype, batch_size=batch_size, num_workers=num_workers, label=label, progress=progress)
+            options: dict[str, Any] = dict(
+                dtype=dtype, batch_size=batch_size, num_workers=num_workers, label=label, progress=progress
+            )
             self._encode_shards(folder, encoder, images, rows, **options)
             found = {stem: shard for stem, path in find_shards(folder).items() if (shard := read_shard(path))}
         shards = [found[f"{start // SHARD_ROWS:05d}"] for start in starts]
@@ -136,7 +139,12 @@ class FeatureStore:
             collate_fn=_collate,
             pin_memory=encoder.device.type == "cuda",
         )
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[rate]}"),
+        )
         features: list[Tensor] = []
         readable: list[Tensor] = []
         errors: dict[str, str] = {}
@@ -220,6 +228,6 @@ def _iterate(loader: DataLoader):
         if "DataLoader worker" not in str(error):
             raise
         raise UserError(
-            "a process that decodes images died (out of memory?): finished shards are kept, run the same command again, "
-            "perhaps with encoder.num_workers=0 or a smaller encoder.batch_size"
+            "a process that decodes images died (out of memory?): finished shards are kept, run the same command "
+            "again, perhaps with encoder.num_workers=0 or a smaller encoder.batch_size"
         ) from error

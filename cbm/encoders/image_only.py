@@ -1,5 +1,7 @@
 """Image-only backbones from timm and torchvision: ``timm:resnet18``, ``torchvision:resnet50``."""
 
+from typing import Any
+
 from torch import Tensor, nn
 
 from cbm.encoders.base import Encoder
@@ -14,7 +16,7 @@ class ImageEncoder(Encoder):
         return self.model(pictures).flatten(1)
 
 
-def load(library: str, name: str, pretrained: str | None) -> tuple[nn.Module, object]:
+def load(library: str, name: str, pretrained: str | None) -> tuple[nn.Module, Any]:
     """Backbone and preprocessing.
 
     Args:
@@ -27,7 +29,7 @@ def load(library: str, name: str, pretrained: str | None) -> tuple[nn.Module, ob
     return (_timm if library == "timm" else _torchvision)(name, pretrained != "random")
 
 
-def _timm(name: str, weights: bool) -> tuple[nn.Module, object]:
+def _timm(name: str, weights: bool) -> tuple[nn.Module, Any]:
     import timm
 
     if not timm.is_model(name):
@@ -36,7 +38,7 @@ def _timm(name: str, weights: bool) -> tuple[nn.Module, object]:
     return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 
 
-def _torchvision(name: str, weights: bool) -> tuple[nn.Module, object]:
+def _torchvision(name: str, weights: bool) -> tuple[nn.Module, Any]:
     from torchvision import models
 
     if name not in models.list_models(module=models):

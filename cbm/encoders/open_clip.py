@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import warnings
+from typing import Any
 
 import torch
 from rich.progress import track
@@ -18,8 +19,9 @@ class ClipEncoder(Encoder):
 
     has_text = True
 
-    def __init__(self, id: str, model: nn.Module, preprocess, tokenizer, **kwargs):
+    def __init__(self, id: str, model: Any, preprocess: Any, tokenizer: Any, **kwargs: Any):
         self.tokenizer = tokenizer
+        self._clip = model
         self._trim: bool | None = None  # decided on the first batch of text
         scale = getattr(model, "logit_scale", None)
         super().__init__(
@@ -28,7 +30,7 @@ class ClipEncoder(Encoder):
 
     def image_features(self, pictures: Tensor) -> Tensor:
         """The image tower with its projection: ``[N, 3, H, W]`` to ``[N, D]``."""
-        return self.model.encode_image(pictures)
+        return self._clip.encode_image(pictures)
 
     @torch.inference_mode()
     def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
@@ -62,7 +64,7 @@ class ClipEncoder(Encoder):
 
     def _encode_tokens(self, tokens: Tensor) -> Tensor:
         with self.autocast(), self._context(tokens.shape[1]):
-            return self.model.encode_text(tokens.to(self.device)).float().cpu()
+            return self._clip.encode_text(tokens.to(self.device)).float().cpu()
 
     @staticmethod
     def _lengths(tokens: Tensor) -> Tensor:
@@ -81,7 +83,7 @@ class ClipEncoder(Encoder):
     @contextlib.contextmanager
     def _context(self, width: int):
         """Let a plain CLIP text tower, which adds its whole position table, read ``width`` tokens."""
-        model = self.model
+        model = self._clip
         table, mask = getattr(model, "positional_embedding", None), getattr(model, "attn_mask", None)
         if not isinstance(table, nn.Parameter) or not isinstance(mask, Tensor) or width == table.shape[0]:
             yield
@@ -94,7 +96,7 @@ class ClipEncoder(Encoder):
             model.positional_embedding, model.attn_mask = table, mask
 
 
-def load(model: str, pretrained: str | None, device: str) -> tuple[nn.Module, object, object]:
+def load(model: str, pretrained: str | None, device: str) -> tuple[Any, Any, Any]:
     """Model, evaluation preprocessing and tokenizer of an open_clip model, weights loaded."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,8 +1,16 @@
 """The one model: scores, activation, head, residual."""
 
 from cbm.layers.bottleneck import ConceptBottleneck
-from cbm.layers.heads import AssociationHead, LinearHead, owner_prior
+from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
 from cbm.layers.probe import LinearProbe
 from cbm.layers.serialise import load_model, save_model
 
-__all__ = ["AssociationHead", "ConceptBottleneck", "LinearHead", "LinearProbe", "load_model", "owner_prior", "save_model"]
+__all__ = [
+    "AssociationHead",
+    "ConceptBottleneck",
+    "LinearHead",
+    "LinearProbe",
+    "load_model",
+    "owner_prior",
+    "save_model",
+]

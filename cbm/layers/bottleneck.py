@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from cbm.kernels import class_vectors, concept_scores, linear_bottleneck_logits
+from cbm.layers.heads import Head
 
 
 class ConceptBottleneck(nn.Module):
@@ -17,7 +18,7 @@ class ConceptBottleneck(nn.Module):
 
     Args:
         concepts: ``[K, D]`` concept directions, frozen.
-        head: a module with ``weight() [C, K]`` and ``bias [C]`` or None.
+        head: weights and bias of the classes.
         scale: factor on the scores; its logarithm is a parameter if ``learn_scale``.
         learn_scale: train the scale along with the head.
         reference: ``[K]`` what each concept's cosine is on average over the training pictures: the point from which
@@ -25,10 +26,14 @@ class ConceptBottleneck(nn.Module):
         spread: ``[K]`` standard deviation of the cosine over the training pictures. Ones by default.
     """
 
+    concepts: Tensor
+    reference: Tensor
+    spread: Tensor
+
     def __init__(
         self,
         concepts: Tensor,
-        head: nn.Module,
+        head: Head,
         *,
         scale: float = 1.0,
         learn_scale: bool = False,
@@ -50,9 +55,7 @@ class ConceptBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Unit-norm features ``[N, D]`` to logits ``[N, C]``."""
-        return linear_bottleneck_logits(
-            x, self.concepts, self.head.weight(), scale=self.scale, bias=self.head.bias
-        )
+        return linear_bottleneck_logits(x, self.concepts, self.head.weight(), scale=self.scale, bias=self.head.bias)
 
     def scores(self, x: Tensor) -> Tensor:
         """Cosine of every picture with every concept, ``[N, K]``."""
@@ -92,7 +95,8 @@ class ConceptBottleneck(nn.Module):
         """The bottleneck as one linear map: ``logits = x @ vectors.T + bias``.
 
         Args:
-            keep: ``[C, K]`` bool; a weight that is not kept sees its concept held at the reference value. None keeps all.
+            keep: ``[C, K]`` factor on every weight. Where it is 0, the concept is held at its reference value.
+                None keeps all weights as they are.
 
         Returns:
             vectors ``[C, D]`` and bias ``[C]``.

@@ -1,10 +1,24 @@
-"""Heads: from concept scores to class logits. Every head offers ``weight() [C, K]`` and ``bias [C]`` (or None)."""
+"""Heads: from concept scores to class logits."""
 
 import torch
 from torch import Tensor, nn
 
 
-class AssociationHead(nn.Module):
+class Head(nn.Module):
+    """What every head offers.
+
+    Attributes:
+        bias: ``[C]`` or None.
+    """
+
+    bias: Tensor | None
+
+    def weight(self) -> Tensor:
+        """``[C, K]``."""
+        raise NotImplementedError
+
+
+class AssociationHead(Head):
     """A row-stochastic class-concept association, ``softmax_k(W)`` (LaBo: Yang et al., CVPR 2023, section 3.3).
 
     Every class distributes a mass of one over the K concepts: no negative evidence, no bias.
@@ -13,18 +27,17 @@ class AssociationHead(nn.Module):
         logits: ``[C, K]``, the initial W (see ``owner_prior``).
     """
 
-    bias: Tensor | None = None
-
     def __init__(self, logits: Tensor):
         super().__init__()
         self.logits = nn.Parameter(logits.clone())
+        self.bias = None
 
     def weight(self) -> Tensor:
         """``[C, K]``, rows sum to one."""
         return self.logits.softmax(dim=1)
 
 
-class LinearHead(nn.Module):
+class LinearHead(Head):
     """A free linear head.
 
     Args:

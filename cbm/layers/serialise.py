@@ -8,10 +8,10 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
-from cbm.files import write_atomically
 from cbm.errors import UserError
+from cbm.files import write_atomically
 from cbm.layers.bottleneck import ConceptBottleneck
-from cbm.layers.heads import AssociationHead, LinearHead
+from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
 
 
@@ -47,7 +47,7 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
     if kind["model"] == "LinearProbe":
         return LinearProbe(tensors["matrix"], tensors["bias"])
     if kind["head"] == "AssociationHead":
-        head: nn.Module = AssociationHead(tensors["head.logits"])
+        head: Head = AssociationHead(tensors["head.logits"])
     else:
         head = LinearHead(tensors["head.matrix"], tensors.get("head.bias"))
     return ConceptBottleneck(tensors["concepts"], head)

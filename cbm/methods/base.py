@@ -31,7 +31,9 @@ class Method:
     def __init__(self, config: Any):
         self.config = config
 
-    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> tuple[nn.Module, ConceptBank | None]:
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
         """The model before training, and the bank of the concepts it uses, in the order of its columns.
 
         Args:

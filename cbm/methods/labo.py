@@ -1,4 +1,4 @@
-"""LaBo: Yang et al., "Language in a Bottle", CVPR 2023. LLM phrases, submodular selection, an association trained from a prior.
+"""LaBo: Yang et al., "Language in a Bottle", CVPR 2023. LLM phrases, submodular selection, association from a prior.
 
 ``fidelity=paper`` follows the published text: negative entropy of raw cosines, the prior W = 1 for owned concepts, a
 fixed factor of 100. ``repaired`` (default) keeps the model and changes what made it need tuning for every data set,
@@ -10,6 +10,7 @@ under both.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,23 +33,23 @@ class LaBoConfig:
     fidelity: str = "repaired"
     """repaired | paper"""
     concepts_per_class: int = 50
-    score: str | None = None
+    score: Any = None
     """posterior_entropy | mutual_information (what the published code computes) | negative_entropy (the paper)"""
-    coverage: str = "facility_cosine"
+    coverage: Any = "facility_cosine"
     """facility_cosine (the paper) | maxpool (what the published code computes) | facility_cos2 | none"""
     coverage_weight: float = 5.0
     own_mass: float | None = None
     """Share of a class's mass on its own concepts before training"""
     learn_scale: bool | None = None
-    lr: float = 0.05
+    lr: float = 0.02
     batch_size: int | None = 16384
     """Pictures per step; null is the full batch"""
-    patience: int = 10
-    """Validations (every 25 steps or more) without a lower validation loss"""
+    patience: int = 20
+    """Validations (every 10 steps or more) without a lower validation loss"""
     max_epochs: int = 1000
 
 
-FIDELITY = {
+FIDELITY: dict[str, dict[str, Any]] = {
     "repaired": {"score": "posterior_entropy", "own_mass": 0.9, "learn_scale": True},
     "paper": {"score": "negative_entropy", "own_mass": None, "learn_scale": False},
 }
@@ -69,29 +70,35 @@ class LaBo(Method):
         one_of("method.score", config.score, SCORES)
         one_of("method.coverage", config.coverage, COVERAGES)
 
-    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> tuple[nn.Module, ConceptBank | None]:
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
         """Select the concepts on the training pictures and set the prior."""
         assert bank is not None
-        assert bank.embeddings is not None
         means = data.train.class_means(len(data.classes))
         owners = bank.owners(data.classes)
         if not owners.any():
-            owners = claim_concepts(bank.embeddings, means)
+            owners = claim_concepts(bank.directions(), means)
             bank = bank.owned_by(owners, data.classes)
         columns = select_concepts(
-            bank.embeddings, owners, means, self.config.concepts_per_class,
+            bank.directions(), owners, means, self.config.concepts_per_class,
             score=self.config.score, coverage=self.config.coverage, coverage_weight=self.config.coverage_weight,
         )  # fmt: skip
         bank = bank.take(columns.tolist())
         head = AssociationHead(owner_prior(owners[:, columns], self.config.own_mass))
         scale = 100.0
         if self.config.learn_scale:
-            vectors, _ = class_vectors(bank.embeddings, head.weight().detach())
+            vectors, _ = class_vectors(bank.directions(), head.weight().detach())
             scale = fit_scale(data.train.x @ vectors.T, data.train.y, logit_scale)
-        reference, spread = score_moments(data.train.x, bank.embeddings)
+        reference, spread = score_moments(data.train.x, bank.directions())
         data.batch_size = self.config.batch_size if (self.config.batch_size or 0) < len(data.train) else None
         model = ConceptBottleneck(
-            bank.embeddings, head, scale=scale, learn_scale=self.config.learn_scale, reference=reference, spread=spread
+            bank.directions(),
+            head,
+            scale=scale,
+            learn_scale=self.config.learn_scale,
+            reference=reference,
+            spread=spread,
         )
         return model, bank
 

@@ -1,6 +1,7 @@
 """Linear probe: the black box every bottleneck is compared with, on the same features."""
 
 import logging
+import math
 from dataclasses import dataclass
 
 import torch
@@ -33,12 +34,16 @@ class LinearProbeMethod(Method):
     speaks_through = None
     trains = False
 
-    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> tuple[nn.Module, ConceptBank | None]:
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
         """Solve the whole penalty path and keep the best; of equals the strongest penalty."""
         center = data.train.x.mean(dim=0)
-        spread = (data.train.x - center).square().mean().sqrt().clamp(min=1e-12)  # one factor: directions keep their size
-        low, high = sorted([self.config.l2_to, self.config.l2_from])
-        penalties = torch.logspace(*torch.tensor([high, low]).log10().tolist(), self.config.l2_steps).tolist()
+        spread = (
+            (data.train.x - center).square().mean().sqrt().clamp(min=1e-12)
+        )  # one factor: directions keep their size
+        powers = torch.linspace(math.log10(self.config.l2_from), math.log10(self.config.l2_to), self.config.l2_steps)
+        penalties = (10.0 ** powers.double()).tolist()
         path = fit_logistic((data.train.x - center) / spread, data.train.y, l2=penalties, num_classes=len(data.classes))
         val = (data.val.x - center) / spread
         accuracy = [float(((val @ w.T + b).argmax(1) == data.val.y).float().mean()) for w, b in path]

@@ -25,10 +25,11 @@ class ZeroShot(Method):
     speaks_through = "class_names"
     trains = False
 
-    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> tuple[nn.Module, ConceptBank | None]:
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
         """One concept per class and the identity as head."""
         assert bank is not None
-        assert bank.embeddings is not None
-        reference, spread = score_moments(data.train.x, bank.embeddings)
+        reference, spread = score_moments(data.train.x, bank.directions())
         head = LinearHead(torch.eye(len(data.classes)))
-        return ConceptBottleneck(bank.embeddings, head, scale=logit_scale, reference=reference, spread=spread), bank
+        return ConceptBottleneck(bank.directions(), head, scale=logit_scale, reference=reference, spread=spread), bank

@@ -1,10 +1,10 @@
 """What is measured for every run."""
 
 from cbm.metrics.classification import classification_metrics, mcnemar
-from cbm.metrics.grounding import grounding_gap
 from cbm.metrics.concept_labels import concept_label_metrics, match_concepts
-from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_linear
+from cbm.metrics.grounding import grounding_gap
 from cbm.metrics.integrity import Integrity, integrity_verdict
+from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_linear
 
 __all__ = [
     "Integrity", "classification_metrics", "concept_label_metrics", "effective_concepts", "grounding_gap",

@@ -35,12 +35,14 @@ def mcnemar(correct_a: Tensor, correct_b: Tensor) -> float:
         correct_b: ``[N]`` bool, is B right.
 
     Returns:
-        Probability of a split at least this uneven of the pictures on which exactly one is right, were both equally good.
+        Probability that the pictures on which exactly one is right split so unevenly, were both equally good.
     """
     only_a = int((correct_a & ~correct_b).sum())
     only_b = int((correct_b & ~correct_a).sum())
     n, k = only_a + only_b, min(only_a, only_b)
     if n == 0:
         return 1.0
-    log_terms = [math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)]
+    log_terms = [
+        math.lgamma(n + 1) - math.lgamma(i + 1) - math.lgamma(n - i + 1) - n * math.log(2) for i in range(k + 1)
+    ]
     return min(1.0, 2 * sum(math.exp(term) for term in log_terms))

@@ -27,8 +27,8 @@ def concept_label_metrics(
         val_truth: ``[V, M]``.
 
     Returns:
-        ``concept_accuracy`` and ``concept_auroc`` (means over concepts that are present in some pictures and absent
-        in others), ``concepts_matched``; and the M AUROCs (NaN where undefined).
+        ``concept_accuracy`` and ``concept_auroc`` (means over concepts present in some pictures and absent in
+        others), ``concepts_matched``; and the M AUROCs (NaN where undefined).
     """
     accuracies, aurocs = [], []
     for k in range(scores.shape[1]):
@@ -52,7 +52,7 @@ def concept_label_metrics(
 
 
 def best_threshold(scores: Tensor, truth: Tensor) -> float:
-    """The cut with the highest accuracy of ``score > cut``; midway between two scores. Scores ``[N]``, truth ``[N]``."""
+    """The cut with the highest accuracy of ``score > cut``, midway between two scores; scores and truth ``[N]``."""
     known = ~truth.isnan()
     order = scores[known].argsort()
     values, labels = scores[known][order].double(), truth[known][order].double()

@@ -1,4 +1,4 @@
-"""Do the concepts carry the decision? Accuracy cannot tell: a linear bottleneck of random directions classifies well too."""
+"""Do the concepts carry the decision? Accuracy cannot tell: a bottleneck of random directions classifies well too."""
 
 from dataclasses import dataclass
 

@@ -1,0 +1,160 @@
+"""``python -m cbm``: everything that is not training or evaluating."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from cbm import config as schema
+from cbm.errors import UserError
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+concepts = typer.Typer(help="Look after concept banks.", no_args_is_help=True)
+app.add_typer(concepts, name="concepts")
+out = Console()
+
+Bank = Annotated[Path, typer.Argument(help="A bank: bank.json, class -> phrases JSON, or one phrase per line.")]
+Encoder = Annotated[str, typer.Option(help="Encoder: a config name, or any model spec (local-dir:PATH, ...).")]
+Cache = Annotated[Path, typer.Option(help="The feature store.")]
+
+
+@app.command()
+def datasets() -> None:
+    """List the data set cards."""
+    from omegaconf import OmegaConf
+
+    table = Table("name", "reader", "images", "concept bank")
+    for name in schema.card_names():
+        card: Any = OmegaConf.load(schema.CARDS / f"{name}.yaml")
+        table.add_row(name, card.reader, card.get("root") or "say dataset.root=...", card.get("bank") or "auto")
+    out.print(table)
+
+
+@app.command()
+def encode(
+    dataset: Annotated[str, typer.Argument(help="A data set card (see: python -m cbm datasets).")],
+    root: Annotated[Path | None, typer.Option(help="Where the images are, if the card does not say.")] = None,
+    encoder: Encoder = "tiny_clip",
+    pretrained: Annotated[str | None, typer.Option(help="Pretrained tag of an open_clip model.")] = None,
+    cache: Cache = Path("cache"),
+    workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 2,
+    batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
+) -> None:
+    """Encode all splits of a data set into the feature store (interrupted: run it again, it goes on)."""
+    from cbm.run import encode_splits, load_card, load_encoder, read_images, set_up_logging
+
+    set_up_logging()
+    cfg = _encoding(encoder, pretrained, cache, workers, batch_size)
+    cfg.dataset = load_card(dataset)
+    if root is not None:
+        cfg.dataset.root = str(root)
+    images = read_images(cfg.dataset, cache)
+    data = encode_splits(images, load_encoder(cfg.encoder), cfg, ("train", "val", "test"))
+    for name, split in data.splits.items():
+        out.print(f"{name}: {len(split)} images, {data.dim} dimensions")
+
+
+def _encoding(encoder: str, pretrained: str | None, cache: Path, workers: int = 2, batch_size: int = 256) -> Any:
+    """A training configuration that only says how to encode."""
+    from omegaconf import OmegaConf
+
+    cfg = OmegaConf.structured(schema.TrainConfig)
+    if encoder in schema.choices("encoder"):
+        cfg.encoder = OmegaConf.load(schema.CONFIGS / "encoder" / f"{encoder}.yaml")
+    else:
+        cfg.encoder.model = encoder
+    cfg.encoder.pretrained = pretrained or cfg.encoder.pretrained
+    cfg.encoder.num_workers, cfg.encoder.batch_size, cfg.cache = workers, batch_size, str(cache)
+    return cfg
+
+
+@concepts.command()
+def lint(
+    bank: Bank,
+    dataset: Annotated[
+        str | None, typer.Option(help="Check class names against this card, and what the encoder sees.")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
+    encoder: Encoder = "tiny_clip",
+    pretrained: Annotated[str | None, typer.Option(help="Pretrained tag of an open_clip model.")] = None,
+    cache: Cache = Path("cache"),
+    limit: Annotated[int, typer.Option(help="Findings shown per kind.")] = 10,
+) -> None:
+    """Report leaked class names, phrases that are not visual, duplicates, over-long phrases, and (with a data set)
+    concepts the encoder does not detect. Exit status 1 if a concept names its own class."""
+    from cbm.concepts.lint import lint_bank, undetected
+    from cbm.concepts.prepare import adopt_classes
+    from cbm.concepts.readers import read_bank
+
+    found_bank = read_bank(schema.resolve_path(bank))
+    if dataset is None:
+        findings = lint_bank(found_bank)
+    else:
+        from cbm.run import encode_splits, load_card, load_encoder, read_images, set_up_logging, text_encoder
+
+        set_up_logging()
+        cfg = _encoding(encoder, pretrained, cache)
+        cfg.dataset = load_card(dataset)
+        if root is not None:
+            cfg.dataset.root = str(root)
+        images = read_images(cfg.dataset, cache)
+        found_bank = adopt_classes(found_bank, images.classes)
+        tower = load_encoder(cfg.encoder)
+        embeddings = text_encoder(tower, cache, True)(found_bank.texts)
+        train = encode_splits(images, tower, cfg, ("train",)).train
+        findings = lint_bank(found_bank, images.classes)
+        findings += undetected(found_bank, embeddings, train.x, train.y, images.classes)
+    kinds: dict[str, list] = {}
+    for finding in findings:
+        kinds.setdefault(finding.kind, []).append(finding)
+    out.print(
+        f"{found_bank.name}: {len(found_bank)} concepts, {len(found_bank.classes)} classes, {len(findings)} findings"
+    )
+    for kind, group in sorted(kinds.items(), key=lambda item: -len(item[1])):
+        table = Table("concept", "detail", title=f"{kind} ({len(group)})", title_justify="left")
+        for finding in group[:limit]:
+            table.add_row(finding.text, finding.detail)
+        out.print(table)
+    raise typer.Exit(1 if "own class name" in kinds else 0)
+
+
+@concepts.command()
+def diff(before: Bank, after: Bank) -> None:
+    """What changed between two banks: concepts added and removed, owners that differ."""
+    from cbm.concepts.lint import diff_banks
+    from cbm.concepts.readers import read_bank
+
+    changes = diff_banks(read_bank(schema.resolve_path(before)), read_bank(schema.resolve_path(after)))
+    out.print(f"{len(changes.added)} added, {len(changes.removed)} removed, {len(changes.owners)} with other owners")
+    for sign, texts in (("+", changes.added), ("-", changes.removed)):
+        for text in texts:
+            out.print(f"{sign} {text}", markup=False, highlight=False)
+    for text, (old, new) in changes.owners.items():
+        out.print(f"~ {text}: {', '.join(old) or 'none'} -> {', '.join(new) or 'none'}", markup=False, highlight=False)
+
+
+@app.command()
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",
+) -> None:
+    """One table of several runs: mean and standard deviation over seeds."""
+    from cbm.report.compare import compare_runs, format_table
+
+    print(format_table(compare_runs(runs), style))
+
+
+def main() -> None:
+    """Run a command; one line and exit status 2 on bad input."""
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

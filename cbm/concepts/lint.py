@@ -1,0 +1,112 @@
+"""What is wrong with a bank, and what changed between two: ``python -m cbm concepts lint|diff``."""
+
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cbm.concepts.bank import ConceptBank
+from cbm.concepts.hygiene import class_name_pattern, hygiene_reason
+from cbm.concepts.readers import normalise_text
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing to look at.
+
+    Attributes:
+        kind: class name | not visual | ... | duplicate | undetected.
+        text: the concept.
+        detail: what exactly, and where.
+    """
+
+    kind: str
+    text: str
+    detail: str
+
+
+def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: int = 20) -> list[Finding]:
+    """Blank and merged phrases, class names, phrases that are no visual phrases, and classes with few concepts.
+
+    Args:
+        bank: as read, duplicates already merged.
+        classes: class names of a data set; the bank's own by default.
+        max_words: longer phrases are reported.
+    """
+    findings = [Finding(gone.reason, gone.text, f"of {', '.join(gone.classes) or 'no class'}") for gone in bank.dropped]
+    everything = class_name_pattern(classes or bank.classes)
+    for concept in bank.concepts:
+        owned = ", ".join(concept.classes[:3]) + (", ..." if len(concept.classes) > 3 else "")
+        if merged := concept.provenance.get("merged"):
+            findings.append(
+                Finding("duplicate", concept.text, "also written " + ", ".join(f"'{m}'" for m in merged[:3]))
+            )
+        if everything and (match := everything.search(concept.text)):
+            own = class_name_pattern(list(concept.classes))
+            kind = "own class name" if own and own.search(concept.text) else "class name"
+            findings.append(
+                Finding(kind, concept.text, f"says '{match.group()}'" + (f", owned by {owned}" if owned else ""))
+            )
+        if reason := hygiene_reason(concept.text, max_words):
+            findings.append(Finding(reason, concept.text, f"owned by {owned}" if owned else ""))
+    counts = Counter(name for concept in bank.concepts for name in concept.classes)
+    findings += [Finding("few concepts", name, f"{count} phrase(s)") for name, count in counts.items() if count < 5]
+    return findings
+
+
+def undetected(bank: ConceptBank, embeddings: Tensor, x: Tensor, y: Tensor, classes: list[str]) -> list[Finding]:
+    """Concepts the encoder does not see: pictures of their owners do not score higher than the others.
+
+    Args:
+        bank: K concepts with owners named as in ``classes``.
+        embeddings: ``[K, D]`` unit-norm.
+        x: ``[N, D]`` unit-norm features of labelled pictures.
+        y: ``[N]`` class indices.
+        classes: C names.
+    """
+    findings = []
+    owners = bank.owners(classes)
+    for start in range(0, len(bank), 1024):
+        scores = x @ embeddings[start : start + 1024].T  # [N, k]
+        inside = owners[:, start : start + 1024][y]  # [N, k]
+        n_in, n_out = inside.sum(0), (~inside).sum(0)
+        mean_in = (scores * inside).sum(0) / n_in
+        mean_out = (scores * ~inside).sum(0) / n_out
+        error = scores.std(dim=0) * (1 / n_in + 1 / n_out).sqrt()
+        for k in torch.nonzero((n_in > 0) & (n_out > 0) & (mean_in - mean_out < 2 * error)).flatten().tolist():
+            gap = float(mean_in[k] - mean_out[k])
+            concept = bank.concepts[start + k]
+            detail = f"pictures of {', '.join(concept.classes[:3])} score {gap:+.3f} against the others"
+            findings.append(Finding("undetected", concept.text, detail))
+    return findings
+
+
+@dataclass(frozen=True)
+class BankDiff:
+    """What changed from one bank to another.
+
+    Attributes:
+        added: concepts only in the second.
+        removed: concepts only in the first.
+        owners: concept to (owners before, owners after) where they differ.
+    """
+
+    added: list[str]
+    removed: list[str]
+    owners: dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
+
+
+def diff_banks(before: ConceptBank, after: ConceptBank) -> BankDiff:
+    """Compare two banks by phrase (case, articles and closing punctuation do not count)."""
+    old = {normalise_text(concept.text): concept for concept in before.concepts}
+    new = {normalise_text(concept.text): concept for concept in after.concepts}
+    return BankDiff(
+        added=[new[key].text for key in new if key not in old],
+        removed=[old[key].text for key in old if key not in new],
+        owners={
+            new[key].text: (old[key].classes, new[key].classes)
+            for key in new
+            if key in old and set(old[key].classes) != set(new[key].classes)
+        },
+    )
