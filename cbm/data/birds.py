@@ -71,27 +71,27 @@ SPURIOUS_HOME = 0.95
 # One row per species, values in the order of GROUPS; the last column is the home habitat (birds_spurious only).
 # Rows stand in pairs: the first seven pairs are look-alikes that differ in two to four groups.
 _SPECIES_TABLE = """
-species   breast belly  wing  pattern  crown  cheek eye   beak   beakcol crest   tail   tailcol leg   legcol size  home
-Aldermoor yellow yellow black barred   black  white plain short  black   smooth  forked black   short black  small forest
-Brennick  yellow yellow black plain    yellow white plain short  black   smooth  forked black   short black  small grass
-Caldreth  white  white  grey  plain    black  white red   thin   red     smooth  short  white   long  orange large water
-Drennmar  white  white  grey  plain    white  grey  red   thin   black   smooth  short  white   long  orange large sand
-Elsdon    red    red    brown streaked red    brown plain short  yellow  pointed long   red     short grey   small snow
-Fenholt   red    white  brown streaked red    brown white short  yellow  pointed long   black   short grey   small forest
-Gellinor  blue   blue   blue  spotted  blue   black white hooked black   pointed fan    blue    short grey   large forest
-Hadrell   blue   blue   green spotted  blue   black white hooked yellow  plume   fan    blue    short grey   large sky
-Isvane    brown  brown  brown barred   black  brown plain hooked yellow  smooth  fan    red     short black  large sky
-Jorrimel  brown  brown  grey  barred   black  grey  plain hooked yellow  smooth  long   red     short black  large sand
-Kellowyn  white  white  black spotted  black  white white flat   yellow  smooth  short  black   short orange large water
-Lorimund  black  black  black spotted  black  white red   flat   yellow  smooth  short  white   short orange large snow
-Marsdeen  white  yellow green streaked yellow grey  white thin   black   plume   short  blue    short grey   small grass
-Norvalle  white  yellow green plain    yellow grey  plain thin   black   plume   forked blue    short grey   small sky
-Orsinet   black  black  blue  plain    red    black red   short  red     plume   long   black   long  black  small sand
-Pellandry brown  white  brown spotted  white  brown plain thin   red     pointed short  white   long  grey   small water
-Quennick  yellow yellow green barred   red    grey  red   hooked red     smooth  long   blue    short orange small forest
-Rothwen   black  black  grey  streaked white  white white flat   red     pointed fan    white   long  orange large snow
-Selwick   blue   white  blue  barred   blue   white plain flat   black   smooth  forked red     long  black  small water
-Tavistan  red    red    green plain    black  black white hooked black   plume   forked white   long  orange large grass
+species   breast belly  wing  pattern  crown  cheek eye   beak   colour crest   tail   tailc leg   legcol size  home
+Aldermoor yellow yellow black barred   black  white plain short  black  smooth  forked black short black  small forest
+Brennick  yellow yellow black plain    yellow white plain short  black  smooth  forked black short black  small grass
+Caldreth  white  white  grey  plain    black  white red   thin   red    smooth  short  white long  orange large water
+Drennmar  white  white  grey  plain    white  grey  red   thin   black  smooth  short  white long  orange large sand
+Elsdon    red    red    brown streaked red    brown plain short  yellow pointed long   red   short grey   small snow
+Fenholt   red    white  brown streaked red    brown white short  yellow pointed long   black short grey   small forest
+Gellinor  blue   blue   blue  spotted  blue   black white hooked black  pointed fan    blue  short grey   large forest
+Hadrell   blue   blue   green spotted  blue   black white hooked yellow plume   fan    blue  short grey   large sky
+Isvane    brown  brown  brown barred   black  brown plain hooked yellow smooth  fan    red   short black  large sky
+Jorrimel  brown  brown  grey  barred   black  grey  plain hooked yellow smooth  long   red   short black  large sand
+Kellowyn  white  white  black spotted  black  white white flat   yellow smooth  short  black short orange large water
+Lorimund  black  black  black spotted  black  white red   flat   yellow smooth  short  white short orange large snow
+Marsdeen  white  yellow green streaked yellow grey  white thin   black  plume   short  blue  short grey   small grass
+Norvalle  white  yellow green plain    yellow grey  plain thin   black  plume   forked blue  short grey   small sky
+Orsinet   black  black  blue  plain    red    black red   short  red    plume   long   black long  black  small sand
+Pellandry brown  white  brown spotted  white  brown plain thin   red    pointed short  white long  grey   small water
+Quennick  yellow yellow green barred   red    grey  red   hooked red    smooth  long   blue  short orange small forest
+Rothwen   black  black  grey  streaked white  white white flat   red    pointed fan    white long  orange large snow
+Selwick   blue   white  blue  barred   blue   white plain flat   black  smooth  forked red   long  black  small water
+Tavistan  red    red    green plain    black  black white hooked black  plume   forked white long  orange large grass
 """
 SPECIES: dict[str, dict[str, str]] = {
     row.split()[0]: dict(zip(GROUPS, row.split()[1:], strict=True)) for row in _SPECIES_TABLE.strip().splitlines()[1:]
@@ -299,7 +299,7 @@ def _backgrounds(x: np.ndarray, y: np.ndarray, habitat: np.ndarray, r: np.ndarra
             picture = ramp((0.86, 0.91, 0.93), (0.66, 0.80, 0.90), (y - horizon) / 0.9)
             blend(picture, (0.45, 0.55, 0.45), (horizon + 0.05 + 0.03 * np.sin(5 * x + turn[1]) - y) * edge * 2)
             sea = ramp((0.10, 0.38, 0.50), (0.36, 0.66, 0.72), (y + 1.0) / (horizon + 1.0))
-            depth = 1.0 / (horizon - y + 0.35)
+            depth = 1.0 / (np.maximum(horizon - y, 0) + 0.35)
             waves = np.sin(26 * depth + 1.2 * np.sin(4 * x + turn[2]) + turn[3]) * np.sin(5 * x + 9 * depth + turn[4])
             sea += (0.13 * np.clip(waves, 0, 1))[:, None]
             picture += (sea - picture) * np.clip((horizon - y) * edge, 0, 1)[:, None]
