@@ -502,10 +502,11 @@ offline through the same code as a large CLIP. It says nothing about photographs
 fly that name one to four attributes in varying words. No species: their names never occur, and the attributes of a
 species are together no more often than any others.
 
-**Training.** `python scripts/train_tiny_clip.py --minutes {run["minutes"]:g} --seed {run["seed"]}` took {run["steps"]}
-steps and {run["seen"]} pictures on one CPU core. After a warm-up in which both towers learn one shared vector per concept: CLIP's
-softmax in both directions, where a caption is positive for every bird it fits, and a softmax over the values of each
-attribute group. The budget is time, so another machine takes another number of steps and ends with other weights.
+**Training.** By `python scripts/train_tiny_clip.py --minutes {run["minutes"]:g} --seed {run["seed"]}`:
+{run["steps"]} steps and {run["seen"]} pictures on one CPU core. After a warm-up in which both towers learn one shared
+vector per concept: CLIP's softmax in both directions, where a caption is positive for every bird it fits, and a softmax
+over the values of each attribute group. The budget is time, so another machine takes another number of steps and ends
+with other weights.
 
 **Measured** by the script on the files as written, on {m["fresh_birds"]} fresh random birds. Chance is a random choice.
 

@@ -123,13 +123,13 @@ def concepts_of(attributes: np.ndarray) -> np.ndarray:
 def _hash(*parts: np.ndarray | int) -> np.ndarray:
     """Mix integers (broadcast together) into well-spread uint64: splitmix64, one round per part."""
     with np.errstate(over="ignore"):
-        state = np.uint64(0x243F6A8885A308D3)
+        state = np.asarray(np.uint64(0x243F6A8885A308D3))
         for part in parts:
             state = (state ^ np.asarray(part).astype(np.uint64)) + np.uint64(0x9E3779B97F4A7C15)
             state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
             state = state ^ (state >> np.uint64(31))
-        return np.asarray(state)
+        return state
 
 
 def _uniform(keys: np.ndarray, n: int, stream: int) -> np.ndarray:
@@ -341,7 +341,7 @@ def _backgrounds(x: np.ndarray, y: np.ndarray, habitat: np.ndarray, r: np.ndarra
             bank = horizon - 0.02 + 0.06 * np.sin(2.5 * x + turn[9])
             ground = ramp((0.97, 0.98, 1.00), (0.82, 0.88, 0.96), (y + 1.0) / (bank + 1.0))
             drift = np.clip(np.sin(3 * x + 9 * y + turn[10]), 0, 1)
-            ground -= drift[:, None] * np.float32([[[0.072], [0.048], [0.018]]])  # bluish
+            ground -= drift[:, None] * np.array([[0.072], [0.048], [0.018]], np.float32)  # bluish
             picture += (ground - picture) * np.clip((bank - y) * edge, 0, 1)[:, None]
             flakes = np.cos(13 * x + 3 * np.sin(4 * y + turn[11]) + turn[12])
             flakes = flakes * np.cos(12 * y + 3 * np.sin(5 * x) + turn[13])

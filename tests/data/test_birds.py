@@ -132,8 +132,14 @@ def test_belly_follows_breast():
 
 @pytest.mark.parametrize(
     ("variant", "split", "follows"),
-    [("birds", "train", False), ("birds", "test", False), ("birds_spurious", "train", True)]
-    + [("birds_spurious", "val", True), ("birds_spurious", "test", False), ("birds_shift", "test", False)],
+    [
+        ("birds", "train", False),
+        ("birds", "test", False),
+        ("birds_spurious", "train", True),
+        ("birds_spurious", "val", True),
+        ("birds_spurious", "test", False),
+        ("birds_shift", "test", False),
+    ],
 )
 def test_habitat_follows_species_only_where_it_should(variant, split, follows):
     attributes, labels, _ = birds.sample(variant, split, 300)
