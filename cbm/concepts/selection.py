@@ -64,12 +64,14 @@ def claim_concepts(embeddings: Tensor, class_means: Tensor) -> Tensor:
         class_means: ``[C, D]``.
 
     Returns:
-        ``[C, M]`` bool; every class also claims its own 20 best phrases, so that none goes without.
+        ``[C, M]`` bool; every class also claims its own best phrases, M / C of them and at least 5, so that none goes
+        without.
     """
     similarity = class_means @ embeddings.T  # [C, M]
     relative = similarity - similarity.mean(dim=0)
     relative = relative / relative.norm(dim=0).clamp(min=1e-12)
     owners = torch.zeros_like(relative, dtype=torch.bool)
     owners[relative.argmax(dim=0), torch.arange(relative.shape[1])] = True
-    best = relative.topk(min(20, relative.shape[1]), dim=1).indices
+    count = min(max(5, relative.shape[1] // len(relative)), relative.shape[1])
+    best = relative.topk(count, dim=1).indices
     return owners.scatter(1, best, True)

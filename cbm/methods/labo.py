@@ -91,12 +91,12 @@ class LaBo(Method):
             vectors, _ = class_vectors(bank.directions(), head.weight().detach())
             scale = fit_scale(data.train.x @ vectors.T, data.train.y, logit_scale)
         reference, spread = score_moments(data.train.x, bank.directions())
-        data.batch_size = self.config.batch_size if (self.config.batch_size or 0) < len(data.train) else None
+        data.batch_size = self.config.batch_size
         model = ConceptBottleneck(
             bank.directions(),
             head,
             scale=scale,
-            learn_scale=self.config.learn_scale,
+            learn_scale=bool(self.config.learn_scale),
             reference=reference,
             spread=spread,
         )

@@ -63,7 +63,7 @@ def test_no_phrase_names_its_own_class(name):
     assert not leaks
 
 
-@pytest.mark.parametrize("name", BANKS)
+@pytest.mark.parametrize("name", ["cifar10", "cifar100"])  # paper birds share their attributes by design
 def test_most_phrases_belong_to_one_class(name):
     phrases = [p for own in BANKS[name].values() for p in own]
     assert len(set(phrases)) > 0.9 * len(phrases)

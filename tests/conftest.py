@@ -1,0 +1,82 @@
+"""What the tests share: small pictures, an encoder that needs no weights, and the command line in this process."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+torch.set_num_threads(1)
+
+PROJECT = Path(__file__).resolve().parents[1]
+COLOURS = {"red": (220, 40, 40), "green": (40, 200, 40), "blue": (40, 60, 220)}
+
+
+def paint(path: Path, colour: tuple[int, int, int], seed: int, size: int = 24) -> None:
+    """A noisy square of one colour."""
+    noise = np.random.default_rng(seed).normal(0, 25, (size, size, 3))
+    pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels).save(path)
+
+
+@pytest.fixture
+def colour_folder(tmp_path: Path) -> Path:
+    """Class-per-folder pictures: three colours, 20 each."""
+    root = tmp_path / "colours"
+    for c, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(20):
+            paint(root / name / f"{i:02d}.png", colour, seed=100 * c + i)
+    return root
+
+
+class PixelEncoder:
+    """Builds a real ``Encoder`` whose features are a fixed random projection of an 8x8 picture."""
+
+    def __new__(cls, dim: int = 16, seed: int = 0):
+        from torchvision import transforms
+
+        from cbm.encoders.base import Encoder
+
+        class _Pixels(Encoder):
+            def image_features(self, pictures):
+                return self.model(pictures.flatten(1))
+
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            model = torch.nn.Linear(192, dim)
+        preprocess = transforms.Compose([transforms.Resize((8, 8)), transforms.ToTensor()])
+        return _Pixels("pixels", model, preprocess)
+
+
+@pytest.fixture
+def pixel_encoder():
+    return PixelEncoder()
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Run train.py or eval.py in this process, from an empty folder: returns (exit status, what it wrote to stderr)."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(script: str, *arguments: str) -> tuple[int, str]:
+        import logging
+        import runpy
+
+        logging.getLogger("cbm").handlers.clear()
+        monkeypatch.setattr(sys, "argv", [f"{script}.py", *arguments])
+        try:
+            runpy.run_path(str(PROJECT / f"{script}.py"), run_name="__main__")
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        return status, capsys.readouterr().err
+
+    return run

@@ -1,0 +1,34 @@
+"""Every shipped method config says the same as the method's own defaults, and every config composes."""
+
+from dataclasses import fields
+
+import hydra
+import pytest
+from omegaconf import OmegaConf
+
+from cbm import config
+from cbm.methods import METHODS, create_method
+
+
+@pytest.mark.parametrize("name", config.choices("method"))
+def test_yaml_and_dataclass_agree(name: str):
+    settings = OmegaConf.to_container(OmegaConf.load(config.CONFIGS / "method" / f"{name}.yaml"))
+    assert isinstance(settings, dict)
+    assert settings.pop("name") == name
+    defaults = METHODS[name].Config()
+    assert settings == {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+    create_method({"name": name, **settings})
+
+
+def test_every_method_has_a_config():
+    assert set(METHODS) == set(config.choices("method"))
+
+
+@pytest.mark.parametrize("group", config.groups())
+def test_every_choice_composes(group: str):
+    config.register()
+    with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+        for name in config.choices(group):
+            override = f"+{group}={name}" if group in ("experiment",) else f"{group}={name}"
+            composed = hydra.compose("train", overrides=[override])
+            assert composed.seed == 0

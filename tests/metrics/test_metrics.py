@@ -1,0 +1,125 @@
+import math
+
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch.nn.functional import normalize
+
+from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.metrics import (
+    classification_metrics,
+    concept_label_metrics,
+    effective_concepts,
+    grounding_gap,
+    integrity_verdict,
+    match_concepts,
+    mcnemar,
+    nonzero_concepts,
+    top_concepts,
+    truncated_linear,
+)
+from cbm.metrics.concept_labels import best_threshold
+
+
+def test_accuracy_macro_and_calibration():
+    labels = torch.tensor([0, 0, 0, 1])
+    logits = torch.tensor([[9.0, 0], [9, 0], [9, 0], [9, 0]])
+    values = classification_metrics(logits, labels)
+    assert values["accuracy"] == pytest.approx(0.75)
+    assert values["accuracy_macro"] == pytest.approx(0.5)
+    assert values["ece"] == pytest.approx(1 / (1 + math.exp(-9)) - 0.75, abs=1e-4)
+
+
+def test_mcnemar_against_the_binomial():
+    from scipy.stats import binomtest
+
+    a = torch.tensor([True] * 30 + [False] * 12 + [True] * 50)
+    b = torch.tensor([False] * 30 + [True] * 12 + [True] * 50)
+    assert mcnemar(a, b) == pytest.approx(binomtest(12, 42).pvalue)
+    assert mcnemar(a, a) == 1.0
+
+
+def model(weight: torch.Tensor, concepts: torch.Tensor, x: torch.Tensor) -> ConceptBottleneck:
+    scores = x @ concepts.T
+    return ConceptBottleneck(concepts, LinearHead(weight), reference=scores.mean(0), spread=scores.std(0))
+
+
+def test_truncation_keeps_the_most_important_and_the_total():
+    torch.manual_seed(0)
+    x, concepts = normalize(torch.randn(50, 8), dim=1), normalize(torch.randn(20, 8), dim=1)
+    bottleneck = model(torch.randn(3, 20), concepts, x)
+    importance = (bottleneck.weights() * bottleneck.spread).abs()
+    assert torch.equal(top_concepts(bottleneck, 5), importance.argsort(dim=1, descending=True)[:, :5])
+    vectors, bias = truncated_linear(bottleneck, 20)
+    torch.testing.assert_close(x @ vectors.T + bias, bottleneck(x), rtol=1e-4, atol=1e-5)
+    vectors, bias = truncated_linear(bottleneck, 5)
+    mean = x.mean(0) @ vectors.T + bias
+    torch.testing.assert_close(mean, bottleneck(x).mean(0), rtol=1e-4, atol=1e-5)  # cut concepts are held at their mean
+
+
+def test_counting_concepts():
+    assert nonzero_concepts(torch.tensor([[1.0, 0, 0, 2], [0, 0, 0, 1]])) == 1.5
+    assert effective_concepts(torch.tensor([[1.0, -1, 1, 1], [0, 0, 3, 0]])) == pytest.approx(2.5)
+
+
+def test_grounding_gap_against_loops():
+    torch.manual_seed(1)
+    x, y = normalize(torch.randn(60, 6), dim=1), torch.arange(60) % 3
+    concepts, owners = normalize(torch.randn(5, 6), dim=1), torch.rand(3, 5) < 0.5
+    owners[:, 0] = torch.tensor([True, False, True])
+    owners[:, 4] = False
+    gaps, standard = [], []
+    for k in range(5):
+        inside = [float(x[i] @ concepts[k]) for i in range(60) if owners[y[i], k]]
+        outside = [float(x[i] @ concepts[k]) for i in range(60) if not owners[y[i], k]]
+        if inside and outside:
+            gaps.append(sum(inside) / len(inside) - sum(outside) / len(outside))
+            standard.append(gaps[-1] / float((x @ concepts[k]).std()))
+    gap, gap_std = grounding_gap(x, y, concepts, owners)
+    assert gap == pytest.approx(sum(gaps) / len(gaps), abs=1e-5)
+    assert gap_std == pytest.approx(sum(standard) / len(standard), abs=1e-4)
+    assert math.isnan(grounding_gap(x, y, concepts, torch.zeros(3, 5, dtype=torch.bool))[0])
+
+
+def test_concepts_are_matched_by_name():
+    assert match_concepts(["A yellow belly.", "red wing", "sky"], ["red wing", "yellow belly"]) == [(0, 1), (1, 0)]
+
+
+def test_concept_metrics_with_unknown_labels():
+    torch.manual_seed(0)
+    truth = (torch.rand(80, 3) < 0.4).float()
+    truth[:, 2] = 1.0  # never absent: no AUROC
+    scores = truth + 0.6 * torch.randn(80, 3)
+    truth[:10, 0] = float("nan")
+    values, aurocs = concept_label_metrics(scores, truth, scores, truth)
+    known = ~truth[:, 0].isnan()
+    expected = [roc_auc_score(truth[known, 0], scores[known, 0]), roc_auc_score(truth[:, 1], scores[:, 1])]
+    assert aurocs[:2] == pytest.approx(expected, abs=1e-5)
+    assert math.isnan(aurocs[2])
+    assert values["concepts_matched"] == 2
+    assert values["concept_auroc"] == pytest.approx(sum(expected) / 2, abs=1e-5)
+
+
+def test_best_threshold_is_the_best_of_all():
+    torch.manual_seed(0)
+    scores, truth = torch.randn(40), (torch.rand(40) < 0.5).float()
+    found = ((scores > best_threshold(scores, truth)) == truth.bool()).float().mean()
+    every = [((scores > t) == truth.bool()).float().mean() for t in [*(scores - 1e-6), scores.max() + 1]]
+    assert found == max(every)
+
+
+def correct(share: float, n: int = 1000, seed: int = 0) -> torch.Tensor:
+    return torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share
+
+
+def test_the_verdict():
+    real = {"real": correct(0.9), "random": correct(0.88, seed=1), "shuffled": correct(0.87, seed=2)}
+    sparse = {"real": correct(0.8), "random": correct(0.5, seed=1), "shuffled": correct(0.4, seed=2)}
+    good = integrity_verdict(real, sparse, deleted=0.1, chance=0.1, outside=0.0)
+    assert good.carries
+    assert good.verdict == "the concepts carry the decision"
+    no_better = integrity_verdict(real, {**sparse, "random": correct(0.8, seed=3)}, 0.1, 0.1, 0.0)
+    assert not no_better.carries
+    assert "random concepts" in no_better.verdict
+    assert not integrity_verdict(real, sparse, deleted=0.6, chance=0.1, outside=0.0).carries
+    assert not integrity_verdict(real, sparse, deleted=0.1, chance=0.1, outside=0.5).carries
