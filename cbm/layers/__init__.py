@@ -8,6 +8,7 @@ from cbm.layers.serialise import load_model, save_model
 __all__ = [
     "AssociationHead",
     "ConceptBottleneck",
+    "Head",
     "LinearHead",
     "LinearProbe",
     "load_model",
