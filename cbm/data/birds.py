@@ -2,8 +2,8 @@
 
 A bird is one value for each of the groups in ``ATTRIBUTES`` (colour of the belly, shape of the beak, habitat, ...); a
 *concept* is one value of one group, named by a short phrase such as ``yellow belly``. A species is a row of typical
-values in ``SPECIES``; its individuals differ from the typical bird now and then, and some species differ from each
-other in two or three groups only. Pictures are drawn with anti-aliased signed distance fields in numpy.
+values in ``SPECIES``; its individuals differ from the typical bird now and then, and every species has a look-alike
+that differs in two to four groups only. Pictures are drawn with anti-aliased signed distance fields in numpy.
 
 Variants:
 
@@ -63,13 +63,13 @@ GROUPS: tuple[str, ...] = tuple(ATTRIBUTES)
 CONCEPTS: tuple[str, ...] = tuple(phrase for values in ATTRIBUTES.values() for phrase in values.values())
 
 # How often an individual has the typical value of its species; habitat is drawn apart from the species.
-TYPICAL = {"eye": 0.80, "tail shape": 0.85, "leg length": 0.85, "size": 0.80, "crest": 0.85}
-TYPICAL_OTHERWISE = 0.88
+TYPICAL = {"eye": 0.80, "leg length": 0.80, "size": 0.75}
+TYPICAL_OTHERWISE = 0.85
 BELLY_FOLLOWS_BREAST = 0.9
 SPURIOUS_HOME = 0.95
 
 # One row per species, values in the order of GROUPS; the last column is the home habitat (birds_spurious only).
-# Rows stand in pairs: the first seven pairs are look-alikes that differ in two to four groups.
+# Rows stand in pairs of look-alikes that differ in two to four groups.
 _SPECIES_TABLE = """
 species   breast belly  wing  pattern  crown  cheek eye   beak   colour crest   tail   tailc leg   legcol size  home
 Aldermoor yellow yellow black barred   black  white plain short  black  smooth  forked black short black  small forest
@@ -87,11 +87,11 @@ Lorimund  black  black  black spotted  black  white red   flat   yellow smooth  
 Marsdeen  white  yellow green streaked yellow grey  white thin   black  plume   short  blue  short grey   small grass
 Norvalle  white  yellow green plain    yellow grey  plain thin   black  plume   forked blue  short grey   small sky
 Orsinet   black  black  blue  plain    red    black red   short  red    plume   long   black long  black  small sand
-Pellandry brown  white  brown spotted  white  brown plain thin   red    pointed short  white long  grey   small water
+Pellandry black  black  blue  streaked red    black red   flat   red    plume   long   white long  black  small snow
 Quennick  yellow yellow green barred   red    grey  red   hooked red    smooth  long   blue  short orange small forest
-Rothwen   black  black  grey  streaked white  white white flat   red    pointed fan    white long  orange large snow
-Selwick   blue   white  blue  barred   blue   white plain flat   black  smooth  forked red   long  black  small water
-Tavistan  red    red    green plain    black  black white hooked black  plume   forked white long  orange large grass
+Rothwen   yellow yellow green plain    black  grey  red   hooked red    smooth  long   white short orange small grass
+Selwick   brown  white  brown spotted  white  brown plain thin   red    pointed short  white long  grey   small water
+Tavistan  brown  white  brown barred   white  brown white thin   red    pointed short  blue  long  grey   small grass
 """
 SPECIES: dict[str, dict[str, str]] = {
     row.split()[0]: dict(zip(GROUPS, row.split()[1:], strict=True)) for row in _SPECIES_TABLE.strip().splitlines()[1:]

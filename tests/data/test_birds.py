@@ -49,7 +49,7 @@ def test_some_species_are_hard_to_tell_apart():
     typical = birds.typical_attributes()[:, :-1]  # without the habitat
     differences = (typical[:, None] != typical[None]).sum(-1)[np.triu_indices(20, 1)]
     assert differences.min() >= 2
-    assert (differences <= 3).sum() >= 4
+    assert (differences <= 3).sum() >= 8
 
 
 def test_same_seed_same_bytes_whatever_the_workers(tmp_path):
@@ -115,7 +115,7 @@ def test_individuals_are_mostly_typical():
     typical = birds.typical_attributes()[labels]
     for group in GROUPS[:-1]:
         share = (attributes == typical)[:, column(group)].mean()
-        assert 0.77 < share < 0.92, group
+        assert 0.73 < share < 0.92, group
 
 
 def test_belly_follows_breast():
