@@ -61,11 +61,10 @@ def _encoding(encoder: str, pretrained: str | None, cache: Path, workers: int = 
     """A training configuration that only says how to encode."""
     from omegaconf import OmegaConf
 
-    cfg = OmegaConf.structured(schema.TrainConfig)
-    if encoder in schema.choices("encoder"):
-        cfg.encoder = OmegaConf.load(schema.CONFIGS / "encoder" / f"{encoder}.yaml")
-    else:
-        cfg.encoder.model = encoder
+    cfg: Any = OmegaConf.structured(schema.TrainConfig)
+    named = encoder in schema.choices("encoder")
+    settings = OmegaConf.load(schema.CONFIGS / "encoder" / f"{encoder}.yaml") if named else {"model": encoder}
+    cfg = OmegaConf.merge(cfg, {"encoder": settings})
     cfg.encoder.pretrained = pretrained or cfg.encoder.pretrained
     cfg.encoder.num_workers, cfg.encoder.batch_size, cfg.cache = workers, batch_size, str(cache)
     return cfg

@@ -11,8 +11,9 @@ def nearest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:
     """The ``choices`` most like ``name``, best first (at most ``limit``, none if nothing is similar)."""
     from rapidfuzz import fuzz, process, utils
 
-    found = process.extract(name, list(choices), scorer=fuzz.WRatio, processor=utils.default_process, limit=limit)
-    return [choice for choice, score, _ in found if score >= 60]
+    similar = process.extract(name, list(choices), scorer=fuzz.WRatio, processor=utils.default_process, limit=10)
+    near = [choice for choice, score, _ in similar if score >= 60]
+    return sorted(near, key=lambda choice: -fuzz.ratio(name.casefold(), choice.casefold()))[:limit]
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:

@@ -20,7 +20,7 @@ from rich.logging import RichHandler
 from torch import nn
 
 from cbm import config as schema
-from cbm.concepts import ConceptBank, apply_control, load_bank
+from cbm.concepts import CONTROLS, ConceptBank, apply_control, load_bank
 from cbm.concepts.prepare import EncodeText, class_name_bank, find_bank, prepare_bank
 from cbm.data import (
     FeatureData,
@@ -33,8 +33,9 @@ from cbm.data import (
     read_dataset,
     unit_norm,
 )
+from cbm.data.store import DTYPES
 from cbm.encoders import create_encoder
-from cbm.encoders.base import Encoder
+from cbm.encoders.base import AUTOCAST, Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import evaluate_split, nec5_logits, predict_logits
 from cbm.files import write_atomically
@@ -42,7 +43,7 @@ from cbm.layers import ConceptBottleneck, load_model, save_model
 from cbm.methods import Method, create_method
 from cbm.metrics.integrity import Integrity, chance_accuracy, integrity_verdict
 from cbm.module import ConceptBottleneckModule, fit, write_history
-from cbm.run_directory import RunDirectory, claim_run_directory, open_run
+from cbm.run_directory import RunDirectory, choose_run_directory, open_run
 
 log = logging.getLogger("cbm")
 
@@ -66,17 +67,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     dataset = read_images(cfg.dataset, Path(cfg.cache))
     few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
     few_shot(dataset.splits["val"].labels, cfg.val_shots, cfg.seed, dataset.classes, "val_shots")
-    run = claim_run_directory(cfg)
-    log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
-    seed_everything(cfg.seed, verbose=False)
+    path = choose_run_directory(cfg)
     timing: dict[str, float] = {}
 
     with timed(timing, "time/encode_s"):
         encoder = load_encoder(cfg.encoder)
-        data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
     encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
     with timed(timing, "time/concepts_s"):
         bank = candidate_bank(method, cfg, dataset, encoder, encode_text)
+    run = RunDirectory(path, cfg)
+    log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
+    with timed(timing, "time/encode_s"):
+        data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
     with timed(timing, "time/fit_s"):
         logger = wandb_logger(cfg, run)
         model, bank = fit_method(method, data, bank, cfg, encoder.logit_scale, run.path, logger)
@@ -105,8 +107,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
         write_report(run.path, model, bank, data, dataset, metrics, integrity, baselines, cfg)
     run.write_json("metrics.json", metrics)
-    run.write_json("state.json", {**json.loads((run.path / "state.json").read_text()), "finished": True})
-    (run.path / "checkpoints" / "last.ckpt").unlink(missing_ok=True)
+    run.finish()
     finish_wandb(logger, run.path, metrics, model, bank)
     announce(run.path, metrics, integrity, baselines, cfg)
     return metrics
@@ -117,18 +118,20 @@ def check_settings(cfg: DictConfig) -> None:
     for name, value in (("seed", cfg.seed), ("dataset.split_seed", cfg.dataset.split_seed)):
         if value < 0:
             raise UserError(f"{name}={value}: expected 0 or more")
-    if cfg.concepts.control is not None:
-        from cbm.concepts import CONTROLS
-
-        if cfg.concepts.control not in CONTROLS:
-            raise UserError(f"concepts.control={cfg.concepts.control}: {did_you_mean(cfg.concepts.control, CONTROLS)}")
+    for name, value, allowed in (
+        ("concepts.control", cfg.concepts.control, (None, *CONTROLS)),
+        ("concepts.remove_class_names", cfg.concepts.remove_class_names, ("own", "any", "none")),
+        ("dataset.on_error", cfg.dataset.on_error, ("skip", "fail")),
+        ("encoder.store_dtype", cfg.encoder.store_dtype, tuple(DTYPES)),
+        ("encoder.precision", cfg.encoder.precision, tuple(AUTOCAST)),
+    ):
+        if value not in allowed:
+            raise UserError(f"{name}={value}: {did_you_mean(str(value), [str(choice) for choice in allowed if choice])}")
 
 
 def read_images(card: DictConfig, cache: Path) -> ImageDataset:
     """The data set of a card, with train, val and test splits."""
     root = None if card.root is None else schema.resolve_path(card.root)
-    if root is not None and not root.is_absolute() and not root.exists():
-        root = schema.PROJECT / root if (schema.PROJECT / root.parts[0]).exists() and card.reader != "folder" else root
     dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}))
     return complete_splits(
         dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,28 +25,48 @@ def settings_hash(cfg: DictConfig) -> str:
 
 
 class RunDirectory:
-    """A claimed run directory.
+    """A run directory, claimed by this process until it ends.
+
+    Args:
+        path: the directory (see ``choose_run_directory``), made if it is not there.
+        cfg: the configuration, written to ``config.yaml``.
 
     Attributes:
         path: the directory.
-        resumed: it holds an interrupted run of the same settings, which goes on.
+        resumed: it held an interrupted run of the same settings, which goes on.
+
+    Raises:
+        UserError: another process is writing there, or it cannot be made.
     """
 
-    def __init__(self, path: Path, resumed: bool):
-        self.path, self.resumed = path, resumed
-        self._lock = (path / ".lock").open("w")
+    def __init__(self, path: Path, cfg: DictConfig):
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"cannot make run directory '{path}': {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise UserError(f"another process is writing to run directory '{path}'") from error
+        self.resumed = (path / "state.json").is_file()
+        write_atomically(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+        self.write_json("state.json", {"settings": settings_hash(cfg), "finished": False})
+
+    def finish(self) -> None:
+        """Mark the run as finished; what was kept for resuming goes."""
+        state = json.loads((self.path / "state.json").read_text())
+        self.write_json("state.json", {**state, "finished": True})
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def write_json(self, name: str, content: Any) -> None:
         """Write ``content`` to the file ``name``."""
         write_atomically(self.path / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
-def claim_run_directory(cfg: DictConfig) -> RunDirectory:
-    """Make the directory of a new run, or take up an interrupted one.
+def choose_run_directory(cfg: DictConfig) -> Path:
+    """Where a new run goes, or where an interrupted one of the same settings goes on.
 
     With no ``run_dir`` the name is runs/METHOD-DATASET-HASH of the settings; if that is finished, -2, -3 ... follow.
 
@@ -79,14 +100,7 @@ def claim_run_directory(cfg: DictConfig) -> RunDirectory:
             f"run directory '{path}' holds an interrupted run with other settings: choose another run_dir, "
             f"or the settings in '{path / 'config.yaml'}' to go on with it"
         )
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"cannot make run directory '{path}': {error.strerror}") from error
-    run = RunDirectory(path, resumed=state == "interrupted")
-    write_atomically(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-    run.write_json("state.json", {"settings": code, "finished": False})
-    return run
+    return path
 
 
 def _state(path: Path, code: str) -> str:

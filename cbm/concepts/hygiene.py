@@ -8,7 +8,6 @@ import re
 from itertools import pairwise
 
 from cbm.concepts.bank import ConceptBank
-from cbm.errors import UserError
 
 FUNCTION_WORDS = frozenset(
     [
@@ -119,8 +118,6 @@ def drop_class_names(bank: ConceptBank, classes: list[str], which: str) -> Conce
     """
     if which == "none":
         return bank
-    if which not in ("own", "any"):
-        raise UserError(f"concepts.remove_class_names={which}: expected own, any or none")
     everything = class_name_pattern(classes)
     own = {name: class_name_pattern([name]) for name in bank.classes}
     reasons: list[str | None] = []

@@ -149,7 +149,7 @@ def read_birds(
     from cbm.data.birds import write_birds
 
     made_of: dict[str, Any] = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
-    root = root / f"{seed}-{n_train}-{n_val}-{n_test}-{size}"
+    root = root / f"{variant}-{seed}-{n_train}-{n_val}-{n_test}-{size}"
     if not (root / "images.csv").is_file():
         log.info("drawing %s into %s", variant, root)
         write_birds(root, **made_of)

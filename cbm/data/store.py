@@ -87,10 +87,6 @@ class FeatureStore:
         Raises:
             UserError: an unreadable picture under ``on_error="fail"``; features that are not finite; a full disk.
         """
-        if dtype not in DTYPES:
-            raise UserError(f"encoder.store_dtype={dtype}: expected one of {', '.join(DTYPES)}")
-        if on_error not in ("skip", "fail"):
-            raise UserError(f"dataset.on_error={on_error}: expected skip or fail")
         fingerprints = images.fingerprints(self.root)
         precision = encoder.precision if encoder.device.type == "cuda" else "fp32"
         key = hashlib.sha256("\n".join([encoder.fingerprint, precision, dtype, *fingerprints]).encode())

@@ -37,8 +37,6 @@ class Encoder:
         device: str = "cpu",
         logit_scale: float = 100.0,
     ):
-        if precision not in AUTOCAST:
-            raise UserError(f"encoder.precision={precision}: expected one of {', '.join(AUTOCAST)}")
         self.id = id
         self.model = model.eval().requires_grad_(False).to(device)
         self.preprocess = preprocess

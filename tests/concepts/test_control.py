@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from cbm.concepts import apply_control, merge_duplicates
-from cbm.errors import UserError
 
 
 @pytest.fixture
@@ -27,8 +26,3 @@ def test_random_directions_are_unit_and_seeded(bank):
     assert torch.equal(one, apply_control(bank, "random", 0).directions())
     assert not torch.equal(one, apply_control(bank, "random", 1).directions())
     assert apply_control(bank, None, 0) is bank
-
-
-def test_unknown_control(bank):
-    with pytest.raises(UserError, match="did you mean 'shuffled'"):
-        apply_control(bank, "shufled", 0)

@@ -1,0 +1,258 @@
+"""The report: sums that add up, and one page that stands on its own for every kind of run."""
+
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cbm.concepts.bank import Concept, ConceptBank, Dropped
+from cbm.config import ConceptsConfig, DatasetConfig, EncoderConfig, TrainConfig
+from cbm.data.dataset import ImageDataset, Split
+from cbm.data.features import FeatureData, FeatureSplit
+from cbm.data.images import ImageArray, ImageFiles
+from cbm.evaluation import evaluate_split, predict_logits
+from cbm.layers import ConceptBottleneck, LinearHead, LinearProbe
+from cbm.metrics.integrity import Integrity
+from cbm.report import write_report
+from cbm.report.classes import select_classes
+from cbm.report.command import reproduce_command
+from cbm.report.explanations import Breakdown, Contribution, blame, confident_mistakes, explain, typical_rows
+
+DIM = 16
+
+
+def unit(*shape: int) -> torch.Tensor:
+    return torch.nn.functional.normalize(torch.randn(*shape), dim=-1)
+
+
+class Run:
+    """A small synthetic run: noisy class directions, two concepts per class and two without owner."""
+
+    def __init__(self, names: list[str], texts: list[str] | None = None, per_class: int = 6, side: int = 8):
+        torch.manual_seed(0)
+        count = len(names)
+        centres = unit(count, DIM)
+        y = torch.arange(count).repeat_interleave(per_class)
+        concept_names = ["red belly", "long tail"]
+
+        def split() -> FeatureSplit:
+            x = torch.nn.functional.normalize(centres[y] + 0.3 * torch.randn(len(y), DIM), dim=1)
+            truth = (torch.rand(len(y), 2) > 0.5).float()
+            return FeatureSplit(x, y, [f"{n}.png" for n in range(len(y))], truth)
+
+        self.data = FeatureData(
+            {name: split() for name in ("train", "val", "test")}, names, concept_names=concept_names
+        )
+        texts = texts or ["red belly", "long tail", *(f"mark {k}" for k in range(2 * count))]
+        concepts = [
+            Concept(text, (names[(k - 2) % count],) if k >= 2 else (), provenance={}) for k, text in enumerate(texts)
+        ]
+        dropped = (Dropped("costs a lot", (), "not visual: cost"), Dropped("the tail of", (), "cut off after 'of'"))
+        self.bank = ConceptBank("synthetic", "bank.json", tuple(concepts), "x", unit(len(texts), DIM), dropped)
+        reference = self.data.train.x @ self.bank.embeddings.T
+        self.model = ConceptBottleneck(
+            self.bank.embeddings,
+            LinearHead(centres @ self.bank.embeddings.T, torch.randn(count)),
+            scale=12.0, reference=reference.mean(0), spread=reference.std(0),
+        ).requires_grad_(False)  # fmt: skip
+        pixels = np.random.default_rng(0).integers(0, 255, (len(y), side, side, 3), dtype=np.uint8)
+        images = ImageArray(pixels, self.data.test.names)
+        part = Split(images, y.numpy())
+        self.dataset = ImageDataset("synthetic", names, {"train": part, "val": part, "test": part}, concept_names)
+        evidence = {"real": 0.9, "random": 0.5, "shuffled": 0.6}
+        self.integrity = Integrity(evidence, evidence, 0.25, 0.25, 0.0, {"random": 1e-9, "shuffled": 0.01}, True, [])
+
+    def write(self, folder: Path, concepts: bool = True) -> str:
+        probe = LinearProbe(torch.randn(len(self.data.classes), DIM), torch.zeros(len(self.data.classes)))
+        model, bank = (self.model, self.bank) if concepts else (probe.requires_grad_(False), None)
+        metrics = {**evaluate_split(model, bank, self.data, "test"), "time/fit_s": 1.0, "time/total_s": 2.0}
+        baselines = {"zero_shot": {"test/accuracy": 0.4}, "linear_probe": {"test/accuracy": 0.8, "test/ece": 0.1}}
+        integrity = self.integrity if concepts else None
+        write_report(folder, model, bank, self.data, self.dataset, metrics, integrity, baselines, configuration())
+        return (folder / "report.html").read_text(encoding="utf-8")
+
+
+def configuration(method: str = "labo") -> DictConfig:
+    return OmegaConf.merge(
+        OmegaConf.structured(TrainConfig),
+        {
+            "dataset": DatasetConfig(name="folder", reader="folder", root="my pictures"),
+            "encoder": EncoderConfig(model="ViT-B-32-quickgelu", pretrained="openai"),
+            "concepts": ConceptsConfig(source="concepts/birds.json"),
+            "method": {"name": method},
+            "shots": 4,
+        },
+    )
+
+
+class Page(HTMLParser):
+    """Headings, what the page asks for from elsewhere, and whether every tag is closed."""
+
+    VOID = ("meta", "img", "input", "link", "br", "line", "path")
+
+    def __init__(self, html: str):
+        super().__init__()
+        self.sections: list[str] = []
+        self.asked: list[str] = []
+        self.alts: list[str | None] = []
+        self.open: list[str] = []
+        self.wrong: list[str] = []
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag, attrs):
+        values = dict(attrs)
+        if tag == "h2":
+            self.sections.append(values["id"])
+        self.asked += [values[key] for key in ("src", "href", "xlink:href", "data", "action") if key in values]
+        if tag == "img":
+            self.alts.append(values.get("alt"))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        if tag in self.VOID:
+            return
+        if not self.open or self.open.pop() != tag:
+            self.wrong.append(tag)
+
+
+@pytest.fixture(scope="module")
+def birds() -> Run:
+    return Run(["finch", "wren", "owl", "heron"])
+
+
+def test_contributions_sum_to_the_logit(birds: Run):
+    x, classes = birds.data.test.x, birds.data.test.y
+    logits = predict_logits(birds.model, x)
+    for n, part in enumerate(explain(birds.model, birds.bank.texts, x, classes)):
+        total = part.base + sum(c.value for c in part.shown) + part.others
+        assert total == pytest.approx(float(logits[n, classes[n]]), abs=1e-5)
+        assert part.total == pytest.approx(total, abs=1e-5)
+        assert not part.passes_by
+        assert part.others_count + len(part.shown) == len(birds.bank)
+
+
+def test_contributions_sum_to_the_difference_of_logits(birds: Run):
+    x = birds.data.test.x
+    logits = predict_logits(birds.model, x)
+    first, second = logits.topk(2, dim=1).indices.T
+    for n, part in enumerate(explain(birds.model, birds.bank.texts, x, first, second)):
+        total = part.base + sum(c.value for c in part.shown) + part.others
+        assert total == pytest.approx(float(logits[n, first[n]] - logits[n, second[n]]), abs=1e-5)
+        values = [c.value for c in part.shown]
+        assert values == [v for v in values if v > 0] + [v for v in values if v < 0]
+
+
+def test_what_does_not_pass_through_the_concepts_is_said(birds: Run):
+    class WithResidual(ConceptBottleneck):
+        def forward(self, x):
+            return super().forward(x) + 3.0
+
+    model = WithResidual(birds.model.concepts, birds.model.head, scale=12.0, reference=birds.model.reference)
+    part = explain(model, birds.bank.texts, birds.data.test.x[:1], torch.tensor([0]))[0]
+    assert part.passes_by
+    assert part.outside == pytest.approx(3.0, abs=1e-4)
+
+
+def test_blame_names_what_was_seen_and_what_was_missed():
+    causes = [Contribution("long legs", 2.0, 1.5), Contribution("short beak", 1.0, -2.0), Contribution("eye", 0.1, 1.0)]
+    sentence = blame(Breakdown(0.1, causes, 0.0, 0, 0.0, 3.2), "heron", "wren")
+    assert sentence.startswith("Called “heron” rather than “wren” because the picture scores ")
+    assert sentence.endswith("high on “long legs” and low on “short beak”.")
+    assert "head start" in blame(Breakdown(5.0, causes, 0.0, 0, 0.0, 8.1), "heron", "wren")
+    assert "no single concept" in blame(Breakdown(0.0, [], 0.2, 9, 0.0, 0.2), "heron", "wren")
+
+
+def test_examples_are_typical_and_mistakes_are_confident():
+    probabilities = torch.tensor([[0.9, 0.1], [0.6, 0.4], [0.7, 0.3], [0.2, 0.8], [0.95, 0.05], [0.55, 0.45]])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    assert typical_rows(probabilities, labels, limit=2) == [2, 3]
+    assert confident_mistakes(probabilities, labels) == [4, 5]
+    assert confident_mistakes(probabilities, labels, per_pair=1) == [4]
+
+
+def test_many_classes_are_cut_to_the_worst_and_the_best():
+    accuracies = torch.tensor([0.5, float("nan"), 0.1, 0.9, 0.4])
+    assert select_classes(accuracies, 5) == [0, 1, 2, 3, 4]
+    assert select_classes(accuracies, 2) == [2, 3]
+
+
+def test_page_has_its_sections_and_stands_on_its_own(birds: Run, tmp_path: Path):
+    html = birds.write(tmp_path)
+    page = Page(html)
+    assert not page.wrong
+    assert not page.open
+    assert page.sections == ["evidence", "accuracy", "classes", "examples", "mistakes", "truth", "concepts", "run"]
+    assert all(target.startswith(("data:image/", "#")) for target in page.asked)
+    assert "url(" not in html
+    assert "@import" not in html
+    assert page.alts
+    assert all(page.alts)
+    for expected in ("The concepts carry the decision", "red belly", "not visual: cost", "zero_shot", "p &lt; 0.001"):
+        assert expected in html, expected
+
+
+def test_model_without_concepts(birds: Run, tmp_path: Path):
+    html = birds.write(tmp_path, concepts=False)
+    page = Page(html)
+    assert page.sections == ["accuracy", "classes", "examples", "mistakes", "run"]
+    assert not page.wrong
+    assert "This model has no concepts" in html
+
+
+def test_markup_in_names_is_text(tmp_path: Path):
+    names = ["<script>alert(1)</script>", 'a"onload="x', "owl & <b>co</b>"]
+    texts = ["<img src=http://evil.example/x.png>", *(f"<i>{k}</i>" for k in range(7))]
+    html = Run(names, texts).write(tmp_path)
+    page = Page(html)
+    assert not page.wrong
+    assert "<script>alert" not in html
+    assert "<b>co</b>" not in html
+    assert "<i>0" not in html
+    assert not any("evil" in target for target in page.asked)
+    assert "&lt;script&gt;alert" in html
+
+
+def test_missing_picture_leaves_a_placeholder(birds: Run, tmp_path: Path):
+    run = Run(["finch", "wren"])
+    missing = Split(ImageFiles(tmp_path, run.data.test.names), run.dataset.splits["test"].labels)
+    run.dataset = replace(run.dataset, splits={**run.dataset.splits, "test": missing})
+    (tmp_path / "0.png").write_bytes(b"not a picture")
+    html = run.write(tmp_path)
+    assert "picture could not be read" in html
+    assert not Page(html).wrong
+
+
+def test_many_classes_and_long_names_stay_small(tmp_path: Path):
+    names = [f"class {k} " + "very " * 400 + "long" for k in range(300)]
+    html = Run(names, per_class=3, side=160).write(tmp_path)
+    assert len(html) < 6e6
+    assert "<b>A selection:</b> 40 of 300 classes" in html
+    page = Page(html)
+    assert not page.wrong
+    assert 1 <= len(page.alts) <= 24
+
+
+def test_two_classes_all_right_and_all_wrong(tmp_path: Path):
+    run = Run(["finch", "wren"])
+    test = run.data.test
+    predicted = predict_logits(run.model, test.x).argmax(1)
+    run.data.splits["test"] = FeatureSplit(test.x, predicted, test.names, test.concepts)
+    assert "No mistakes" in run.write(tmp_path)
+    run.data.splits["test"] = FeatureSplit(test.x, 1 - predicted, test.names, test.concepts)
+    assert "No test picture is classified correctly" in run.write(tmp_path)
+
+
+def test_command_repeats_what_is_not_a_default():
+    command = reproduce_command(configuration())
+    assert command.startswith("python train.py method=labo dataset=folder encoder=vit_b32 ")
+    assert "'dataset.root=\"my pictures\"'" in command
+    assert "shots=4" in command
+    assert "concepts.source=concepts/birds.json" in command
+    assert "trainer" not in command
+    assert "seed" not in command

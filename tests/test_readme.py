@@ -1,0 +1,106 @@
+"""Every command of the README and of the docs' results pages exists and works, offline, on a small birds set."""
+
+import glob
+import re
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+from birds_run import QUICK, shared_folder, small
+from conftest import COLOURS, PROJECT, paint
+
+README = (PROJECT / "README.md").read_text()
+BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("python ")]
+SETUP = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("uv ")]
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("readme")
+    for c, (name, colour) in enumerate(COLOURS.items()):
+        for i in range(12):
+            paint(folder / "images" / name / f"{i}.png", colour, 50 * c + i)
+    return folder
+
+
+def adapted(command: str, workspace: Path) -> list[str]:
+    """The command's arguments, made small: the reader's placeholder folder, an encoder that is here, few pictures."""
+    arguments = shlex.split(command)[1:]
+    arguments = [a.replace("/path/to/images", str(workspace / "images")) for a in arguments]
+    arguments = ["encoder=tiny_clip" if a.startswith("encoder=") else a for a in arguments]
+    if arguments[0] == "train.py":
+        name = next((a.removeprefix("dataset=") for a in arguments if a.startswith("dataset=")), "birds")
+        if name.startswith("birds"):
+            arguments += [a for a in small(name) if a.partition("=")[0] not in {b.partition("=")[0] for b in arguments}]
+        else:
+            arguments.append(f"cache={shared_folder() / 'cache'}")
+        trained = not any(a in ("method=zero_shot", "method=linear_probe") for a in arguments)
+        arguments += [q for q in QUICK if trained or not q.startswith("method.")]
+        arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
+    if arguments[0] == "eval.py":
+        arguments.append(f"cache={shared_folder() / 'cache'}")
+    return [b for a in arguments for b in (sorted(glob.glob(a)) if "*" in a else [a])]
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_command(line: str, workspace: Path, command, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(workspace)
+    arguments = adapted(line, workspace)
+    if arguments[0] in ("train.py", "eval.py"):
+        status, errors = command(arguments[0].removesuffix(".py"), *arguments[1:])
+    else:
+        import cbm.__main__
+
+        if "birds" in arguments:
+            arguments += ["--cache", str(shared_folder() / "cache")]
+        monkeypatch.setattr(sys, "argv", ["cbm", *arguments[2:]])
+        with pytest.raises(SystemExit) as stop:
+            cbm.__main__.main()
+        status, errors = int(stop.value.code or 0), ""
+    assert status == 0, errors
+
+
+@pytest.fixture(autouse=True)
+def small_eval_cards(monkeypatch: pytest.MonkeyPatch):
+    """Commands that name a card get it small: its full size is not needed to see that they work."""
+    from birds_run import COUNTS
+
+    import cbm.run
+
+    original = cbm.run.load_card
+
+    def small_card(name: str):
+        card = original(name)
+        if name.startswith("birds"):
+            card.args.update(COUNTS)
+            card.root = str(shared_folder() / "birds")
+        return card
+
+    monkeypatch.setattr(cbm.run, "load_card", small_card)
+
+
+def test_python_example(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
+    """After the commands above: runs/first is there."""
+    monkeypatch.chdir(workspace)
+    picture = next((shared_folder() / "birds").rglob("*.png"))
+    (workspace / "bird.png").write_bytes(picture.read_bytes())
+    code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    exec(compile("\n".join(code), "README.md", "exec"), {})
+    assert len(capsys.readouterr().out.strip().splitlines()) == 2
+
+
+def test_there_are_two_set_up_commands():
+    assert len(SETUP) == 2
+    assert SETUP[0].endswith("train.py")
+    assert SETUP[1].endswith("pytest")
+
+
+def test_links_and_names_in_the_readme_exist():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (PROJECT / target).exists(), target
+    from cbm import config
+
+    for group, names in re.findall(r"`(method|dataset|encoder)=` \| (.*?) \|", README):
+        assert sorted(re.findall(r"`([\w]+)`", names)) == config.choices(group)

@@ -1,0 +1,131 @@
+"""A run from end to end on small birds: what it writes, that it repeats, goes on after a kill, and can be used."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from birds_run import QUICK, small
+from conftest import PROJECT
+
+import cbm
+
+
+def train(command, *arguments: str) -> None:
+    status, errors = command("train", *small(), *QUICK, *arguments)
+    assert status == 0, errors
+
+
+def metrics(run: str) -> dict[str, float]:
+    return json.loads((Path(run) / "metrics.json").read_text())
+
+
+def without_time(values: dict[str, float]) -> dict[str, float]:
+    return {key: value for key, value in values.items() if not key.startswith("time/")}
+
+
+def test_what_a_run_leaves_behind(command):
+    train(command, "run_dir=one")
+    written = {str(p.relative_to("one")) for p in Path("one").rglob("*") if p.is_file()}
+    assert {
+        "config.yaml", "metrics.json", "model.safetensors", "bank/bank.json", "bank/embeddings.safetensors", "report.html",
+        "log.csv", "about.json",
+    } <= written  # fmt: skip
+    values = metrics("one")
+    for key in (
+        "test/accuracy", "test/accuracy_macro", "test/ece", "test/accuracy_nec5", "test/nec", "test/concept_accuracy",
+        "test/concept_auroc", "test/grounding_gap", "integrity/carries", "integrity/random_accuracy_nec5",
+        "time/encode_s", "time/concepts_s", "time/fit_s", "time/total_s", "data/n_train", "model/n_concepts",
+    ):  # fmt: skip
+        assert key in values, key
+    assert values["data/n_train"] == 240
+    assert values["test/accuracy"] > 0.3  # chance is 0.05
+    assert values["integrity/deleted_accuracy"] == pytest.approx(0.05, abs=0.01)
+    assert Path("one/log.csv").read_text().startswith("step,train/loss,val/loss,val/accuracy\n")
+
+    model = cbm.load("one")
+    picture = next(Path(small()[0].removeprefix("dataset.root=")).rglob("images/test/*/*.png"))
+    out = model.predict([picture, picture])
+    assert out.logits.shape == (2, 20)
+    torch.testing.assert_close(out.logits[0], out.logits[1])
+    assert out.scores.shape == (2, len(model.bank))
+    predicted = out.logits.argmax(1)
+    total = out.model.base()[predicted] + out.contributions().sum(1)
+    torch.testing.assert_close(total, out.logits.max(1).values, rtol=1e-4, atol=1e-4)
+    assert [name for name, _ in out.explain(0, top=3)][0] in model.bank.texts
+    with pytest.raises(cbm.UserError, match="cannot read image"):
+        model.predict(["none.png"])
+
+    status, errors = command("eval", "run=one", f"cache={small()[1].removeprefix('cache=')}", "output=again.json")
+    assert status == 0, errors
+    again = json.loads(Path("again.json").read_text())
+    assert again["test/accuracy"] == values["test/accuracy"]
+    assert again["test/concept_auroc"] == pytest.approx(values["test/concept_auroc"])
+
+
+def test_the_same_command_gives_the_same_numbers_and_a_new_directory(command):
+    for _ in range(2):
+        train(command, "shots=2", "report=false", "controls=false")
+    first, second = sorted(Path("runs").iterdir())
+    assert second.name == f"{first.name}-2"
+    assert without_time(metrics(str(first))) == without_time(metrics(str(second)))
+
+
+def test_controls_can_be_the_run_itself(command):
+    accuracy = {}
+    for control in ("null", "random", "shuffled"):
+        train(command, f"concepts.control={control}", f"run_dir={control}", "report=false", "controls=false")
+        accuracy[control] = metrics(control)
+    assert accuracy["null"]["test/grounding_gap"] > 2 * abs(accuracy["random"]["test/grounding_gap"])
+    assert accuracy["null"]["test/concept_auroc"] > accuracy["shuffled"]["test/concept_auroc"] + 0.1
+
+
+def test_a_sweep(command):
+    status, errors = command("train", "-m", *small(), *QUICK[:2], "method=zero_shot,linear_probe", "shots=1,2", "report=false")
+    assert status == 0, errors
+    assert len(list(Path("runs").iterdir())) == 4
+
+
+def test_a_killed_run_goes_on(tmp_path: Path):
+    """SIGKILL while training; the same command ends with the numbers of a run that was never interrupted."""
+    long = ["method.max_epochs=250", "method.patience=1000", "trainer.checkpoint_seconds=0.2", "controls=false", "report=false"]
+    arguments = [*small(), *QUICK[:2], *long]
+
+    def start(run: str) -> subprocess.Popen:
+        call = [sys.executable, str(PROJECT / "train.py"), *arguments, f"run_dir={run}"]
+        return subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
+
+    assert start("whole").wait() == 0
+    process = start("killed")
+    deadline = time.monotonic() + 120
+    while not (tmp_path / "killed/checkpoints/last.ckpt").is_file():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "killed/metrics.json").exists()
+    again = start("killed")
+    log = again.communicate()[1]
+    assert again.returncode == 0, log
+    assert "going on from" in log
+    assert without_time(metrics(tmp_path / "whole")) == pytest.approx(without_time(metrics(tmp_path / "killed")), abs=1e-5)
+    whole, killed = ((tmp_path / run / "log.csv").read_text().splitlines() for run in ("whole", "killed"))
+    assert len(whole) == len(killed) == 251
+
+
+def test_help_is_quick(tmp_path: Path):
+    """Nothing heavy is imported for --help."""
+    check = "import sys; sys.argv = ['train.py', '--help']; import runpy\n"
+    check += "try: runpy.run_path(%r, run_name='__main__')\nexcept SystemExit: pass\n"
+    check += "heavy = {'torch', 'open_clip', 'lightning', 'wandb', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    result = subprocess.run(
+        [sys.executable, "-c", check % str(PROJECT / "train.py")], capture_output=True, text=True, cwd=tmp_path, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert "method: labo, linear_probe, zero_shot" in result.stdout
