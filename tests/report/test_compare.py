@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -95,3 +96,20 @@ def test_unknown_path_names_the_nearest(runs: Path):
 
 def test_the_same_run_twice_counts_once(runs: Path):
     assert len(compare_runs([runs / "a0", runs / "a0", runs])[1].paths) == 3
+
+
+def test_of_runs_with_the_same_seed_the_newest_counts(runs: Path, caplog, monkeypatch):
+    again = make_run(runs, "again", 0.90, seed=0)
+    os.utime(again / "metrics.json", (4e9, 4e9))
+    monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)
+    row = compare_runs([runs])[1]
+    assert [path.name for path in row.paths] == ["again", "a1", "a2"]
+    assert "a0" in caplog.text
+
+
+def test_terminal_table_says_once_what_all_rows_share(runs: Path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    first, *lines = format_table(compare_runs([runs]), "rich").splitlines()
+    assert first.startswith("all with method labo; dataset birds; encoder ViT-B-32 openai")
+    assert not any("…" in line or "labo" in line for line in lines)
+    assert "fit [s]" in lines[0]

@@ -1,0 +1,280 @@
+"""One table over many runs: those that differ only in the seed are one row, mean ± standard deviation (runs)."""
+
+import csv
+import io
+import json
+import logging
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from cbm.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+COLUMNS = {
+    "test/accuracy": "accuracy",
+    "test/accuracy_macro": "macro",
+    "test/accuracy_nec5": "acc@5",
+    "test/ece": "ECE",
+    "test/concept_accuracy": "concept acc.",
+    "test/concept_auroc": "concept AUROC",
+    "test/grounding_gap": "grounding gap",
+    "model/n_concepts": "concepts",
+    "time/fit_s": "fit [s]",
+}
+"""Key in ``metrics.json`` to the column's name; a column that no run has is left out."""
+
+DIGITS = {"model/n_concepts": 0, "time/fit_s": 1, "test/ece": 3, "test/concept_auroc": 3, "test/grounding_gap": 3}
+PERCENT = ("test/accuracy", "test/accuracy_macro", "test/accuracy_nec5", "test/concept_accuracy")
+LOWER_IS_BETTER = ("test/ece",)
+NOT_RANKED = ("model/n_concepts", "time/fit_s")
+LABELS = ("method", "dataset", "encoder", "concepts", "shots", "settings")
+
+
+@dataclass(frozen=True)
+class Row:
+    """Runs that differ only in the seed.
+
+    Attributes:
+        labels: ``method``, ``dataset``, ``encoder``, ``concepts``, ``shots``, and ``settings``: the
+            method's fidelity, and where its settings differ from other rows.
+        values: metric to its value in every run that has it.
+        seeds: of the runs.
+        paths: of the runs.
+        best: metrics in which no row of the same data set and shots is better.
+    """
+
+    labels: dict[str, str]
+    values: dict[str, list[float]]
+    seeds: tuple[int, ...]
+    paths: tuple[Path, ...]
+    best: frozenset[str] = frozenset()
+
+    def mean(self, key: str) -> float | None:
+        """Mean of a metric, or None if no run has it."""
+        return statistics.fmean(self.values[key]) if self.values.get(key) else None
+
+
+def compare_runs(paths: list[Path]) -> list[Row]:
+    """Read finished runs and group them; unfinished ones are named in a warning and left out.
+
+    Args:
+        paths: run directories, or directories of run directories.
+
+    Raises:
+        UserError: a path that is no run and holds none (with the nearest names), or no finished run at all.
+    """
+    groups: dict[str, dict[int, tuple[Path, dict[str, Any], dict[str, float]]]] = {}
+    for path in sorted(_finished(paths), key=lambda run: (run / "metrics.json").stat().st_mtime_ns):
+        settings = _settings(path)
+        group = groups.setdefault(_identity(settings), {})
+        if (older := group.get(settings["seed"])) is not None:
+            log.warning("run '%s' has the settings and the seed of '%s', which is newer: left out", older[0], path)
+        group[settings["seed"]] = (path, settings, _metrics(path))
+    members = [[runs[seed] for seed in sorted(runs)] for runs in groups.values()]
+    methods = [group[0][1]["method"] for group in members]
+    rows = [
+        Row(
+            _labels(group[0][1], methods),
+            {key: [metrics[key] for _, _, metrics in group if key in metrics] for key in COLUMNS},
+            tuple(settings["seed"] for _, settings, _ in group),
+            tuple(path for path, _, _ in group),
+        )
+        for group in members
+    ]
+    rows.sort(key=lambda row: (row.labels["dataset"], _shots(row), -(row.mean("test/accuracy") or 0.0)))
+    return [Row(row.labels, row.values, row.seeds, row.paths, _best(row, rows)) for row in rows]
+
+
+def _finished(paths: list[Path]) -> list[Path]:
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        inside = sorted(file.parent for file in path.glob("*/config.yaml"))
+        if (path / "config.yaml").is_file():
+            inside = [path]
+        if not inside:
+            siblings = path.parent.iterdir() if path.parent.is_dir() else []
+            near = did_you_mean(path.name, [s.name for s in siblings if s.is_dir() and s.name != path.name])
+            raise UserError(f"no run in '{path}' {near}".rstrip())
+        for run in inside:
+            if (run / "metrics.json").is_file():
+                found[run] = None
+            else:
+                log.warning("run '%s' is not finished: left out", run)
+    if not found:
+        raise UserError("none of these runs is finished")
+    return list(found)
+
+
+def _settings(path: Path) -> dict[str, Any]:
+    return OmegaConf.to_container(OmegaConf.create((path / "config.yaml").read_text()))  # type: ignore[return-value]
+
+
+def _metrics(path: Path) -> dict[str, float]:
+    return json.loads((path / "metrics.json").read_text())
+
+
+def _identity(settings: dict[str, Any]) -> str:
+    """Everything that makes a run another experiment: not the seed, not where it runs and writes."""
+    parts = {key: settings.get(key) for key in ("method", "dataset", "encoder", "concepts", "shots", "val_shots")}
+    aside = ("device", "num_workers", "batch_size", "precision")
+    parts["encoder"] = {key: value for key, value in settings["encoder"].items() if key not in aside}
+    return json.dumps(parts, sort_keys=True, default=str)
+
+
+def _labels(settings: dict[str, Any], methods: list[dict[str, Any]]) -> dict[str, str]:
+    method, encoder, concepts = settings["method"], settings["encoder"], settings["concepts"]
+    tag = f" {encoder['pretrained']}" if encoder.get("pretrained") else ""
+    source = str(concepts.get("source", "auto"))
+    name = Path(source).stem if source != "auto" else "auto"
+    same = [other for other in methods if other["name"] == method["name"]]
+    differing = [key for key in method if key == "fidelity" or any(other.get(key) != method[key] for other in same)]
+    root = settings["dataset"].get("root")
+    dataset = settings["dataset"]["name"]
+    return {
+        "method": str(method["name"]),
+        "dataset": Path(root).stem if dataset in ("folder", "csv") and root else str(dataset),
+        "encoder": Path(str(encoder["model"])).name + tag,
+        "concepts": f"{name} ({concepts['control']})" if concepts.get("control") else name,
+        "shots": str(settings["shots"]),
+        "settings": ", ".join(f"{key}={method[key]}" for key in differing),
+    }
+
+
+def _shots(row: Row) -> tuple[int, int]:
+    shots = row.labels["shots"]
+    return (0, int(shots)) if shots.isdigit() else (1, 0)
+
+
+def _best(row: Row, rows: list[Row]) -> frozenset[str]:
+    """The metrics of a row that no rival beats: same data set and shots, and there is a rival that has the metric."""
+    rivals = [r for r in rows if all(r.labels[key] == row.labels[key] for key in ("dataset", "shots"))]
+    best = set()
+    for key in COLUMNS:
+        means = [value for r in rivals if (value := r.mean(key)) is not None]
+        mine = row.mean(key)
+        if mine is not None and len(means) > 1 and key not in NOT_RANKED:
+            top = min(means) if key in LOWER_IS_BETTER else max(means)
+            if _number(key, mine) == _number(key, top):  # as equal as the table shows
+                best.add(key)
+    return frozenset(best)
+
+
+# -------------------------------------------------------------------------------------------------------------- writing
+
+
+def format_table(rows: list[Row], style: str = "rich") -> str:
+    """The rows as text, the best of each data set and number of shots in bold.
+
+    Args:
+        rows: from ``compare_runs``.
+        style: ``rich`` (for the terminal), ``markdown``, ``latex`` or ``csv``.
+
+    Raises:
+        UserError: another style.
+    """
+    styles: dict[str, Callable[[list[Row]], str]] = {"rich": _rich, "markdown": _markdown, "latex": _latex, "csv": _csv}
+    if style not in styles:
+        raise UserError(f"unknown style '{style}': {did_you_mean(style, styles)}")
+    return styles[style](rows)
+
+
+def _columns(rows: list[Row]) -> tuple[list[str], list[str]]:
+    """Labels that say something, and metrics that somebody has."""
+    labels = [key for key in LABELS if any(row.labels[key] for row in rows)]
+    return labels, [key for key in COLUMNS if any(row.values.get(key) for row in rows)]
+
+
+def _number(key: str, value: float) -> str:
+    return f"{100 * value:.1f}" if key in PERCENT else f"{value:z.{DIGITS.get(key, 2)}f}"
+
+
+def _cell(row: Row, key: str) -> str:
+    """``53.4 ± 0.6 (3)``; without ± for a single run; accuracies in per cent."""
+    values = row.values.get(key)
+    if not values:
+        return "–"
+    mean = _number(key, statistics.fmean(values))
+    if len(values) == 1:
+        return mean
+    return f"{mean} ± {_number(key, statistics.stdev(values))} ({len(values)})"
+
+
+def _title(key: str) -> str:
+    return f"{COLUMNS[key]} %" if key in PERCENT else COLUMNS[key]
+
+
+def _rich(rows: list[Row]) -> str:
+    from rich.console import Console
+    from rich.measure import Measurement
+    from rich.table import Table
+    from rich.text import Text
+
+    labels, metrics = _columns(rows)
+    shared = [key for key in labels if len(rows) > 1 and len({row.labels[key] for row in rows}) == 1]
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for key in (key for key in labels if key not in shared):
+        narrow = 26 if key == "settings" else 200  # settings may be wrapped, nothing else
+        table.add_column(key, overflow="fold", min_width=min(narrow, max(len(row.labels[key]) for row in rows)))
+    for key in metrics:
+        width = max(len(text) for text in (_title(key), *(_cell(row, key) for row in rows)))
+        table.add_column(Text(_title(key)), justify="right", min_width=width)
+    for row in rows:
+        texts = [Text(row.labels[key]) for key in labels if key not in shared]
+        table.add_row(*texts, *(Text(_cell(row, key), "bold" if key in row.best else "") for key in metrics))
+    console = Console()
+    unbounded = console.options.update(max_width=10_000)
+    console.width = max(console.width, Measurement.get(console, unbounded, table).minimum)
+    with console.capture() as capture:
+        if shared:
+            console.print(Text("all with " + "; ".join(f"{key} {rows[0].labels[key]}" for key in shared), "dim"))
+        console.print(table)
+    return capture.get()
+
+
+def _markdown(rows: list[Row]) -> str:
+    labels, metrics = _columns(rows)
+    lines = [[*labels, *map(_title, metrics)], ["---"] * len(labels) + ["---:"] * len(metrics)]
+    for row in rows:
+        cells = [f"**{_cell(row, key)}**" if key in row.best else _cell(row, key) for key in metrics]
+        lines.append([row.labels[key].replace("|", "\\|") for key in labels] + cells)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _latex(rows: list[Row]) -> str:
+    labels, metrics = _columns(rows)
+    lines = [f"\\begin{{tabular}}{{{'l' * len(labels)}{'r' * len(metrics)}}}", "\\toprule"]
+    lines += [" & ".join(_escape(title) for title in (*labels, *map(_title, metrics))) + " \\\\", "\\midrule"]
+    for row in rows:
+        cells = [_escape(_cell(row, key)) for key in metrics]
+        cells = [f"\\textbf{{{cell}}}" if key in row.best else cell for key, cell in zip(metrics, cells)]
+        lines.append(" & ".join([_escape(row.labels[key]) for key in labels] + cells) + " \\\\")
+    return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
+
+
+LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"}
+
+
+def _escape(text: str) -> str:
+    return "".join(LATEX.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
+
+
+def _csv(rows: list[Row]) -> str:
+    """Mean, standard deviation and number of runs in columns of their own; numbers as they are, not in per cent."""
+    labels, metrics = _columns(rows)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow([*labels, *(f"{key}{suffix}" for key in metrics for suffix in ("", "/sd", "/n")), "seeds"])
+    for row in rows:
+        cells: list[object] = []
+        for key in metrics:
+            values = row.values.get(key) or []
+            sd = statistics.stdev(values) if len(values) > 1 else ""
+            cells += [statistics.fmean(values) if values else "", sd, len(values)]
+        writer.writerow([*(row.labels[key] for key in labels), *cells, " ".join(map(str, row.seeds))])
+    return text.getvalue()

@@ -1,0 +1,150 @@
+"""Do the concepts carry the decision, and how good is the model beside simpler ones: the first tables of a report."""
+
+from dataclasses import dataclass
+
+from cbm.metrics import Integrity
+
+METRICS = {
+    "accuracy": ("Accuracy", "Share of the test pictures that are classified correctly."),
+    "accuracy_macro": ("Macro", "Mean over the classes of the accuracy within the class: every class counts the same."),
+    "accuracy_nec5": (
+        "At 5 concepts",
+        "Accuracy when every class may use only its five most important concepts; the others are held at their mean. "
+        "With hundreds of concepts any directions classify well, meaningful or not; with five they have to be good.",
+    ),
+    "ece": (
+        "ECE",
+        "Expected calibration error: how far the stated probabilities are from the share that is right (15 bins; 0 is "
+        "best).",
+    ),
+}
+"""Key in ``metrics.json`` (after ``test/``) to the column's name and what it means."""
+
+OTHER_METRICS = {
+    "concept_accuracy": (
+        "Concept accuracy",
+        "Share of correct yes/no answers about the concepts whose truth is known (cut chosen on the validation split).",
+        "{:.1%}",
+    ),
+    "concept_auroc": (
+        "Concept AUROC",
+        "How well the score of a concept ranks pictures that show it above those that do not; 0.5 is guessing, 1 is "
+        "perfect.",
+        "{:.3f}",
+    ),
+    "grounding_gap_std": (
+        "Grounding gap",
+        "How much higher a concept scores on the pictures of the classes that own it than on all others, in standard "
+        "deviations; near zero, the names have little to do with the scores.",
+        "{:z.2f} sd",
+    ),
+    "nec": ("Concepts per class", "Concepts with a weight other than zero, mean over the classes.", "{:.0f}"),
+    "nec_effective": (
+        "Effective concepts per class",
+        "How many equally strong concepts would spread a class's weight as widely.",
+        "{:.1f}",
+    ),
+}
+"""Further keys: name, meaning, format."""
+
+
+@dataclass(frozen=True)
+class AccuracyRow:
+    """One classifier in the comparison.
+
+    Attributes:
+        name: what it is called.
+        meaning: what it is, in a few words.
+        values: by the keys of ``METRICS``; what is not known is missing.
+        this: it is the run the report is about.
+    """
+
+    name: str
+    meaning: str
+    values: dict[str, float]
+    this: bool = False
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One test of the concepts.
+
+    Attributes:
+        question: what is asked.
+        finding: the numbers.
+        meaning: what the test is, in one sentence.
+        passed: it speaks for the concepts.
+    """
+
+    question: str
+    finding: str
+    meaning: str
+    passed: bool
+
+
+def accuracy_rows(
+    method: str, metrics: dict[str, float], integrity: Integrity | None, baselines: dict[str, dict[str, float]]
+) -> list[AccuracyRow]:
+    """This run, the same method on meaningless concepts, and the baselines; all on the test split."""
+    rows = [AccuracyRow(f"{method} (this run)", "the model of this report", _known(metrics), this=True)]
+    if integrity is not None:
+        for control, meaning in (
+            ("shuffled", "every name gets another concept's direction"),
+            ("random", "every concept is a random direction"),
+        ):
+            values = {"accuracy": integrity.accuracy[control], "accuracy_nec5": integrity.nec5[control]}
+            rows.append(AccuracyRow(f"{control} concepts", f"same method; {meaning}", values))
+    meanings = {
+        "zero_shot": "cosine with the class names, nothing trained",
+        "linear_probe": "linear classifier on the features, no concepts",
+    }
+    rows += [AccuracyRow(name, meanings.get(name, ""), _known(values)) for name, values in baselines.items()]
+    if integrity is not None:
+        rows.append(AccuracyRow("chance", "always the most frequent class", {"accuracy": integrity.chance}))
+    return rows
+
+
+def _known(metrics: dict[str, float]) -> dict[str, float]:
+    return {key: metrics[f"test/{key}"] for key in METRICS if f"test/{key}" in metrics}
+
+
+def gather_evidence(integrity: Integrity) -> list[Evidence]:
+    """The tests behind the verdict, with the bounds of ``integrity_verdict``."""
+    rows = []
+    for control, meaning in (
+        ("random", "If the concepts mean something, five of them must do better than five random directions."),
+        ("shuffled", "If the names fit their directions, they must do better than with the names dealt out anew."),
+    ):
+        real, other, p = integrity.nec5["real"], integrity.nec5[control], integrity.p_values[control]
+        passed = real > other and p < 0.05
+        how = "better" if passed else ("not clearly better" if real >= other or p >= 0.05 else "worse")
+        rows.append(
+            Evidence(
+                f"Better than {control} concepts?",
+                f"{real:.1%} against {other:.1%} at 5 concepts per class, {how} ({p_value(p)})",
+                meaning,
+                passed,
+            )
+        )
+    rows.append(
+        Evidence(
+            "Lost without its concepts?",
+            f"{integrity.deleted:.1%} with every concept deleted; chance is {integrity.chance:.1%}",
+            "With every concept held at its mean the model should know no more than the most frequent class.",
+            integrity.deleted <= integrity.chance + 0.05,
+        )
+    )
+    rows.append(
+        Evidence(
+            "Nothing passes by the concepts?",
+            f"{integrity.outside:.0%} of the decision does not pass through the concepts",
+            "A residual that bypasses the bottleneck can decide whatever the concepts say.",
+            integrity.outside <= 0.1,
+        )
+    )
+    return rows
+
+
+def p_value(p: float) -> str:
+    """``p = 0.03``, ``p < 0.001``."""
+    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"

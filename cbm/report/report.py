@@ -1,0 +1,215 @@
+"""``report.html``: one file that shows what a run learned, what it is worth, and where it goes wrong."""
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor, nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.dataset import ImageDataset
+from cbm.data.features import FeatureData
+from cbm.evaluation import concept_ground_truth, predict_logits
+from cbm.files import write_atomically
+from cbm.layers import ConceptBottleneck
+from cbm.metrics.integrity import Integrity
+from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
+from cbm.report.command import reproduce_command
+from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, gather_evidence
+from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
+from cbm.report.thumbnails import Thumbnail, thumbnail
+from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
+from cbm.report.wording import clip, number, percent, signed
+
+log = logging.getLogger(__name__)
+
+CLASSES_IN_DETAIL = 40
+CLASSES_IN_MATRIX = 20
+PICTURES = 12
+TIMES = {
+    "time/encode_s": "Encoding the pictures (or reading them from the store)",
+    "time/concepts_s": "Preparing the concepts",
+    "time/fit_s": "Fitting",
+    "time/controls_s": "Fitting the controls",
+    "time/total_s": "Everything",
+}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A test picture and why it was called what it was called.
+
+    Attributes:
+        picture: the picture.
+        true: its class.
+        predicted: what it was called.
+        probability: of the predicted class.
+        other: the class it is compared with: the runner-up, or for a mistake the true class.
+        other_probability: of that class.
+        why: the predicted logit as a sum; None without concepts.
+        lead: predicted minus other logit as a sum; None without concepts.
+        sentence: a mistake in words; empty without concepts.
+    """
+
+    picture: Thumbnail
+    true: str
+    predicted: str
+    probability: float
+    other: str
+    other_probability: float
+    why: Breakdown | None = None
+    lead: Breakdown | None = None
+    sentence: str = ""
+
+
+def write_report(
+    path: Path, model: nn.Module, bank: ConceptBank | None, data: FeatureData, dataset: ImageDataset,
+    metrics: dict[str, float], integrity: Integrity | None, baselines: dict[str, dict[str, float]], cfg: DictConfig,
+) -> None:  # fmt: skip
+    """Write ``report.html`` into the run directory ``path``.
+
+    Args:
+        path: the run directory.
+        model: the trained classifier.
+        bank: the concepts of its columns; None without concepts.
+        data: encoded splits.
+        dataset: the pictures; rows of ``dataset.splits["test"]`` are those of ``data.test``.
+        metrics: what goes to ``metrics.json``.
+        integrity: the evidence for the concepts, if it was gathered.
+        baselines: test metrics of other classifiers on the same pictures, by name.
+        cfg: the configuration of the run.
+    """
+    context = describe_run(model, bank, data, dataset, metrics, integrity, baselines, cfg)
+    write_atomically(path / "report.html", render(context).encode())
+
+
+def render(context: dict[str, Any]) -> str:
+    """The page from what ``describe_run`` found; everything is escaped."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {"percent": percent, "signed": signed, "number": number}
+    return environment.get_template("report.html").render(context)
+
+
+@torch.no_grad()
+def describe_run(
+    model: nn.Module, bank: ConceptBank | None, data: FeatureData, dataset: ImageDataset, metrics: dict[str, float],
+    integrity: Integrity | None, baselines: dict[str, dict[str, float]], cfg: DictConfig,
+) -> dict[str, Any]:  # fmt: skip
+    """Everything the page shows, as plain values; arguments as for ``write_report``."""
+    bottleneck = model if isinstance(model, ConceptBottleneck) and bank is not None else None
+    test, classes = data.test, data.classes
+    probabilities = predict_logits(model, test.x).softmax(dim=1)
+    predicted = probabilities.argmax(dim=1)
+    accuracies = class_accuracies(predicted, test.y, len(classes))
+    aurocs: dict[int, float] = {}
+    grounded, use = [], None
+    if bottleneck is not None and bank is not None:
+        _, aurocs = concept_ground_truth(bottleneck, bank, test, data)
+        if aurocs and test.concepts is not None:
+            grounded = grounded_concepts(bank, aurocs, test.concepts, data.concept_names)
+        use = ConceptUse(bottleneck, bank, classes, aurocs)
+    typical = typical_rows(probabilities, test.y, PICTURES)
+    mistakes = confident_mistakes(probabilities, test.y, PICTURES)
+    rows = accuracy_rows(str(cfg.method.name), metrics, integrity, baselines)
+    texts = [] if bank is None else [clip(text) for text in bank.texts]
+    return {
+        "method": str(cfg.method.name),
+        "dataset": dataset.name,
+        "facts": header_facts(bank, data, cfg),
+        "control": cfg.concepts.control,
+        "metrics": metrics,
+        "integrity": integrity,
+        "evidence": [] if integrity is None else gather_evidence(integrity),
+        "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},
+        "rows": rows,
+        "further": [
+            (name, meaning, form.format(metrics[f"test/{key}"]).replace("-", "−"))
+            for key, (name, meaning, form) in OTHER_METRICS.items()
+            if f"test/{key}" in metrics
+        ],
+        "has_concepts": bottleneck is not None,
+        "n_classes": len(classes),
+        "n_test": len(test),
+        "classes": describe_classes(classes, predicted, test.y, use, CLASSES_IN_DETAIL),
+        "owned_bank": bank is not None and bool(bank.classes),
+        "matrix": confusion_shares(predicted, test.y, classes) if len(classes) <= CLASSES_IN_MATRIX else None,
+        "ranking": sorted(accuracies[~accuracies.isnan()].tolist()),
+        "right": examples(bottleneck, texts, data, dataset, probabilities, typical),
+        "wrong": examples(bottleneck, texts, data, dataset, probabilities, mistakes),
+        "n_wrong": int((predicted != test.y).sum()),
+        "grounded": both_ends(grounded),
+        "n_grounded": len(grounded),
+        "bank": bank,
+        "dropped": [] if bank is None else dropped_groups(bank),
+        "command": reproduce_command(cfg),
+        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "times": [(name, metrics[key]) for key, name in TIMES.items() if key in metrics],
+    }
+
+
+def header_facts(bank: ConceptBank | None, data: FeatureData, cfg: DictConfig) -> list[tuple[str, str]]:
+    """What was run, as name and value."""
+    encoder = str(cfg.encoder.model) + (f" ({cfg.encoder.pretrained})" if cfg.encoder.pretrained else "")
+    pictures = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
+    facts = [] if cfg.dataset.root is None else [("Data", str(cfg.dataset.root))]
+    facts += [("Encoder", encoder), ("Pictures", pictures), ("Classes", f"{len(data.classes):,}")]
+    if bank is not None:
+        facts.append(("Concepts", f"{len(bank):,}"))
+    shots = "all" if str(cfg.shots) == "all" else f"{cfg.shots} per class"
+    facts += [("Shots", shots), ("Seed", str(cfg.seed))]
+    if "fidelity" in cfg.method:
+        facts.append(("Fidelity", str(cfg.method.fidelity)))
+    return facts
+
+
+def confusion_shares(predicted: Tensor, labels: Tensor, names: list[str]) -> list[tuple[str, list[float | None]]]:
+    """Per true class, in order: its name and the share of its pictures called each class (None without pictures)."""
+    count = len(names)
+    table = torch.bincount(labels * count + predicted, minlength=count * count).view(count, count)
+    shares = (table / table.sum(dim=1, keepdim=True)).tolist()
+    return [(clip(name), [None if share != share else share for share in row]) for name, row in zip(names, shares)]
+
+
+def examples(
+    model: ConceptBottleneck | None, texts: list[str], data: FeatureData, dataset: ImageDataset, probabilities: Tensor,
+    rows: list[int],
+) -> list[Example]:  # fmt: skip
+    """The test pictures at ``rows``, explained; mistakes against the true class, others against the runner-up."""
+    if not rows:
+        return []
+    index = torch.tensor(rows)
+    labels, chosen = data.test.y[index], probabilities[index]
+    best = chosen.topk(2, dim=1).indices
+    predicted = best[:, 0]
+    other = torch.where(predicted == labels, best[:, 1], labels)
+    whys: list[Breakdown | None] = [None] * len(rows)
+    leads: list[Breakdown | None] = [None] * len(rows)
+    if model is not None:
+        x = data.test.x[index]
+        whys[:] = explain(model, texts, x, predicted)
+        leads[:] = explain(model, texts, x, predicted, other)
+    found = []
+    for n, row in enumerate(rows):
+        called, true, compared = (clip(data.classes[int(c[n])]) for c in (predicted, labels, other))
+        lead = leads[n]
+        found.append(
+            Example(
+                picture=thumbnail(dataset.splits["test"].images, row),
+                true=true,
+                predicted=called,
+                probability=float(chosen[n, predicted[n]]),
+                other=compared,
+                other_probability=float(chosen[n, other[n]]),
+                why=whys[n],
+                lead=lead,
+                sentence=blame(lead, called, true) if lead is not None and predicted[n] != labels[n] else "",
+            )
+        )
+    return found

@@ -1,0 +1,49 @@
+"""Pictures small enough to live inside the report: data URIs."""
+
+import base64
+import io
+import logging
+from dataclasses import dataclass
+
+from PIL import Image
+
+from cbm.data.images import Images
+
+log = logging.getLogger(__name__)
+
+SIDE = 288
+"""Longest side in pixels of an embedded picture; it is shown at half of that, sharp on dense screens."""
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """An embedded picture.
+
+    Attributes:
+        name: how the data set calls the picture.
+        uri: ``data:image/...;base64,...``, or None if the picture could not be read.
+        tiny: it has fewer pixels than the place it is shown in, and should be enlarged with its pixels visible.
+    """
+
+    name: str
+    uri: str | None
+    tiny: bool = False
+
+
+def thumbnail(images: Images, row: int) -> Thumbnail:
+    """The picture at ``row``: small ones as they are (PNG), others scaled down (JPEG)."""
+    name = images.names[row]
+    try:
+        picture = images.open(row).convert("RGB")
+    except Exception as error:  # a missing or broken file makes a decoder raise anything; the report goes on without it
+        log.warning("report: picture '%s' cannot be read (%s)", name, type(error).__name__)
+        return Thumbnail(name, None)
+    tiny = max(picture.size) < SIDE // 2
+    buffer = io.BytesIO()
+    if tiny:
+        picture.save(buffer, "PNG", optimize=True)
+    else:
+        picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
+        picture.save(buffer, "JPEG", quality=84, optimize=True)
+    kind = "png" if tiny else "jpeg"
+    return Thumbnail(name, f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny)

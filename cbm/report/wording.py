@@ -1,0 +1,28 @@
+"""How numbers and names look on the page."""
+
+LONGEST = 160
+"""Characters of a class or concept name that are shown; the files of the run have all of it."""
+
+
+def clip(text: str) -> str:
+    """A name, cut with an ellipsis if it is very long."""
+    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """``0.534`` as ``53.4%``."""
+    if value is None:
+        return "–"
+    smallest = 10**-digits
+    return f"<{smallest:g}%" if 0 < 100 * value < smallest / 2 else f"{100 * value:.{digits}f}%"
+
+
+def signed(value: float) -> str:
+    """``+1.23``, with a real minus sign; as many digits as a small number needs."""
+    digits = 2 if abs(value) >= 0.1 or value == 0 else 3
+    return f"{value:+z.{digits}f}".replace("-", "−")
+
+
+def number(value: float) -> str:
+    """``23.41``, with a real minus sign."""
+    return f"{value:z.2f}".replace("-", "−")
