@@ -18,8 +18,8 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def signed(value: float) -> str:
-    """``+1.23``, with a real minus sign; as many digits as a small number needs."""
-    digits = 2 if abs(value) >= 0.1 or value == 0 else 3
+    """``+1.23``, with a real minus sign; more digits for a small number, fewer for a large one."""
+    digits = 1 if abs(value) >= 100 else 2 if abs(value) >= 0.1 or value == 0 else 3
     return f"{value:+z.{digits}f}".replace("-", "−")
 
 
