@@ -82,18 +82,18 @@ class ClipEncoder(Encoder):
 
     @contextlib.contextmanager
     def _context(self, width: int):
-        """Let a plain CLIP text tower, which adds its whole position table, read ``width`` tokens."""
-        model = self._clip
-        table, mask = getattr(model, "positional_embedding", None), getattr(model, "attn_mask", None)
+        """Let open_clip's text towers, which add their whole position table and mask, read ``width`` tokens."""
+        tower = getattr(self._clip, "text", self._clip)
+        table, mask = getattr(tower, "positional_embedding", None), getattr(tower, "attn_mask", None)
         if not isinstance(table, nn.Parameter) or not isinstance(mask, Tensor) or width == table.shape[0]:
             yield
             return
-        model.positional_embedding = nn.Parameter(table[:width], requires_grad=False)
-        model.attn_mask = mask[:width, :width]
+        tower.positional_embedding = nn.Parameter(table[:width], requires_grad=False)
+        tower.attn_mask = mask[:width, :width]
         try:
             yield
         finally:
-            model.positional_embedding, model.attn_mask = table, mask
+            tower.positional_embedding, tower.attn_mask = table, mask
 
 
 def load(model: str, pretrained: str | None, device: str) -> tuple[Any, Any, Any]:

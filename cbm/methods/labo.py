@@ -50,7 +50,7 @@ class LaBoConfig:
 
 
 FIDELITY: dict[str, dict[str, Any]] = {
-    "repaired": {"score": "posterior_entropy", "own_mass": 0.9, "learn_scale": True},
+    "repaired": {"score": "posterior_entropy", "own_mass": 0.5, "learn_scale": True},
     "paper": {"score": "negative_entropy", "own_mass": None, "learn_scale": False},
 }
 

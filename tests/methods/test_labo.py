@@ -10,6 +10,7 @@ from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck
 from cbm.methods import create_method
 from cbm.methods.labo import fit_scale
+from cbm.metrics import top_concepts
 from cbm.module import ConceptBottleneckModule, fit
 
 CLASSES, PER_CLASS, DIM = 5, 8, 24
@@ -74,8 +75,9 @@ def test_planted_concepts_stay_on_top():
         max_epochs=30,
         trainer={"accelerator": "cpu"},
     )
-    own_mass = (model.head.weight() * used.owners(data.classes)).sum(1)
-    assert float(own_mass.detach().min()) > 0.7
+    top = top_concepts(model, 3)
+    owned = used.owners(data.classes).gather(1, top).float().mean()
+    assert float(owned) >= 0.8  # by chance 0.2
 
 
 def test_full_batch_and_minibatch_are_both_possible():
