@@ -126,7 +126,9 @@ def check_settings(cfg: DictConfig) -> None:
         ("encoder.precision", cfg.encoder.precision, tuple(AUTOCAST)),
     ):
         if value not in allowed:
-            raise UserError(f"{name}={value}: {did_you_mean(str(value), [str(choice) for choice in allowed if choice])}")
+            raise UserError(
+                f"{name}={value}: {did_you_mean(str(value), [str(choice) for choice in allowed if choice])}"
+            )
 
 
 def read_images(card: DictConfig, cache: Path) -> ImageDataset:

@@ -66,7 +66,9 @@ def test_settings(command, arguments: list[str], message: str):
     if torch.cuda.is_available() and "encoder.device=cuda" in arguments:
         pytest.skip("there is a GPU here")
     given = {a.partition("=")[0] for a in arguments}
-    rest = [a for a in [*small(), *QUICK] if a.partition("=")[0] not in given] if "dataset=bird" not in arguments else []
+    rest = (
+        [a for a in [*small(), *QUICK] if a.partition("=")[0] not in given] if "dataset=bird" not in arguments else []
+    )
     rest = [a for a in rest if not (arguments == ["method=labbo"] and a.startswith("method."))]
     assert message in one_line(command("train", *arguments, *rest))
     assert not Path("runs").exists() or not any(Path("runs").rglob("metrics.json"))
@@ -75,7 +77,10 @@ def test_settings(command, arguments: list[str], message: str):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["encoder.model=ViT-B-33", "encoder.pretrained=openai"], "unknown encoder 'ViT-B-33': did you mean 'ViT-B-32'"),
+        (
+            ["encoder.model=ViT-B-33", "encoder.pretrained=openai"],
+            "unknown encoder 'ViT-B-33': did you mean 'ViT-B-32'",
+        ),
         (["encoder.model=ViT-B-32", "encoder.pretrained=opnai"], "did you mean 'openai'"),
         (["encoder.model=ViT-B-32"], "needs encoder.pretrained=TAG"),
         (["encoder.model=local-dir:nowhere"], "no open_clip_config.json in 'nowhere'"),
@@ -159,7 +164,9 @@ def test_bank_from_another_embedding_space(command, folder: Path, tmp_path: Path
 
     from cbm.concepts import merge_duplicates
 
-    phrases = merge_duplicates("b", "b", [("warm", ("red",), None), ("grass", ("green",), None), ("sea", ("blue",), None)])
+    phrases = merge_duplicates(
+        "b", "b", [("warm", ("red",), None), ("grass", ("green",), None), ("sea", ("blue",), None)]
+    )
     replace(phrases, embeddings=torch.eye(3), encoder="another").save(tmp_path / "bank")
     line = one_line(command("train", *on(folder), f"concepts={tmp_path / 'bank'}/bank.json"))
     assert "embedding space of another encoder (another" in line

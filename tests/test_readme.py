@@ -1,6 +1,5 @@
 """Every command of the README and of the docs' results pages exists and works, offline, on a small birds set."""
 
-import glob
 import re
 import shlex
 import sys
@@ -41,7 +40,7 @@ def adapted(command: str, workspace: Path) -> list[str]:
         arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
     if arguments[0] == "eval.py":
         arguments.append(f"cache={shared_folder() / 'cache'}")
-    return [b for a in arguments for b in (sorted(glob.glob(a)) if "*" in a else [a])]
+    return [b for a in arguments for b in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
 
 
 @pytest.mark.parametrize("line", COMMANDS)

@@ -33,8 +33,8 @@ def test_what_a_run_leaves_behind(command):
     train(command, "run_dir=one")
     written = {str(p.relative_to("one")) for p in Path("one").rglob("*") if p.is_file()}
     assert {
-        "config.yaml", "metrics.json", "model.safetensors", "bank/bank.json", "bank/embeddings.safetensors", "report.html",
-        "log.csv", "about.json",
+        "config.yaml", "metrics.json", "model.safetensors", "bank/bank.json", "bank/embeddings.safetensors", "log.csv",
+        "about.json", "report.html",
     } <= written  # fmt: skip
     values = metrics("one")
     for key in (
@@ -57,7 +57,7 @@ def test_what_a_run_leaves_behind(command):
     predicted = out.logits.argmax(1)
     total = out.model.base()[predicted] + out.contributions().sum(1)
     torch.testing.assert_close(total, out.logits.max(1).values, rtol=1e-4, atol=1e-4)
-    assert [name for name, _ in out.explain(0, top=3)][0] in model.bank.texts
+    assert {name for name, _ in out.explain(0, top=3)} <= set(model.bank.texts)
     with pytest.raises(cbm.UserError, match="cannot read image"):
         model.predict(["none.png"])
 
@@ -86,14 +86,22 @@ def test_controls_can_be_the_run_itself(command):
 
 
 def test_a_sweep(command):
-    status, errors = command("train", "-m", *small(), *QUICK[:2], "method=zero_shot,linear_probe", "shots=1,2", "report=false")
+    status, errors = command(
+        "train", "-m", *small(), *QUICK[:2], "method=zero_shot,linear_probe", "shots=1,2", "report=false"
+    )
     assert status == 0, errors
     assert len(list(Path("runs").iterdir())) == 4
 
 
 def test_a_killed_run_goes_on(tmp_path: Path):
     """SIGKILL while training; the same command ends with the numbers of a run that was never interrupted."""
-    long = ["method.max_epochs=250", "method.patience=1000", "trainer.checkpoint_seconds=0.2", "controls=false", "report=false"]
+    long = [
+        "method.max_epochs=250",
+        "method.patience=1000",
+        "trainer.checkpoint_seconds=0.2",
+        "controls=false",
+        "report=false",
+    ]
     arguments = [*small(), *QUICK[:2], *long]
 
     def start(run: str) -> subprocess.Popen:
@@ -114,7 +122,9 @@ def test_a_killed_run_goes_on(tmp_path: Path):
     log = again.communicate()[1]
     assert again.returncode == 0, log
     assert "going on from" in log
-    assert without_time(metrics(tmp_path / "whole")) == pytest.approx(without_time(metrics(tmp_path / "killed")), abs=1e-5)
+    assert without_time(metrics(tmp_path / "whole")) == pytest.approx(
+        without_time(metrics(tmp_path / "killed")), abs=1e-5
+    )
     whole, killed = ((tmp_path / run / "log.csv").read_text().splitlines() for run in ("whole", "killed"))
     assert len(whole) == len(killed) == 251
 
@@ -123,9 +133,13 @@ def test_help_is_quick(tmp_path: Path):
     """Nothing heavy is imported for --help."""
     check = "import sys; sys.argv = ['train.py', '--help']; import runpy\n"
     check += "try: runpy.run_path(%r, run_name='__main__')\nexcept SystemExit: pass\n"
-    check += "heavy = {'torch', 'open_clip', 'lightning', 'wandb', 'transformers'} & set(sys.modules); assert not heavy, heavy"
+    check += "heavy = {'torch', 'open_clip', 'lightning', 'wandb'} & set(sys.modules); assert not heavy, heavy"
     result = subprocess.run(
-        [sys.executable, "-c", check % str(PROJECT / "train.py")], capture_output=True, text=True, cwd=tmp_path, check=False
+        [sys.executable, "-c", check % str(PROJECT / "train.py")],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
     )
     assert result.returncode == 0, result.stderr
     assert "method: labo, linear_probe, zero_shot" in result.stdout

@@ -75,7 +75,9 @@ def test_images_and_fingerprint(local_dir: Path):
     assert create_encoder(f"local-dir:{local_dir}", device="cpu").fingerprint != encoder.fingerprint
 
 
-@pytest.mark.parametrize("name", ["timm:test_resnet.r160_in1k", "torchvision:shufflenet_v2_x0_5", "timm:test_vit.r160_in1k"])
+@pytest.mark.parametrize(
+    "name", ["timm:test_resnet.r160_in1k", "torchvision:shufflenet_v2_x0_5", "timm:test_vit.r160_in1k"]
+)
 def test_image_only_backbones(name: str):
     encoder = create_encoder(name, "random", device="cpu")
     picture = encoder.preprocess(Image.new("RGB", (64, 64), "red"))[None]

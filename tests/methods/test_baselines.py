@@ -1,6 +1,6 @@
 import torch
+from planted import planted
 from sklearn.linear_model import LogisticRegression
-from test_labo import planted
 
 from cbm.concepts.prepare import class_name_bank
 from cbm.methods import create_method

@@ -2,9 +2,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch.nn.functional import cross_entropy, normalize
+from planted import CLASSES, PER_CLASS, planted
+from torch.nn.functional import cross_entropy
 
-from cbm.concepts import merge_duplicates
 from cbm.data import FeatureData, FeatureSplit
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck
@@ -12,25 +12,6 @@ from cbm.methods import create_method
 from cbm.methods.labo import fit_scale
 from cbm.metrics import top_concepts
 from cbm.module import ConceptBottleneckModule, fit
-
-CLASSES, PER_CLASS, DIM = 5, 8, 24
-
-
-def planted(seed: int = 0, n: int = 200):
-    """Classes along axes, concepts near their class's axis, and everything moved by a large shared vector as in CLIP."""
-    g = torch.Generator().manual_seed(seed)
-    axes = torch.eye(DIM)[:CLASSES]
-    text_mean = torch.randn(DIM, generator=g)
-    concepts = axes.repeat_interleave(PER_CLASS, 0) + 0.5 * torch.randn(CLASSES * PER_CLASS, DIM, generator=g) * 0.5
-    names = [f"class {c}" for c in range(CLASSES)]
-    phrases = [(f"phrase {k}", (names[k // PER_CLASS],), None) for k in range(len(concepts))]
-    bank = replace(merge_duplicates("b", "b", phrases), embeddings=normalize(concepts + 0.8 * text_mean, dim=1))
-    splits = {}
-    for name in ("train", "val", "test"):
-        y = torch.arange(n) % CLASSES
-        x = normalize(axes[y] + 0.25 * torch.randn(n, DIM, generator=g), dim=1)
-        splits[name] = FeatureSplit(x, y, [f"{name}{i}" for i in range(n)])
-    return FeatureData(splits, names), bank
 
 
 def accuracy(model, split):
