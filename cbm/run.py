@@ -74,13 +74,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
         encoder = load_encoder(cfg.encoder)
     encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
     with timed(timing, "time/concepts_s"):
-        bank = candidate_bank(method, cfg, dataset, encoder, encode_text)
+        candidates = candidate_bank(method, cfg, dataset, encoder, encode_text)
     run = RunDirectory(path, cfg)
     log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
     with timed(timing, "time/encode_s"):
         data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
     with timed(timing, "time/fit_s"):
         logger = wandb_logger(cfg, run)
+        bank = candidates and apply_control(candidates, cfg.concepts.control, cfg.seed)
         model, bank = fit_method(method, data, bank, cfg, encoder.logit_scale, run.path, logger)
 
     metrics = {**evaluate_split(model, bank, data, "val"), **evaluate_split(model, bank, data, "test")}
@@ -88,7 +89,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with timed(timing, "time/controls_s"):
         if cfg.controls and method.speaks_through == "bank" and cfg.concepts.control is None:
             assert isinstance(model, ConceptBottleneck)
-            integrity = check_integrity(model, data, cfg, dataset, encoder, encode_text)
+            assert candidates is not None
+            integrity = check_integrity(model, data, candidates, cfg, encoder.logit_scale)
             metrics |= integrity_metrics(integrity)
     baselines = fit_baselines(method, data, cfg, encoder, encode_text) if cfg.report else {}
     metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
@@ -194,12 +196,11 @@ def candidate_bank(
     shipped = [schema.BANKS / "cifar10.json", *sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(schema.resolve_path(cfg.concepts.source))
     own = cfg.dataset.bank and str(schema.resolve_path(cfg.dataset.bank))
-    bank = prepare_bank(
+    return prepare_bank(
         find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
         hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words,
         remove_class_names=cfg.concepts.remove_class_names,
     )  # fmt: skip
-    return apply_control(bank, cfg.concepts.control, cfg.seed)
 
 
 def fit_method(
@@ -228,16 +229,13 @@ def fit_method(
 
 
 def check_integrity(
-    model: ConceptBottleneck, data: FeatureData, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder,
-    encode_text: EncodeText,
-) -> Integrity:  # fmt: skip
+    model: ConceptBottleneck, data: FeatureData, candidates: ConceptBank, cfg: DictConfig, logit_scale: float
+) -> Integrity:
     """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``)."""
     models: dict[str, Any] = {"real": model}
-    for control in ("random", "shuffled"):
-        method = create_method(cfg.method)
-        controlled: Any = OmegaConf.merge(cfg, {"concepts": {"control": control}})
-        bank = candidate_bank(method, controlled, dataset, encoder, encode_text)
-        models[control], _ = fit_method(method, data, bank, controlled, encoder.logit_scale)
+    for control in CONTROLS:
+        bank = apply_control(candidates, control, cfg.seed)
+        models[control], _ = fit_method(create_method(cfg.method), data, bank, cfg, logit_scale)
     test = data.test
     correct = {name: predict_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
     correct_nec5 = {name: nec5_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
