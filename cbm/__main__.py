@@ -136,6 +136,17 @@ def diff(before: Bank, after: Bank) -> None:
 
 
 @app.command()
+def report(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    cache: Cache = Path("cache"),
+) -> None:
+    """Write report.html of a finished run again."""
+    from cbm.run import rewrite_report
+
+    out.print(str(rewrite_report(run, cache)), highlight=False)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -317,6 +317,24 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
+def rewrite_report(path: Path, cache: Path) -> Path:
+    """Write the report of a finished run again, from what the run directory and the feature store hold."""
+    from cbm.report import write_report
+
+    set_up_logging()
+    path, cfg = open_run(path)
+    cfg.cache = str(cache)
+    remembered = json.loads((path / "about.json").read_text())
+    dataset = reorder_classes(read_images(cfg.dataset, cache), remembered["classes"])
+    data = encode_splits(dataset, load_encoder(cfg.encoder), cfg, ("train", "val", "test"))
+    bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
+    integrity = remembered["integrity"] and Integrity(**remembered["integrity"])
+    metrics = json.loads((path / "metrics.json").read_text())
+    model = load_model(path / "model.safetensors")
+    write_report(path, model, bank, data, dataset, metrics, integrity, remembered["baselines"], cfg)
+    return path / "report.html"
+
+
 def load_card(name: str) -> DictConfig:
     """A data set card by name, with its defaults."""
     if name not in schema.card_names():
@@ -378,6 +396,7 @@ def about(
         "encoder": {"id": encoder.id, "fingerprint": encoder.fingerprint, "dim": encoder.dim,
                     "logit_scale": encoder.logit_scale},
         "verdict": integrity and integrity.verdict,
+        "integrity": integrity and asdict(integrity),
         "baselines": baselines,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},
     }  # fmt: skip

@@ -52,7 +52,7 @@ def test_command(line: str, workspace: Path, command, monkeypatch: pytest.Monkey
     else:
         import cbm.__main__
 
-        if "birds" in arguments:
+        if "birds" in arguments or "report" in arguments:
             arguments += ["--cache", str(shared_folder() / "cache")]
         monkeypatch.setattr(sys, "argv", ["cbm", *arguments[2:]])
         with pytest.raises(SystemExit) as stop:
