@@ -25,10 +25,10 @@ def create_wandb_logger(
         raise UserError("logger=wandb needs the wandb package: pip install 'cbm[wandb]'") from error
     from lightning.pytorch.loggers import WandbLogger
 
-    if "WANDB_MODE" not in os.environ and not wandb.api.api_key:
+    os.environ.setdefault("WANDB_SILENT", "true")
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
         os.environ["WANDB_MODE"] = "offline"
         log.info("W&B: no login found, logging offline (wandb sync %s/wandb/offline-run-* uploads it later)", path)
-    os.environ.setdefault("WANDB_SILENT", "true")
     return WandbLogger(
         name=path.name, project=project, entity=entity, tags=tags, save_dir=str(path), config=settings, log_model=False
     )
