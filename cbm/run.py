@@ -41,7 +41,14 @@ from cbm.evaluation import evaluate_split, nec5_logits, predict_logits
 from cbm.files import write_atomically
 from cbm.layers import ConceptBottleneck, load_model, save_model
 from cbm.methods import Method, create_method
-from cbm.metrics.integrity import Integrity, chance_accuracy, integrity_verdict
+from cbm.metrics.grounding import concept_gaps
+from cbm.metrics.integrity import (
+    Integrity,
+    chance_accuracy,
+    integrity_from_json,
+    renamed_accuracy,
+    weigh_integrity,
+)
 from cbm.module import ConceptBottleneckModule, fit, write_history
 from cbm.run_directory import RunDirectory, choose_run_directory, open_run
 
@@ -87,10 +94,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics = {**evaluate_split(model, bank, data, "val"), **evaluate_split(model, bank, data, "test")}
     integrity = None
     with timed(timing, "time/controls_s"):
-        if cfg.controls and method.speaks_through == "bank" and cfg.concepts.control is None:
+        if cfg.controls and method.speaks_through == "bank":
             assert isinstance(model, ConceptBottleneck)
             assert candidates is not None
-            integrity = check_integrity(model, data, candidates, cfg, encoder.logit_scale)
+            assert bank is not None
+            integrity = check_integrity(model, bank, data, candidates, cfg, encoder.logit_scale)
             metrics |= integrity_metrics(integrity)
     baselines = fit_baselines(method, data, cfg, encoder, encode_text) if cfg.report else {}
     metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
@@ -229,28 +237,39 @@ def fit_method(
 
 
 def check_integrity(
-    model: ConceptBottleneck, data: FeatureData, candidates: ConceptBank, cfg: DictConfig, logit_scale: float
+    model: ConceptBottleneck,
+    bank: ConceptBank,
+    data: FeatureData,
+    candidates: ConceptBank,
+    cfg: DictConfig,
+    logit_scale: float,
 ) -> Integrity:
     """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``)."""
-    models: dict[str, Any] = {"real": model}
+    fitted: dict[str, tuple[Any, Any]] = {"real": (model, bank)}
     for control in CONTROLS:
-        bank = apply_control(candidates, control, cfg.seed)
-        models[control], _ = fit_method(create_method(cfg.method), data, bank, cfg, logit_scale)
-    test = data.test
-    correct = {name: predict_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
-    correct_nec5 = {name: nec5_logits(m, test.x).argmax(1) == test.y for name, m in models.items()}
-    deleted = float((model.base().argmax() == test.y).float().mean())
-    return integrity_verdict(correct, correct_nec5, deleted, chance_accuracy(test.y), outside=0.0)
+        controlled = apply_control(candidates, control, cfg.seed)
+        fitted[control] = fit_method(create_method(cfg.method), data, controlled, cfg, logit_scale)
+    test, classes = data.test, data.classes
+    return weigh_integrity(
+        {name: predict_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
+        {name: nec5_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
+        {name: concept_gaps(test.x, test.y, m.concepts, b.owners(classes))[1] for name, (m, b) in fitted.items()},
+        deleted=float((model.base().argmax() == test.y).float().mean()),
+        renamed=renamed_accuracy(model, test.x, test.y),
+        chance=chance_accuracy(test.y),
+        outside=0.0,
+    )
 
 
 def integrity_metrics(integrity: Integrity) -> dict[str, float]:
     """The integrity check as flat keys."""
     values = {"integrity/carries": float(integrity.carries), "integrity/deleted_accuracy": integrity.deleted}
+    values["integrity/renamed_accuracy"] = integrity.renamed
     values["integrity/outside_share"] = integrity.outside
-    for control in ("random", "shuffled"):
+    for control in CONTROLS:
         values[f"integrity/{control}_accuracy"] = integrity.accuracy[control]
         values[f"integrity/{control}_accuracy_nec5"] = integrity.nec5[control]
-        values[f"integrity/{control}_p"] = integrity.p_values[control]
+        values[f"integrity/{control}_grounding_gap_std"] = integrity.gap[control]
     return values
 
 
@@ -328,7 +347,7 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     dataset = reorder_classes(read_images(cfg.dataset, cache), remembered["classes"])
     data = encode_splits(dataset, load_encoder(cfg.encoder), cfg, ("train", "val", "test"))
     bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
-    integrity = remembered["integrity"] and Integrity(**remembered["integrity"])
+    integrity = remembered["integrity"] and integrity_from_json(remembered["integrity"])
     metrics = json.loads((path / "metrics.json").read_text())
     model = load_model(path / "model.safetensors")
     write_report(path, model, bank, data, dataset, metrics, integrity, remembered["baselines"], cfg)

@@ -2,11 +2,22 @@
 
 from cbm.metrics.classification import classification_metrics, mcnemar
 from cbm.metrics.concept_labels import concept_label_metrics, match_concepts
-from cbm.metrics.grounding import grounding_gap
-from cbm.metrics.integrity import Integrity, integrity_verdict
+from cbm.metrics.grounding import concept_gaps, grounding_gap
+from cbm.metrics.integrity import Evidence, Integrity, weigh_integrity
 from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_linear
 
 __all__ = [
-    "Integrity", "classification_metrics", "concept_label_metrics", "effective_concepts", "grounding_gap",
-    "integrity_verdict", "match_concepts", "mcnemar", "nonzero_concepts", "top_concepts", "truncated_linear",
+    "Evidence",
+    "Integrity",
+    "classification_metrics",
+    "concept_gaps",
+    "concept_label_metrics",
+    "effective_concepts",
+    "grounding_gap",
+    "match_concepts",
+    "mcnemar",
+    "nonzero_concepts",
+    "top_concepts",
+    "truncated_linear",
+    "weigh_integrity",
 ]  # fmt: skip

@@ -6,8 +6,8 @@ from torch import Tensor
 from cbm.kernels import score_moments
 
 
-def grounding_gap(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[float, float]:
-    """Mean score on the pictures of a concept's owners minus mean score on all others, averaged over owned concepts.
+def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean score of every concept on the pictures of its owners minus its mean score on all others.
 
     The owners come from the language, the scores from the pictures; a concept whose direction has nothing to do with
     its name has a gap near zero.
@@ -19,17 +19,20 @@ def grounding_gap(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tup
         owners: ``[C, K]`` bool.
 
     Returns:
-        The gap in cosine units, and in standard deviations of each concept's score over the pictures. NaN if no concept
-        has both an owner and a class that does not own it.
+        The gap ``[K]`` in cosine units, and in standard deviations of the concept's score over the pictures. NaN for
+        a concept without an owner, or without a class that does not own it.
     """
     classes = len(owners)
     counts = torch.bincount(y, minlength=classes).float()
     sums = torch.zeros(classes, x.shape[1]).index_add_(0, y, x) @ concepts.T  # [C, K] summed scores per class
-    member = owners.float() * (counts > 0)[:, None]
-    inside, outside = (member * counts[:, None]).sum(0), ((1 - owners.float()) * counts[:, None]).sum(0)
-    usable = (inside > 0) & (outside > 0)
-    if not usable.any():
-        return float("nan"), float("nan")
-    gap = (member * sums).sum(0) / inside - ((1 - owners.float()) * sums).sum(0) / outside
+    own, rest = owners.float(), 1 - owners.float()
+    inside, outside = (own * counts[:, None]).sum(0), (rest * counts[:, None]).sum(0)
+    gap = (own * sums).sum(0) / inside - (rest * sums).sum(0) / outside  # NaN where a count is zero
     _, std = score_moments(x, concepts)
-    return float(gap[usable].mean()), float((gap / std.clamp(min=1e-12))[usable].mean())
+    return gap, gap / std.clamp(min=1e-12)
+
+
+def grounding_gap(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[float, float]:
+    """Mean of ``concept_gaps`` over the concepts that have one: in cosine units, and in standard deviations."""
+    gap, standard = concept_gaps(x, y, concepts, owners)
+    return float(gap.nanmean()), float(standard.nanmean())

@@ -65,23 +65,6 @@ class AccuracyRow:
     this: bool = False
 
 
-@dataclass(frozen=True)
-class Evidence:
-    """One test of the concepts.
-
-    Attributes:
-        question: what is asked.
-        finding: the numbers.
-        meaning: what the test is, in one sentence.
-        passed: it speaks for the concepts.
-    """
-
-    question: str
-    finding: str
-    meaning: str
-    passed: bool
-
-
 def accuracy_rows(
     method: str, metrics: dict[str, float], integrity: Integrity | None, baselines: dict[str, dict[str, float]]
 ) -> list[AccuracyRow]:
@@ -106,45 +89,3 @@ def accuracy_rows(
 
 def _known(metrics: dict[str, float]) -> dict[str, float]:
     return {key: metrics[f"test/{key}"] for key in METRICS if f"test/{key}" in metrics}
-
-
-def gather_evidence(integrity: Integrity) -> list[Evidence]:
-    """The tests behind the verdict, with the bounds of ``integrity_verdict``."""
-    rows = []
-    for control, meaning in (
-        ("random", "If the concepts mean something, five of them must do better than five random directions."),
-        ("shuffled", "If the names fit their directions, they must do better than with the names dealt out anew."),
-    ):
-        real, other, p = integrity.nec5["real"], integrity.nec5[control], integrity.p_values[control]
-        passed = real > other and p < 0.05
-        how = "better" if passed else ("not clearly better" if real >= other or p >= 0.05 else "worse")
-        rows.append(
-            Evidence(
-                f"Better than {control} concepts?",
-                f"{real:.1%} against {other:.1%} at 5 concepts per class, {how} ({p_value(p)})",
-                meaning,
-                passed,
-            )
-        )
-    rows.append(
-        Evidence(
-            "Lost without its concepts?",
-            f"{integrity.deleted:.1%} with every concept deleted; chance is {integrity.chance:.1%}",
-            "With every concept held at its mean the model should know no more than the most frequent class.",
-            integrity.deleted <= integrity.chance + 0.05,
-        )
-    )
-    rows.append(
-        Evidence(
-            "Nothing passes by the concepts?",
-            f"{integrity.outside:.0%} of the decision does not pass through the concepts",
-            "A residual that bypasses the bottleneck can decide whatever the concepts say.",
-            integrity.outside <= 0.1,
-        )
-    )
-    return rows
-
-
-def p_value(p: float) -> str:
-    """``p = 0.03``, ``p < 0.001``."""
-    return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"

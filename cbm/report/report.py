@@ -19,7 +19,7 @@ from cbm.layers import ConceptBottleneck
 from cbm.metrics.integrity import Integrity
 from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
 from cbm.report.command import reproduce_command
-from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, gather_evidence
+from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows
 from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
 from cbm.report.thumbnails import Thumbnail, thumbnail
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
@@ -126,7 +126,7 @@ def describe_run(
         "control": cfg.concepts.control,
         "metrics": metrics,
         "integrity": integrity,
-        "evidence": [] if integrity is None else gather_evidence(integrity),
+        "evidence": () if integrity is None else integrity.evidence,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},
         "rows": rows,
         "further": [

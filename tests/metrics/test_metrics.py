@@ -11,14 +11,15 @@ from cbm.metrics import (
     concept_label_metrics,
     effective_concepts,
     grounding_gap,
-    integrity_verdict,
     match_concepts,
     mcnemar,
     nonzero_concepts,
     top_concepts,
     truncated_linear,
+    weigh_integrity,
 )
 from cbm.metrics.concept_labels import best_threshold
+from cbm.metrics.integrity import integrity_from_json, renamed_accuracy, welch
 
 
 def test_accuracy_macro_and_calibration():
@@ -112,14 +113,61 @@ def correct(share: float, n: int = 1000, seed: int = 0) -> torch.Tensor:
     return torch.rand(n, generator=torch.Generator().manual_seed(seed)) < share
 
 
-def test_the_verdict():
-    real = {"real": correct(0.9), "random": correct(0.88, seed=1), "shuffled": correct(0.87, seed=2)}
+def evidence(**changes):
+    """A model whose concepts are good, but for ``changes``."""
+    gaps = {"real": 1.0 + 0.3 * torch.randn(50), "random": 0.3 * torch.randn(50), "shuffled": 0.3 * torch.randn(50)}
+    right = {"real": correct(0.9), "random": correct(0.88, seed=1), "shuffled": correct(0.87, seed=2)}
     sparse = {"real": correct(0.8), "random": correct(0.5, seed=1), "shuffled": correct(0.4, seed=2)}
-    good = integrity_verdict(real, sparse, deleted=0.1, chance=0.1, outside=0.0)
-    assert good.carries
-    assert good.verdict == "the concepts carry the decision"
-    no_better = integrity_verdict(real, {**sparse, "random": correct(0.8, seed=3)}, 0.1, 0.1, 0.0)
-    assert not no_better.carries
-    assert "random concepts" in no_better.verdict
-    assert not integrity_verdict(real, sparse, deleted=0.6, chance=0.1, outside=0.0).carries
-    assert not integrity_verdict(real, sparse, deleted=0.1, chance=0.1, outside=0.5).carries
+    numbers = dict(deleted=0.1, renamed=0.1, chance=0.1, outside=0.0)
+    gaps["real"] = changes.pop("gap", gaps["real"])
+    sparse |= changes.pop("nec5", {})
+    return weigh_integrity(right, sparse, gaps, **{**numbers, **changes})
+
+
+def test_the_verdict():
+    torch.manual_seed(0)
+    assert evidence().carries
+    assert evidence().verdict == "the concepts carry the decision"
+    caveat = evidence(nec5={"random": correct(0.85, seed=3)})
+    assert caveat.carries
+    assert "(but with five concepts per class random concepts do better" in caveat.verdict
+    for changes, said in (
+        ({"gap": 0.3 * torch.randn(50)}, "on pictures of their owners"),
+        ({"deleted": 0.6}, "with every concept deleted"),
+        ({"renamed": 0.7}, "names dealt out anew"),
+        ({"outside": 0.5}, "50% of the decision does not pass"),
+        ({"nec5": {"real": correct(0.2)}}, "five concepts per class keep"),
+    ):
+        found = evidence(**changes)
+        assert not found.carries
+        assert found.verdict.startswith("the concepts do not carry the decision: ")
+        assert said in found.verdict
+
+
+def test_integrity_survives_json():
+    import json
+    from dataclasses import asdict
+
+    torch.manual_seed(0)
+    before = evidence()
+    assert integrity_from_json(json.loads(json.dumps(asdict(before)))) == before
+
+
+def test_welch_against_scipy():
+    from scipy.stats import ttest_ind
+
+    torch.manual_seed(0)
+    a, b = torch.randn(200), 0.2 + 2 * torch.randn(300)
+    a[3] = float("nan")
+    expected = ttest_ind(a[~a.isnan()].double(), b.double(), equal_var=False).pvalue
+    assert welch(a, b) == pytest.approx(expected, rel=0.1)
+
+
+def test_renaming_destroys_a_model_that_listens_to_its_concepts():
+    torch.manual_seed(0)
+    concepts = torch.eye(12)
+    y = torch.arange(600) % 12
+    x = normalize(concepts[y] + 0.1 * torch.randn(600, 12), dim=1)
+    bottleneck = model(5 * torch.eye(12), concepts, x)
+    assert float((bottleneck(x).argmax(1) == y).float().mean()) > 0.99
+    assert renamed_accuracy(bottleneck, x, y) < 0.05

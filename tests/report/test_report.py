@@ -16,7 +16,7 @@ from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import ImageArray, ImageFiles
 from cbm.evaluation import evaluate_split, predict_logits
 from cbm.layers import ConceptBottleneck, LinearHead, LinearProbe
-from cbm.metrics.integrity import Integrity
+from cbm.metrics.integrity import Evidence, Integrity
 from cbm.report import write_report
 from cbm.report.classes import select_classes
 from cbm.report.command import reproduce_command
@@ -64,7 +64,10 @@ class Run:
         part = Split(images, y.numpy())
         self.dataset = ImageDataset("synthetic", names, {"train": part, "val": part, "test": part}, concept_names)
         evidence = {"real": 0.9, "random": 0.5, "shuffled": 0.6}
-        self.integrity = Integrity(evidence, evidence, 0.25, 0.25, 0.0, {"random": 1e-9, "shuffled": 0.01}, True, [])
+        self.integrity = Integrity(
+            evidence, evidence, evidence, 0.25, 0.25, 0.25, 0.0,
+            (Evidence("Do they fit?", "they do", "why", True), Evidence("Random?", "no better", "why", False, False)),
+        )  # fmt: skip
 
     def write(self, folder: Path, concepts: bool = True) -> str:
         probe = LinearProbe(torch.randn(len(self.data.classes), DIM), torch.zeros(len(self.data.classes)))
@@ -193,7 +196,7 @@ def test_page_has_its_sections_and_stands_on_its_own(birds: Run, tmp_path: Path)
     assert "@import" not in html
     assert page.alts
     assert all(page.alts)
-    for expected in ("The concepts carry the decision", "red belly", "not visual: cost", "zero_shot", "p &lt; 0.001"):
+    for expected in ("The concepts carry the decision", "red belly", "not visual: cost", "zero_shot", "no better"):
         assert expected in html, expected
 
 
