@@ -488,8 +488,8 @@ def write_card(out: Path, run: dict, measured: dict) -> None:
     by_group, by_chance = m["mean_group_accuracy"], m["mean_group_chance"]
     (out / "README.md").write_text(f"""# The tiny CLIP
 
-A CLIP for the paper birds (`cbm/data/birds.py`), small enough to travel with the code ({m["bytes"] / 1e6:.1f} MB): a
-ResNet with one block per stage for 64-pixel pictures, a three-layer text transformer, 128 shared dimensions. It is
+A CLIP for the paper birds (`cbm/data/birds.py`), small enough to travel with the code ({m["bytes"] / 1e6:.1f} MB):
+a ResNet with one block per stage for 64-pixel pictures, a three-layer text transformer, 128 shared dimensions. It is
 stored in open_clip's format and loads as any other model does:
 
     model, preprocess = open_clip.create_model_from_pretrained("local-dir:cbm/encoders/tiny_clip")
@@ -512,14 +512,15 @@ with other weights.
 
 | | measured | chance |
 |---|---|---|
-| AUROC of a concept from its short phrase, mean of {n_concepts} | {m["mean_auroc"]:.3f} | 0.500 |
-| the same, worst concept | {m["worst_auroc"]:.3f} | 0.500 |
+| AUROC of a concept from its short phrase, mean of {n_concepts} | {m["mean_auroc"]:.4f} | 0.500 |
+| the same, worst concept | {m["worst_auroc"]:.4f} | 0.500 |
 | zero-shot accuracy within a group, mean of {n_groups} | {by_group:.3f} | {by_chance:.3f} |
 | held-out caption to picture, a fitting one of 256 first | {h["recall@1"]:.3f} | {h["chance@1"]:.3f} |
 | the same, among the first five | {h["recall@5"]:.3f} | {h["chance@5"]:.3f} |
 
 Held-out captions state three or four attributes, at least two of which were never together in a training caption, in
-sentences never used in training. Weakest concepts: {", ".join(f"{c} ({a:.3f})" for c, a in weakest)}.
+sentences never used in training. Weakest concepts:
+{", ".join(f"{c} ({a:.4f})" for c, a in weakest)}.
 
 | group | zero-shot accuracy | chance |
 |---|---|---|

@@ -63,8 +63,8 @@ GROUPS: tuple[str, ...] = tuple(ATTRIBUTES)
 CONCEPTS: tuple[str, ...] = tuple(phrase for values in ATTRIBUTES.values() for phrase in values.values())
 
 # How often an individual has the typical value of its species; habitat is drawn apart from the species.
-TYPICAL = {"eye": 0.80, "leg length": 0.80, "size": 0.75}
-TYPICAL_OTHERWISE = 0.85
+TYPICAL = {"eye": 0.75, "leg length": 0.75, "size": 0.70}
+TYPICAL_OTHERWISE = 0.80
 BELLY_FOLLOWS_BREAST = 0.9
 SPURIOUS_HOME = 0.95
 
@@ -373,7 +373,7 @@ def _draw(attributes: np.ndarray, keys: np.ndarray, size: int, shifted: bool) ->
     large = (value["size"] == 1)[:, None]
     scale = np.where(large, f32(0.62), f32(0.45)) * (1 + f32(0.10) * next(jitter))
     if shifted:
-        scale = scale * f32(0.85)
+        scale = scale * f32(0.90)
     leg = np.where((value["leg length"] == 1)[:, None], f32(0.62), f32(0.24))
     lean = f32(0.24) * next(jitter)
     facing = np.where(next(jitter) < 0, f32(-1), f32(1))
@@ -476,12 +476,12 @@ def _draw(attributes: np.ndarray, keys: np.ndarray, size: int, shifted: bool) ->
     picture = picture.reshape(n, 3, size, size)
     if shifted:
         tint = np.concatenate([next(jitter) for _ in range(3)], axis=1)
-        cast = cast * (np.array([1.16, 0.98, 0.72], f32) + f32(0.06) * tint)[:, :, None]
-        for _ in range(max(1, round(2 * size / 64))):  # binomial blur, standard deviation one pixel at size 64
+        cast = cast * (np.array([1.12, 0.98, 0.80], f32) + f32(0.06) * tint)[:, :, None]
+        for _ in range(max(1, round(size / 64))):  # binomial blur, standard deviation 0.7 pixels at size 64
             edged = np.pad(picture, ((0, 0), (0, 0), (1, 1), (1, 1)), mode="edge")
             rows = f32(0.5) * edged[:, :, 1:-1] + f32(0.25) * (edged[:, :, :-2] + edged[:, :, 2:])
             picture = f32(0.5) * rows[..., 1:-1] + f32(0.25) * (rows[..., :-2] + rows[..., 2:])
-        picture = f32(0.10) + f32(0.80) * picture
+        picture = f32(0.07) + f32(0.86) * picture
     picture = picture.reshape(n, 3, -1) * cast
     grain = _hash(keys[:, None], 3, np.arange(x.size)[None, :])
     for channel in range(3):

@@ -48,7 +48,7 @@ def test_files():
     assert sum(f.stat().st_size for f in FOLDER.iterdir()) <= 8_000_000
     card = json.loads((FOLDER / "card.json").read_text())
     assert card["measured"]["mean_auroc"] > 0.95
-    assert f"{card['measured']['mean_auroc']:.3f}" in (FOLDER / "README.md").read_text()
+    assert f"{card['measured']['mean_auroc']:.4f}" in (FOLDER / "README.md").read_text()
 
 
 def test_loads_in_a_fresh_process_from_any_folder(tmp_path):
@@ -80,19 +80,19 @@ def test_concepts_are_found_from_their_phrases(script, scores):
     values, attributes = scores
     truth = concepts_of(attributes)
     areas = np.array([script.auroc(values[:, k], truth[:, k]) for k in range(len(CONCEPTS))])
-    assert areas.mean() > 0.93
-    assert areas.min() > 0.7, CONCEPTS[areas.argmin()]
+    assert areas.mean() > 0.99
+    assert areas.min() > 0.95, CONCEPTS[areas.argmin()]
 
 
-def test_zero_shot_within_each_group_beats_chance(scores):
+def test_zero_shot_within_each_group(scores):
     values, attributes = scores
     first, accuracies = 0, []
     for g, (group, names) in enumerate(ATTRIBUTES.items()):
         right = values[:, first : first + len(names)].argmax(1) == attributes[:, g]
         accuracies.append(right.mean())
-        assert right.mean() > 1 / len(names) + 0.15, group
+        assert right.mean() > 0.9, group
         first += len(names)
-    assert np.mean(accuracies) > 0.75
+    assert np.mean(accuracies) > 0.97
 
 
 def test_words(clip):
