@@ -24,6 +24,8 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
     """Compose ``configs/NAME.yaml`` with the command line and run ``task(cfg)``; exit status 2 on bad input."""
     config.register()
     sys.argv[1:] = [_bank_path_to_source(argument) for argument in sys.argv[1:]]
+    # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
 
     @functools.wraps(task)
