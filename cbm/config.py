@@ -133,10 +133,8 @@ class EvalConfig:
     """A run directory written by train.py"""
     split: str = "test"
     """train | val | test"""
-    dataset: Any = None
-    """Evaluate on another data set with the same classes: a card's name (dataset=birds_shift)"""
-    root: str | None = None
-    """... with the images in this folder"""
+    dataset: DatasetConfig | None = None
+    """Evaluate on another data set with the same classes (dataset=birds_shift)"""
     cache: str = "cache"
     device: str = "auto"
     output: str | None = None

@@ -118,7 +118,10 @@ def train(cfg: DictConfig) -> dict[str, float]:
         write_report(run.path, model, bank, data, dataset, metrics, integrity, baselines, cfg)
     run.write_json("metrics.json", metrics)
     run.finish()
-    finish_wandb(logger, run.path, metrics, model, bank)
+    if logger is not None:
+        from cbm.tracking import log_results
+
+        log_results(logger, run.path, metrics, model, bank, data.classes)
     announce(run.path, metrics, integrity, baselines, cfg)
     return metrics
 
@@ -312,9 +315,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     trained.cache, trained.shots, trained.val_shots = cfg.cache, "all", "all"
     trained.encoder.device = cfg.device
     if cfg.dataset is not None:
-        trained.dataset = load_card(str(cfg.dataset))
-    if cfg.root is not None:
-        trained.dataset.root = cfg.root
+        trained.dataset = cfg.dataset
     remembered = json.loads((path / "about.json").read_text())
     dataset = reorder_classes(read_images(trained.dataset, Path(cfg.cache)), remembered["classes"])
     encoder = load_encoder(trained.encoder)
@@ -431,16 +432,6 @@ def wandb_logger(cfg: DictConfig, run: RunDirectory) -> Any:
     return create_wandb_logger(
         run.path, settings, project=cfg.logger.project, entity=cfg.logger.entity, tags=list(cfg.logger.tags)
     )
-
-
-def finish_wandb(
-    logger: Any, path: Path, metrics: dict[str, float], model: nn.Module, bank: ConceptBank | None
-) -> None:
-    """Log the results and the files of the run."""
-    if logger is not None:
-        from cbm.tracking import log_results
-
-        log_results(logger, path, metrics, model, bank)
 
 
 def announce(

@@ -26,24 +26,24 @@ def create_wandb_logger(
     from lightning.pytorch.loggers import WandbLogger
 
     os.environ.setdefault("WANDB_SILENT", "true")
+    mode: dict[str, Any] = {}
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
-        os.environ["WANDB_MODE"] = "offline"
+        mode = {"mode": "offline"}
         log.info("W&B: no login found, logging offline (wandb sync %s/wandb/offline-run-* uploads it later)", path)
     return WandbLogger(
-        name=path.name, project=project, entity=entity, tags=tags, save_dir=str(path), config=settings, log_model=False
+        name=path.name, project=project, entity=entity, tags=tags, save_dir=str(path), config=settings, **mode
     )
 
 
-def log_results(logger: Any, path: Path, metrics: dict[str, float], model: nn.Module, bank: ConceptBank | None) -> None:
+def log_results(
+    logger: Any, path: Path, metrics: dict[str, float], model: nn.Module, bank: ConceptBank | None, classes: list[str]
+) -> None:
     """Final metrics as the run's summary, a table of every class's top concepts, report, model and bank."""
     import wandb
 
     run = logger.experiment
     run.summary.update(metrics)
     if isinstance(model, ConceptBottleneck) and bank is not None:
-        classes = (
-            bank.classes if len(bank.classes) == len(model.weights()) else [str(c) for c in range(len(model.weights()))]
-        )
         table = wandb.Table(columns=["class", "rank", "concept", "weight", "importance"])
         weights, importance = model.weights(), model.importance()
         for row, columns in enumerate(top_concepts(model, 10).tolist()):

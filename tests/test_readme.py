@@ -40,6 +40,7 @@ def adapted(command: str, workspace: Path) -> list[str]:
         arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
     if arguments[0] == "eval.py":
         arguments.append(f"cache={shared_folder() / 'cache'}")
+        arguments += small()[:1] + small()[2:] if any(a.startswith("dataset=") for a in arguments) else []
     return [b for a in arguments for b in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
 
 
