@@ -61,5 +61,5 @@ def test_offline_without_a_login(tmp_path: Path):
     assert float(summary["test/accuracy"]) == pytest.approx(measured["test/accuracy"])
     assert history > 3
     assert "model" in artifacts
-    assert json.loads(logged["concepts"])["_type"] == "table-file"
-    assert json.loads(logged["report"])["_type"] == "html-file"
+    assert json.loads(logged["concepts._type"]) == "table-file"
+    assert json.loads(logged["report._type"]) == "html-file"
