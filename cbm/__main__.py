@@ -44,11 +44,11 @@ def encode(
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
 ) -> None:
     """Encode all splits of a data set into the feature store (interrupted: run it again, it goes on)."""
-    from cbm.run import encode_splits, load_card, load_encoder, read_images, set_up_logging
+    from cbm.run import encode_splits, load_encoder, read_images, set_up_logging
 
     set_up_logging()
     cfg = _encoding(encoder, pretrained, cache, workers, batch_size)
-    cfg.dataset = load_card(dataset)
+    cfg.dataset = schema.load_card(dataset)
     if root is not None:
         cfg.dataset.root = str(root)
     images = read_images(cfg.dataset, cache)
@@ -92,11 +92,11 @@ def lint(
     if dataset is None:
         findings = lint_bank(found_bank)
     else:
-        from cbm.run import encode_splits, load_card, load_encoder, read_images, set_up_logging, text_encoder
+        from cbm.run import encode_splits, load_encoder, read_images, set_up_logging, text_encoder
 
         set_up_logging()
         cfg = _encoding(encoder, pretrained, cache)
-        cfg.dataset = load_card(dataset)
+        cfg.dataset = schema.load_card(dataset)
         if root is not None:
             cfg.dataset.root = str(root)
         images = read_images(cfg.dataset, cache)

@@ -9,7 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cbm.errors import UserError, did_you_mean
 
 PROJECT = Path(__file__).resolve().parents[1]
 """The checkout: relative paths that do not exist where the command runs are looked up here."""
@@ -156,6 +159,17 @@ def card_names() -> list[str]:
 def bank_names() -> list[str]:
     """Names of the concept banks in ``concepts/``."""
     return sorted(bank.stem for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")))
+
+
+def load_card(name: str) -> DictConfig:
+    """A data set card by name, with its defaults."""
+    if name not in card_names():
+        raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
+    try:
+        card = OmegaConf.load(CARDS / f"{name}.yaml")
+        return OmegaConf.merge(OmegaConf.structured(DatasetConfig), card)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"card datasets/{name}.yaml: {str(error).splitlines()[0]}") from error
 
 
 def choices(group: str) -> list[str]:

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 from lightning.pytorch import seed_everything
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from rich.console import Console
 from rich.logging import RichHandler
 from torch import nn
@@ -353,17 +352,6 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     model = load_model(path / "model.safetensors")
     write_report(path, model, bank, data, dataset, metrics, integrity, remembered["baselines"], cfg)
     return path / "report.html"
-
-
-def load_card(name: str) -> DictConfig:
-    """A data set card by name, with its defaults."""
-    if name not in schema.card_names():
-        raise UserError(f"unknown dataset '{name}': {did_you_mean(name, schema.card_names())}")
-    try:
-        card = OmegaConf.load(schema.CARDS / f"{name}.yaml")
-        return OmegaConf.merge(OmegaConf.structured(schema.DatasetConfig), card)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise UserError(f"card datasets/{name}.yaml: {str(error).splitlines()[0]}") from error
 
 
 def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:

@@ -67,9 +67,9 @@ def small_eval_cards(monkeypatch: pytest.MonkeyPatch):
     """Commands that name a card get it small: its full size is not needed to see that they work."""
     from birds_run import COUNTS
 
-    import cbm.run
+    import cbm.config
 
-    original = cbm.run.load_card
+    original = cbm.config.load_card
 
     def small_card(name: str):
         card = original(name)
@@ -78,7 +78,7 @@ def small_eval_cards(monkeypatch: pytest.MonkeyPatch):
             card.root = str(shared_folder() / "birds")
         return card
 
-    monkeypatch.setattr(cbm.run, "load_card", small_card)
+    monkeypatch.setattr(cbm.config, "load_card", small_card)
 
 
 def test_python_example(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):

@@ -66,7 +66,7 @@ class Integrity:
         if failed:
             return "the concepts do not carry the decision: " + "; ".join(test.finding for test in failed)
         caveats = [test.finding for test in self.evidence if not test.passed]
-        return "the concepts carry the decision" + (f" (but {'; '.join(caveats)})" if caveats else "")
+        return "; ".join(["the concepts carry the decision", *(f"but {finding}" for finding in caveats)])
 
 
 def integrity_from_json(content: dict[str, Any]) -> Integrity:

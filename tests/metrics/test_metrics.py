@@ -130,7 +130,7 @@ def test_the_verdict():
     assert evidence().verdict == "the concepts carry the decision"
     caveat = evidence(nec5={"random": correct(0.85, seed=3)})
     assert caveat.carries
-    assert "(but with five concepts per class random concepts do better" in caveat.verdict
+    assert "; but with five concepts per class random concepts do better" in caveat.verdict
     for changes, said in (
         ({"gap": 0.3 * torch.randn(50)}, "on pictures of their owners"),
         ({"deleted": 0.6}, "with every concept deleted"),
