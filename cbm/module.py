@@ -147,9 +147,10 @@ def fit(
         if resume:
             log.info("going on from %s", resume)
         # weights_only: a checkpoint is data, nothing in it is executed
-        runner.fit(module, data, ckpt_path=resume, weights_only=True)
-    if runner.interrupted:
-        raise KeyboardInterrupt
+        try:
+            runner.fit(module, data, ckpt_path=resume, weights_only=True)
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
     if module.best["state"] is not None:
         module.model.load_state_dict(module.best["state"])
     module.model.cpu()
