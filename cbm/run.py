@@ -1,5 +1,6 @@
 """``train`` and ``evaluate``: a configuration in, a run directory out. Reads top to bottom as a run goes."""
 
+import importlib.util
 import json
 import logging
 import platform
@@ -127,6 +128,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 def check_settings(cfg: DictConfig) -> None:
     """Find wrong choices before the long work begins."""
+    if cfg.logger.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("logger=wandb needs the wandb package: uv pip install -e '.[wandb]' -c constraints.txt")
     for name, value in (("seed", cfg.seed), ("dataset.split_seed", cfg.dataset.split_seed)):
         if value < 0:
             raise UserError(f"{name}={value}: expected 0 or more")
@@ -180,6 +183,8 @@ def encode_splits(dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, spli
         encoded[name] = features if shots == "all" else features.take(rows)
         if shots != "all":
             dataset.splits[name] = split.take(rows)
+    if "train" in splits:
+        dataset.check()  # once more: a class may have lost all its pictures to bad files
     return FeatureData(
         encoded,
         dataset.classes,

@@ -8,7 +8,6 @@ from typing import Any
 from torch import nn
 
 from cbm.concepts.bank import ConceptBank
-from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck
 from cbm.metrics.sparsity import top_concepts
 
@@ -19,10 +18,7 @@ def create_wandb_logger(
     path: Path, settings: dict[str, Any], *, project: str, entity: str | None, tags: list[str]
 ) -> Any:
     """Lightning's W&B logger writing below ``path``; offline unless there is a login or ``WANDB_MODE`` is set."""
-    try:
-        import wandb
-    except ImportError as error:
-        raise UserError("logger=wandb needs the wandb package: pip install 'cbm[wandb]'") from error
+    import wandb
     from lightning.pytorch.loggers import WandbLogger
 
     os.environ.setdefault("WANDB_SILENT", "true")

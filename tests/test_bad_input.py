@@ -129,6 +129,9 @@ def test_broken_pictures_are_reported_and_skipped_or_fatal(command, folder: Path
     assert counts["data/n_train"] + counts["data/n_val"] + counts["data/n_test"] == 29
     line = one_line(command("train", *arguments, "method=zero_shot", "dataset.on_error=fail"))
     assert "cannot be read, first 'red/3.png'" in line
+    for file in (folder / "red").iterdir():
+        file.write_bytes(b"")
+    assert "no training images for class 'red'" in one_line(command("train", *arguments, "method=zero_shot"))
 
 
 @pytest.mark.parametrize(
@@ -233,6 +236,14 @@ def test_a_full_disk(folder: Path, tmp_path: Path):
     assert "no space left for" in one_line((result.returncode, result.stderr))
     assert not list((tmp_path / "cache" / "features").rglob("*.safetensors"))
     assert not [p for p in (tmp_path / "cache").rglob(".*") if p.is_file()]
+
+
+def test_a_package_that_is_not_installed(command, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    import importlib.util
+
+    original = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == "wandb" else original(name, *a))
+    assert "needs the wandb package" in one_line(command("train", *on(folder), "logger=wandb"))
 
 
 def test_commands_of_the_module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
