@@ -10,6 +10,7 @@ from rich.table import Table
 
 from cbm import config as schema
 from cbm.errors import UserError
+from cbm.files import resolve_path
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 concepts = typer.Typer(help="Look after concept banks.", no_args_is_help=True)
@@ -88,7 +89,7 @@ def lint(
     from cbm.concepts.prepare import adopt_classes
     from cbm.concepts.readers import read_bank
 
-    found_bank = read_bank(schema.resolve_path(bank))
+    found_bank = read_bank(resolve_path(bank))
     if dataset is None:
         findings = lint_bank(found_bank)
     else:
@@ -126,7 +127,7 @@ def diff(before: Bank, after: Bank) -> None:
     from cbm.concepts.lint import diff_banks
     from cbm.concepts.readers import read_bank
 
-    changes = diff_banks(read_bank(schema.resolve_path(before)), read_bank(schema.resolve_path(after)))
+    changes = diff_banks(read_bank(resolve_path(before)), read_bank(resolve_path(after)))
     out.print(f"{len(changes.added)} added, {len(changes.removed)} removed, {len(changes.owners)} with other owners")
     for sign, texts in (("+", changes.added), ("-", changes.removed)):
         for text in texts:

@@ -5,7 +5,6 @@ file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -13,9 +12,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cbm.errors import UserError, did_you_mean
-
-PROJECT = Path(__file__).resolve().parents[1]
-"""The checkout: relative paths that do not exist where the command runs are looked up here."""
+from cbm.files import PROJECT
 
 CONFIGS = PROJECT / "configs"
 CARDS = PROJECT / "datasets"
@@ -142,13 +139,6 @@ class EvalConfig:
     device: str = "auto"
     output: str | None = None
     """Write the metrics to this JSON file as well"""
-
-
-def resolve_path(path: str | Path) -> Path:
-    """``path`` as given if it exists from here, else inside the project, else as given."""
-    path = Path(path).expanduser()
-    inside = PROJECT / path
-    return inside if not path.exists() and inside.exists() else path
 
 
 def card_names() -> list[str]:

@@ -1,4 +1,4 @@
-"""Writing files so that they are there whole or not at all."""
+"""Finding files, and writing them so that they are there whole or not at all."""
 
 import errno
 import os
@@ -6,6 +6,16 @@ import tempfile
 from pathlib import Path
 
 from cbm.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[1]
+"""The checkout: relative paths that do not exist where the command runs are looked up here."""
+
+
+def resolve_path(path: str | Path) -> Path:
+    """``path`` as given if it exists from here, else inside the project, else as given."""
+    path = Path(path).expanduser()
+    inside = PROJECT / path
+    return inside if not path.exists() and inside.exists() else path
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -38,7 +38,7 @@ from cbm.encoders import create_encoder
 from cbm.encoders.base import AUTOCAST, Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import evaluate_split, nec5_logits, predict_logits
-from cbm.files import write_atomically
+from cbm.files import resolve_path, write_atomically
 from cbm.layers import ConceptBottleneck, load_model, save_model
 from cbm.methods import Method, create_method
 from cbm.metrics.grounding import concept_gaps
@@ -148,7 +148,7 @@ def check_settings(cfg: DictConfig) -> None:
 
 def read_images(card: DictConfig, cache: Path) -> ImageDataset:
     """The data set of a card, with train, val and test splits."""
-    root = None if card.root is None else schema.resolve_path(card.root)
+    root = None if card.root is None else resolve_path(card.root)
     dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}))
     return complete_splits(
         dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
@@ -209,8 +209,8 @@ def candidate_bank(
     if method.speaks_through == "class_names":
         return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
     shipped = [schema.BANKS / "cifar10.json", *sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
-    source = cfg.concepts.source if cfg.concepts.source == "auto" else str(schema.resolve_path(cfg.concepts.source))
-    own = cfg.dataset.bank and str(schema.resolve_path(cfg.dataset.bank))
+    source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
+    own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
     return prepare_bank(
         find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
         hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words,

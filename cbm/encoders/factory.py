@@ -10,8 +10,7 @@ import torch
 from cbm.encoders import image_only, open_clip
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
-
-PROJECT = Path(__file__).resolve().parents[2]
+from cbm.files import resolve_path
 
 
 def create_encoder(
@@ -57,8 +56,7 @@ def _check(model: str, pretrained: str | None) -> tuple[str, str | None]:
 
     schema, _, name = model.rpartition(":")
     if schema == "local-dir":
-        folder = Path(name).expanduser()
-        folder = folder if folder.is_dir() else PROJECT / name
+        folder = resolve_path(name)
         if not (folder / "open_clip_config.json").is_file():
             raise UserError(f"encoder '{model}': no open_clip_config.json in '{name}' (an open_clip model folder)")
         return f"local-dir:{folder}", None
