@@ -9,7 +9,7 @@ import os
 import re
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import hydra
 from hydra.errors import HydraException
@@ -66,7 +66,7 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str:
         arguments: the command line overrides.
     """
     text = " ".join(str(cause) for cause in _chain(error))
-    if match := re.search(r"(?:Could not find|In '[^']*': Could not find) '(\w+)/([^']*)'", text):
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, choice = match.groups()
         hint = " (any open_clip model: encoder.model=NAME encoder.pretrained=TAG)" if group == "encoder" else ""
         return f"unknown {group} '{choice}': {did_you_mean(choice, config.choices(group))}{hint}"
@@ -102,15 +102,12 @@ def known_keys(name: str, arguments: list[str]) -> list[str]:
         return []
     keys: list[str] = []
 
-    def walk(node: DictConfig, prefix: str) -> None:
-        for key in node:
-            keys.append(prefix + str(key))
-            if (
-                OmegaConf.is_dict(node)
-                and not OmegaConf.is_missing(node, key)
-                and OmegaConf.is_dict(node._get_node(key))
-            ):
-                walk(node[key], f"{prefix}{key!s}.")
+    def walk(settings: dict[Any, Any], prefix: str) -> None:
+        for key, value in settings.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
 
-    walk(composed, "")
+    container: Any = OmegaConf.to_container(composed)
+    walk(container, "")
     return keys

@@ -72,6 +72,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     method = create_method(cfg.method)  # wrong settings are found before anything is read
     check_settings(cfg)
     dataset = read_images(cfg.dataset, Path(cfg.cache))
+    # too many shots are found now, not after hours of encoding
     few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
     few_shot(dataset.splits["val"].labels, cfg.val_shots, cfg.seed, dataset.classes, "val_shots")
     path = choose_run_directory(cfg)
@@ -208,7 +209,7 @@ def candidate_bank(
         return None
     if method.speaks_through == "class_names":
         return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
-    shipped = [schema.BANKS / "cifar10.json", *sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
+    shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
     own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
     return prepare_bank(

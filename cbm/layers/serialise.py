@@ -38,7 +38,7 @@ def load_model(path: Path) -> nn.Module:
         model.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise UserError(f"no model in '{path.parent}': expected {path.name} (is the run finished?)") from error
-    except Exception as error:
+    except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
         raise UserError(f"'{path}' is damaged or was not written by cbm ({type(error).__name__})") from error
     return model.eval().requires_grad_(False)
 

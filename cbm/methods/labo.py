@@ -89,7 +89,8 @@ class LaBo(Method):
         scale = 100.0
         if self.config.learn_scale:
             vectors, _ = class_vectors(bank.directions(), head.weight().detach())
-            rows = torch.linspace(0, len(data.train) - 1, min(len(data.train), 16384)).long()  # plenty for one number
+            count = min(len(data.train), 16384)  # plenty for one number
+            rows = torch.arange(count) * len(data.train) // count
             scale = fit_scale(data.train.x[rows] @ vectors.T, data.train.y[rows], logit_scale)
         reference, spread = score_moments(data.train.x, bank.directions())
         data.batch_size = self.config.batch_size

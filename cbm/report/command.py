@@ -20,7 +20,7 @@ def reproduce_command(cfg: DictConfig) -> str:
     for group, choice in _choices(wanted).items():
         if choice is not None:
             words.append(f"{group}={choice}")
-        defaults[group] = _defaults(group, choice, defaults[group])
+        defaults[group] = _defaults(group, choice)
     known = _flat(defaults)
     for key, value in _flat(wanted).items():
         if key not in NOT_REPEATED and not key.startswith("logger.") and (key not in known or known[key] != value):
@@ -44,7 +44,7 @@ def _choices(wanted: dict[str, Any]) -> dict[str, str | None]:
     }
 
 
-def _defaults(group: str, choice: str | None, structured: Any) -> Any:
+def _defaults(group: str, choice: str | None) -> Any:
     typed = {"dataset": schema.DatasetConfig, "encoder": schema.EncoderConfig}
     base = OmegaConf.to_container(OmegaConf.structured(typed[group])) if group in typed else {}
     if choice is None:
