@@ -114,7 +114,10 @@ class ConceptBank:
         return replace(self, concepts=tuple(replace(c, classes=owned) for c, owned in zip(self.concepts, names)))
 
     def keep(self, reasons: list[str | None], passed: str) -> "ConceptBank":
-        """Drop the concepts that have a reason to go; note in the provenance of the others what they ``passed``."""
+        """Drop the concepts that have a reason to go; note in the provenance of the others what they ``passed``.
+
+        The others keep their embeddings, if they have any.
+        """
         kept, dropped = [], []
         for concept, reason in zip(self.concepts, reasons):
             if reason is None:
@@ -122,7 +125,8 @@ class ConceptBank:
                 kept.append(replace(concept, provenance={**concept.provenance, "filters": filters}))
             else:
                 dropped.append(Dropped(concept.text, concept.classes, reason))
-        return replace(self, concepts=tuple(kept), dropped=self.dropped + tuple(dropped), embeddings=None, encoder=None)
+        rest = self.take(k for k, reason in enumerate(reasons) if reason is None)
+        return replace(rest, concepts=tuple(kept), dropped=self.dropped + tuple(dropped))
 
     def save(self, folder: Path) -> None:
         """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``."""

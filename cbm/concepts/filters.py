@@ -1,0 +1,180 @@
+"""Label-free CBM's filters (Oikarinen et al., ICLR 2023, section 3.1): short, new, not a class, seen in pictures.
+
+Similarity is the cosine of text embeddings. Those of CLIP share a large common vector, so that unrelated phrases have
+cosines of 0.7 and more, a different number for every encoder; by default (``centred=True``) the mean of the texts is
+removed first. ``centred=False`` is the published cosine. No filter holds an M x M or N x M matrix.
+"""
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cbm.concepts.bank import Concept, ConceptBank
+
+_ROWS = 512  # phrases compared with all others at a time
+_PICTURES = 8192  # pictures scored at a time
+
+
+def text_similarity(texts: Tensor, others: Tensor, *, centred: bool = True, center: Tensor | None = None) -> Tensor:
+    """Cosines ``[M, C]`` of two sets of texts.
+
+    Args:
+        texts: ``[M, E]``.
+        others: ``[C, E]``.
+        centred: Remove what all texts share first.
+        center: ``[E]``, what they share; by default the mean of both sets.
+    """
+    texts, others = _directions([texts, others], centred, center)
+    return texts @ others.T
+
+
+def _directions(sets: list[Tensor], centred: bool, center: Tensor | None) -> list[Tensor]:
+    """Unit vectors whose dot products are the similarities."""
+    sets = [normalize(texts.float(), dim=1) for texts in sets]
+    if centred:
+        center = torch.cat(sets).mean(dim=0) if center is None else center
+        sets = [normalize(texts - center, dim=1) for texts in sets]
+    return sets
+
+
+def drop_long(bank: ConceptBank, max_characters: int = 30) -> ConceptBank:
+    """Leave out phrases of more than ``max_characters``."""
+    reason = f"longer than {max_characters} characters"
+    return bank.keep([reason if len(text) > max_characters else None for text in bank.texts], "length")
+
+
+def drop_near_class_names(
+    bank: ConceptBank, embeddings: Tensor, class_embeddings: Tensor, classes: list[str], cutoff: float = 0.85, *,
+    centred: bool = True, center: Tensor | None = None,
+) -> ConceptBank:  # fmt: skip
+    """Leave out phrases that mean a class.
+
+    Args:
+        bank: M concepts.
+        embeddings: ``[M, E]`` of their texts, by any text encoder.
+        class_embeddings: ``[C, E]`` of the class names, by the same encoder.
+        classes: C names.
+        cutoff: A phrase whose similarity with any class name, owner or not, is at least this goes.
+        centred: See ``text_similarity``.
+        center: See ``text_similarity``; by default the mean of phrases and class names.
+    """
+    _check(bank, embeddings)
+    phrases, names = _directions([embeddings, class_embeddings], centred, center)
+    reasons: list[str | None] = []
+    for part in phrases.split(_ROWS):
+        value, nearest = (part @ names.T).max(dim=1)
+        reasons += [
+            f"near the class name '{classes[c]}' (similarity {v:.2f})" if v >= cutoff else None
+            for v, c in zip(value.tolist(), nearest.tolist())
+        ]
+    return bank.keep(reasons, "class name similarity")
+
+
+def drop_near_duplicates(
+    bank: ConceptBank, embeddings: Tensor, cutoff: float = 0.90, *, centred: bool = True, center: Tensor | None = None
+) -> ConceptBank:
+    """Of two phrases that mean the same keep the more generic one, with the owners of both.
+
+    Pairs are visited in alphabetical order; one of a pair that is already gone excuses the other. More generic is the
+    phrase with the larger sum of cosines with all phrases (always without centring, which would leave of that sum only
+    rounding and skewness); of equals, the first.
+
+    Args:
+        bank: M concepts.
+        embeddings: ``[M, E]`` of their texts, by any text encoder.
+        cutoff: Pairs at least this similar are duplicates.
+        centred: See ``text_similarity``.
+        center: See ``text_similarity``; by default the mean of the phrases.
+    """
+    _check(bank, embeddings)
+    order = sorted(range(len(bank)), key=lambda k: bank.concepts[k].text)
+    (raw,) = _directions([embeddings[order]], False, None)
+    (phrases,) = _directions([embeddings[order]], centred, center)
+    generic = (raw.double() @ raw.double().sum(dim=0)).float()  # equal texts stay equal
+    winner = _winners(phrases, generic.cpu(), cutoff).tolist()
+
+    reasons: list[str | None] = [None] * len(bank)
+    merged: dict[int, list[Concept]] = {}
+    for loser, kept in enumerate(winner):
+        if kept < 0:
+            continue
+        while winner[kept] >= 0:  # it lost to another one later
+            kept = winner[kept]
+        similarity = float(phrases[loser] @ phrases[kept])
+        reasons[order[loser]] = f"nearly the same as '{bank.concepts[order[kept]].text}' (similarity {similarity:.2f})"
+        merged.setdefault(order[kept], []).append(bank.concepts[order[loser]])
+    concepts = [_merge(concept, merged[k]) if k in merged else concept for k, concept in enumerate(bank.concepts)]
+    return replace(bank, concepts=tuple(concepts)).keep(reasons, "near duplicates")
+
+
+def _merge(concept: Concept, gone: list[Concept]) -> Concept:
+    """The concept with the owners of those it stands for."""
+    owners = dict.fromkeys(name for one in (concept, *gone) for name in one.classes)
+    names = [*concept.provenance.get("merged", []), *(one.text for one in gone)]
+    return replace(concept, classes=tuple(owners), provenance={**concept.provenance, "merged": names})
+
+
+def _winners(phrases: Tensor, generic: Tensor, cutoff: float) -> Tensor:
+    """For every phrase the row it lost to, or -1 ``[M]``, when pairs i < j are visited in order of i, then of j."""
+    winner = torch.full((len(phrases),), -1)
+    left = torch.arange(len(phrases))  # neither visited nor gone
+    while len(left):
+        near = (phrases[:_ROWS] @ phrases.T >= cutoff).triu_(diagonal=1).cpu()
+        for row in near.any(dim=1).nonzero().flatten().tolist():
+            i, rivals = left[row], left[near[row]]
+            rivals = rivals[winner[rivals] < 0]
+            if winner[i] >= 0 or not len(rivals):
+                continue
+            stronger = (generic[rivals] > generic[i]).nonzero().flatten()
+            if len(stronger):
+                rivals, winner[i] = rivals[: stronger[0]], rivals[stronger[0]]
+            winner[rivals] = i
+        left, phrases = left[_ROWS:], phrases[_ROWS:]
+        standing = winner[left] < 0
+        if not standing.all():
+            left, phrases = left[standing], phrases[standing]
+    return winner
+
+
+def top_activation(x: Tensor, concepts: Tensor, count: int = 5) -> Tensor:
+    """Mean of every concept's ``count`` largest cosines with pictures ``[M]``.
+
+    Args:
+        x: ``[N, E]`` the teacher's features of the training pictures; may be memory-mapped.
+        concepts: ``[M, E]`` the teacher's embeddings of the phrases.
+        count: Pictures per concept; all of them if there are fewer.
+    """
+    directions = normalize(concepts.float(), dim=1)
+    best = directions.new_empty(len(concepts), 0)
+    for part in x.split(_PICTURES):
+        pictures = normalize(part.to(directions.device).float(), dim=1)
+        tops = []
+        for some, before in zip(directions.split(_ROWS), best.split(_ROWS)):
+            scores = some @ pictures.T
+            own = scores.topk(min(count, scores.shape[1]), dim=1).values
+            tops.append(torch.cat([before, own], dim=1).topk(min(count, before.shape[1] + own.shape[1]), dim=1).values)
+        best = torch.cat(tops)
+    return best.mean(dim=1)
+
+
+def drop_unseen(bank: ConceptBank, activation: Tensor, cutoff: float) -> ConceptBank:
+    """Leave out phrases that no training picture shows.
+
+    Args:
+        bank: M concepts.
+        activation: ``[M]``, see ``top_activation``.
+        cutoff: Activations must be larger than this.
+    """
+    _check(bank, activation)
+    reasons = [
+        None if value > cutoff else f"not seen: its best pictures score {value:.3f}, wanted more than {cutoff:g}"
+        for value in activation.tolist()
+    ]
+    return bank.keep(reasons, "activation")
+
+
+def _check(bank: ConceptBank, rows: Tensor) -> None:
+    if len(rows) != len(bank):
+        raise ValueError(f"bank '{bank.name}' has {len(bank)} concepts, but {len(rows)} rows were given for them")
