@@ -100,10 +100,13 @@ def drop_near_duplicates(
     for loser, kept in enumerate(winner):
         if kept < 0:
             continue
-        while winner[kept] >= 0:  # it lost to another one later
-            kept = winner[kept]
         similarity = float(phrases[loser] @ phrases[kept])
-        reasons[order[loser]] = f"nearly the same as '{bank.concepts[order[kept]].text}' (similarity {similarity:.2f})"
+        reason = f"nearly the same as '{bank.concepts[order[kept]].text}' (similarity {similarity:.2f})"
+        if winner[kept] >= 0:  # which lost to another one later
+            while winner[kept] >= 0:
+                kept = winner[kept]
+            reason += f", merged into '{bank.concepts[order[kept]].text}'"
+        reasons[order[loser]] = reason
         merged.setdefault(order[kept], []).append(bank.concepts[order[loser]])
     concepts = [_merge(concept, merged[k]) if k in merged else concept for k, concept in enumerate(bank.concepts)]
     return replace(bank, concepts=tuple(concepts)).keep(reasons, "near duplicates")
