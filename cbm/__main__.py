@@ -1,5 +1,6 @@
 """``python -m cbm``: everything that is not training or evaluating."""
 
+import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -134,6 +135,60 @@ def diff(before: Bank, after: Bank) -> None:
             out.print(f"{sign} {text}", markup=False, highlight=False)
     for text, (old, new) in changes.owners.items():
         out.print(f"~ {text}: {', '.join(old) or 'none'} -> {', '.join(new) or 'none'}", markup=False, highlight=False)
+
+
+@concepts.command()
+def conceptnet(
+    file: Annotated[Path, typer.Argument(help="conceptnet-assertions-*.csv[.gz], or the web service's answers.")],
+    destination: Annotated[Path, typer.Option("--out", help="The bank to write: class -> phrases JSON.")],
+    dataset: Annotated[str | None, typer.Option(help="Take the class names from this card.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Or from this file, one name per line.")] = None,
+    max_words: Annotated[int, typer.Option(help="Leave out longer phrases.")] = 2,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Make a bank of what a downloaded ConceptNet says about the classes."""
+    from collections import Counter
+
+    from rich.markup import escape
+
+    from cbm.concepts.conceptnet import phrases_by_class, read_conceptnet
+    from cbm.files import write_atomically
+    from cbm.run import set_up_logging
+
+    set_up_logging()
+    if destination.exists():
+        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+    names = _class_names(dataset, root, classes, cache)
+    bank = read_conceptnet(resolve_path(file), names, max_words=max_words, progress=True)
+    phrases = phrases_by_class(bank, names)
+    write_atomically(destination, json.dumps(phrases, indent=1, ensure_ascii=False).encode())
+    table = Table("class", "concepts", "first")
+    for name, texts in phrases.items():
+        table.add_row(escape(name), str(len(texts)), escape(", ".join(texts[:4])))
+    out.print(table)
+    reasons = Counter(dropped.reason.split(" '")[0] for dropped in bank.dropped)
+    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing"
+    out.print(f"{len(bank)} concepts in {destination}; left out: {left_out}", markup=False, highlight=False)
+
+
+def _class_names(dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:
+    """Class names of a card, or of a file with one per line."""
+    if dataset is not None and file is None:
+        from cbm.run import read_images
+
+        card = schema.load_card(dataset)
+        card.root = str(root) if root is not None else card.root
+        return read_images(card, cache).classes
+    if dataset is not None or file is None:
+        raise UserError("say either --dataset CARD or --classes NAMES.txt")
+    try:
+        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read class names from '{file}': {error}") from error
+    if not any(names):
+        raise UserError(f"'{file}' has no class names (one per line)")
+    return [name for name in dict.fromkeys(names) if name]
 
 
 @app.command()

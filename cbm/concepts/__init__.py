@@ -1,6 +1,8 @@
 """Concepts: banks, readers, filters, controls, selection."""
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
+from cbm.concepts.cav import distances, learn_cavs, read_concept_folders
+from cbm.concepts.conceptnet import read_conceptnet
 from cbm.concepts.control import CONTROLS, apply_control
 from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit, hygiene_reason
 from cbm.concepts.readers import merge_duplicates, read_bank
@@ -8,5 +10,6 @@ from cbm.concepts.selection import claim_concepts, select_concepts
 
 __all__ = [
     "CONTROLS", "Concept", "ConceptBank", "Dropped", "apply_control", "claim_concepts", "clean_class_name",
-    "drop_class_names", "drop_unfit", "hygiene_reason", "load_bank", "merge_duplicates", "read_bank", "select_concepts",
+    "distances", "drop_class_names", "drop_unfit", "hygiene_reason", "learn_cavs", "load_bank", "merge_duplicates",
+    "read_bank", "read_concept_folders", "read_conceptnet", "select_concepts",
 ]  # fmt: skip

@@ -1,0 +1,225 @@
+"""Concepts learned from pictures that show them: concept activation vectors.
+
+A concept activation vector (Kim et al., "Interpretability Beyond Feature Attribution", ICML 2018) is the normal of the
+hyperplane that parts pictures with the concept from pictures without it. Post-hoc concept bottleneck models
+(Yuksekgonul et al., ICLR 2023) score a picture by its signed distance to that plane, (c.x + b) / |c|.
+"""
+
+import hashlib
+import logging
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from rich.progress import track
+from torch import Tensor
+
+from cbm.concepts.bank import Concept, ConceptBank, Dropped
+from cbm.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from cbm.data.dataset import Split
+
+log = logging.getLogger(__name__)
+
+FEWEST = 4
+"""Pictures with and without a concept, below which it cannot be learned: two to train on and two held out of each."""
+
+
+def learn_cavs(
+    x: Tensor,
+    truth: Tensor,
+    names: list[str],
+    *,
+    encoder: str,
+    source: str,
+    per_concept: int = 100,
+    svm_c: float = 0.1,
+    seed: int = 0,
+    groups: dict[str, list[str]] | None = None,
+    progress: bool = False,
+) -> ConceptBank:
+    """One linear support vector machine per concept, on balanced samples of the pictures.
+
+    Features are centred and divided by one number, the root mean square of their values over all N pictures, so that
+    ``svm_c`` means the same for every encoder. Where one side has fewer pictures its errors weigh more, in proportion.
+
+    Args:
+        x: ``[N, D]`` unit-norm features.
+        truth: ``[N, A]`` 1 present, 0 absent, anything else unknown.
+        names: A concept names.
+        encoder: fingerprint of the encoder of ``x``.
+        source: where the pictures came from.
+        per_concept: training pictures with the concept, and without it; as many again are held out. Where there are
+            fewer, half of them train.
+        svm_c: what an error costs the support vector machine against a wide margin.
+        seed: together with the concept's name draws its pictures: other concepts make no difference.
+        groups: group name to the names of concepts that exclude each other.
+        progress: show a bar.
+
+    Returns:
+        Embeddings ``[K, D]`` unit-norm, the normals; scores, the balanced accuracy on held-out pictures; what
+        ``distances`` needs in the provenance. Concepts with too few pictures are in ``dropped``.
+
+    Raises:
+        UserError: a name twice, a setting out of range, or no concept that can be learned.
+    """
+    if twice := [(name, count) for name, count in Counter(names).items() if count > 1]:
+        raise UserError(f"concept '{twice[0][0]}' of '{source}' is there {twice[0][1]} times: names must differ")
+    if svm_c <= 0 or per_concept < FEWEST // 2:
+        raise UserError(f"svm_c={svm_c} must be above 0 and per_concept={per_concept} at least {FEWEST // 2}")
+    if truth.shape != (len(x), len(names)):
+        raise ValueError(f"truth is {list(truth.shape)}, expected {[len(x), len(names)]}")
+    x, labels = x.detach().cpu(), truth.detach().cpu().numpy()
+    mean = x.mean(dim=0, dtype=torch.float64)
+    square = sum(float((part.double() - mean).square().sum()) for part in x.split(8192))
+    scale = max((square / max(x.numel(), 1)) ** 0.5, 1e-12)
+    group = {name: key for key, members in (groups or {}).items() for name in members}
+    concepts, normals, dropped = [], [], []
+    for a in track(range(len(names)), "learning concepts", transient=True) if progress else range(len(names)):
+        name, column = names[a], labels[:, a]
+        found = [np.flatnonzero(column == 1), np.flatnonzero(column == 0)]
+        if min(map(len, found)) < FEWEST:
+            counts = f"{len(found[0])} pictures with it and {len(found[1])} without"
+            dropped.append(Dropped(name, (), f"{counts}: needs {FEWEST} of each or more"))
+            continue
+        train, held = _halves(found, per_concept, seed, name)
+        normal, cav = _fit(x, mean, scale, train, held, svm_c)
+        if normal is None:
+            dropped.append(Dropped(name, (), "pictures with it look like pictures without it to the encoder"))
+            continue
+        normals.append(normal)
+        concepts.append(Concept(name, (), group.get(name), cav["heldout_accuracy"], {"cav": cav}))
+    if not concepts:
+        why = f", first: '{dropped[0].text}' ({dropped[0].reason})" if dropped else ""
+        raise UserError(f"no concept can be learned from '{source}': all {len(names)} are left out{why}")
+    scores = [float(concept.score or 0) for concept in concepts]
+    worst = int(np.argmin(scores))
+    log.info(
+        "concepts: %d CAVs from %s%s; held-out accuracy %.3f on average, worst %.3f for '%s'",
+        len(concepts), source, f" ({len(dropped)} left out)" if dropped else "", float(np.mean(scores)), scores[worst],
+        concepts[worst].text,
+    )  # fmt: skip
+    embeddings = torch.from_numpy(np.stack(normals)).float()
+    return ConceptBank("cav", source, tuple(concepts), encoder, embeddings, tuple(dropped))
+
+
+def _halves(found: list[np.ndarray], per_concept: int, seed: int, name: str) -> tuple[list[np.ndarray], ...]:
+    """Rows (with, without) to train on and to hold out, drawn without replacement: no picture is in both."""
+    key = hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=16).digest()
+    generator = np.random.default_rng(int.from_bytes(key, "little"))
+    drawn = [generator.permutation(rows)[: 2 * per_concept] for rows in found]
+    middle = [(len(rows) + 1) // 2 for rows in drawn]
+    return [r[:m] for r, m in zip(drawn, middle)], [r[m:] for r, m in zip(drawn, middle)]
+
+
+def _fit(
+    x: Tensor, mean: Tensor, scale: float, train: list[np.ndarray], held: list[np.ndarray], svm_c: float
+) -> tuple[np.ndarray | None, dict[str, Any]]:
+    """Unit normal ``[D]`` of the plane between ``train[0]`` and ``train[1]``, and what is to be remembered of it."""
+    from sklearn.svm import SVC
+
+    def features(rows: np.ndarray) -> np.ndarray:
+        return ((x[torch.from_numpy(rows)].double() - mean) / scale).numpy()
+
+    sides = [features(rows) for rows in train]
+    machine = SVC(kernel="linear", C=svm_c, class_weight="balanced")
+    machine.fit(np.concatenate(sides), np.repeat([1, -1], [len(side) for side in sides]))
+    w = machine.coef_[0] / scale  # [D], in the space of x
+    norm = float(np.linalg.norm(w))
+    if norm * scale < 1e-9:
+        return None, {}
+    intercept = float(machine.intercept_[0] - w @ mean.numpy())
+    m = np.concatenate([machine.decision_function(side) for side in sides]) / norm  # distances of the training pictures
+
+    def accuracy(present: np.ndarray, absent: np.ndarray) -> float:
+        right = machine.predict(present) == 1, machine.predict(absent) == -1
+        return float(np.mean([side.mean() for side in right]))
+
+    return w / norm, {
+        "norm": norm,
+        "intercept": intercept,
+        "svm_c": svm_c,
+        "train_accuracy": accuracy(*sides),
+        "heldout_accuracy": accuracy(features(held[0]), features(held[1])),
+        "positives": len(train[0]),
+        "negatives": len(train[1]),
+        "margins": _margins(m),
+    }
+
+
+def _margins(m: np.ndarray) -> dict[str, float]:
+    """How far the training pictures lie from the plane; an empty side counts as 0."""
+    above, below = m[m > 0], m[m < 0]
+    statistics = {
+        "max": m.max(),
+        "min": m.min(),
+        "mean_positive": above.mean() if len(above) else 0,
+        "std_positive": above.std() if len(above) else 0,
+        "mean_negative": below.mean() if len(below) else 0,
+        "std_negative": below.std() if len(below) else 0,
+        "quantile_10": np.quantile(m, 0.1),
+        "quantile_90": np.quantile(m, 0.9),
+    }
+    return {key: float(value) for key, value in statistics.items()}
+
+
+def distances(bank: ConceptBank, x: Tensor) -> Tensor:
+    """Concept scores: the signed distance to a CAV's plane, (c.x + b) / |c|; for a phrase, the similarity c.x.
+
+    Args:
+        bank: K concepts with embeddings.
+        x: ``[N, D]`` features of the same encoder.
+
+    Returns:
+        ``[N, K]``, in the precision and on the device of ``x``.
+    """
+    cavs = [concept.provenance.get("cav") for concept in bank.concepts]
+    offsets = torch.tensor([cav["intercept"] / cav["norm"] if cav else 0.0 for cav in cavs], dtype=torch.float64)
+    return x @ bank.directions().to(x).T + offsets.to(x)
+
+
+def read_concept_folders(root: Path) -> tuple[list[str], "Split"]:
+    """Pictures that show concepts: ``ROOT/CONCEPT/{positives,negatives}/*.jpg``, or ``ROOT/CONCEPT/*.jpg``.
+
+    In the first layout a picture tells of its own concept only; in the second it has no concept but its own.
+
+    Returns:
+        A concept names, and N pictures with ``concepts`` ``[N, A]`` 1, 0 or NaN (unknown); all labels are 0.
+
+    Raises:
+        UserError: no such folder, a folder without pictures, or, in the second layout, a single concept.
+    """
+    from cbm.data.dataset import Split
+    from cbm.data.images import ImageFiles, list_images
+
+    if not root.is_dir():
+        siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
+        raise UserError(f"no folder of concept pictures '{root}' {did_you_mean(root.name, siblings)}".rstrip())
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
+    names = [folder.name for folder in folders]
+    sides: dict[str, float] = {"positives": 1, "negatives": 0}
+    paired = any((folder / side).is_dir() for folder in folders for side in sides)
+    if len(folders) < (1 if paired else 2):
+        found = f"only '{names[0]}'" if names else "none"
+        raise UserError(
+            f"'{root}' needs two concept folders or more, found {found}; expected {root}/CONCEPT/*.jpg or "
+            f"{root}/CONCEPT/positives/*.jpg and {root}/CONCEPT/negatives/*.jpg"
+        )
+    files: list[str] = []
+    rows: list[np.ndarray] = []
+    for a, folder in enumerate(folders):
+        parts = {folder / side: value for side, value in sides.items()} if paired else {folder: 1.0}
+        for part, value in parts.items():
+            if not part.is_dir():
+                raise UserError(f"concept '{folder.name}' has no folder '{part}', although others have one")
+            pictures = list_images(part)
+            if not pictures:
+                raise UserError(f"concept '{folder.name}': folder '{part}' has no images")
+            row = np.full(len(folders), np.nan if paired else 0, dtype=np.float32)
+            row[a] = value
+            files += [str(picture.relative_to(root)) for picture in pictures]
+            rows += [row] * len(pictures)
+    return names, Split(ImageFiles(root, files), np.zeros(len(files), dtype=np.int64), np.stack(rows))

@@ -1,0 +1,270 @@
+"""What ConceptNet says about classes: the concepts of a post-hoc CBM that has no concept pictures.
+
+After Yuksekgonul et al., "Post-hoc Concept Bottleneck Models" (ICLR 2023). Reads what was downloaded: the table of
+all assertions, ``conceptnet-assertions-*.csv[.gz]``, or answers of the web service (its pages as JSON files).
+"""
+
+import gzip
+import json
+import logging
+import math
+import re
+import zlib
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field
+from io import BufferedReader, RawIOBase
+from itertools import product
+from pathlib import Path
+from typing import Any, cast
+
+import rich.progress
+
+from cbm.concepts.bank import Concept, ConceptBank, Dropped
+from cbm.concepts.hygiene import clean_class_name
+from cbm.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
+
+RELATIONS = ("HasA", "MadeOf", "HasProperty", "IsA", "PartOf")
+"""What may link a class to a concept. The class is where the edge starts; only of PartOf it is where the edge ends."""
+
+IRREGULAR = {"feet": "foot", "teeth": "tooth", "geese": "goose", "mice": "mouse", "children": "child"}
+
+ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("es", ""), ("s", ""))
+
+
+@dataclass(frozen=True)
+class Edge:
+    """One English assertion between two nodes (``polar_bear``); a label is how a node is written (``a polar bear``)."""
+
+    relation: str
+    start: str
+    end: str
+    start_label: str
+    end_label: str
+    weight: float
+
+
+@dataclass
+class _Found:
+    """A phrase: the classes whose edges gave it, the heaviest of these edges, and why it is no concept."""
+
+    classes: set[str] = field(default_factory=set)
+    edge: tuple[float, int] = (-math.inf, 0)  # weight, minus the relation's place in RELATIONS
+    merged: list[str] = field(default_factory=list)
+    reason: str | None = None
+
+
+def read_conceptnet(
+    path: Path,
+    classes: list[str],
+    *,
+    relations: tuple[str, ...] = RELATIONS,
+    max_words: int = 2,
+    progress: bool = False,
+) -> ConceptBank:
+    """The concepts one edge away from a class, each owned by all classes whose edges gave it.
+
+    HasA, MadeOf, HasProperty and IsA (of a weight above 1) give what the class has or is, PartOf what is part of it.
+    Case, underscores and a leading article do not count; a plural is merged into its singular where that is there too.
+
+    Args:
+        path: the table of assertions, plain or gzipped; an answer of the web service; or a folder of such answers.
+        classes: class names as the data set writes them (``polar_bear``, ``001.Black_footed_Albatross``).
+        relations: some of ``RELATIONS``.
+        max_words: longer phrases are left out.
+        progress: show a bar over the table.
+
+    Returns:
+        Concepts in the order of ``classes``, those of one class by text; the heaviest edge in the provenance. Names of
+        classes, long phrases and weak edges are in ``dropped``.
+
+    Raises:
+        UserError: no such file, damaged or of another format, or nothing about any class.
+    """
+    if unknown := [relation for relation in relations if relation not in RELATIONS]:
+        raise UserError(f"unknown relation '{unknown[0]}' of ConceptNet: {did_you_mean(unknown[0], RELATIONS)}")
+    if not path.exists():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"no ConceptNet data '{path}' {did_you_mean(path.name, siblings)}".rstrip())
+    named: dict[str, list[str]] = {}
+    for name in classes:
+        named.setdefault(_key(clean_class_name(name)), []).append(name)
+    found: dict[str, _Found] = {}
+    weak: dict[str, _Found] = {}
+    for edge in _edges(path, relations, progress):
+        node, label = (edge.end, edge.start_label) if edge.relation == "PartOf" else (edge.start, edge.end_label)
+        if (owners := named.get(_key(node))) and (phrase := _phrase(label)):
+            entry = (weak if edge.relation == "IsA" and edge.weight <= 1 else found).setdefault(phrase, _Found())
+            entry.classes.update(owners)
+            entry.edge = max(entry.edge, (edge.weight, -RELATIONS.index(edge.relation)))
+    for phrase, entry in weak.items():
+        entry.reason = "IsA of weight 1 or less"
+        found.setdefault(phrase, entry)
+    _judge(found, named, max_words)
+    return _bank(path, found, classes, relations)
+
+
+def _judge(found: dict[str, _Found], named: dict[str, list[str]], max_words: int) -> None:
+    """Note which phrases are no concepts, and merge plurals into their singulars: they leave ``found``."""
+    for phrase, entry in found.items():
+        if len(phrase.split()) > max_words:
+            entry.reason = f"longer than {max_words} words"
+    known = {phrase for phrase, entry in found.items() if entry.reason is None}
+    for phrase in sorted(known):
+        base = phrase
+        while _key(base) not in named and (singular := _singular(base, known, named)):
+            base = singular
+        if names := named.get(_key(base)):
+            found[phrase].reason = f"names the class '{names[0]}'"
+        elif base != phrase:
+            found[base].classes |= found[phrase].classes
+            found[base].merged.append(phrase)
+            del found[phrase]
+
+
+def _singular(phrase: str, known: Container[str], named: Container[str]) -> str | None:
+    """The phrase with some of its words in singular, if that is a class or was found too."""
+    forms = product(*([word, *_singular_words(word)] for word in phrase.split()))
+    joined = (" ".join(words) for words in forms)
+    return next((text for text in joined if text != phrase and (text in known or _key(text) in named)), None)
+
+
+def _singular_words(word: str) -> list[str]:
+    """What ``word`` may be the plural of; many of these are no words."""
+    if word in IRREGULAR:
+        return [IRREGULAR[word]]
+    if word.endswith("ss") or len(word) < 4:
+        return []
+    return [word.removesuffix(ending) + new for ending, new in ENDINGS if word.endswith(ending)]
+
+
+def _bank(path: Path, found: dict[str, _Found], classes: list[str], relations: tuple[str, ...]) -> ConceptBank:
+    """Concepts by class and text; says which classes have none."""
+    row: dict[str, int] = {}
+    for name in classes:
+        row.setdefault(name, len(row))
+    concepts, dropped = [], []
+    for phrase, entry in sorted(found.items(), key=lambda item: (min(row[name] for name in item[1].classes), item[0])):
+        owners = tuple(sorted(entry.classes, key=row.__getitem__))
+        if entry.reason is not None:
+            dropped.append(Dropped(phrase, owners, entry.reason))
+            continue
+        weight, place = entry.edge
+        provenance: dict[str, Any] = {"source": str(path), "relation": RELATIONS[-place], "weight": weight}
+        if entry.merged:
+            provenance["merged"] = sorted(entry.merged)
+        concepts.append(Concept(phrase, owners, provenance=provenance))
+    owning = {name for concept in concepts for name in concept.classes}
+    bare = [f"'{name}'" for name in row if name not in owning]
+    shown = ", ".join(bare[:5]) + (", ..." if len(bare) > 5 else "")
+    if not concepts:
+        why = f"; left out {len(dropped)}, first: '{dropped[0].text}' ({dropped[0].reason})" if dropped else ""
+        raise UserError(f"'{path}' has no concept for any class: looked for {', '.join(relations)} of {shown}{why}")
+    if bare:
+        log.warning("concepts: ConceptNet has none for %d of %d classes: %s", len(bare), len(row), shown)
+    return ConceptBank("conceptnet", str(path), tuple(concepts), dropped=tuple(dropped))
+
+
+def _key(name: str) -> str:
+    """How names are compared: without case, underscores and hyphens."""
+    return " ".join(re.sub(r"[_-]", " ", name).split()).casefold()
+
+
+def _phrase(label: str) -> str:
+    """A label as a concept: lower case, without underscores and a leading article (the word, not the letter)."""
+    text = " ".join(label.replace("_", " ").split()).casefold()
+    return re.sub(r"^(a|an|the)( |$)", "", text)
+
+
+def _edges(path: Path, relations: tuple[str, ...], progress: bool) -> Iterator[Edge]:
+    """English edges of a file or folder, whatever its format."""
+    if path.is_dir():
+        answers = sorted(path.glob("*.json"))
+        if not answers:
+            raise UserError(f"'{path}' has no JSON files: expected answers of ConceptNet's web service")
+        yield from _answers(answers, relations)
+    elif path.suffix == ".json":
+        yield from _answers([path], relations)
+    else:
+        yield from _table(path, relations, progress)
+
+
+def _table(path: Path, relations: tuple[str, ...], progress: bool) -> Iterator[Edge]:
+    """Edges of the table of assertions: URI, relation, start, end, JSON, separated by tabs.
+
+    It has 34 million lines, so one pattern is searched in each, and only what it finds is taken apart.
+    """
+    wanted = re.compile(
+        rb"\t/r/(" + "|".join(relations).encode() + rb")\t/c/en/([^/\t]+)[^\t]*\t/c/en/([^/\t]+)[^\t]*\t(.*)"
+    )
+    number = 0
+    try:
+        with rich.progress.open(
+            path, "rb", description="reading ConceptNet", transient=True, disable=not progress
+        ) as raw:  # fmt: skip
+            blocks = BufferedReader(cast(RawIOBase, raw), 1 << 20)
+            if blocks.peek(2)[:2] == b"\x1f\x8b":
+                blocks = BufferedReader(cast(RawIOBase, gzip.GzipFile(fileobj=blocks)), 1 << 20)
+            for number, line in enumerate(blocks, start=1):
+                if number == 1 and (line.count(b"\t") != 4 or not line.startswith(b"/a/")):
+                    raise _not_a_table(path, line)
+                if match := wanted.search(line):
+                    relation, start, end, rest = (part.decode(errors="replace") for part in match.groups())
+                    try:
+                        weight = float(json.loads(rest)["weight"])
+                    except (ValueError, KeyError, TypeError) as error:
+                        raise UserError(f"'{path}' line {number}: no weight in '{rest[:60]}'") from error
+                    yield Edge(relation, start, end, start, end, weight)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UserError(f"'{path}' is damaged ({error}): download it again") from error
+    if number == 0:
+        raise _not_a_table(path, b"")
+
+
+def _not_a_table(path: Path, line: bytes) -> UserError:
+    return UserError(
+        f"'{path}' is not ConceptNet's table of assertions (edge, relation, start, end, JSON, separated by tabs): "
+        f"line 1 begins with '{line[:40].decode(errors='replace')}'"
+    )
+
+
+def _answers(files: list[Path], relations: tuple[str, ...]) -> Iterator[Edge]:
+    """Edges of answers of the web service; says so when the next page of an answer is not among ``files``."""
+    pages, following = [], []
+    for file in files:
+        try:
+            content = json.loads(file.read_text(encoding="utf-8-sig"))
+        except ValueError as error:
+            raise UserError(f"'{file}' is not JSON: {str(error).splitlines()[0]}") from error
+        if not isinstance(content, dict) or not isinstance(content.get("edges"), list):
+            raise UserError(f"'{file}' is no answer of ConceptNet's web service: it has no list 'edges'")
+        if isinstance(view := content.get("view"), dict):
+            pages.append(view.get("@id"))
+            following += [(view["nextPage"], file.name)] if view.get("nextPage") else []
+        for number, edge in enumerate(content["edges"], start=1):
+            try:
+                relation = edge["rel"]["@id"].removeprefix("/r/")
+                start, end = _node(edge["start"]), _node(edge["end"])
+                if relation in relations and start and end:
+                    yield Edge(relation, start[0], end[0], start[1], end[1], float(edge["weight"]))
+            except (KeyError, IndexError, TypeError, AttributeError, ValueError) as error:
+                raise UserError(f"'{file}': edge {number} has no start, end, rel and weight") from error
+    if cut := [name for page, name in following if page not in pages]:
+        log.warning(
+            "concepts: %d of %d answers of ConceptNet go on in a next page that is not there, first '%s'",
+            len(cut), len(files), cut[0],
+        )  # fmt: skip
+
+
+def _node(node: dict[str, Any]) -> tuple[str, str] | None:
+    """(term, label) of an English node: those of ``/c/en/polar_bear/n`` may be ``polar_bear`` and ``a polar bear``."""
+    parts = node["@id"].split("/")
+    if parts[1:3] != ["c", "en"]:
+        return None
+    return parts[3], node.get("label") or parts[3]
+
+
+def phrases_by_class(bank: ConceptBank, classes: list[str]) -> dict[str, list[str]]:
+    """Class to phrases, as ``read_bank`` reads it; a class without phrases has an empty list."""
+    return {name: [concept.text for concept in bank.concepts if name in concept.classes] for name in classes}
