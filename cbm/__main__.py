@@ -46,7 +46,8 @@ def encode(
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
 ) -> None:
     """Encode all splits of a data set into the feature store (interrupted: run it again, it goes on)."""
-    from cbm.run import encode_splits, load_encoder, read_images, set_up_logging
+    from cbm.inputs import encode_splits, load_encoder, read_images
+    from cbm.run import set_up_logging
 
     set_up_logging()
     cfg = _encoding(encoder, pretrained, cache, workers, batch_size)
@@ -94,7 +95,8 @@ def lint(
     if dataset is None:
         findings = lint_bank(found_bank)
     else:
-        from cbm.run import encode_splits, load_encoder, read_images, set_up_logging, text_encoder
+        from cbm.inputs import encode_splits, load_encoder, read_images, text_encoder
+        from cbm.run import set_up_logging
 
         set_up_logging()
         cfg = _encoding(encoder, pretrained, cache)
@@ -175,7 +177,7 @@ def conceptnet(
 def _class_names(dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:
     """Class names of a card, or of a file with one per line."""
     if dataset is not None and file is None:
-        from cbm.run import read_images
+        from cbm.inputs import read_images
 
         card = schema.load_card(dataset)
         card.root = str(root) if root is not None else card.root

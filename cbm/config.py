@@ -60,11 +60,29 @@ class EncoderConfig:
 
 
 @dataclass
+class CavConfig:
+    """``concepts=cav``: concepts learned from pictures that show them (``cbm/concepts/cav.py``)."""
+
+    dataset: str | None = None
+    """A card whose training pictures have concept columns; by default this run's own training pictures"""
+    root: str | None = None
+    """Where the images of that card are, if it does not say"""
+    folder: str | None = None
+    """Or a folder of concept pictures: FOLDER/CONCEPT/{positives,negatives}/*.jpg, or FOLDER/CONCEPT/*.jpg"""
+    per_concept: int = 100
+    """Pictures with the concept, and without it, that train; as many again are held out to score it"""
+    svm_c: float = 0.1
+    """What an error costs the support vector machine against a wide margin"""
+
+
+@dataclass
 class ConceptsConfig:
     """Where the concepts come from and what is done to them before selection."""
 
     source: str = "auto"
-    """File, or 'auto': the data set's own bank, else a shipped bank with the same classes, else concepts/general.txt"""
+    """File, or 'auto': the data set's own bank, else a shipped bank with the same classes, else concepts/general.txt,
+    or 'cav': learned from pictures"""
+    cav: CavConfig = field(default_factory=CavConfig)
     control: str | None = None
     """random (meaningless directions) | shuffled (every name gets another concept's direction)"""
     remove_class_names: str = "own"
@@ -167,7 +185,7 @@ def choices(group: str) -> list[str]:
     if group == "dataset":
         return card_names()
     if group == "concepts":
-        return ["auto", *bank_names()]
+        return ["auto", "cav", *bank_names()]
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
@@ -183,6 +201,7 @@ def register() -> None:
     store.store("eval_schema", EvalConfig)
     for name in card_names():
         store.store(name, OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml")), group="dataset")
-    store.store("auto", {"source": "auto"}, group="concepts")
+    for name in ("auto", "cav"):
+        store.store(name, {"source": name}, group="concepts")
     for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")):
         store.store(bank.stem, {"source": str(bank.relative_to(PROJECT))}, group="concepts")

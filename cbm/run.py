@@ -19,26 +19,24 @@ from rich.console import Console
 from rich.logging import RichHandler
 from torch import nn
 
-from cbm import config as schema
 from cbm.concepts import CONTROLS, ConceptBank, apply_control, load_bank
-from cbm.concepts.prepare import EncodeText, class_name_bank, find_bank, prepare_bank
-from cbm.data import (
-    FeatureData,
-    FeatureSplit,
-    FeatureStore,
-    ImageDataset,
-    TextStore,
-    complete_splits,
-    few_shot,
-    read_dataset,
-    unit_norm,
-)
+from cbm.concepts.prepare import EncodeText, class_name_bank
+from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.store import DTYPES
-from cbm.encoders import create_encoder
 from cbm.encoders.base import AUTOCAST, Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import evaluate_split, nec5_logits, predict_logits
-from cbm.files import resolve_path, write_atomically
+from cbm.files import write_atomically
+from cbm.inputs import (
+    candidate_bank,
+    concept_pictures,
+    encode_splits,
+    learn_bank,
+    learns_concepts,
+    load_encoder,
+    read_images,
+    text_encoder,
+)
 from cbm.layers import ConceptBottleneck, load_model, save_model
 from cbm.methods import Method, create_method
 from cbm.metrics.grounding import concept_gaps
@@ -83,10 +81,14 @@ def train(cfg: DictConfig) -> dict[str, float]:
     encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
     with timed(timing, "time/concepts_s"):
         candidates = candidate_bank(method, cfg, dataset, encoder, encode_text)
+        pictures = concept_pictures(cfg, dataset) if learns_concepts(method, cfg) else None
     run = RunDirectory(path, cfg)
     log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
     with timed(timing, "time/encode_s"):
         data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
+    if pictures is not None:
+        with timed(timing, "time/concepts_s"):
+            candidates = learn_bank(pictures, data, encoder, cfg)
     with timed(timing, "time/fit_s"):
         logger = wandb_logger(cfg, run)
         bank = candidates and apply_control(candidates, cfg.concepts.control, cfg.seed)
@@ -145,78 +147,6 @@ def check_settings(cfg: DictConfig) -> None:
             raise UserError(
                 f"{name}={value}: {did_you_mean(str(value), [str(choice) for choice in allowed if choice])}"
             )
-
-
-def read_images(card: DictConfig, cache: Path) -> ImageDataset:
-    """The data set of a card, with train, val and test splits."""
-    root = None if card.root is None else resolve_path(card.root)
-    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}))
-    return complete_splits(
-        dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
-    )
-
-
-def load_encoder(cfg: DictConfig) -> Encoder:
-    """The configured encoder."""
-    return create_encoder(cfg.model, cfg.pretrained, precision=cfg.precision, device=cfg.device)
-
-
-def encode_splits(dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, splits: tuple[str, ...]) -> FeatureData:
-    """Features of the splits; every picture is encoded once, few-shot subsets are taken from the full split."""
-    store = FeatureStore(Path(cfg.cache))
-    encoded = {}
-    for name in splits:
-        split = dataset.splits[name]
-        stored = store.encode(
-            encoder, split.images, dtype=cfg.encoder.store_dtype, batch_size=cfg.encoder.batch_size,
-            num_workers=cfg.encoder.num_workers, on_error=cfg.dataset.on_error, label=f"{dataset.name}/{name}",
-            progress=cfg.trainer.progress,
-        )  # fmt: skip
-        split = dataset.splits[name] = split if stored.readable.all() else split.take(stored.readable.nonzero()[0])
-        features = FeatureSplit(
-            unit_norm(stored.tensor(), split.images.names),
-            torch.from_numpy(split.labels),
-            split.images.names,
-            None if split.concepts is None else torch.from_numpy(split.concepts),
-        )
-        shots = {"train": cfg.shots, "val": cfg.val_shots}.get(name, "all")
-        rows = few_shot(split.labels, shots, cfg.seed, dataset.classes, "val_shots" if name == "val" else "shots")
-        encoded[name] = features if shots == "all" else features.take(rows)
-        if shots != "all":
-            dataset.splits[name] = split.take(rows)
-    if "train" in splits:
-        dataset.check()  # once more: a class may have lost all its pictures to bad files
-    return FeatureData(
-        encoded,
-        dataset.classes,
-        concept_names=dataset.concept_names,
-        concept_groups=dataset.concept_groups,
-        seed=cfg.seed,
-    )
-
-
-def text_encoder(encoder: Encoder, cache: Path, progress: bool) -> EncodeText:
-    """Phrases to unit-norm features, remembered in the store."""
-    store = TextStore(cache)
-    return lambda texts: unit_norm(store.encode(encoder, texts, progress=progress), texts)
-
-
-def candidate_bank(
-    method: Method, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder, encode_text: EncodeText
-) -> ConceptBank | None:
-    """The embedded candidates a method chooses from, or None if it needs no concepts."""
-    if method.speaks_through is None:
-        return None
-    if method.speaks_through == "class_names":
-        return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
-    shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
-    source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
-    own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
-    return prepare_bank(
-        find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
-        hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words,
-        remove_class_names=cfg.concepts.remove_class_names,
-    )  # fmt: skip
 
 
 def fit_method(

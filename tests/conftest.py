@@ -37,6 +37,17 @@ def colour_folder(tmp_path: Path) -> Path:
     return root
 
 
+def one_line(result: tuple[int, str]) -> str:
+    """The message of a run that must have failed with one line."""
+    status, errors = result
+    lines = [line for line in errors.splitlines() if line.strip()]
+    assert status == 2, errors
+    assert sum(line.startswith("error: ") for line in lines) == 1
+    assert lines[-1].startswith("error: "), errors
+    assert "Traceback" not in errors
+    return lines[-1]
+
+
 class PixelEncoder:
     """Builds a real ``Encoder`` whose features are a fixed random projection of an 8x8 picture."""
 

@@ -13,7 +13,7 @@ FLOORS = {
     2: ["data", "concepts", "layers", "metrics"],
     3: ["module", "evaluation", "tracking"],
     4: ["methods"],
-    5: ["report", "run", "trained", "cli", "__main__", "__init__"],
+    5: ["report", "run", "inputs", "trained", "cli", "__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted((PROJECT / "cbm").rglob("*.py"))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from birds_run import QUICK, small
-from conftest import COLOURS, PROJECT, paint
+from conftest import COLOURS, PROJECT, one_line, paint
 
 
 @pytest.fixture
@@ -23,17 +23,6 @@ def folder(tmp_path: Path) -> Path:
 
 def on(folder: Path) -> list[str]:
     return ["dataset=folder", f"dataset.root={folder}", f"cache={folder.parent / 'cache'}", *QUICK, "report=false"]
-
-
-def one_line(result: tuple[int, str]) -> str:
-    """The message of a run that must have failed with one line."""
-    status, errors = result
-    lines = [line for line in errors.splitlines() if line.strip()]
-    assert status == 2, errors
-    assert sum(line.startswith("error: ") for line in lines) == 1
-    assert lines[-1].startswith("error: "), errors
-    assert "Traceback" not in errors
-    return lines[-1]
 
 
 @pytest.mark.parametrize(

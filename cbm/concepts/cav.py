@@ -181,6 +181,21 @@ def distances(bank: ConceptBank, x: Tensor) -> Tensor:
     return x @ bank.directions().to(x).T + offsets.to(x)
 
 
+def majority_owners(truth: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Which concepts more than half of a class's pictures show, among those of which it is known.
+
+    Args:
+        truth: ``[N, A]`` 1 present, 0 absent, anything else unknown.
+        labels: ``[N]`` class indices.
+        num_classes: C.
+
+    Returns:
+        ``[C, A]`` bool.
+    """
+    margin = (truth == 1).float() - (truth == 0).float()
+    return torch.zeros(num_classes, truth.shape[1]).index_add_(0, labels, margin) > 0
+
+
 def read_concept_folders(root: Path) -> tuple[list[str], "Split"]:
     """Pictures that show concepts: ``ROOT/CONCEPT/{positives,negatives}/*.jpg``, or ``ROOT/CONCEPT/*.jpg``.
 

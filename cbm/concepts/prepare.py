@@ -46,7 +46,8 @@ def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped
 def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
     """Rename the bank's classes to the data set's and leave out those it does not have.
 
-    Names are compared without case, underscores and leading numbers (``001.Black_footed_Albatross``).
+    Names are compared without case, underscores and leading numbers (``001.Black_footed_Albatross``). Concepts learned
+    from pictures stay whoever owned them: they were not written for a class.
 
     Raises:
         UserError: some class of the data set has no phrases although the bank is written per class.
@@ -56,6 +57,9 @@ def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
     here = {clean_class_name(name): name for name in classes}
     known = {name: here[clean_class_name(name)] for name in bank.classes if clean_class_name(name) in here}
     unknown = [name for name in bank.classes if name not in known]
+    if all("cav" in concept.provenance for concept in bank.concepts):
+        owned = [tuple(known[name] for name in concept.classes if name in known) for concept in bank.concepts]
+        return replace(bank, concepts=tuple(replace(c, classes=names) for c, names in zip(bank.concepts, owned)))
     if missing := [name for name in classes if name not in known.values()]:
         near = did_you_mean(missing[0], unknown) if unknown else ""
         raise UserError(

@@ -74,7 +74,8 @@ class Encoder:
         """
         raise UserError(
             f"encoder '{self.id}' reads images only, but text was asked of it: "
-            "use a CLIP model (e.g. encoder=vit_b32), or a method and concepts that need no text (method=linear_probe)"
+            "use a CLIP model (e.g. encoder=vit_b32), concepts learned from pictures (concepts=cav), or a method that "
+            "needs no concepts (method=linear_probe)"
         )
 
 

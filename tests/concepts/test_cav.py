@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.concepts import Concept, ConceptBank, distances, learn_cavs, load_bank, read_concept_folders
+from cbm.concepts.cav import majority_owners
 from cbm.errors import UserError
 
 DIM, NAMES = 24, ["striped", "round", "red"]
@@ -292,3 +293,9 @@ def test_folders_that_are_not_there(tmp_path: Path):
     (tmp_path / "plain" / "grass").mkdir()
     with pytest.raises(UserError, match="concept 'grass': folder .* has no images"):
         read_concept_folders(tmp_path / "plain")
+
+
+def test_majority_owners_counts_what_is_known():
+    truth = torch.tensor([[1, 1], [1, 0], [0, torch.nan], [1, torch.nan], [0, torch.nan], [0, torch.nan]])
+    owners = majority_owners(truth, torch.tensor([0, 0, 0, 1, 1, 2]), 3)
+    assert owners.tolist() == [[True, False], [False, False], [False, False]]  # two of three; ties and ignorance: no

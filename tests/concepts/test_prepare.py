@@ -69,3 +69,12 @@ def test_class_name_bank():
     assert torch.equal(names.owners(["maple_tree", "fox"]), torch.eye(2, dtype=torch.bool))
     with pytest.raises(UserError, match="no place {}"):
         class_name_bank(["a"], "a photo", embed, "e")
+
+
+def test_concepts_learned_from_pictures_go_to_any_data_set():
+    bank = merge_duplicates("b", "b", [("warm", ("red",), None), ("cold", ("green",), None)])
+    cavs = replace(bank, concepts=tuple(replace(c, provenance={"cav": {}}) for c in bank.concepts))
+    adopted = adopt_classes(cavs, ["Red", "violet"])
+    assert [c.classes for c in adopted.concepts] == [("Red",), ()]
+    with pytest.raises(UserError, match="no phrases for class 'violet'"):
+        adopt_classes(bank, ["Red", "violet"])

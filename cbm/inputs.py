@@ -1,0 +1,201 @@
+"""What a run starts from: pictures, encoded splits, candidate concepts."""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from cbm import config as schema
+from cbm.concepts import ConceptBank, learn_cavs, read_concept_folders
+from cbm.concepts.cav import majority_owners
+from cbm.concepts.prepare import EncodeText, class_name_bank, find_bank, prepare_bank
+from cbm.data import (
+    FeatureData,
+    FeatureSplit,
+    FeatureStore,
+    ImageDataset,
+    Split,
+    TextStore,
+    complete_splits,
+    few_shot,
+    read_dataset,
+    unit_norm,
+)
+from cbm.data.store import StoredFeatures
+from cbm.encoders import create_encoder
+from cbm.encoders.base import Encoder
+from cbm.errors import UserError
+from cbm.files import resolve_path
+from cbm.methods import Method
+from cbm.metrics import match_concepts
+
+log = logging.getLogger("cbm")
+
+
+# ------------------------------------------------------------------------------------------------------------- pictures
+
+
+def read_images(card: DictConfig, cache: Path) -> ImageDataset:
+    """The data set of a card, with train, val and test splits."""
+    root = None if card.root is None else resolve_path(card.root)
+    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}))
+    return complete_splits(
+        dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
+    )
+
+
+def load_encoder(cfg: DictConfig) -> Encoder:
+    """The configured encoder."""
+    return create_encoder(cfg.model, cfg.pretrained, precision=cfg.precision, device=cfg.device)
+
+
+def encode_splits(dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, splits: tuple[str, ...]) -> FeatureData:
+    """Features of the splits; every picture is encoded once, few-shot subsets are taken from the full split."""
+    encoded = {}
+    for name in splits:
+        split = dataset.splits[name]
+        stored = _encode(split, encoder, cfg, f"{dataset.name}/{name}")
+        split = dataset.splits[name] = split if stored.readable.all() else split.take(stored.readable.nonzero()[0])
+        features = FeatureSplit(
+            unit_norm(stored.tensor(), split.images.names),
+            torch.from_numpy(split.labels),
+            split.images.names,
+            None if split.concepts is None else torch.from_numpy(split.concepts),
+        )
+        shots = {"train": cfg.shots, "val": cfg.val_shots}.get(name, "all")
+        rows = few_shot(split.labels, shots, cfg.seed, dataset.classes, "val_shots" if name == "val" else "shots")
+        encoded[name] = features if shots == "all" else features.take(rows)
+        if shots != "all":
+            dataset.splits[name] = split.take(rows)
+    if "train" in splits:
+        dataset.check()  # once more: a class may have lost all its pictures to bad files
+    return FeatureData(
+        encoded,
+        dataset.classes,
+        concept_names=dataset.concept_names,
+        concept_groups=dataset.concept_groups,
+        seed=cfg.seed,
+    )
+
+
+def _encode(split: Split, encoder: Encoder, cfg: DictConfig, label: str) -> StoredFeatures:
+    return FeatureStore(Path(cfg.cache)).encode(
+        encoder, split.images, dtype=cfg.encoder.store_dtype, batch_size=cfg.encoder.batch_size,
+        num_workers=cfg.encoder.num_workers, on_error=cfg.dataset.on_error, label=label, progress=cfg.trainer.progress,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------------------------------------- concepts from text
+
+
+def text_encoder(encoder: Encoder, cache: Path, progress: bool) -> EncodeText:
+    """Phrases to unit-norm features, remembered in the store."""
+    store = TextStore(cache)
+    return lambda texts: unit_norm(store.encode(encoder, texts, progress=progress), texts)
+
+
+def candidate_bank(
+    method: Method, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder, encode_text: EncodeText
+) -> ConceptBank | None:
+    """The embedded candidates a method chooses from; None if it needs no concepts, or if pictures must be encoded first
+    (``concept_pictures``)."""
+    if method.speaks_through is None or learns_concepts(method, cfg):
+        return None
+    if method.speaks_through == "class_names":
+        return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
+    shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
+    source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
+    own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
+    return prepare_bank(
+        find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
+        hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words,
+        remove_class_names=cfg.concepts.remove_class_names,
+    )  # fmt: skip
+
+
+# --------------------------------------------------------------------------------------------- concepts from pictures
+
+
+@dataclass(frozen=True)
+class ConceptPictures:
+    """Pictures of which it is known what they show.
+
+    Attributes:
+        source: where they come from.
+        names: A concept names.
+        groups: group name to the names of concepts that exclude each other.
+        split: the pictures; None for this run's own training pictures.
+    """
+
+    source: str
+    names: list[str]
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    split: Split | None = None
+
+
+def learns_concepts(method: Method, cfg: DictConfig) -> bool:
+    """Whether the concepts are learned from pictures (``concepts=cav``)."""
+    return method.speaks_through == "bank" and cfg.concepts.source == "cav"
+
+
+def concept_pictures(cfg: DictConfig, dataset: ImageDataset) -> ConceptPictures:
+    """The pictures ``concepts.cav`` means.
+
+    Raises:
+        UserError: they say nothing about concepts, or are not there.
+    """
+    cav = cfg.concepts.cav
+    if cav.folder is not None and cav.dataset is not None:
+        raise UserError("concepts.cav.folder and concepts.cav.dataset are two places to learn concepts from: say one")
+    if cav.root is not None and cav.dataset is None:
+        raise UserError("concepts.cav.root is where the images of concepts.cav.dataset are: say that too")
+    if cav.folder is not None:
+        names, split = read_concept_folders(resolve_path(cav.folder))
+        return ConceptPictures(str(cav.folder), names, split=split)
+    if cav.dataset is None:
+        _check_concepts(dataset)
+        return ConceptPictures(dataset.name, dataset.concept_names, dataset.concept_groups)
+    # the run's own card keeps its settings: what it tests on is not learned from
+    own = cav.dataset == cfg.dataset.name
+    card = cfg.dataset.copy() if own else schema.load_card(cav.dataset)
+    card.root = cav.root or card.root
+    if card.root is None:
+        raise UserError(f"concepts.cav.dataset={card.name} needs to know where its images are: say concepts.cav.root=")
+    other = _check_concepts(read_images(card, Path(cfg.cache)))
+    return ConceptPictures(other.name, other.concept_names, other.concept_groups, other.splits["train"])
+
+
+def _check_concepts(dataset: ImageDataset) -> ImageDataset:
+    if dataset.splits["train"].concepts is None or not dataset.concept_names:
+        raise UserError(
+            f"concepts=cav: data set '{dataset.name}' does not say which concepts its pictures show; learn them from"
+            " one that does (concepts.cav.dataset=CARD, e.g. birds) or from pictures in folders "
+            "(concepts.cav.folder=DIR)"
+        )
+    return dataset
+
+
+def learn_bank(pictures: ConceptPictures, data: FeatureData, encoder: Encoder, cfg: DictConfig) -> ConceptBank:
+    """Concepts learned from pictures; a class owns those that most of its training pictures are known to show."""
+    if pictures.split is None:
+        x, truth = data.train.x, data.train.concepts
+    else:
+        stored = _encode(pictures.split, encoder, cfg, f"{pictures.source} (concepts)")
+        split = pictures.split.take(np.flatnonzero(stored.readable))
+        x, truth = unit_norm(stored.tensor(), split.images.names), torch.from_numpy(split.concepts)
+    assert truth is not None
+    bank = learn_cavs(
+        x, truth, pictures.names, encoder=encoder.fingerprint, source=pictures.source,
+        per_concept=cfg.concepts.cav.per_concept, svm_c=cfg.concepts.cav.svm_c, seed=cfg.seed, groups=pictures.groups,
+        progress=cfg.trainer.progress,
+    )  # fmt: skip
+    owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)
+    if data.train.concepts is not None:
+        shown: Tensor = majority_owners(data.train.concepts, data.train.y, len(data.classes))
+        for k, column in match_concepts(bank.texts, data.concept_names):
+            owners[:, k] = shown[:, column]
+    return bank.owned_by(owners, data.classes)
