@@ -23,7 +23,7 @@ from cbm.errors import UserError, did_you_mean
 def launch(task: Callable[[DictConfig], object], name: str) -> None:
     """Compose ``configs/NAME.yaml`` with the command line and run ``task(cfg)``; exit status 2 on bad input."""
     config.register()
-    sys.argv[1:] = [_bank_path_to_source(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = _any_teacher([_bank_path_to_source(argument) for argument in sys.argv[1:]])
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
@@ -57,6 +57,14 @@ def _bank_path_to_source(argument: str) -> str:
     return argument
 
 
+def _any_teacher(arguments: list[str]) -> list[str]:
+    """``teacher.model=NAME`` works without a choice of ``teacher=``, and so does ``teacher=null``, the default."""
+    arguments = [a for a in arguments if a != "teacher=null"]
+    if any(a.startswith("teacher.") for a in arguments) and not any(a.startswith("teacher=") for a in arguments):
+        return [*arguments, "teacher=any"]
+    return arguments
+
+
 def explain(error: Exception, name: str, arguments: list[str]) -> str:
     """One line for an exception of Hydra or OmegaConf.
 
@@ -68,7 +76,8 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str:
     text = " ".join(str(cause) for cause in _chain(error))
     if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, choice = match.groups()
-        hint = " (any open_clip model: encoder.model=NAME encoder.pretrained=TAG)" if group == "encoder" else ""
+        any_model = f" (any open_clip model: {group}.model=NAME {group}.pretrained=TAG)"
+        hint = any_model if group in ("encoder", "teacher") else ""
         return f"unknown {group} '{choice}': {did_you_mean(choice, config.choices(group))}{hint}"
     if match := re.search(r"Key '([^']+)' (?:is not in struct|not in)", text) or re.search(
         r"Could not override '([^']+)'", text

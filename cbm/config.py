@@ -44,7 +44,7 @@ class DatasetConfig:
 
 @dataclass
 class EncoderConfig:
-    """A frozen encoder (``configs/encoder/NAME.yaml``, or any model on the command line)."""
+    """A frozen encoder, or a teacher (``configs/encoder/NAME.yaml``, or any model on the command line)."""
 
     model: str = MISSING
     """open_clip name, hf-hub:ORG/NAME, local-dir:PATH, timm:NAME or torchvision:NAME"""
@@ -122,6 +122,8 @@ class TrainConfig:
 
     dataset: DatasetConfig = MISSING
     encoder: EncoderConfig = MISSING
+    teacher: EncoderConfig | None = None
+    """A text-image model whose concept activations the method learns to repeat; by default the encoder itself"""
     concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
     method: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
@@ -186,16 +188,18 @@ def choices(group: str) -> list[str]:
         return card_names()
     if group == "concepts":
         return ["auto", "cav", *bank_names()]
+    if group == "teacher":
+        return choices("encoder")
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 
 def groups() -> list[str]:
     """The config groups: ``method``, ``encoder``, ``dataset``, ``concepts``, ..."""
-    return sorted({folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} | {"dataset", "concepts"})
+    return sorted({folder.name for folder in CONFIGS.iterdir() if folder.is_dir()} | {"dataset", "concepts", "teacher"})
 
 
 def register() -> None:
-    """Tell Hydra about the schemas, the cards in ``datasets/`` and the banks in ``concepts/``."""
+    """Tell Hydra about the schemas, the cards in ``datasets/``, the banks in ``concepts/``, encoders as teachers."""
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("eval_schema", EvalConfig)
@@ -205,3 +209,7 @@ def register() -> None:
         store.store(name, {"source": name}, group="concepts")
     for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")):
         store.store(bank.stem, {"source": str(bank.relative_to(PROJECT))}, group="concepts")
+    for name in choices("teacher"):
+        settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / "encoder" / f"{name}.yaml"))
+        store.store(name, settings, group="teacher")
+    store.store("any", {}, group="teacher")

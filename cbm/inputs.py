@@ -53,39 +53,72 @@ def load_encoder(cfg: DictConfig) -> Encoder:
     return create_encoder(cfg.model, cfg.pretrained, precision=cfg.precision, device=cfg.device)
 
 
-def encode_splits(dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, splits: tuple[str, ...]) -> FeatureData:
-    """Features of the splits; every picture is encoded once, few-shot subsets are taken from the full split."""
-    encoded = {}
+def load_teacher(method: Method, cfg: DictConfig, encoder: Encoder) -> Encoder | None:
+    """The text-image model whose phrases a method learns to see, or None if that is the encoder itself.
+
+    Raises:
+        UserError: the method has no use for one, or the model reads no text.
+    """
+    if cfg.teacher is None:
+        if method.uses_teacher and not encoder.has_text:
+            raise UserError(
+                f"encoder '{encoder.id}' reads images only: method={cfg.method.name} needs a text-image model to learn "
+                "the concepts from, say teacher=NAME (e.g. teacher=vit_b32)"
+            )
+        return None
+    teacher = load_encoder(cfg.teacher)
+    if not teacher.has_text:
+        raise UserError(f"teacher '{teacher.id}' reads images only: choose a text-image model (e.g. teacher=vit_b32)")
+    return None if teacher.fingerprint == encoder.fingerprint else teacher
+
+
+def encode_splits(
+    dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, splits: tuple[str, ...], teacher: Encoder | None = None
+) -> FeatureData:
+    """Features of the splits; every picture is encoded once, few-shot subsets are taken from the full split.
+
+    A teacher encodes the training and validation pictures too; those that either cannot read are left out.
+    """
+    encoded: dict[str, FeatureSplit] = {}
+    taught: dict[str, FeatureSplit] = {}
     for name in splits:
         split = dataset.splits[name]
-        stored = _encode(split, encoder, cfg, f"{dataset.name}/{name}")
-        split = dataset.splits[name] = split if stored.readable.all() else split.take(stored.readable.nonzero()[0])
-        features = FeatureSplit(
-            unit_norm(stored.tensor(), split.images.names),
-            torch.from_numpy(split.labels),
-            split.images.names,
-            None if split.concepts is None else torch.from_numpy(split.concepts),
-        )
+        stored = [_encode(split, encoder, cfg.encoder, cfg, f"{dataset.name}/{name}")]
+        if teacher is not None and name != "test":
+            stored.append(_encode(split, teacher, cfg.teacher, cfg, f"{dataset.name}/{name} (teacher)"))
+        readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
+        split = split if len(readable) == len(split) else split.take(readable)
         shots = {"train": cfg.shots, "val": cfg.val_shots}.get(name, "all")
         rows = few_shot(split.labels, shots, cfg.seed, dataset.classes, "val_shots" if name == "val" else "shots")
-        encoded[name] = features if shots == "all" else features.take(rows)
-        if shots != "all":
-            dataset.splits[name] = split.take(rows)
+        for part, features in zip((encoded, taught), stored):
+            whole = FeatureSplit(
+                unit_norm(features.tensor(readable), split.images.names),
+                torch.from_numpy(split.labels),
+                split.images.names,
+                None if split.concepts is None else torch.from_numpy(split.concepts),
+            )
+            part[name] = whole if shots == "all" else whole.take(rows)
+        dataset.splits[name] = split if shots == "all" else split.take(rows)
     if "train" in splits:
         dataset.check()  # once more: a class may have lost all its pictures to bad files
+    seen = None
+    if teacher is not None:
+        seen = FeatureData(taught, dataset.classes, seed=cfg.seed, encoder=teacher.fingerprint)
     return FeatureData(
         encoded,
         dataset.classes,
         concept_names=dataset.concept_names,
         concept_groups=dataset.concept_groups,
         seed=cfg.seed,
+        encoder=encoder.fingerprint,
+        teacher=seen,
     )
 
 
-def _encode(split: Split, encoder: Encoder, cfg: DictConfig, label: str) -> StoredFeatures:
+def _encode(split: Split, encoder: Encoder, settings: DictConfig, cfg: DictConfig, label: str) -> StoredFeatures:
     return FeatureStore(Path(cfg.cache)).encode(
-        encoder, split.images, dtype=cfg.encoder.store_dtype, batch_size=cfg.encoder.batch_size,
-        num_workers=cfg.encoder.num_workers, on_error=cfg.dataset.on_error, label=label, progress=cfg.trainer.progress,
+        encoder, split.images, dtype=settings.store_dtype, batch_size=settings.batch_size,
+        num_workers=settings.num_workers, on_error=cfg.dataset.on_error, label=label, progress=cfg.trainer.progress,
     )  # fmt: skip
 
 
@@ -101,8 +134,10 @@ def text_encoder(encoder: Encoder, cache: Path, progress: bool) -> EncodeText:
 def candidate_bank(
     method: Method, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder, encode_text: EncodeText
 ) -> ConceptBank | None:
-    """The embedded candidates a method chooses from; None if it needs no concepts, or if pictures must be encoded first
-    (``concept_pictures``)."""
+    """The candidates a method chooses from, embedded by its text-image model (``encoder``, or the teacher).
+
+    None if it needs no concepts, or if pictures must be encoded first (``concept_pictures``).
+    """
     if method.speaks_through is None or learns_concepts(method, cfg):
         return None
     if method.speaks_through == "class_names":
@@ -184,7 +219,7 @@ def learn_bank(pictures: ConceptPictures, data: FeatureData, encoder: Encoder, c
     if pictures.split is None:
         x, truth = data.train.x, data.train.concepts
     else:
-        stored = _encode(pictures.split, encoder, cfg, f"{pictures.source} (concepts)")
+        stored = _encode(pictures.split, encoder, cfg.encoder, cfg, f"{pictures.source} (concepts)")
         split = pictures.split.take(np.flatnonzero(stored.readable))
         x, truth = unit_norm(stored.tensor(), split.images.names), torch.from_numpy(split.concepts)
     assert truth is not None

@@ -19,8 +19,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from torch import nn
 
-from cbm.concepts import CONTROLS, ConceptBank, apply_control, load_bank
-from cbm.concepts.prepare import EncodeText, class_name_bank
+from cbm.concepts import CONTROLS, ConceptBank, apply_control, clean_class_name, load_bank
+from cbm.concepts.prepare import class_name_bank
 from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.store import DTYPES
 from cbm.encoders.base import AUTOCAST, Encoder
@@ -34,11 +34,12 @@ from cbm.inputs import (
     learn_bank,
     learns_concepts,
     load_encoder,
+    load_teacher,
     read_images,
     text_encoder,
 )
 from cbm.layers import ConceptBottleneck, load_model, save_model
-from cbm.methods import Method, create_method
+from cbm.methods import METHODS, Method, create_method
 from cbm.metrics.grounding import concept_gaps
 from cbm.metrics.integrity import (
     Integrity,
@@ -68,7 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     began = time.perf_counter()
     set_up_logging()
     method = create_method(cfg.method)  # wrong settings are found before anything is read
-    check_settings(cfg)
+    check_settings(cfg, method)
     dataset = read_images(cfg.dataset, Path(cfg.cache))
     # too many shots are found now, not after hours of encoding
     few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
@@ -78,14 +79,17 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     with timed(timing, "time/encode_s"):
         encoder = load_encoder(cfg.encoder)
-    encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
+        teacher = load_teacher(method, cfg, encoder)
+    encode_text = text_encoder(teacher or encoder, Path(cfg.cache), cfg.trainer.progress)
     with timed(timing, "time/concepts_s"):
-        candidates = candidate_bank(method, cfg, dataset, encoder, encode_text)
+        candidates = candidate_bank(method, cfg, dataset, teacher or encoder, encode_text)
         pictures = concept_pictures(cfg, dataset) if learns_concepts(method, cfg) else None
     run = RunDirectory(path, cfg)
     log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
     with timed(timing, "time/encode_s"):
-        data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
+        data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"), teacher)
+        if method.uses_teacher:
+            data.class_embeddings = encode_text([clean_class_name(name) for name in data.classes])
     if pictures is not None:
         with timed(timing, "time/concepts_s"):
             candidates = learn_bank(pictures, data, encoder, cfg)
@@ -103,7 +107,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             assert bank is not None
             integrity = check_integrity(model, bank, data, candidates, cfg, encoder.logit_scale)
             metrics |= integrity_metrics(integrity)
-    baselines = fit_baselines(method, data, cfg, encoder, encode_text) if cfg.report else {}
+    baselines = fit_baselines(method, data, cfg, encoder) if cfg.report else {}
     metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
     metrics["data/n_classes"] = float(len(data.classes))
     if bank is not None:
@@ -129,8 +133,19 @@ def train(cfg: DictConfig) -> dict[str, float]:
     return metrics
 
 
-def check_settings(cfg: DictConfig) -> None:
+def check_settings(cfg: DictConfig, method: Method) -> None:
     """Find wrong choices before the long work begins."""
+    if cfg.teacher is not None and not method.uses_teacher:
+        able = [name for name, kind in METHODS.items() if kind.uses_teacher]
+        raise UserError(
+            f"method={cfg.method.name} has no use for a teacher: leave out teacher=, or choose "
+            + " or ".join(f"method={name}" for name in able)
+        )
+    if method.uses_teacher and learns_concepts(method, cfg):
+        raise UserError(
+            f"method={cfg.method.name} learns to see phrases, but concepts=cav are learned from pictures already: "
+            "choose a bank of phrases, or another method (method=labo)"
+        )
     if cfg.logger.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("logger=wandb needs the wandb package: uv pip install -e '.[wandb]' -c constraints.txt")
     for name, value in (("seed", cfg.seed), ("dataset.split_seed", cfg.dataset.split_seed)):
@@ -142,6 +157,8 @@ def check_settings(cfg: DictConfig) -> None:
         ("dataset.on_error", cfg.dataset.on_error, ("skip", "fail")),
         ("encoder.store_dtype", cfg.encoder.store_dtype, tuple(DTYPES)),
         ("encoder.precision", cfg.encoder.precision, tuple(AUTOCAST)),
+        ("teacher.store_dtype", cfg.teacher and cfg.teacher.store_dtype, (None, *DTYPES)),
+        ("teacher.precision", cfg.teacher and cfg.teacher.precision, (None, *AUTOCAST)),
     ):
         if value not in allowed:
             raise UserError(
@@ -185,8 +202,8 @@ def check_integrity(
     """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``)."""
     fitted: dict[str, tuple[Any, Any]] = {"real": (model, bank)}
     for control in CONTROLS:
-        controlled = apply_control(candidates, control, cfg.seed)
-        fitted[control] = fit_method(create_method(cfg.method), data, controlled, cfg, logit_scale)
+        method, names = create_method(cfg.method).as_control(candidates, bank)
+        fitted[control] = fit_method(method, data, apply_control(names, control, cfg.seed), cfg, logit_scale)
     test, classes = data.test, data.classes
     return weigh_integrity(
         {name: predict_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
@@ -211,9 +228,7 @@ def integrity_metrics(integrity: Integrity) -> dict[str, float]:
     return values
 
 
-def fit_baselines(
-    method: Method, data: FeatureData, cfg: DictConfig, encoder: Encoder, encode_text: EncodeText
-) -> dict[str, dict[str, float]]:
+def fit_baselines(method: Method, data: FeatureData, cfg: DictConfig, encoder: Encoder) -> dict[str, dict[str, float]]:
     """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe."""
     names = ["zero_shot", "linear_probe"] if encoder.has_text else ["linear_probe"]
     results = {}
@@ -223,6 +238,7 @@ def fit_baselines(
             continue
         bank = None
         if baseline.speaks_through == "class_names":
+            encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
             bank = class_name_bank(data.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
         model, bank = fit_method(baseline, data, bank, cfg, encoder.logit_scale)
         results[name] = evaluate_split(model, bank, data, "test")

@@ -113,6 +113,10 @@ class FeatureData(lightning.LightningDataModule):
         classes: C class names.
         concept_names: A names of the ground-truth concepts.
         concept_groups: group name to the concept names that exclude each other.
+        encoder: fingerprint of the encoder of the features.
+        teacher: the same training and validation pictures, in the same order, by a text-image model; None if that is
+            the encoder itself.
+        class_embeddings: ``[C, E]`` the class names by the text-image model, for methods that ask for a teacher.
     """
 
     def __init__(
@@ -123,13 +127,22 @@ class FeatureData(lightning.LightningDataModule):
         concept_names: list[str] | None = None,
         concept_groups: dict[str, list[str]] | None = None,
         seed: int = 0,
+        encoder: str | None = None,
+        teacher: "FeatureData | None" = None,
+        class_embeddings: Tensor | None = None,
     ):
         super().__init__()
-        self.splits = splits
+        self.splits: dict[str, FeatureSplit] = splits
         self.classes = classes
         self.concept_names = concept_names or []
         self.concept_groups = concept_groups or {}
         self.seed = seed
+        self.encoder = encoder
+        self.teacher = teacher
+        for name, split in teacher.splits.items() if teacher else ():
+            if name not in splits or split.names != splits[name].names:
+                raise ValueError(f"the teacher's {name} pictures are not those of the encoder")
+        self.class_embeddings = class_embeddings
         self.batch_size: int | None = None
         """Rows per training batch; None is the full batch. Set by the method."""
 

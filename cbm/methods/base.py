@@ -22,11 +22,13 @@ class Method:
     Attributes:
         speaks_through: ``bank`` (the configured concepts), ``class_names`` (one concept per class), or None.
         trains: whether ``build`` leaves something for Lightning to train.
+        uses_teacher: whether the concepts may be phrases of another text-image model (``data.teacher``).
     """
 
     Config: ClassVar[type]
     speaks_through: ClassVar[Literal["bank", "class_names"] | None] = "bank"
     trains: ClassVar[bool] = True
+    uses_teacher: ClassVar[bool] = False
 
     def __init__(self, config: Any):
         self.config = config
@@ -38,10 +40,22 @@ class Method:
 
         Args:
             data: encoded splits; ``data.batch_size`` may be set.
-            bank: embedded candidate concepts, owners named as in ``data.classes``; None without ``speaks_through``.
+            bank: embedded candidate concepts (by the teacher, if there is one), owners named as in ``data.classes``;
+                None without ``speaks_through``.
             logit_scale: the encoder's own factor on cosines.
         """
         raise NotImplementedError
+
+    def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple["Method", ConceptBank]:
+        """The method and the candidates that a control is fitted with.
+
+        A method that leaves phrases out for what they mean or show takes the names it used, and judges none anew.
+
+        Args:
+            candidates: what ``build`` chose from.
+            used: what it made the model of.
+        """
+        return self, candidates
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of what ``build`` left to train."""
