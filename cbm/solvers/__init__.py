@@ -8,12 +8,22 @@ from cbm.solvers.discriminability import (
     posterior_entropy,
 )
 from cbm.solvers.logistic import fit_logistic
+from cbm.solvers.projection import cos_cubed, fit_projection
+from cbm.solvers.scores import LinearScores
+from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths
 from cbm.solvers.submodular import greedy_select
 
 __all__ = [
+    "LinearScores",
+    "SparsePath",
+    "SparsePoint",
     "class_similarity",
+    "cos_cubed",
     "discriminability",
+    "elastic_net_path",
+    "elastic_net_paths",
     "fit_logistic",
+    "fit_projection",
     "greedy_select",
     "mutual_information",
     "negative_entropy",

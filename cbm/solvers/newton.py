@@ -1,0 +1,161 @@
+"""Proximal Newton steps for the elastic net on a few columns: a handful of passes, for up to some thousand weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cbm.solvers.elastic_net import Problem, State, kkt_residual, loss_and_gradient, mean_loss, objective, penalty
+from cbm.solvers.scores import LinearScores
+
+_NEWTON_ROWS = 8192  # rows the second derivatives are summed over, at least (if there are so many)
+_HALVINGS = 20  # of a step that does not lower F
+_INNER = 300  # FISTA steps on a second-order model
+_EXACT = 20  # exact solutions of the model between two changes of sign
+
+
+def newton(
+    problem: Problem, scores: LinearScores, weight: Tensor, bias: Tensor, lam: Tensor, aim: float,
+    allowed: Tensor | None, max_passes: float,
+) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    """Proximal Newton steps on A columns, until the optimality conditions hold to ``aim``.
+
+    A step minimises the second-order model of the loss plus the penalty over the weights that are not zero, those whose
+    gradient asks them to leave zero, and all biases, together (classes are coupled through the softmax), and is halved
+    until F falls.
+    """
+    rho = problem.l1_ratio
+    l1, l2 = ((lam * part).to(weight)[:, None, None] for part in (rho, 1 - rho))
+    passes = 0.0
+    while True:
+        loss, gradient, bias_gradient = loss_and_gradient(problem, scores, weight, bias)
+        passes += 1
+        state = State(weight, bias, gradient, bias_gradient, loss, loss)
+        if float(kkt_residual(problem, state, lam, allowed).max()) < aim or passes >= max_passes:
+            return weight, bias, passes
+        value = objective(problem, state, lam)
+        steps = []
+        for s in range(problem.size):
+            free = _candidates(weight[s], gradient[s], float(l1[s]), None if allowed is None else allowed[s])
+            hessian = _hessian(problem, scores, s, weight[s], bias[s], free)
+            steps.append(
+                _model_step(hessian, weight[s], gradient[s], bias_gradient[s], free, float(l1[s]), float(l2[s]))
+            )
+        step, bias_step = (torch.stack(parts) for parts in zip(*steps))
+        size = torch.ones_like(l1)
+        for _ in range(_HALVINGS):
+            moved, shifted = weight + size * step, bias + size[:, :, 0] * bias_step
+            ahead = mean_loss(problem, scores, moved, shifted) + penalty(moved, lam, rho)
+            passes += 0.5
+            worse = (ahead > value)[:, None, None]
+            if not worse.any():
+                break
+            size = torch.where(worse, size / 2, size)
+        if bool(worse.all()):  # rounding
+            return weight, bias, passes
+        weight = torch.where(worse, weight, moved)
+        bias = torch.where(worse[:, :, 0], bias, shifted)
+
+
+def _candidates(weight: Tensor, gradient: Tensor, l1: float, allowed: Tensor | None) -> Tensor:
+    """The weights [C, A] bool a Newton step may move: those in use, and about as many of the steepest others."""
+    used = weight != 0
+    steep = gradient.abs() * ~used
+    if allowed is not None:
+        steep = steep * allowed
+    count = min(int((steep > 0.95 * l1).sum()), int(used.sum()) + 2 * len(weight))
+    free = used.flatten().clone()
+    free[steep.flatten().topk(count).indices] = True
+    return free.view_as(weight)
+
+
+def _hessian(problem: Problem, scores: LinearScores, s: int, weight: Tensor, bias: Tensor, free: Tensor) -> Tensor:
+    """Second derivatives [M + C, M + C] of the mean loss of problem s, over the M free weights and all biases.
+
+    They are sums over the rows of ``p_c (1[c = d] - p_d) z_j z_k`` for the weights (c, j) and (d, k); of very many rows
+    a regular sample is taken.
+    """
+    classes, columns = free.nonzero(as_tuple=True)
+    count, total = len(bias), len(scores)
+    sample = min(total, max(_NEWTON_ROWS, 6 * len(classes)))
+    rows = torch.arange(sample, device=scores.device) * total // sample
+    owner = torch.cat([classes, torch.arange(count, device=classes.device)])
+    order = owner.argsort(stable=True)  # class by class, the bias last
+    place = torch.cat([columns, columns.new_full((count,), scores.count)])[order]
+    sizes = torch.bincount(owner, minlength=count).tolist()
+    hessian = torch.zeros(len(owner), len(owner), dtype=torch.float64, device=scores.device)
+    for part in rows.split(max(256, 2**22 // len(owner))):
+        z = F.pad(scores.block(part), (0, 1), value=1.0)
+        logits = torch.addmm(bias, z[:, :-1], weight.T)
+        p = logits.softmax(dim=1) if problem.link == "softmax" else logits.sigmoid()
+        weights = 1 / sample if problem.rows is None else problem.rows[s, part].to(z)[:, None] * (total / sample)
+        picked = z[:, place]
+        spread = p if problem.link == "softmax" else p * (1 - p)
+        block = torch.block_diag(
+            *(b.T @ (b * (spread[:, c : c + 1] * weights)) for c, b in enumerate(picked.split(sizes, dim=1)))
+        )
+        if problem.link == "softmax":
+            picked = picked * p[:, owner[order]]
+            block.addmm_((picked * weights).T, picked, alpha=-1)
+        hessian += block
+    inverse = order.argsort()
+    return hessian[inverse][:, inverse]
+
+
+def _model_step(
+    hessian: Tensor, weight: Tensor, gradient: Tensor, bias_gradient: Tensor, free: Tensor, l1: float, l2: float
+) -> tuple[Tensor, Tensor]:
+    """The step [C, A], [C] that minimises the second-order model plus the penalty, in float64.
+
+    By FISTA with a diagonal metric, and then, while it lowers the model, exact solutions on the weights that are not
+    zero, each up to the first weight that would change its sign, which then stays at zero.
+    """
+    count = len(bias_gradient)
+    here = torch.cat([weight[free].double(), bias_gradient.new_zeros(count).double()])
+    slope = torch.cat([gradient[free], bias_gradient]).double()
+    diagonal = hessian.diagonal()
+    diagonal += 1e-7 * diagonal.mean() + 1e-12
+    ridge = torch.full_like(here, l2)
+    lasso = torch.full_like(here, l1)
+    ridge[-count:] = lasso[-count:] = 0
+    model = hessian + torch.diag(ridge)
+    linear = slope - hessian @ here
+    scale = model.diagonal().clone()
+    unit = model / (scale[:, None] * scale).sqrt()
+    probe = scale.sqrt()
+    for _ in range(20):
+        probe = F.normalize(unit @ probe, dim=0)
+    step = 1 / (scale * float((unit @ probe).norm()) * 1.05)
+    best = ahead = here
+    momentum = 1.0
+    for turn in range(_INNER):
+        moved = ahead - step * (model @ ahead + linear)
+        new = moved - torch.clamp(moved, -step * lasso, step * lasso)
+        following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
+        change = new - best
+        proposal = torch.add(new, change, alpha=(momentum - 1) / following)
+        if turn % 10 == 9:
+            if float((change / step).abs().max()) < 0.01 * l1:
+                best = new
+                break
+            if float((ahead - new) / step @ change) > 0:
+                proposal, following = new, 1.0
+        best, ahead, momentum = new, proposal, following
+    for _ in range(_EXACT):
+        inside = (best != 0) | (lasso == 0)
+        sign = best.sign() * lasso
+        exact = torch.zeros_like(best)
+        exact[inside] = torch.linalg.solve(model[inside][:, inside], -(linear + sign)[inside])
+        turned = (exact * best <= 0) & inside & (lasso > 0)
+        if not turned.any():
+            best = exact
+            break
+        share = best[turned] / (best[turned] - exact[turned])
+        first = float(share.min())
+        best = best + first * (exact - best)
+        best[turned.nonzero().flatten()[share <= first]] = 0
+    step_all = best - here
+    out = torch.zeros_like(weight)
+    out[free] = step_all[:-count].to(weight)
+    return out, step_all[-count:].to(weight)

@@ -1,0 +1,302 @@
+"""From no concept to many: the elastic-net path, exact numbers of concepts per class, and a certificate for each point.
+
+Published numbers "at NEC = 5" (number of effective concepts: non-zero weights per class, Srivastava et al., VLG-CBM,
+NeurIPS 2024) come from solvers that stop early, on the first penalty that is sparse enough, cut off at five. Here the
+penalty is bisected until the optimum itself has five, and every point says how far from its optimum it can be.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from cbm.solvers.elastic_net import (
+    Link,
+    Problem,
+    State,
+    duality_gap,
+    full_pass,
+    kkt_residual,
+    lambda_max,
+    objective,
+    polish_bias,
+    start,
+)
+from cbm.solvers.scores import LinearScores
+from cbm.solvers.working_set import solve
+
+_STRIDE = 0.25  # largest step down the penalties in one solve
+_LOOSE = 0.1  # relative gap of the steps in between
+_NEC_TOL = 1e-5  # relative gap where the number of non-zero weights is what is asked for
+_ROUNDS = 16  # solves per bisection
+
+
+@dataclass(frozen=True)
+class SparsePoint:
+    """A sparse classifier on standardised scores, ``logits = z W^T + b``, and how good it is.
+
+    Attributes:
+        lam: the penalty.
+        index: [M] places of the non-zero weights in the flattened [C, K] matrix.
+        value: [M] the weights.
+        bias: [C].
+        shape: (C, K).
+        objective: F at the point, evaluated in float64.
+        gap: bound on ``(F - min F) / F`` from the dual problem, in float64.
+        kkt: largest violation of the optimality conditions, as a share of ``lam * rho``, in float64.
+        passes: passes over the working set that the solution took.
+        cut: weights that were cut to meet an exact number; the optimality then holds among the weights that are left.
+    """
+
+    lam: float
+    index: Tensor
+    value: Tensor
+    bias: Tensor
+    shape: tuple[int, int]
+    objective: float
+    gap: float
+    kkt: float
+    passes: float
+    cut: int = 0
+
+    @property
+    def nec(self) -> float:
+        """Non-zero weights per class."""
+        return len(self.index) / self.shape[0]
+
+    def weight(self) -> Tensor:
+        """W [C, K]."""
+        flat = self.value.new_zeros(self.shape[0] * self.shape[1])
+        flat[self.index] = self.value
+        return flat.view(self.shape)
+
+
+@dataclass(frozen=True)
+class SparsePath:
+    """Solutions from sparse to dense.
+
+    Attributes:
+        points: one per penalty, in falling order of the penalty.
+        at_nec: for every number asked for, the solution with that many concepts per class. Where the path ends before,
+            its last point: ``point.nec`` says what it has.
+    """
+
+    points: tuple[SparsePoint, ...]
+    at_nec: dict[int, SparsePoint]
+
+
+def elastic_net_path(
+    scores: LinearScores, y: Tensor, *, num_classes: int, row_weights: Tensor | None = None, **settings
+) -> SparsePath:
+    """The path of one problem; see ``elastic_net_paths``.
+
+    Args:
+        scores: N rows of K standardised scores.
+        y: [N] class indices, int64.
+        num_classes: C >= 2.
+        row_weights: [N] weights of the rows, or None.
+        settings: of ``elastic_net_paths``.
+    """
+    rows = None if row_weights is None else row_weights[None]
+    return elastic_net_paths(scores, y, num_classes=num_classes, row_weights=rows, **settings)[0]
+
+
+@torch.no_grad()
+def elastic_net_paths(
+    scores: LinearScores,
+    y: Tensor,
+    *,
+    num_classes: int,
+    row_weights: Tensor | None = None,
+    l1_ratio: float = 0.99,
+    link: Link = "softmax",
+    lambdas: Sequence[float] | None = None,
+    n_lambdas: int = 50,
+    lambda_ratio: float = 1 / 500,
+    max_nec: float | None = None,
+    nec: Sequence[int] = (),
+    tol: float = 1e-4,
+    on_point: Callable[[int], None] | None = None,
+) -> list[SparsePath]:
+    """Solve S elastic-net problems (``cbm.solvers.elastic_net``) down a path of penalties, together.
+
+    Args:
+        scores: N rows of K standardised scores, shared by all problems.
+        y: [N] class indices, int64.
+        num_classes: C >= 2.
+        row_weights: [S, N] weights >= 0 of the rows: folds or few-shot subsets (0 or 1), bootstraps (counts). None is
+            one problem with equal weights.
+        l1_ratio: rho in (0, 1].
+        link: ``softmax`` or ``ova`` (one logistic loss per class, summed).
+        lambdas: penalties; by default ``n_lambdas``, evenly spaced in the logarithm from the smallest that makes all
+            weights zero (of each problem) down to ``lambda_ratio`` times that.
+        n_lambdas: see above.
+        lambda_ratio: see above.
+        max_nec: stop when every problem has more non-zero weights per class than this.
+        nec: also find the solutions with exactly these numbers of non-zero weights per class, by bisection.
+        tol: relative duality gap at which a solve stops; bisection uses 1e-5 if that is smaller.
+        on_point: called with the number of points done.
+
+    Returns:
+        A path per problem, with certificates.
+
+    Raises:
+        ValueError: A shape does not fit or a number is out of range.
+    """
+    problem = _problem(scores, y, num_classes, row_weights, l1_ratio, link)
+    state = start(problem)
+    top = lambda_max(problem, state)
+    if lambdas is None:
+        steps = torch.logspace(0, math.log10(lambda_ratio), n_lambdas, dtype=torch.float64).to(top.device)
+        grid = list(steps[:, None] * top)
+    else:
+        if not lambdas or not all(value > 0 for value in lambdas):
+            raise ValueError(f"lambdas is {lambdas}; expected numbers > 0")
+        grid = [torch.full_like(top, value) for value in sorted(lambdas, reverse=True)]
+    before = torch.maximum(top, grid[0])
+    paths: list[list[SparsePoint]] = [[] for _ in range(problem.size)]
+    wanted = max(nec, default=0)
+    for lam in grid:
+        state, passes = _descend(problem, state, before, lam, tol)
+        before = lam
+        for path, point in zip(paths, _certify(problem, state, lam, passes)):
+            path.append(point)
+        if on_point is not None:
+            on_point(len(paths[0]))
+        sparsest = min(path[-1].nec for path in paths)
+        if (max_nec is not None and sparsest > max_nec) or (max_nec is None and nec and sparsest > wanted):
+            break
+    targets = {count: _at_nec(problem, paths, count, min(tol, _NEC_TOL)) for count in sorted(set(nec))}
+    return [SparsePath(tuple(path), {m: found[s] for m, found in targets.items()}) for s, path in enumerate(paths)]
+
+
+def _problem(
+    scores: LinearScores, y: Tensor, num_classes: int, row_weights: Tensor | None, l1_ratio: float, link: Link
+) -> Problem:
+    """Checked arguments."""
+    if list(y.shape) != [len(scores)] or y.dtype != torch.int64:
+        raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [{len(scores)}] vector")
+    if num_classes < 2 or int(y.min()) < 0 or int(y.max()) >= num_classes:
+        raise ValueError(
+            f"y has classes from {int(y.min())} to {int(y.max())}; expected 0 to num_classes - 1 = {num_classes - 1}, "
+            "and at least two classes"
+        )
+    if not 0 < l1_ratio <= 1:
+        raise ValueError(f"l1_ratio is {l1_ratio}; expected a number in (0, 1]")
+    if link not in ("softmax", "ova"):
+        raise ValueError(f"link is {link!r}; expected 'softmax' or 'ova'")
+    if row_weights is not None:
+        if row_weights.dim() != 2 or row_weights.shape[1] != len(scores) or bool((row_weights < 0).any()):
+            raise ValueError(
+                f"row_weights has shape {list(row_weights.shape)}; expected [S, {len(scores)}] and no negative weight"
+            )
+        totals = row_weights.double().sum(dim=1, keepdim=True)
+        if bool((totals == 0).any()):
+            raise ValueError("row_weights has a problem in which every row counts zero")
+        row_weights = (row_weights.double() / totals).to(scores.device)
+    return Problem(scores, y.to(scores.device), num_classes, l1_ratio, link, row_weights)
+
+
+def _descend(problem: Problem, state: State, before: Tensor, lam: Tensor, tol: float) -> tuple[State, float]:
+    """Solve at ``lam``, by way of loose solutions in between if it is far below ``before``; all [S]."""
+    total = 0.0
+    while bool((before * _STRIDE > lam * 1.001).any()):
+        before = torch.maximum(before * _STRIDE, lam)
+        state, passes = solve(problem, before, state, tol=_LOOSE)
+        total += passes
+    state, passes = solve(problem, lam, state, tol=tol)
+    return state, total + passes
+
+
+def _certify(
+    problem: Problem, state: State, lam: Tensor, passes: float, allowed: Tensor | None = None
+) -> list[SparsePoint]:
+    """The S points of a state, judged in float64 with the best bias for their weights."""
+    exact = replace(problem, scores=problem.scores.to(torch.float64))
+    judged = polish_bias(exact, replace(state, weight=state.weight.double(), bias=state.bias.double()))
+    value = objective(exact, judged, lam)
+    gap = (duality_gap(exact, judged, lam, allowed) / value).tolist()
+    kkt = kkt_residual(exact, judged, lam, allowed).tolist()
+    points = []
+    for s, weight in enumerate(state.weight):
+        flat = weight.flatten()
+        index = flat.nonzero().flatten()
+        points.append(
+            SparsePoint(
+                float(lam[s]), index, flat[index], judged.bias[s].to(flat), tuple(weight.shape), float(value[s]),
+                gap[s], kkt[s], passes,
+            )
+        )  # fmt: skip
+    return points
+
+
+def _at_nec(problem: Problem, paths: list[list[SparsePoint]], nec: int, tol: float) -> list[SparsePoint]:
+    """The solutions with exactly ``nec`` non-zero weights per class, for all problems together, by bisection.
+
+    The number of non-zero weights can jump by more than one, or not be monotone. What is left over after the last round
+    is cut, smallest weights first, and the others are solved again among themselves.
+    """
+    count = nec * problem.num_classes
+    size = problem.size
+    dense = [next((i for i, p in enumerate(path) if len(p.index) >= count), len(path) - 1) for path in paths]
+    device = problem.scores.device
+    low = torch.tensor([path[max(i - 1, 0)].lam for path, i in zip(paths, dense)], dtype=torch.float64, device=device)
+    high = torch.tensor([path[i].lam for path, i in zip(paths, dense)], dtype=torch.float64, device=device)
+    best = [path[i] for path, i in zip(paths, dense)]  # at least as many as asked for, if the path has so many
+    open_ = torch.tensor([len(point.index) > count for point in best], device=device)
+    state = _state(problem, [path[max(i - 1, 0)] for path, i in zip(paths, dense)])
+    total = 0.0
+    for _ in range(_ROUNDS):
+        if not bool(open_.any()):
+            return best
+        middle = torch.where(open_, (low * high).sqrt(), torch.tensor([p.lam for p in best]).to(low))
+        found, passes = solve(problem, middle, state, tol=tol)
+        total += passes
+        nonzero = (found.weight != 0).sum(dim=(1, 2))
+        enough = nonzero >= count
+        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
+        state = _where(~enough, found, state)
+        if bool((open_ & enough).any()):
+            points = _certify(problem, found, middle, total)
+            for s in range(size):
+                if bool(open_[s] & enough[s]):
+                    best[s] = points[s]
+        open_ = open_ & (nonzero != count)
+    kept = _state(problem, [_cut(point, count) for point in best])
+    lam = torch.tensor([point.lam for point in best], dtype=torch.float64, device=device)
+    allowed = kept.weight != 0
+    again, passes = solve(problem, lam, kept, tol=tol, allowed=allowed)
+    points = _certify(problem, again, lam, total + passes, allowed)
+    cut = [max(0, len(point.index) - count) for point in best]
+    return [replace(new, cut=n) if n else old for old, new, n in zip(best, points, cut)]
+
+
+def _state(problem: Problem, points: list[SparsePoint]) -> State:
+    """A full pass at S points."""
+    return full_pass(
+        problem, torch.stack([point.weight() for point in points]), torch.stack([point.bias for point in points])
+    )
+
+
+def _where(mask: Tensor, yes: State, no: State) -> State:
+    """The problems of ``yes`` where the mask [S] is true, else those of ``no``."""
+    return State(
+        torch.where(mask[:, None, None], yes.weight, no.weight),
+        torch.where(mask[:, None], yes.bias, no.bias),
+        torch.where(mask[:, None, None], yes.gradient, no.gradient),
+        torch.where(mask[:, None], yes.bias_gradient, no.bias_gradient),
+        torch.where(mask, yes.loss, no.loss),
+        torch.where(mask, yes.dual_entropy, no.dual_entropy),
+    )
+
+
+def _cut(point: SparsePoint, count: int) -> SparsePoint:
+    """Only the ``count`` largest weights (scores are standardised, so the largest weights matter most)."""
+    if len(point.index) <= count:
+        return point
+    largest = point.value.abs().topk(count).indices.sort().values
+    return replace(point, index=point.index[largest], value=point.value[largest])
