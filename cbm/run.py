@@ -141,6 +141,8 @@ def check_settings(cfg: DictConfig, method: Method) -> None:
             f"method={cfg.method.name} has no use for a teacher: leave out teacher=, or choose "
             + " or ".join(f"method={name}" for name in able)
         )
+    if cfg.teacher is not None and OmegaConf.is_missing(cfg.teacher, "model"):
+        raise UserError("'teacher.model' is needed: say teacher.model=..., or teacher=NAME")
     if method.uses_teacher and learns_concepts(method, cfg):
         raise UserError(
             f"method={cfg.method.name} learns to see phrases, but concepts=cav are learned from pictures already: "

@@ -9,6 +9,8 @@ import pytest
 from birds_run import QUICK, shared_folder, small
 from conftest import COLOURS, PROJECT, paint
 
+from cbm.methods import METHODS
+
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("python ")]
@@ -35,8 +37,8 @@ def adapted(command: str, workspace: Path) -> list[str]:
             arguments += [a for a in small(name) if a.partition("=")[0] not in {b.partition("=")[0] for b in arguments}]
         else:
             arguments.append(f"cache={shared_folder() / 'cache'}")
-        trained = not any(a in ("method=zero_shot", "method=linear_probe") for a in arguments)
-        arguments += [q for q in QUICK if trained or not q.startswith("method.")]
+        method = next((a.removeprefix("method=") for a in arguments if a.startswith("method=")), "labo")
+        arguments += [q for q in QUICK if METHODS[method].trains or not q.startswith("method.")]
         arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
     if arguments[0] == "eval.py":
         arguments.append(f"cache={shared_folder() / 'cache'}")

@@ -14,6 +14,7 @@ from birds_run import QUICK, small
 from conftest import PROJECT
 
 import cbm
+from cbm import config
 
 
 def train(command, *arguments: str) -> None:
@@ -151,4 +152,4 @@ def test_help_is_quick(tmp_path: Path):
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "method: labo, linear_probe, zero_shot" in result.stdout
+    assert f"method: {', '.join(config.choices('method'))}" in result.stdout
