@@ -235,44 +235,54 @@ def _certify(
 
 
 def _at_nec(problem: Problem, paths: list[list[SparsePoint]], nec: int, tol: float) -> list[SparsePoint]:
-    """The solutions with exactly ``nec`` non-zero weights per class, for all problems together, by bisection.
+    """The solutions with exactly ``nec`` non-zero weights per class, for all problems together.
 
-    The number of non-zero weights can jump by more than one, or not be monotone. What is left over after the last round
-    is cut, smallest weights first, and the others are solved again among themselves.
+    Between the points of the path on either side, by interpolation of the number of non-zero weights over the logarithm
+    of the penalty, safeguarded as bisection. The number can jump by more than one, or not be monotone: what is left
+    over after the last round is cut, smallest weights first, and the others are solved again among themselves.
     """
     count = nec * problem.num_classes
-    size = problem.size
     dense = [next((i for i, p in enumerate(path) if len(p.index) >= count), len(path) - 1) for path in paths]
-    device = problem.scores.device
-    low = torch.tensor([path[max(i - 1, 0)].lam for path, i in zip(paths, dense)], dtype=torch.float64, device=device)
-    high = torch.tensor([path[i].lam for path, i in zip(paths, dense)], dtype=torch.float64, device=device)
-    best = [path[i] for path, i in zip(paths, dense)]  # at least as many as asked for, if the path has so many
-    open_ = torch.tensor([len(point.index) > count for point in best], device=device)
-    state = _state(problem, [path[max(i - 1, 0)] for path, i in zip(paths, dense)])
-    total = 0.0
-    for _ in range(_ROUNDS):
+    sparse_points = [path[max(i - 1, 0)] for path, i in zip(paths, dense)]
+    dense_points = [path[i] for path, i in zip(paths, dense)]
+    if all(len(point.index) <= count for point in dense_points):  # met, or the path ends before
+        return dense_points
+    low, high = _lambdas(problem, sparse_points), _lambdas(problem, dense_points)
+    state, best = _state(problem, sparse_points), _state(problem, dense_points)
+    open_ = _nonzero(best) > count
+    passes = 0.0
+    for turn in range(_ROUNDS):
         if not bool(open_.any()):
-            return best
-        middle = torch.where(open_, (low * high).sqrt(), torch.tensor([p.lam for p in best]).to(low))
-        found, passes = solve(problem, middle, state, tol=tol)
-        total += passes
-        nonzero = (found.weight != 0).sum(dim=(1, 2))
-        enough = nonzero >= count
-        low, high = torch.where(enough, low, middle), torch.where(enough, middle, high)
-        state = _where(~enough, found, state)
-        if bool((open_ & enough).any()):
-            points = _certify(problem, found, middle, total)
-            for s in range(size):
-                if bool(open_[s] & enough[s]):
-                    best[s] = points[s]
-        open_ = open_ & (nonzero != count)
-    kept = _state(problem, [_cut(point, count) for point in best])
-    lam = torch.tensor([point.lam for point in best], dtype=torch.float64, device=device)
+            break
+        fewer, more = _nonzero(state).double(), _nonzero(best).double()
+        share = ((count - fewer) / (more - fewer).clamp(min=1)).clamp(0.1, 0.9) if turn % 3 < 2 else 0.5
+        middle = torch.where(open_, low * (high / low) ** share, high)
+        found, used = solve(problem, middle, state, tol=tol)
+        passes += used
+        enough = open_ & (_nonzero(found) >= count)
+        too_few = open_ & ~enough
+        best, high = _where(enough, found, best), torch.where(enough, middle, high)
+        state, low = _where(too_few, found, state), torch.where(too_few, middle, low)
+        open_ = open_ & (_nonzero(found) != count)
+    points = _certify(problem, best, high, passes)
+    excess = [max(0, len(point.index) - count) for point in points]
+    if not any(excess):
+        return points
+    kept = _state(problem, [_cut(point, count) for point in points])
     allowed = kept.weight != 0
-    again, passes = solve(problem, lam, kept, tol=tol, allowed=allowed)
-    points = _certify(problem, again, lam, total + passes, allowed)
-    cut = [max(0, len(point.index) - count) for point in best]
-    return [replace(new, cut=n) if n else old for old, new, n in zip(best, points, cut)]
+    again, used = solve(problem, high, kept, tol=tol, allowed=allowed)
+    solved = _certify(problem, again, high, passes + used, allowed)
+    return [replace(new, cut=n) if n else old for old, new, n in zip(points, solved, excess)]
+
+
+def _nonzero(state: State) -> Tensor:
+    """Non-zero weights of every problem, [S]."""
+    return (state.weight != 0).sum(dim=(1, 2))
+
+
+def _lambdas(problem: Problem, points: list[SparsePoint]) -> Tensor:
+    """Their penalties, [S]."""
+    return torch.tensor([point.lam for point in points], dtype=torch.float64, device=problem.scores.device)
 
 
 def _state(problem: Problem, points: list[SparsePoint]) -> State:
