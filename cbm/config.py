@@ -141,6 +141,8 @@ class TrainConfig:
     """Feature store and persisted splits"""
     controls: bool = True
     """Fit the same method on random and on shuffled concepts as well, for the integrity check"""
+    nec: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 25, 30])
+    """Concepts per class at which the head is solved anew on the method's concepts (the NEC protocol); [] for none"""
     report: bool = True
     """Write report.html"""
 

@@ -1,12 +1,14 @@
 """Everything that is measured about a classifier on one split."""
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, FeatureSplit
+from cbm.kernels import class_vectors
 from cbm.layers import ConceptBottleneck
 from cbm.metrics import (
     classification_metrics,
@@ -17,6 +19,7 @@ from cbm.metrics import (
     nonzero_concepts,
     truncated_linear,
 )
+from cbm.metrics.nec import SparseHead
 
 
 @torch.no_grad()
@@ -30,13 +33,15 @@ def predict_logits(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
 
 @torch.no_grad()
 def nec5_logits(model: ConceptBottleneck, x: Tensor) -> Tensor:
-    """Logits ``[N, C]`` when every class may use its five most important concepts only."""
-    vectors, bias = truncated_linear(model, 5)
+    """Logits ``[N, C]`` when every class may use its five most important concepts only (and no residual)."""
+    vectors, bias = truncated_linear(model.concept_path(), 5)
     return torch.nn.functional.linear(x, vectors, bias)
 
 
 @torch.no_grad()
-def evaluate_split(model: nn.Module, bank: ConceptBank | None, data: FeatureData, name: str) -> dict[str, float]:
+def evaluate_split(
+    model: nn.Module, bank: ConceptBank | None, data: FeatureData, name: str, heads: Sequence[SparseHead] = ()
+) -> dict[str, float]:
     """Metrics of one split, keys as in ``metrics.json`` (``test/accuracy``, ``test/accuracy_nec5``, ...).
 
     Args:
@@ -44,17 +49,85 @@ def evaluate_split(model: nn.Module, bank: ConceptBank | None, data: FeatureData
         bank: the concepts of its columns; None without concepts.
         data: encoded splits; concept thresholds come from its validation split.
         name: which split.
+        heads: re-solved heads on the model's concepts (``cbm.metrics.nec``).
     """
     split = data.splits[name]
     values = classification_metrics(predict_logits(model, split.x), split.y)
     if isinstance(model, ConceptBottleneck) and bank is not None:
-        values["accuracy_nec5"] = classification_metrics(nec5_logits(model, split.x), split.y)["accuracy"]
+        values |= nec_metrics(model, split, heads)
+        if model.residual is not None:
+            values |= residual_metrics(model, split)
         values["nec"] = nonzero_concepts(model.weights())
         values["nec_effective"] = effective_concepts(model.importance())
         gap, gap_std = grounding_gap(split.x, split.y, model.concepts, bank.owners(data.classes))
         values["grounding_gap"], values["grounding_gap_std"] = gap, gap_std
         values |= concept_ground_truth(model, bank, split, data)[0]
     return {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
+
+
+def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[SparseHead]) -> dict[str, float]:
+    """Accuracy at equal sparsity: truncated (``accuracy_nec5``), and re-solved if there are ``heads``; averages too."""
+    path = model.concept_path()
+    truncated = {}
+    for count in dict.fromkeys([5, *(head.target for head in heads)]):
+        vectors, bias = truncated_linear(path, count)
+        truncated[count] = accuracy(torch.nn.functional.linear(split.x, vectors, bias), split.y)
+    values = {"accuracy_nec5": truncated[5]}
+    if heads:
+        solved = {}
+        for head in heads:
+            vectors, bias = class_vectors(model.concepts, head.weight, bias=head.bias)
+            solved[head.target] = accuracy(torch.nn.functional.linear(split.x, vectors, bias), split.y)
+        values["accuracy_nec_avg"] = sum(truncated[head.target] for head in heads) / len(heads)
+        values |= {f"accuracy_nec{count}_resolved": value for count, value in solved.items()}
+        values["accuracy_nec_avg_resolved"] = sum(solved.values()) / len(solved)
+    return values
+
+
+def residual_metrics(model: ConceptBottleneck, split: FeatureSplit) -> dict[str, float]:
+    """How much of the decision of PCBM-h passes by the concepts: the two paths alone, and the residual's share."""
+    assert model.residual is not None
+    concepts, residual = predict_logits(model.concept_path(), split.x), predict_logits(model.residual, split.x)
+    values = {"residual_share": residual_share(concepts, residual)}
+    for name, logits in (("concepts_only", concepts), ("residual_only", residual), ("both", concepts + residual)):
+        values[f"loss_{name}"] = float(torch.nn.functional.cross_entropy(logits, split.y))
+        if name != "both":
+            values[f"accuracy_{name}"] = accuracy(logits, split.y)
+    return values
+
+
+@torch.no_grad()
+def deleted_logits(model: ConceptBottleneck, x: Tensor) -> Tensor:
+    """Logits ``[N, C]`` with every concept held at its mean over the training pictures."""
+    vectors, bias = model.linear(torch.zeros_like(model.weights()))
+    return torch.nn.functional.linear(x, vectors, bias)
+
+
+@torch.no_grad()
+def outside_share(model: ConceptBottleneck, x: Tensor) -> float:
+    """Share of the decision that does not pass through the concepts; 0 without a residual."""
+    if model.residual is None:
+        return 0.0
+    return residual_share(predict_logits(model.concept_path(), x), predict_logits(model.residual, x))
+
+
+def residual_share(concepts: Tensor, residual: Tensor) -> float:
+    """Share of the residual in what tells pictures and classes apart, from the two paths' logits ``[N, C]``.
+
+    Mean absolute size of each after removing what is the same for all classes of a picture and for all pictures of a
+    class: neither tells anything.
+    """
+
+    def size(logits: Tensor) -> float:
+        centred = logits - logits.mean(dim=1, keepdim=True)
+        return float((centred - centred.mean(dim=0)).abs().mean())
+
+    return size(residual) / max(size(concepts) + size(residual), 1e-30)
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Share of the rows whose largest logit is the label's."""
+    return float((logits.argmax(dim=1) == y).double().mean())
 
 
 def concept_ground_truth(

@@ -1,17 +1,20 @@
 """``ConceptBottleneck``: the classifier that must speak through concepts."""
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
 from cbm.kernels import class_vectors, concept_scores, linear_bottleneck_logits
 from cbm.layers.heads import Head
+from cbm.layers.probe import LinearProbe
 
 
 class ConceptBottleneck(nn.Module):
     """Scores of K concepts, and a head that reads nothing else.
 
         s      = scale * x T^T          [N, K]
-        logits = s A^T + b              [N, C]
+        logits = s A^T + b              [N, C]         (+ x R^T + e, the residual of PCBM-h)
 
     A linear bottleneck is one ``[C, D]`` matrix, so logits are computed without the ``[N, K]`` scores wherever that is
     cheaper (``cbm.kernels.linear``).
@@ -24,6 +27,9 @@ class ConceptBottleneck(nn.Module):
         reference: ``[K]`` what each concept's cosine is on average over the training pictures: the point from which
             contributions are counted, and the value a removed concept is held at. Zeros by default.
         spread: ``[K]`` standard deviation of the cosine over the training pictures. Ones by default.
+
+    Attributes:
+        residual: a linear map from the features that is added to the logits and bypasses the concepts, or None.
     """
 
     concepts: Tensor
@@ -47,6 +53,7 @@ class ConceptBottleneck(nn.Module):
         self.register_buffer("spread", torch.ones(count) if spread is None else spread.clone())
         self.log_scale = nn.Parameter(torch.tensor(scale).log(), requires_grad=learn_scale)
         self.head = head
+        self.residual: LinearProbe | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -55,7 +62,8 @@ class ConceptBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Unit-norm features ``[N, D]`` to logits ``[N, C]``."""
-        return linear_bottleneck_logits(x, self.concepts, self.head.weight(), scale=self.scale, bias=self.head.bias)
+        logits = linear_bottleneck_logits(x, self.concepts, self.head.weight(), scale=self.scale, bias=self.head.bias)
+        return logits if self.residual is None else logits + self.residual(x)
 
     def scores(self, x: Tensor) -> Tensor:
         """Cosine of every picture with every concept, ``[N, K]``."""
@@ -73,7 +81,7 @@ class ConceptBottleneck(nn.Module):
 
     @torch.no_grad()
     def base(self) -> Tensor:
-        """Logits of a picture on which every concept has its reference value, ``[C]``."""
+        """Logits of a picture on which every concept has its reference value, ``[C]``, without the residual."""
         bias = 0.0 if self.head.bias is None else self.head.bias
         return self.weights() @ self.reference + bias
 
@@ -86,7 +94,7 @@ class ConceptBottleneck(nn.Module):
             classes: ``[N]`` the class whose logit is explained, for each picture.
 
         Returns:
-            ``[N, K]``; ``base()[classes] + contributions.sum(1)`` is the logit.
+            ``[N, K]``; ``base()[classes] + contributions.sum(1)`` is the logit, but for the residual.
         """
         return self.weights()[classes] * (self.scores(x) - self.reference)
 
@@ -103,6 +111,18 @@ class ConceptBottleneck(nn.Module):
         """
         weights = self.weights()
         if keep is None:
-            return class_vectors(self.concepts, weights, bias=self.head.bias)
-        kept = weights * keep
-        return class_vectors(self.concepts, kept, bias=self.base() - kept @ self.reference)
+            vectors, bias = class_vectors(self.concepts, weights, bias=self.head.bias)
+        else:
+            kept = weights * keep
+            vectors, bias = class_vectors(self.concepts, kept, bias=self.base() - kept @ self.reference)
+        if self.residual is None:
+            return vectors, bias
+        return vectors + self.residual.matrix, bias + self.residual.bias
+
+    def concept_path(self) -> "ConceptBottleneck":
+        """The same bottleneck without its residual."""
+        if self.residual is None:
+            return self
+        alone = copy.copy(self)
+        alone._modules = {**self._modules, "residual": None}
+        return alone

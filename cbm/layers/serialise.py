@@ -50,4 +50,7 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
         head: Head = AssociationHead(tensors["head.logits"])
     else:
         head = LinearHead(tensors["head.matrix"], tensors.get("head.bias"))
-    return ConceptBottleneck(tensors["concepts"], head)
+    model = ConceptBottleneck(tensors["concepts"], head)
+    if "residual.matrix" in tensors:
+        model.residual = LinearProbe(tensors["residual.matrix"], tensors["residual.bias"])
+    return model

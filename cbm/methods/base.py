@@ -27,7 +27,7 @@ class Method:
 
     Config: ClassVar[type]
     speaks_through: ClassVar[Literal["bank", "class_names"] | None] = "bank"
-    trains: ClassVar[bool] = True
+    trains: bool = True
     uses_teacher: ClassVar[bool] = False
 
     def __init__(self, config: Any):

@@ -12,6 +12,7 @@ S at a time, by the same passes.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -61,7 +62,7 @@ class Problem:
         """Share of every class, [S, C] float64."""
         shares = torch.zeros(self.size, self.num_classes, dtype=torch.float64, device=self.y.device)
         if self.rows is None:
-            shares[0] = torch.bincount(self.y, minlength=self.num_classes) / len(self.y)
+            shares[0] = torch.bincount(self.y, minlength=self.num_classes).double() / len(self.y)
         else:
             shares.index_add_(1, self.y, self.rows.double())
         return shares
@@ -144,7 +145,7 @@ def duality_gap(problem: Problem, state: State, lam: Tensor, allowed: Tensor | N
 
     Every ``(1 - s) y + s p`` is a dual point, feasible if the bias gradient is zero (``polish_bias`` sees to that); its
     value is the entropy minus ``sum (s |g| - lam rho)_+^2 / (2 lam (1 - rho))``. With rho = 1 a dual point needs
-    ``s |g| <= lam``.
+    ``s |g| <= lam``. Where the bias gradient is not zero, the bound is on the minimum over W with this bias.
 
     Args:
         problem: S problems.
@@ -156,9 +157,11 @@ def duality_gap(problem: Problem, state: State, lam: Tensor, allowed: Tensor | N
     if allowed is not None:
         steep = steep * allowed
     l1 = (lam * problem.l1_ratio)[:, None, None]
+    held = (state.bias_gradient.double() * state.bias.double()).sum(dim=1)
     best = torch.full_like(state.loss, -torch.inf)
     for s, entropy in zip(SHARES, state.dual_entropy):
         excess = (s * steep - l1).clamp(min=0)
+        entropy = entropy + s * held
         if problem.l1_ratio < 1:
             value = entropy - excess.square().sum(dim=(1, 2)) / (2 * lam * (1 - problem.l1_ratio))
         else:
@@ -251,7 +254,7 @@ def _mixed_entropy(log_own: Tensor, entropy: Tensor) -> Iterator[Tensor]:
     rest = entropy + own * log_own  # - sum of p log p over the other classes
     for s in SHARES:
         mixed = 1 - s + s * own
-        yield s * rest - torch.special.xlogy(s * (1 - own), torch.tensor(s)) - torch.special.xlogy(mixed, mixed)
+        yield s * rest - s * math.log(s) * (1 - own) - torch.special.xlogy(mixed, mixed)
 
 
 def mean_loss(problem: Problem, scores: LinearScores, weight: Tensor, bias: Tensor) -> Tensor:

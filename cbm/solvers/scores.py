@@ -98,10 +98,14 @@ class LinearScores:
         raw = x[:, columns] if self.concepts is None else x @ self.concepts[columns].to(self.dtype).T
         return (raw - self.mean[columns]) * self.inverse_std[columns]
 
+    def on_raw(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
+        """The classifier ``z W^T + b`` on the raw scores ``x T^T``: [R, K] and [R], from W [R, K] and b [R]."""
+        scaled = weight * self.inverse_std
+        return scaled, bias - scaled @ self.mean
+
     def vectors(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The classifier ``z W^T + b`` as one on the features: [R, D] and [R], from W [R, K] and b [R]."""
-        scaled = weight * self.inverse_std
-        offset = bias - scaled @ self.mean
+        scaled, offset = self.on_raw(weight, bias)
         return scaled if self.concepts is None else scaled @ self.concepts.to(self.dtype), offset
 
     def pull(self, products: Tensor, sums: Tensor) -> Tensor:

@@ -120,7 +120,7 @@ def elastic_net_paths(
     max_nec: float | None = None,
     nec: Sequence[int] = (),
     tol: float = 1e-4,
-    on_point: Callable[[int], None] | None = None,
+    until: Callable[[list[SparsePoint]], bool] | None = None,
 ) -> list[SparsePath]:
     """Solve S elastic-net problems (``cbm.solvers.elastic_net``) down a path of penalties, together.
 
@@ -139,7 +139,7 @@ def elastic_net_paths(
         max_nec: stop when every problem has more non-zero weights per class than this.
         nec: also find the solutions with exactly these numbers of non-zero weights per class, by bisection.
         tol: relative duality gap at which a solve stops; bisection uses 1e-5 if that is smaller.
-        on_point: called with the number of points done.
+        until: called with the newest point of every problem; the path ends when it says so.
 
     Returns:
         A path per problem, with certificates.
@@ -163,10 +163,11 @@ def elastic_net_paths(
     for lam in grid:
         state, passes = _descend(problem, state, before, lam, tol)
         before = lam
-        for path, point in zip(paths, _certify(problem, state, lam, passes)):
+        newest = _certify(problem, state, lam, passes)
+        for path, point in zip(paths, newest):
             path.append(point)
-        if on_point is not None:
-            on_point(len(paths[0]))
+        if until is not None and until(newest):
+            break
         sparsest = min(path[-1].nec for path in paths)
         if (max_nec is not None and sparsest > max_nec) or (max_nec is None and nec and sparsest > wanted):
             break

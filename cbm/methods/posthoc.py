@@ -1,0 +1,90 @@
+"""PCBM and PCBM-h: Yuksekgonul, Wang, Zou, "Post-hoc Concept Bottleneck Models", ICLR 2023.
+
+Any backbone becomes interpretable without training it: pictures are projected onto concept vectors (normals of linear
+SVMs, ``concepts=cav``, or text embeddings), and a sparse linear head reads the projections. ``residual=true`` (PCBM-h)
+then fits what the concepts cannot say, a linear map from the features, with the concept path frozen.
+
+    z_k    = (c_k . f + b_k) / |c_k|            distance to the SVM's plane (released code)
+    z_k    = c_k . f / |c_k|^2                  coefficient of the concept vector (paper)
+    logits = z W^T + beta  [+ f R^T + e]
+
+``fidelity=repaired`` (default) standardises z, so that the penalty treats every concept alike and the two formulas
+agree, and uses one softmax. ``paper`` and ``released`` keep z as it is and fit one-vs-all logistic regressions; the
+paper divides the penalty by the number of classes times concepts, the code uses it as given. The intercept b is
+absorbed by beta in all three.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData
+from cbm.layers import LinearProbe
+from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
+
+
+@dataclass
+class PosthocConfig(SparseHeadConfig):
+    """Settings of post-hoc bottlenecks."""
+
+    fidelity: str = "repaired"
+    """repaired | paper | released"""
+    residual: bool = False
+    """PCBM-h: add a linear map from the features, trained with the concept path frozen"""
+    residual_l2: float = 1e-3
+    """Factor on the mean squared entry of the residual's matrix"""
+    lr: float = 0.01
+    batch_size: int | None = 1024
+    patience: int = 10
+    max_epochs: int = 200
+
+
+@register_method("posthoc")
+class Posthoc(Method):
+    """A sparse head on projections onto concept vectors, optionally with a residual."""
+
+    Config = PosthocConfig
+
+    def __init__(self, config: PosthocConfig):
+        super().__init__(config)
+        one_of("method.fidelity", config.fidelity, ("repaired", "paper", "released"))
+        check_sparse_head(config)
+        self.trains = config.residual
+
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
+        """Solve the sparse head; with a residual, leave it at zero for training."""
+        assert bank is not None
+        directions, config = bank.directions(), self.config
+        if config.fidelity == "repaired":
+            model = fit_sparse_head(data, directions, config)
+        else:
+            unit = torch.ones(len(bank))
+            if config.fidelity == "paper":
+                unit = vector_norms(bank)
+                if config.lam is not None:
+                    config = replace(config, lam=config.lam / (len(data.classes) * len(bank)))
+            model = fit_sparse_head(data, directions, config, std=unit, link="ova")
+        if config.residual:
+            model.requires_grad_(False)
+            model.residual = LinearProbe(torch.zeros(len(data.classes), data.dim), torch.zeros(len(data.classes)))
+            data.batch_size = config.batch_size
+        return model, bank
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Adam with the published penalty on the residual's matrix as its weight decay (the gradients are the same)."""
+        matrices = [p for p in parameters if p.dim() == 2]
+        others = [p for p in parameters if p.dim() != 2]
+        decay = 2 * self.config.residual_l2 / sum(p.numel() for p in matrices)
+        return torch.optim.Adam(
+            [{"params": matrices, "weight_decay": decay}, {"params": others}], lr=self.config.lr
+        )
+
+
+def vector_norms(bank: ConceptBank) -> Tensor:
+    """``[K]`` lengths of the concept vectors before they were normalised; 1 for text."""
+    return torch.tensor([float(c.provenance.get("cav", {}).get("norm", 1.0)) for c in bank.concepts])

@@ -1,0 +1,109 @@
+"""Every method at equal sparsity: the NEC protocol (Srivastava, Yan, Weng, VLG-CBM, NeurIPS 2024).
+
+Accuracy is reported at 5, 10, ..., 30 non-zero weights per class (NEC, number of effective concepts), twice:
+
+- *truncated*: the method's own head, every class keeping its most important concepts (``cbm.metrics.sparsity``);
+- *re-solved*: the method's concepts with a new sparse head on their standardised scores, the elastic-net optimum that
+  has exactly so many non-zero weights, with a certificate of how near the optimum it is.
+"""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from cbm.data.features import FeatureSplit
+from cbm.errors import UserError
+from cbm.files import write_atomically
+from cbm.layers import ConceptBottleneck
+from cbm.solvers import LinearScores, elastic_net_path
+
+
+@dataclass(frozen=True)
+class SparseHead:
+    """A re-solved head with its certificate.
+
+    Attributes:
+        target: concepts per class that were asked for.
+        nec: concepts per class that it has (fewer where the concepts do not suffice).
+        lam: penalty.
+        gap: bound on the relative distance from the optimum, in float64.
+        kkt: largest violation of the optimality conditions, as a share of the l1 penalty.
+        cut: weights that were cut to meet the number exactly.
+        weight: ``[C, K]`` on the raw scores ``x T^T``.
+        bias: ``[C]``.
+    """
+
+    target: int
+    nec: float
+    lam: float
+    gap: float
+    kkt: float
+    cut: int
+    weight: Tensor
+    bias: Tensor
+
+
+def resolve_heads(
+    model: ConceptBottleneck, train: FeatureSplit, num_classes: int, targets: list[int]
+) -> list[SparseHead]:
+    """Solve a sparse head on the concepts of a model for every number of concepts per class.
+
+    Args:
+        model: whose concepts; its own head and residual are not looked at.
+        train: pictures the head is fitted on.
+        num_classes: C.
+        targets: concepts per class.
+    """
+    if not targets:
+        return []
+    scores = LinearScores(train.x, model.concepts)
+    path = elastic_net_path(
+        scores, train.y, num_classes=num_classes, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3
+    )
+    heads = []
+    for target, point in path.at_nec.items():
+        weight, bias = scores.on_raw(point.weight(), point.bias)
+        heads.append(SparseHead(target, point.nec, point.lam, max(point.gap, 0.0), point.kkt, point.cut, weight, bias))
+    return heads
+
+
+def save_heads(heads: list[SparseHead], path: Path) -> None:
+    """Write the heads (sparse) and their certificates into one safetensors file."""
+    tensors, certificates = {}, []
+    for head in heads:
+        index = head.weight.flatten().nonzero().flatten()
+        tensors[f"{head.target}.index"], tensors[f"{head.target}.bias"] = index, head.bias.contiguous()
+        tensors[f"{head.target}.value"] = head.weight.flatten()[index]
+        certificates.append(
+            {"target": head.target, "nec": head.nec, "lam": head.lam, "gap": head.gap, "kkt": head.kkt,
+             "cut": head.cut, "shape": list(head.weight.shape)}
+        )  # fmt: skip
+    write_atomically(path, safetensors.torch.save(tensors, {"cbm": json.dumps(certificates)}))
+
+
+def load_heads(path: Path) -> list[SparseHead]:
+    """Read what ``save_heads`` wrote; none if there is no such file.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.is_file():
+        return []
+    heads = []
+    try:
+        with safe_open(path, "pt") as file:
+            for line in json.loads(file.metadata()["cbm"]):
+                classes, concepts = line.pop("shape")
+                flat = torch.zeros(classes * concepts)
+                target = line["target"]
+                flat[file.get_tensor(f"{target}.index")] = file.get_tensor(f"{target}.value")
+                bias = file.get_tensor(f"{target}.bias")
+                heads.append(SparseHead(**line, weight=flat.view(classes, concepts), bias=bias))
+    except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
+        raise UserError(f"'{path}' is damaged or was not written by cbm ({type(error).__name__})") from error
+    return heads
