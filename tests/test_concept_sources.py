@@ -128,3 +128,56 @@ def test_what_can_be_wrong_with_pictures_of_concepts(command, colours: Path, tmp
     (tmp_path / "shown" / "reddish").mkdir(parents=True)
     assert "needs two concept folders" in fails("concepts.cav.folder=shown")
     assert "concepts=cav" in one_line(command("train", *folder(colours), *RESNET))  # the way out of having no text
+
+
+LABEL_FREE = ["method=label_free", "method.n_lambdas=8", "concepts=concepts/general.txt"]
+TAUGHT = [*LABEL_FREE, *RESNET, "teacher=tiny_clip", "teacher.num_workers=0", "method.interpretability_cutoff=0.2"]
+
+
+def untrained(arguments: list[str]) -> list[str]:
+    return [a for a in arguments if not a.startswith("method.max_epochs")]
+
+
+def test_a_teacher_lends_its_concepts_to_any_backbone(command, colours: Path):
+    """Afterwards the backbone alone is needed: to evaluate, to use from Python, to write the report again."""
+    (colours / "images" / "red" / "5.png").write_bytes(b"")
+    arguments = [*untrained(folder(colours)), *TAUGHT]
+    first = run(command, *arguments, "controls=true")
+    assert {"integrity/random_accuracy", "integrity/shuffled_accuracy"} <= set(first)
+    assert first["data/n_train"] + first["data/n_val"] + first["data/n_test"] == 29
+    model = cbm.load("again")
+    assert model.bank.encoder == model.encoder.fingerprint
+    assert model.bank.directions().shape == (first["model/n_concepts"], model.encoder.dim)
+    assert all(0.2 < c.score <= 1 for c in model.bank.concepts)
+    assert len(model.predict([colours / "images" / "red" / "0.png"]).labels) == 1
+    shutil.rmtree(colours.parent / "cache" / "text")  # nobody reads phrases any more
+    status, errors = command("eval", "run=again", f"cache={colours.parent / 'cache'}", "output=seen.json")
+    assert status == 0, errors
+    assert json.loads(Path("seen.json").read_text())["test/accuracy"] == first["test/accuracy"]
+    from cbm.run import rewrite_report
+
+    assert rewrite_report(Path("again"), colours.parent / "cache").is_file()
+
+
+def test_a_teacher_may_be_any_model_and_the_encoder_itself_is_none(command, colours: Path):
+    arguments = [*untrained(folder(colours)), *LABEL_FREE, "method.duplicate_cutoff=null"]
+    alone = run(command, *arguments)
+    same = run(command, *arguments, "teacher.model=local-dir:cbm/encoders/tiny_clip", "teacher.num_workers=0")
+    assert {k: v for k, v in same.items() if "time/" not in k} == {k: v for k, v in alone.items() if "time/" not in k}
+    assert {c.score for c in load_bank(Path("again/bank")).concepts} == {1.0}
+
+
+def test_what_can_be_wrong_with_a_teacher(command, colours: Path):
+    def fails(*arguments: str) -> str:
+        return one_line(command("train", *untrained(folder(colours)), *arguments))
+
+    assert "method=labo has no use for a teacher" in fails("teacher=tiny_clip")
+    assert "unknown teacher 'tiny_clap': did you mean 'tiny_clip'" in fails(*LABEL_FREE, "teacher=tiny_clap")
+    assert "unknown setting 'teacher.modl': did you mean 'teacher.model'" in fails(*LABEL_FREE, "teacher.modl=x")
+    assert "'teacher.model' is needed" in fails(*LABEL_FREE, "teacher.pretrained=openai")
+    assert "teacher.precision=fp8: " in fails(*TAUGHT, "teacher.precision=fp8")
+    assert "say teacher=NAME" in fails(*LABEL_FREE, *RESNET)
+    taught_by_resnet = ["teacher.model=timm:resnet18", "teacher.pretrained=random"]
+    assert "teacher 'timm:resnet18/random' reads images only" in fails(*LABEL_FREE, *taught_by_resnet)
+    assert "choose a bank of phrases" in fails("method=label_free", "concepts=cav")
+    assert "method.interpretability_cutoff=1 leaves 0 of" in fails(*TAUGHT[:-1], "method.interpretability_cutoff=1")
