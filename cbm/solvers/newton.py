@@ -11,7 +11,7 @@ from cbm.solvers.scores import LinearScores
 
 _NEWTON_ROWS = 8192  # rows the second derivatives are summed over, at least (if there are so many)
 _HALVINGS = 20  # of a step that does not lower F
-_INNER = 300  # FISTA steps on a second-order model
+_INNER = 600  # FISTA steps on a second-order model
 _EXACT = 20  # exact solutions of the model between two changes of sign
 
 
@@ -121,32 +121,39 @@ def _model_step(
     ridge[-count:] = lasso[-count:] = 0
     model = hessian + torch.diag(ridge)
     linear = slope - hessian @ here
-    scale = model.diagonal().clone()
-    unit = model / (scale[:, None] * scale).sqrt()
-    probe = scale.sqrt()
+    # in units in which the model's diagonal is one, and in float32
+    scale = model.diagonal().sqrt()
+    unit = (model / torch.outer(scale, scale)).float()
+    tilt, threshold = (linear / scale).float(), (lasso / scale).float()
+    probe = torch.ones_like(tilt)
     for _ in range(20):
         probe = F.normalize(unit @ probe, dim=0)
-    step = 1 / (scale * float((unit @ probe).norm()) * 1.05)
-    best = ahead = here
-    momentum = 1.0
+    step = 1 / (1.05 * float((unit @ probe).norm()))
+    lasting, smallest = step * threshold, float(threshold[:-count].min()) if free.any() else 0.0
+    start = ahead = (here * scale).float()
+    at, momentum = start, 1.0
     for turn in range(_INNER):
-        moved = ahead - step * (model @ ahead + linear)
-        new = moved - torch.clamp(moved, -step * lasso, step * lasso)
+        moved = torch.add(ahead, torch.addmv(tilt, unit, ahead), alpha=-step)
+        new = moved - torch.clamp(moved, -lasting, lasting)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        change = new - best
+        change = new - at
         proposal = torch.add(new, change, alpha=(momentum - 1) / following)
         if turn % 10 == 9:
-            if float((change / step).abs().max()) < 0.01 * l1:
-                best = new
+            if float(change.abs().max()) < 0.01 * step * smallest:
+                at = new
                 break
-            if float((ahead - new) / step @ change) > 0:
+            if float((ahead - new) @ change) > 0:
                 proposal, following = new, 1.0
-        best, ahead, momentum = new, proposal, following
+        at, ahead, momentum = new, proposal, following
+    best = at.double() / scale
     for _ in range(_EXACT):
         inside = (best != 0) | (lasso == 0)
         sign = best.sign() * lasso
         exact = torch.zeros_like(best)
-        exact[inside] = torch.linalg.solve(model[inside][:, inside], -(linear + sign)[inside])
+        solution, failed = torch.linalg.solve_ex(model[inside][:, inside], -(linear + sign)[inside])
+        if failed:  # not told apart by rounding: the approximate minimum will do
+            break
+        exact[inside] = solution
         turned = (exact * best <= 0) & inside & (lasso > 0)
         if not turned.any():
             best = exact
