@@ -205,6 +205,23 @@ def report(
 
 
 @app.command()
+def spurious(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs on a data set that names spurious concepts.")],
+    cache: Cache = Path("cache"),
+) -> None:
+    """Edit spurious concepts out of trained models: test accuracy before and after, mean and standard error over the
+    runs."""
+    from cbm.spurious import edit_spurious, mean_and_error
+
+    found = [edit_spurious(run, cache) for run in runs]
+    table = Table("", "test accuracy", "change", title=f"{len(runs)} run(s)", title_justify="left")
+    for name in found[0]:
+        change = [values[name] - values["unedited"] for values in found]
+        table.add_row(name, mean_and_error([values[name] for values in found]), mean_and_error(change, signed=True))
+    out.print(table)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",

@@ -12,8 +12,8 @@ FLOORS = {
     1: ["kernels", "solvers", "encoders"],
     2: ["data", "concepts", "layers", "metrics"],
     3: ["module", "evaluation", "tracking"],
-    4: ["methods"],
-    5: ["report", "run", "inputs", "trained", "cli", "__main__", "__init__"],
+    4: ["methods", "editing"],
+    5: ["report", "run", "inputs", "spurious", "trained", "cli", "__main__", "__init__"],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted((PROJECT / "cbm").rglob("*.py"))

@@ -41,6 +41,7 @@ class ImageDataset:
         splits: ``train``, ``val``, ``test``; a reader may leave out ``val`` and ``test``.
         concept_names: A names, the columns of ``Split.concepts``.
         concept_groups: group name to the concept names that exclude each other.
+        spurious: class name to the concepts that go with it in training but do not belong to it.
     """
 
     name: str
@@ -48,6 +49,7 @@ class ImageDataset:
     splits: dict[str, Split]
     concept_names: list[str] = field(default_factory=list)
     concept_groups: dict[str, list[str]] = field(default_factory=dict)
+    spurious: dict[str, list[str]] = field(default_factory=dict)
 
     def check(self) -> "ImageDataset":
         """Return self if it can be learned from.

@@ -85,10 +85,11 @@ def read_folder(name: str, root: Path) -> ImageDataset:
 
 @reader("csv")
 def read_csv(name: str, root: Path) -> ImageDataset:
-    """A table ``path,label[,split][,one column per concept]``; paths are relative to the table.
+    """A table ``path,label[,split][,spurious][,one column per concept]``; paths are relative to the table.
 
-    Concept cells are 0 or 1; an empty cell is unknown. ``groups.json`` beside the table, if there, maps a group's name
-    to the concepts that exclude each other.
+    Concept cells are 0 or 1; an empty cell is unknown. A ``spurious`` cell names concepts (``a; b``) that go with the
+    picture's class without belonging to it (``python -m cbm spurious``). ``groups.json`` beside the table, if there,
+    maps a group's name to the concepts that exclude each other.
     """
     table = root / "images.csv" if root.is_dir() else root
     if not table.is_file():
@@ -103,7 +104,7 @@ def read_csv(name: str, root: Path) -> ImageDataset:
         records = list(rows)
     if not records:
         raise UserError(f"'{table}' has no rows")
-    concepts = [column for column in columns if column not in ("path", "label", "split") and column]
+    concepts = [column for column in columns if column not in ("path", "label", "split", "spurious") and column]
     for line, record in enumerate(records, start=2):
         if not record["path"] or not record["label"]:
             raise UserError(f"'{table}' line {line}: path and label must not be empty")
@@ -124,7 +125,12 @@ def read_csv(name: str, root: Path) -> ImageDataset:
         raise UserError(f"'{table}' has no rows with split 'train'")
     groups_file = table.parent / "groups.json"
     groups = json.loads(groups_file.read_text()) if groups_file.is_file() else {}
-    return ImageDataset(name, classes, splits, concepts, groups)
+    spurious: dict[str, list[str]] = {}
+    for record in records:
+        for concept in filter(None, map(str.strip, (record.get("spurious") or "").split(";"))):
+            if concept not in spurious.setdefault(record["label"], []):
+                spurious[record["label"]].append(concept)
+    return ImageDataset(name, classes, splits, concepts, groups, spurious)
 
 
 def _concept_values(records: list[dict[str, str]], concepts: list[str], table: Path) -> np.ndarray:
@@ -153,7 +159,10 @@ def read_birds(
     if not (root / "images.csv").is_file():
         log.info("drawing %s into %s", variant, root)
         write_birds(root, **made_of)
-    return read_csv(name, root)
+    birds = read_csv(name, root)
+    if variant == "birds_spurious":  # the habitat goes with the species in training, whichever it is
+        birds.spurious = dict.fromkeys(birds.classes, birds.concept_groups["habitat"])
+    return birds
 
 
 @reader("torchvision")

@@ -1,0 +1,35 @@
+"""Pruning concepts from classes: the model editing of post-hoc bottlenecks (Yuksekgonul et al., ICLR 2023)."""
+
+import torch
+from torch import Tensor, nn
+
+from cbm.layers import ConceptBottleneck, LinearHead
+
+
+@torch.no_grad()
+def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False) -> ConceptBottleneck:
+    """A copy of the model in which some classes no longer read some concepts.
+
+    A removed concept is held at its mean over the training pictures. Classes from which nothing is removed keep their
+    weights and bias bit by bit. A residual is not touched, so it weakens the edit.
+
+    Args:
+        model: any bottleneck; the copy has a ``LinearHead``.
+        removed: ``[C, K]`` bool, which weights go.
+        normalise: scale what is left of a class to the former sum of its absolute weights per standard deviation
+            ("prune + normalise"); a class with nothing left stays empty.
+    """
+    weights, spread = model.weights(), model.spread
+    kept = torch.where(removed, 0.0, weights)
+    if normalise:
+        before, after = (weights * spread).abs().sum(dim=1), (kept * spread).abs().sum(dim=1)
+        factor = torch.where((after > 0) & removed.any(dim=1), before / after.clamp(min=1e-30), 1.0)
+        kept = kept * factor[:, None]
+    bias = weights.new_zeros(len(weights)) if model.head.bias is None else model.head.bias
+    bias = bias + (weights - kept) @ model.reference
+    edited = ConceptBottleneck(
+        model.concepts, LinearHead(kept, bias), reference=model.reference, spread=model.spread
+    ).requires_grad_(False)
+    if isinstance(model.residual, nn.Module):
+        edited.residual = model.residual
+    return edited.train(model.training)

@@ -1,0 +1,121 @@
+"""Does editing undo a spurious correlation? The model-editing experiment of PCBM on any data set that names one.
+
+In training some concepts go with a class without belonging to it (``ImageDataset.spurious``); in the test split they do
+not. A finished run's model is edited and compared on the test split with what labels from there would have bought:
+
+    unedited                    the model of the run
+    prune                       the class's weights on its spurious concepts are set to zero
+    prune + normalise           and what is left is scaled to the former sum of absolute weights
+    prune random concepts       as many concepts of every class, drawn at random from those it uses
+    retrain without them        the method fitted anew on the training pictures without these concepts
+    fine-tune (oracle)          the head fitted anew on a fifth of the test pictures, with their labels
+
+All are measured on the other four fifths of the test pictures.
+"""
+
+import logging
+import statistics
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cbm.concepts import ConceptBank, load_bank
+from cbm.concepts.readers import normalise_text
+from cbm.data import FeatureData, FeatureSplit, few_shot
+from cbm.editing import prune
+from cbm.errors import UserError
+from cbm.evaluation import accuracy, predict_logits
+from cbm.inputs import encode_splits, load_encoder, read_images
+from cbm.layers import ConceptBottleneck, load_model
+from cbm.methods import create_method
+from cbm.run import fit_method, set_up_logging
+from cbm.run_directory import open_run
+
+log = logging.getLogger("cbm")
+
+TARGET_SHARE = 0.2  # of the test pictures, for the oracle
+
+
+def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
+    """Accuracy on the test split before and after the edits, by the names above.
+
+    Raises:
+        UserError: no such run, a model without concepts, a data set that names nothing spurious, or none of the
+            spurious concepts in the model's bank.
+    """
+    set_up_logging()
+    path, cfg = open_run(run)
+    cfg.cache = str(cache)
+    dataset = read_images(cfg.dataset, cache)
+    if not dataset.spurious:
+        raise UserError(
+            f"data set '{dataset.name}' names no spurious concepts: use dataset=birds_spurious, or a CSV card with a "
+            "column 'spurious'"
+        )
+    model = load_model(path / "model.safetensors")
+    if not isinstance(model, ConceptBottleneck):
+        raise UserError(f"run '{path}' has no concepts to edit (method={cfg.method.name})")
+    bank = load_bank(path / "bank")
+    removed = spurious_weights(bank, dataset.spurious, dataset.classes)
+    if not removed.any():
+        named = sorted({concept for concepts in dataset.spurious.values() for concept in concepts})
+        raise UserError(f"run '{path}': none of the spurious concepts is in its bank, e.g. '{named[0]}'")
+    encoder = load_encoder(cfg.encoder)
+    data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
+    target, rest = split_test(data.test, len(data.classes), cfg.seed)
+    random = random_weights(model.weights(), removed, cfg.seed)
+    columns = (~removed.any(dim=0)).nonzero().flatten().tolist()
+
+    def fitted(train: FeatureSplit, val: FeatureSplit, concepts: ConceptBank) -> ConceptBottleneck:
+        method, concepts = create_method(cfg.method).as_control(concepts, concepts)
+        part = FeatureData({"train": train, "val": val, "test": rest}, data.classes, seed=cfg.seed)
+        fit, _ = fit_method(method, part, concepts, cfg, encoder.logit_scale)
+        assert isinstance(fit, ConceptBottleneck)
+        return fit
+
+    tune, judge = split_test(target, len(data.classes), cfg.seed, share=0.7)
+    models = {
+        "unedited": model,
+        "prune": prune(model, removed),
+        "prune + normalise": prune(model, removed, normalise=True),
+        "prune random concepts": prune(model, random),
+        "retrain without them": fitted(data.train, data.val, bank.take(columns)),
+        "fine-tune (oracle)": fitted(tune, judge, bank),
+    }
+    return {name: accuracy(predict_logits(m, rest.x), rest.y) for name, m in models.items()}
+
+
+def spurious_weights(bank: ConceptBank, spurious: dict[str, list[str]], classes: list[str]) -> Tensor:
+    """``[C, K]`` bool: the concepts of the bank that are spurious for a class, by name."""
+    names = {c: {normalise_text(concept) for concept in concepts} for c, concepts in spurious.items()}
+    texts = [normalise_text(text) for text in bank.texts]
+    return torch.tensor([[text in names.get(c, ()) for text in texts] for c in classes])
+
+
+def random_weights(weights: Tensor, removed: Tensor, seed: int) -> Tensor:
+    """As many used concepts of every class as ``removed`` takes from it, drawn at random; all ``[C, K]``."""
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.zeros_like(removed)
+    for c, row in enumerate(weights):
+        used = row.nonzero().flatten()
+        count = int((removed[c] & (row != 0)).sum())
+        chosen[c, used[torch.randperm(len(used), generator=generator)[:count]]] = True
+    return chosen
+
+
+def split_test(
+    split: FeatureSplit, num_classes: int, seed: int, share: float = TARGET_SHARE
+) -> tuple[FeatureSplit, FeatureSplit]:
+    """A share of a split, the same number of pictures from every class, and the rest."""
+    shots = max(1, round(share * len(split) / num_classes))
+    rows = torch.from_numpy(few_shot(split.y.numpy(), shots, seed, [str(c) for c in range(num_classes)]))
+    rest = torch.ones(len(split), dtype=torch.bool)
+    rest[rows] = False
+    return split.take(rows.numpy()), split.take(rest.nonzero().flatten().numpy())
+
+
+def mean_and_error(values: list[float], *, signed: bool = False) -> str:
+    """``87.5 ± 0.4`` in percent: the mean and its standard error."""
+    mean = f"{100 * statistics.mean(values):{'+' if signed else ''}.1f}"
+    return f"{mean} ± {100 * statistics.stdev(values) / len(values) ** 0.5:.1f}" if len(values) > 1 else mean
