@@ -42,6 +42,7 @@ class Report:
     name: str
     title: str
     header: list[str]
+    machine: str = "cpu"
     rows: list[list[str]] = field(default_factory=list)
     remarks: list[str] = field(default_factory=list)
     measurements: list[dict] = field(default_factory=list)
@@ -54,12 +55,12 @@ class Report:
     def write(self, folder: Path, about: dict[str, str]) -> None:
         """Write the JSON lines and the Markdown table."""
         lines = [json.dumps({**m, **about}) for m in self.measurements]
-        (folder / f"cpu_{self.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        (folder / f"{self.machine}_{self.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         table = [self.header, ["---"] * len(self.header), *self.rows]
         text = [f"# {self.title}", ""]
         text += [f"{key}: {value}  " for key, value in about.items()]
         text += ["", *("| " + " | ".join(row) + " |" for row in table), "", *(f"- {r}" for r in self.remarks)]
-        (folder / f"cpu_{self.name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
+        (folder / f"{self.machine}_{self.name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
         print("\n".join(self.remarks))
 
 
