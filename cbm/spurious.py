@@ -17,6 +17,7 @@ import logging
 import statistics
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -63,7 +64,8 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
         raise UserError(f"run '{path}': none of the spurious concepts is in its bank, e.g. '{named[0]}'")
     encoder = load_encoder(cfg.encoder)
     data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
-    target, rest = split_test(data.test, len(data.classes), cfg.seed)
+    shots = max(2, round(TARGET_SHARE * int(data.test.y.bincount(minlength=len(data.classes)).min())))
+    target, rest = split_test(data.test, shots, data.classes, cfg.seed)
     random = random_weights(model.weights(), removed, cfg.seed)
     columns = (~removed.any(dim=0)).nonzero().flatten().tolist()
 
@@ -74,7 +76,7 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
         assert isinstance(fit, ConceptBottleneck)
         return fit
 
-    tune, judge = split_test(target, len(data.classes), cfg.seed, share=0.7)
+    judge, tune = split_test(target, max(1, shots // 4), data.classes, cfg.seed)
     models = {
         "unedited": model,
         "prune": prune(model, removed),
@@ -104,15 +106,15 @@ def random_weights(weights: Tensor, removed: Tensor, seed: int) -> Tensor:
     return chosen
 
 
-def split_test(
-    split: FeatureSplit, num_classes: int, seed: int, share: float = TARGET_SHARE
-) -> tuple[FeatureSplit, FeatureSplit]:
-    """A share of a split, the same number of pictures from every class, and the rest."""
-    shots = max(1, round(share * len(split) / num_classes))
-    rows = torch.from_numpy(few_shot(split.y.numpy(), shots, seed, [str(c) for c in range(num_classes)]))
-    rest = torch.ones(len(split), dtype=torch.bool)
-    rest[rows] = False
-    return split.take(rows.numpy()), split.take(rest.nonzero().flatten().numpy())
+def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
+    """So many pictures of every class, and the rest.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    rows = few_shot(split.y.numpy(), shots, seed, classes, "test pictures for the oracle")
+    rest = np.setdiff1d(np.arange(len(split)), rows)
+    return split.take(rows), split.take(rest)
 
 
 def mean_and_error(values: list[float], *, signed: bool = False) -> str:

@@ -20,4 +20,4 @@ def small(dataset: str = "birds") -> list[str]:
     return [f"dataset.root={shared / 'birds'}", f"cache={shared / 'cache'}", *counts]
 
 
-QUICK = ["trainer.progress=false", "encoder.num_workers=0", "method.max_epochs=15"]
+QUICK = ["trainer.progress=false", "encoder.num_workers=0", "nec=[5]", "method.max_epochs=15"]

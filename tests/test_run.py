@@ -35,12 +35,14 @@ def test_what_a_run_leaves_behind(command):
     written = {str(p.relative_to("one")) for p in Path("one").rglob("*") if p.is_file()}
     assert {
         "config.yaml", "metrics.json", "model.safetensors", "bank/bank.json", "bank/embeddings.safetensors", "log.csv",
-        "about.json", "report.html",
+        "about.json", "report.html", "nec.safetensors",
     } <= written  # fmt: skip
     values = metrics("one")
     for key in (
         "test/accuracy", "test/accuracy_macro", "test/ece", "test/accuracy_nec5", "test/nec", "test/concept_accuracy",
-        "test/concept_auroc", "test/grounding_gap", "integrity/carries", "integrity/random_accuracy_nec5",
+        "test/accuracy_nec5_resolved", "test/accuracy_nec_avg", "test/accuracy_nec_avg_resolved", "nec/resolved5_kkt",
+        "nec/resolved5_gap", "test/concept_auroc", "test/grounding_gap", "integrity/carries",
+        "integrity/random_accuracy_nec5",
         "time/encode_s", "time/concepts_s", "time/fit_s", "time/total_s", "data/n_train", "model/n_concepts",
     ):  # fmt: skip
         assert key in values, key
@@ -66,6 +68,7 @@ def test_what_a_run_leaves_behind(command):
     assert status == 0, errors
     again = json.loads(Path("again.json").read_text())
     assert again["test/accuracy"] == values["test/accuracy"]
+    assert again["test/accuracy_nec5_resolved"] == values["test/accuracy_nec5_resolved"]
     assert again["test/concept_auroc"] == pytest.approx(values["test/concept_auroc"])
 
 
@@ -97,7 +100,7 @@ def test_the_verdict_is_right_where_the_truth_is_known(command):
 
 def test_a_sweep(command):
     status, errors = command(
-        "train", "-m", *small(), *QUICK[:2], "method=zero_shot,linear_probe", "shots=1,2", "report=false"
+        "train", "-m", *small(), *QUICK[:3], "method=zero_shot,linear_probe", "shots=1,2", "report=false"
     )
     assert status == 0, errors
     assert len(list(Path("runs").iterdir())) == 4
@@ -112,7 +115,7 @@ def test_a_killed_run_goes_on(tmp_path: Path):
         "controls=false",
         "report=false",
     ]
-    arguments = [*small(), *QUICK[:2], *long]
+    arguments = [*small(), *QUICK[:3], *long]
 
     def start(run: str) -> subprocess.Popen:
         call = [sys.executable, str(PROJECT / "train.py"), *arguments, f"run_dir={run}"]
@@ -132,9 +135,12 @@ def test_a_killed_run_goes_on(tmp_path: Path):
     log = again.communicate()[1]
     assert again.returncode == 0, log
     assert "going on from" in log
-    assert without_time(metrics(tmp_path / "whole")) == pytest.approx(
-        without_time(metrics(tmp_path / "killed")), abs=1e-5
+    # certificates are below their tolerance, whatever the rounding of another number of threads makes of them
+    whole, killed = (
+        {key: value for key, value in without_time(metrics(tmp_path / run)).items() if not key.startswith("nec/")}
+        for run in ("whole", "killed")
     )
+    assert whole == pytest.approx(killed, abs=1e-5)
     whole, killed = ((tmp_path / run / "log.csv").read_text().splitlines() for run in ("whole", "killed"))
     assert len(whole) == len(killed) == 251
 
