@@ -376,8 +376,8 @@ def main() -> None:
     report.remarks += [
         f"Synthetic features: 512 dimensions, power-law spectrum, unit norm; rho = {RHO}. Ours starts from features "
         "and directions at every tolerance: standardisation, the way down the penalties and the float64 certificate "
-        "are in its time (median of 3 rounds, before, between and after the others). The others start from standardised "
-        "float32 scores that are given for free, and run once.",
+        "are in its time (median of 3 rounds, before, between and after the others). The others start from "
+        "standardised float32 scores that are given for free, and run once.",
         "`> N x` and `not in N`: the budget was spent before the gap was reached, so the ratio is a lower bound. "
         "glm-saga 0.1.2 with its own data set and loader, stop rule off; saga-gemm is the same iteration with matrix "
         f"products. Both take {SHAPES['5000x500x10'][4]} rows a step ({SHAPES['50000x500x100'][4]} at 50000 rows) and "
