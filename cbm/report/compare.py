@@ -20,6 +20,8 @@ COLUMNS = {
     "test/accuracy": "accuracy",
     "test/accuracy_macro": "macro",
     "test/accuracy_nec5": "acc@5",
+    "test/accuracy_nec5_resolved": "acc@5 re-solved",
+    "test/accuracy_nec_avg_resolved": "acc@avg re-solved",
     "test/ece": "ECE",
     "test/concept_accuracy": "concept acc.",
     "test/concept_auroc": "concept AUROC",
@@ -30,7 +32,10 @@ COLUMNS = {
 """Key in ``metrics.json`` to the column's name; a column that no run has is left out."""
 
 DIGITS = {"model/n_concepts": 0, "time/fit_s": 1, "test/ece": 3, "test/concept_auroc": 3, "test/grounding_gap": 3}
-PERCENT = ("test/accuracy", "test/accuracy_macro", "test/accuracy_nec5", "test/concept_accuracy")
+PERCENT = (
+    "test/accuracy", "test/accuracy_macro", "test/accuracy_nec5", "test/accuracy_nec5_resolved",
+    "test/accuracy_nec_avg_resolved", "test/concept_accuracy",
+)  # fmt: skip
 LOWER_IS_BETTER = ("test/ece",)
 NOT_RANKED = ("model/n_concepts", "time/fit_s")
 LABELS = ("method", "dataset", "encoder", "concepts", "shots", "settings")

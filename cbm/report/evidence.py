@@ -1,5 +1,6 @@
 """Do the concepts carry the decision, and how good is the model beside simpler ones: the first tables of a report."""
 
+import re
 from dataclasses import dataclass
 
 from cbm.metrics import Integrity
@@ -11,6 +12,10 @@ METRICS = {
         "At 5 concepts",
         "Accuracy when every class may use only its five most important concepts; the others are held at their mean. "
         "With hundreds of concepts any directions classify well, meaningful or not; with five they have to be good.",
+    ),
+    "accuracy_nec_avg": (
+        "At 5 to 30, mean",
+        "The same, averaged over 5, 10, 15, 20, 25 and 30 concepts per class (those the run asked for).",
     ),
     "ece": (
         "ECE",
@@ -38,6 +43,13 @@ OTHER_METRICS = {
         "deviations; near zero, the names have little to do with the scores.",
         "{:z.2f} sd",
     ),
+    "residual_share": (
+        "Outside the concepts",
+        "Share of the residual in what tells the classes apart: it bypasses the concepts.",
+        "{:.0%}",
+    ),
+    "accuracy_concepts_only": ("Accuracy of the concept path", "Without the residual.", "{:.1%}"),
+    "accuracy_residual_only": ("Accuracy of the residual", "Without the concepts.", "{:.1%}"),
     "nec": ("Concepts per class", "Concepts with a weight other than zero, mean over the classes.", "{:.0f}"),
     "nec_effective": (
         "Effective concepts per class",
@@ -46,6 +58,34 @@ OTHER_METRICS = {
     ),
 }
 """Further keys: name, meaning, format."""
+
+
+@dataclass(frozen=True)
+class ResolvedRow:
+    """A head solved anew with so many concepts per class.
+
+    Attributes:
+        nec: concepts per class.
+        accuracy: on the test split.
+        gap: bound on the relative distance from the optimum.
+        kkt: largest violation of the optimality conditions, as a share of the penalty.
+    """
+
+    nec: float
+    accuracy: float
+    gap: float
+    kkt: float
+
+
+def resolved_rows(metrics: dict[str, float]) -> list[ResolvedRow]:
+    """The re-solved heads of a run, with their certificates, from ``metrics.json``."""
+    rows = []
+    for key in metrics:
+        if found := re.fullmatch(r"nec/resolved(\d+)_nec", key):
+            target = found.group(1)
+            gap, kkt = (metrics[f"nec/resolved{target}_{name}"] for name in ("gap", "kkt"))
+            rows.append(ResolvedRow(metrics[key], metrics[f"test/accuracy_nec{target}_resolved"], gap, kkt))
+    return rows
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from cbm.layers import ConceptBottleneck
 from cbm.metrics.integrity import Integrity
 from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
 from cbm.report.command import reproduce_command
-from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows
+from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, resolved_rows
 from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
 from cbm.report.thumbnails import Thumbnail, thumbnail
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
@@ -129,6 +129,7 @@ def describe_run(
         "evidence": () if integrity is None else integrity.evidence,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},
         "rows": rows,
+        "resolved": resolved_rows(metrics),
         "further": [
             (name, meaning, form.format(metrics[f"test/{key}"]).replace("-", "−"))
             for key, (name, meaning, form) in OTHER_METRICS.items()
