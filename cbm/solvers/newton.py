@@ -106,22 +106,26 @@ def _hessian(problem: Problem, scores: LinearScores, s: int, weight: Tensor, bia
 def _model_step(
     hessian: Tensor, weight: Tensor, gradient: Tensor, bias_gradient: Tensor, free: Tensor, l1: float, l2: float
 ) -> tuple[Tensor, Tensor]:
-    """The step [C, A], [C] that minimises the second-order model plus the penalty, in float64.
-
-    By FISTA with a diagonal metric, and then, while it lowers the model, exact solutions on the weights that are not
-    zero, each up to the first weight that would change its sign, which then stays at zero.
-    """
+    """The step [C, A], [C] that minimises the second-order model plus the penalty over the free weights and biases."""
     count = len(bias_gradient)
     here = torch.cat([weight[free].double(), bias_gradient.new_zeros(count).double()])
     slope = torch.cat([gradient[free], bias_gradient]).double()
     diagonal = hessian.diagonal()
     diagonal += 1e-7 * diagonal.mean() + 1e-12
-    ridge = torch.full_like(here, l2)
-    lasso = torch.full_like(here, l1)
+    ridge, lasso = torch.full_like(here, l2), torch.full_like(here, l1)
     ridge[-count:] = lasso[-count:] = 0
-    model = hessian + torch.diag(ridge)
-    linear = slope - hessian @ here
-    # in units in which the model's diagonal is one, and in float32
+    model, linear = hessian + torch.diag(ridge), slope - hessian @ here
+    change = _settle_signs(model, linear, lasso, _minimise_model(model, linear, lasso, here)) - here
+    step = torch.zeros_like(weight)
+    step[free] = change[:-count].to(weight)
+    return step, change[-count:].to(weight)
+
+
+def _minimise_model(model: Tensor, linear: Tensor, lasso: Tensor, here: Tensor) -> Tensor:
+    """Approximately argmin_u u.model.u / 2 + linear.u + lasso.|u| from ``here``, by FISTA with restart.
+
+    In float32, in units in which the model's diagonal is one.
+    """
     scale = model.diagonal().sqrt()
     unit = (model / torch.outer(scale, scale)).float()
     tilt, threshold = (linear / scale).float(), (lasso / scale).float()
@@ -129,40 +133,41 @@ def _model_step(
     for _ in range(20):
         probe = F.normalize(unit @ probe, dim=0)
     step = 1 / (1.05 * float((unit @ probe).norm()))
-    lasting, smallest = step * threshold, float(threshold[:-count].min()) if free.any() else 0.0
-    start = ahead = (here * scale).float()
-    at, momentum = start, 1.0
+    enough = 0.01 * float(threshold[threshold > 0].min()) if bool((threshold > 0).any()) else 0.0
+    best = ahead = (here * scale).float()
+    momentum = 1.0
     for turn in range(_INNER):
         moved = torch.add(ahead, torch.addmv(tilt, unit, ahead), alpha=-step)
-        new = moved - torch.clamp(moved, -lasting, lasting)
+        new = moved - torch.clamp(moved, -step * threshold, step * threshold)
         following = (1 + (1 + 4 * momentum**2) ** 0.5) / 2
-        change = new - at
+        change = new - best
         proposal = torch.add(new, change, alpha=(momentum - 1) / following)
         if turn % 10 == 9:
-            if float(change.abs().max()) < 0.01 * step * smallest:
-                at = new
-                break
+            if float(change.abs().max()) < step * enough:
+                return new.double() / scale
             if float((ahead - new) @ change) > 0:
                 proposal, following = new, 1.0
-        at, ahead, momentum = new, proposal, following
-    best = at.double() / scale
+        best, ahead, momentum = new, proposal, following
+    return best.double() / scale
+
+
+def _settle_signs(model: Tensor, linear: Tensor, lasso: Tensor, best: Tensor) -> Tensor:
+    """From an approximate minimum of the model to the exact one on its non-zero weights, in float64.
+
+    As far as the first weight that would change its sign, which then stays at zero, and again without it.
+    """
     for _ in range(_EXACT):
         inside = (best != 0) | (lasso == 0)
-        sign = best.sign() * lasso
-        exact = torch.zeros_like(best)
-        solution, failed = torch.linalg.solve_ex(model[inside][:, inside], -(linear + sign)[inside])
+        target = -(linear + best.sign() * lasso)[inside]
+        solution, failed = torch.linalg.solve_ex(model[inside][:, inside], target)
         if failed:  # not told apart by rounding: the approximate minimum will do
-            break
+            return best
+        exact = torch.zeros_like(best)
         exact[inside] = solution
         turned = (exact * best <= 0) & inside & (lasso > 0)
         if not turned.any():
-            best = exact
-            break
+            return exact
         share = best[turned] / (best[turned] - exact[turned])
-        first = float(share.min())
-        best = best + first * (exact - best)
-        best[turned.nonzero().flatten()[share <= first]] = 0
-    step_all = best - here
-    out = torch.zeros_like(weight)
-    out[free] = step_all[:-count].to(weight)
-    return out, step_all[-count:].to(weight)
+        best = best + share.min() * (exact - best)
+        best[turned.nonzero().flatten()[share <= share.min()]] = 0
+    return best

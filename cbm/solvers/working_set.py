@@ -70,7 +70,7 @@ def _solve(
     while True:
         violation = kkt_violation(problem, state, lam, allowed)
         gap = float((duality_gap(problem, state, lam, allowed) / objective(problem, state, lam)).max())
-        if gap <= 0.3 * tol or passes >= max_passes:  # the bias is not exact yet, and the certificate wants it so
+        if gap <= 0.3 * tol or passes >= max_passes:  # some room for the certificate, which has the exact bias
             return state, passes, True
         if columns is not None and float(violation[:, :, columns].max()) > 0.5 * float(violation.max()):
             stalled = stalled + 1 if gap > 0.7 * best else 0
