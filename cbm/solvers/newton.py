@@ -10,6 +10,7 @@ from cbm.solvers.elastic_net import Problem, State, kkt_residual, loss_and_gradi
 from cbm.solvers.scores import LinearScores
 
 _NEWTON_ROWS = 8192  # rows the second derivatives are summed over, at least (if there are so many)
+_PATIENCE = 20  # steps without progress: rounding
 _HALVINGS = 20  # of a step that does not lower F
 _INNER = 600  # FISTA steps on a second-order model
 _EXACT = 20  # exact solutions of the model between two changes of sign
@@ -27,13 +28,17 @@ def newton(
     """
     rho = problem.l1_ratio
     l1, l2 = ((lam * part).to(weight)[:, None, None] for part in (rho, 1 - rho))
-    passes = 0.0
+    passes, step_count, since, smallest = 0.0, 0, 0, torch.inf
     while True:
         loss, gradient, bias_gradient = loss_and_gradient(problem, scores, weight, bias)
         passes += 1
         state = State(weight, bias, gradient, bias_gradient, loss, loss)
-        if float(kkt_residual(problem, state, lam, allowed).max()) < aim or passes >= max_passes:
+        residual = float(kkt_residual(problem, state, lam, allowed).max())
+        if residual < 0.9 * smallest:
+            smallest, since = residual, step_count
+        if residual < aim or passes >= max_passes or step_count - since > _PATIENCE:
             return weight, bias, passes
+        step_count += 1
         value = objective(problem, state, lam)
         steps = []
         for s in range(problem.size):
