@@ -36,6 +36,22 @@ def check_vector(name: str, value: Tensor | None, length: int) -> Tensor | None:
     return value
 
 
+def check_labels(y: Tensor, rows: int, num_classes: int) -> Tensor:
+    """Return ``y`` if it is an int64 [rows] vector of classes 0 .. num_classes - 1, of two or more, else raise.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if list(y.shape) != [rows] or y.dtype != torch.int64:
+        raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [{rows}] vector")
+    if num_classes < 2 or int(y.min()) < 0 or int(y.max()) >= num_classes:
+        raise ValueError(
+            f"y has classes from {int(y.min())} to {int(y.max())}; expected 0 to num_classes - 1 = {num_classes - 1}, "
+            "and at least two classes"
+        )
+    return y
+
+
 def check_scale(scale: float | Tensor) -> float | Tensor:
     """Return ``scale`` if it is a number or a 0-d tensor, else raise ValueError."""
     if isinstance(scale, Tensor) and scale.ndim != 0:

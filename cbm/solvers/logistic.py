@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from cbm.kernels.shapes import check_matrix
+from cbm.kernels.shapes import check_labels, check_matrix
 
 _HISTORY = 10  # pairs kept by L-BFGS
 _LOGITS = 2**22  # logits per block of rows: bounds the memory of one pass
@@ -53,13 +53,7 @@ def fit_logistic(
         ValueError: If a shape does not fit or a number is out of range.
     """
     check_matrix("x", x)
-    if list(y.shape) != [len(x)] or y.dtype != torch.int64:
-        raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [{len(x)}] vector")
-    if num_classes < 2 or int(y.min()) < 0 or int(y.max()) >= num_classes:
-        raise ValueError(
-            f"y has classes from {int(y.min())} to {int(y.max())}; expected 0 to num_classes - 1 = {num_classes - 1}, "
-            "and at least two classes"
-        )
+    check_labels(y, len(x), num_classes)
     penalties = [float(l2)] if isinstance(l2, int | float) else [float(p) for p in l2]
     if not penalties or not all(p > 0 for p in penalties):
         raise ValueError(f"l2 is {l2}; expected numbers > 0")

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from cbm.kernels.shapes import check_labels
 from cbm.solvers.elastic_net import (
     Link,
     Problem,
@@ -183,13 +184,7 @@ def _problem(
     scores: LinearScores, y: Tensor, num_classes: int, row_weights: Tensor | None, l1_ratio: float, link: Link
 ) -> Problem:
     """Checked arguments."""
-    if list(y.shape) != [len(scores)] or y.dtype != torch.int64:
-        raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [{len(scores)}] vector")
-    if num_classes < 2 or int(y.min()) < 0 or int(y.max()) >= num_classes:
-        raise ValueError(
-            f"y has classes from {int(y.min())} to {int(y.max())}; expected 0 to num_classes - 1 = {num_classes - 1}, "
-            "and at least two classes"
-        )
+    check_labels(y, len(scores), num_classes)
     if not 0 < l1_ratio <= 1:
         raise ValueError(f"l1_ratio is {l1_ratio}; expected a number in (0, 1]")
     if link not in ("softmax", "ova"):
