@@ -10,7 +10,7 @@ from conftest import PROJECT
 FLOORS = {
     0: ["errors", "files", "config", "run_directory"],
     1: ["kernels", "solvers", "encoders"],
-    2: ["data", "concepts", "layers", "metrics"],
+    2: ["data", "concepts", "layers", "losses", "metrics"],
     3: ["module", "evaluation", "tracking"],
     4: ["methods", "editing"],
     5: ["report", "run", "inputs", "spurious", "trained", "cli", "__main__", "__init__"],

@@ -7,7 +7,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cbm.kernels.shapes import check_matrix, check_scale, check_vector, compute_dtype
+from cbm.kernels.shapes import check_k, check_matrix, check_scale, check_vector, compute_dtype
 
 Activation = Literal["identity", "sigmoid", "relu"]
 _ACTIVATIONS = {"identity": lambda scores: scores, "sigmoid": torch.sigmoid, "relu": torch.relu}
@@ -83,8 +83,7 @@ def topk_concepts(x: Tensor, concepts: Tensor, k: int, *, chunk: int = 4096) -> 
     """
     check_matrix("x", x)
     count = len(check_matrix("concepts", concepts, columns=x.shape[1]))
-    if not 1 <= k <= count:
-        raise ValueError(f"k is {k}; expected 1 <= k <= {count}, the number of concepts")
+    check_k(k, count)
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected >= 1")
     dtype = compute_dtype(x, concepts)
@@ -107,7 +106,7 @@ def _topk_of_rows(x: Tensor, concepts: Tensor, k: int, chunk: int) -> tuple[Tens
     for start in range(0, len(concepts), chunk):
         scores = x @ concepts[start : start + chunk].to(x.dtype).T
         scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        new_values, new_indices = _ordered_topk(scores, min(k, scores.shape[1]))
+        new_values, new_indices = ordered_topk(scores, min(k, scores.shape[1]))
         # everything kept so far has a lower index than this chunk, so a stable sort keeps ties in index order
         values, order = torch.cat([values, new_values], 1).sort(dim=1, descending=True, stable=True)
         indices = torch.cat([indices, new_indices + start], 1).gather(1, order)
@@ -115,7 +114,7 @@ def _topk_of_rows(x: Tensor, concepts: Tensor, k: int, chunk: int) -> tuple[Tens
     return values, indices
 
 
-def _ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``scores.topk(k)`` with ties broken by the lower index, in the choice and in the order."""
     indices = scores.topk(k, 1, sorted=False).indices.sort(1).values
     values, order = scores.gather(1, indices).sort(dim=1, descending=True, stable=True)

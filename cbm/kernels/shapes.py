@@ -59,6 +59,20 @@ def check_scale(scale: float | Tensor) -> float | Tensor:
     return scale
 
 
+def check_k(k: int, count: int) -> int:
+    """Return ``k`` if 1 <= k <= count, the number of concepts to choose from, else raise ValueError."""
+    if not 1 <= k <= count:
+        raise ValueError(f"k is {k}; expected 1 <= k <= {count}, the number of concepts")
+    return k
+
+
+def check_tau(tau: float) -> float:
+    """Return the temperature ``tau`` if it is positive, else raise ValueError."""
+    if not tau > 0:
+        raise ValueError(f"tau is {tau}; expected > 0")
+    return tau
+
+
 def compute_dtype(*tensors: Tensor | None) -> torch.dtype:
     """The dtype to compute in: float64 if any tensor is float64, else float32 (half-precision inputs are upcast).
 

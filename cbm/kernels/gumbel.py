@@ -1,0 +1,220 @@
+"""Gumbel noise, and a gate that keeps k concepts of every picture, sampled with it.
+
+With standard Gumbel noise g the largest entry of z + g is a draw from softmax(z), and the k largest are k draws without
+replacement (Plackett-Luce). The temperature tau belongs to the relaxation (z + g) / tau, never to the law.
+
+Noise is drawn again wherever it is needed, never stored: it is a function of a seed and of the position.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from cbm.kernels.scores import ordered_topk
+from cbm.kernels.shapes import check_k, check_matrix, check_tau, compute_dtype
+
+_BLOCK = 64  # rows drawn by one generator: changing it changes every draw
+_CHUNK = 2**17  # entries per step, of which the relaxation keeps a few times k copies: 20 MB of float32 at k = 5
+
+
+def gumbel_noise(
+    rows: int,
+    columns: int,
+    seed: int,
+    *,
+    start: int = 0,
+    stream: int = 0,
+    device: torch.device | str | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> Tensor:
+    """Rows ``start`` to ``start + rows`` of an endless matrix of standard Gumbel draws.
+
+    An entry depends on the seed, the stream, its row, its column, the number of columns and the kind of device, so the
+    rows may be drawn in any chunks. It comes from 23 random bits i as g = -log(-log((i + 1/2) / 2^23)), between -2.81
+    and 16.64: never infinite, and the same draw in float32 and in float64. Each block of 64 rows has a generator of its
+    own; on a CPU PyTorch seeds one from 32 bits, so among some ten thousand blocks two may repeat each other.
+
+    Args:
+        rows: How many rows.
+        columns: Columns of the matrix.
+        seed: Any integer.
+        start: The first row, >= 0.
+        stream: Independent matrices of one seed are numbered by it.
+        device: Where to draw; None for PyTorch's default device.
+        dtype: float32 or float64.
+
+    Returns:
+        ``[rows, columns]``.
+
+    Raises:
+        ValueError: If ``start`` is negative or ``dtype`` is another one.
+    """
+    if start < 0:
+        raise ValueError(f"start is {start}; expected >= 0")
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"dtype is {dtype}; expected torch.float32 or torch.float64")
+    device = torch.get_default_device() if device is None else torch.device(device)
+    first, end = start // _BLOCK, -(-(start + rows) // _BLOCK)
+    bits = torch.empty(end - first, _BLOCK, columns, dtype=torch.int32, device=device)
+    generator = torch.Generator(device)
+    for block, values in enumerate(bits, first):
+        generator.manual_seed(_mix(seed, stream, block))
+        values.random_(0, 2**23, generator=generator)
+    bits = bits.view(-1, columns)[start - first * _BLOCK :][:rows]
+    return bits.to(dtype).add_(0.5).div_(2**23).log_().neg_().log_().neg_()
+
+
+def _mix(*parts: int) -> int:
+    """A 64-bit hash of integers: the output function of splitmix64, chained over them."""
+    mask, state = 2**64 - 1, 0
+    for part in parts:
+        state = (state + part + 0x9E3779B97F4A7C15) & mask
+        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
+        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask
+        state ^= state >> 31
+    return state
+
+
+def check_noise(seed: int | None, *noise: Tensor | None, shape: torch.Size) -> None:
+    """Raise ValueError unless either a seed is given or every matrix of noise, each of the wanted shape."""
+    if (seed is None) == all(matrix is None for matrix in noise):
+        raise ValueError("seed and noise: expected exactly one of them")
+    for matrix in noise:
+        if matrix is not None:
+            check_matrix("noise", matrix, *shape)
+
+
+def row_chunks(rows: int, columns: int) -> Iterator[slice]:
+    """Slices that cover the rows in order, of a bounded number of entries; they start where a block of noise does."""
+    step = max(1, _CHUNK // (columns * _BLOCK)) * _BLOCK
+    return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
+
+
+def perturb(
+    z: Tensor, rows: slice, dtype: torch.dtype, seed: int | None, noise: Tensor | None, stream: int = 0
+) -> Tensor:
+    """``z + g`` on some of the rows in ``dtype``; g is given as ``noise``, else drawn from ``seed``."""
+    if noise is not None:
+        return z[rows].to(dtype) + noise[rows].to(z.device, dtype)
+    assert seed is not None
+    drawn = gumbel_noise(
+        rows.stop - rows.start, z.shape[1], seed, start=rows.start, stream=stream, device=z.device, dtype=dtype
+    )
+    return drawn.add_(z[rows])
+
+
+def soft_khot(keys: Tensor, k: int, tau: float) -> Tensor:
+    """Relaxed indicator of the k largest keys of every row: the sum of k softmaxes, each with less of what was taken.
+
+        p^j = softmax(keys^j / tau)        keys^{j+1} = keys^j + log(1 - p^j)        result = p^1 + .. + p^k
+
+    log(1 - p) of the largest entry is formed from the others, so it is exact, and has its gradient, where p rounds
+    to 1. An entry may exceed 1; with tau -> 0 the result is the indicator. Differentiable in the keys.
+
+    Args:
+        keys: ``[N, K]``, finite.
+        k: How many, 1 <= k <= K.
+        tau: Temperature, > 0.
+
+    Returns:
+        ``[N, K]``; every row sums to k. float32, or float64 if the keys are.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    check_k(k, check_matrix("keys", keys).shape[1])
+    check_tau(tau)
+    keys = keys.to(compute_dtype(keys))
+    total = torch.zeros_like(keys)
+    for step in range(k):
+        log_p = torch.log_softmax(keys / tau, 1)
+        p = log_p.exp()
+        total = total + p
+        if step < k - 1:
+            top = log_p.argmax(1, keepdim=True)
+            others = log_p.scatter(1, top, -torch.inf).logsumexp(1, keepdim=True)
+            keys = keys + torch.log1p(-p.scatter(1, top, 0)).scatter(1, top, others)
+    return total
+
+
+def topk_gate(z: Tensor, k: int) -> Tensor:
+    """``z`` where it is among the k largest of its row, else 0; of equal values the lower index is kept.
+
+    Args:
+        z: ``[N, K]``.
+        k: How many to keep, 1 <= k <= K.
+
+    Returns:
+        ``[N, K]``, float32 or, if z is, float64. The gradient goes to the kept entries only.
+
+    Raises:
+        ValueError: If an argument is out of range.
+    """
+    check_k(k, check_matrix("z", z).shape[1])
+    values = z.to(compute_dtype(z))
+    kept = ordered_topk(values.detach(), k)[1]
+    return torch.zeros_like(values).scatter(1, kept, values.gather(1, kept))
+
+
+def gumbel_topk_gate(z: Tensor, k: int, tau: float, *, seed: int | None = None, noise: Tensor | None = None) -> Tensor:
+    """``m * z`` with m the indicator of the k largest entries of ``z + g`` in every row; g is Gumbel noise.
+
+    The gradient is straight-through: m is differentiated as if it were ``soft_khot(z + g, k, tau)``,
+
+        dL/dz = m * u + J^T (u * z)        u = dL/d(m * z), J the Jacobian of soft_khot in its keys
+
+    Between the passes only z and the seed (or the given noise) are kept: the backward pass draws the noise again and
+    differentiates the relaxation in chunks of rows. Differentiable once.
+
+    Args:
+        z: ``[N, K]``, finite.
+        k: How many to keep, 1 <= k <= K.
+        tau: Temperature of the relaxation, > 0; the forward pass does not depend on it.
+        seed: Draws ``g = gumbel_noise(N, K, seed)``.
+        noise: g itself ``[N, K]``, instead of a seed. It gets no gradient.
+
+    Returns:
+        ``[N, K]``, float32 or, if z is, float64.
+
+    Raises:
+        ValueError: If an argument is out of range, or not exactly one of ``seed`` and ``noise`` is given.
+    """
+    check_k(k, check_matrix("z", z).shape[1])
+    check_tau(tau)
+    check_noise(seed, noise, shape=z.shape)
+    return _GumbelTopkGate.apply(z, k, tau, seed, noise)
+
+
+class _GumbelTopkGate(torch.autograd.Function):
+    """Forward and backward of the gate, both over chunks of rows."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, k: int, tau: float, seed: int | None, noise: Tensor | None) -> Tensor:
+        ctx.save_for_backward(z, noise)
+        ctx.settings = k, tau, seed
+        gated = torch.zeros_like(z, dtype=compute_dtype(z))
+        for rows in row_chunks(*z.shape):
+            kept = ordered_topk(perturb(z, rows, gated.dtype, seed, noise), k)[1]
+            gated[rows].scatter_(1, kept, z[rows].gather(1, kept).to(gated.dtype))
+        return gated
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None, None, None]:
+        z, noise = ctx.saved_tensors
+        k, tau, seed = ctx.settings
+        gradient = torch.empty_like(z)
+        for rows in row_chunks(*z.shape):
+            keys = perturb(z, rows, upstream.dtype, seed, noise)
+            u = upstream[rows]
+            kept = ordered_topk(keys, k)[1]
+            with torch.enable_grad():
+                soft = soft_khot(keys.requires_grad_(), k, tau)
+            (through,) = torch.autograd.grad(soft, keys, u * z[rows])
+            gradient[rows] = through.scatter_add(1, kept, u.gather(1, kept))
+        return gradient, None, None, None, None
