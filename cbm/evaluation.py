@@ -7,35 +7,35 @@ import torch
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
-from cbm.data.features import FeatureData, FeatureSplit
+from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.kernels import class_vectors
 from cbm.layers import ConceptBottleneck
 from cbm.metrics import (
+    ConceptAlignment,
+    ImageSparsity,
     classification_metrics,
     concept_label_metrics,
     effective_concepts,
     grounding_gap,
     match_concepts,
     nonzero_concepts,
-    truncated_linear,
+    truncated_weights,
 )
 from cbm.metrics.nec import SparseHead
 
 
 @torch.no_grad()
 def predict_logits(model: nn.Module, x: Tensor, chunk: int = 65536) -> Tensor:
-    """Logits ``[N, C]`` of features ``[N, D]``, in chunks; a bottleneck is collapsed into its class vectors once."""
+    """Logits ``[N, C]`` of features ``[N, D]``, in chunks."""
     if isinstance(model, ConceptBottleneck):
-        vectors, bias = model.linear()
-        return torch.cat([torch.nn.functional.linear(part, vectors, bias) for part in x.split(chunk)])
+        return model.logits(x)
     return torch.cat([model(part) for part in x.split(chunk)])
 
 
-@torch.no_grad()
-def nec5_logits(model: ConceptBottleneck, x: Tensor) -> Tensor:
-    """Logits ``[N, C]`` when every class may use its five most important concepts only (and no residual)."""
-    vectors, bias = truncated_linear(model.concept_path(), 5)
-    return torch.nn.functional.linear(x, vectors, bias)
+def truncated_logits(model: ConceptBottleneck, x: Tensor, count: int = 5) -> Tensor:
+    """Logits ``[N, C]`` when every class may use its ``count`` most important concepts only (and no residual)."""
+    path = model.concept_path()
+    return path.logits(x, truncated_weights(path, count))
 
 
 @torch.no_grad()
@@ -59,6 +59,8 @@ def evaluate_split(
             values |= residual_metrics(model, split)
         values["nec"] = nonzero_concepts(model.weights())
         values["nec_effective"] = effective_concepts(model.importance())
+        values |= {f"image_{key}": value for key, value in image_sparsity(model, split.x).items()}
+        values |= alignment(model, bank, split.x)
         gap, gap_std = grounding_gap(split.x, split.y, model.concepts, bank.owners(data.classes))
         values["grounding_gap"], values["grounding_gap_std"] = gap, gap_std
         values |= concept_ground_truth(model, bank, split, data)[0]
@@ -67,11 +69,8 @@ def evaluate_split(
 
 def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[SparseHead]) -> dict[str, float]:
     """Accuracy at equal sparsity: truncated (``accuracy_nec5``), and re-solved if there are ``heads``; averages too."""
-    path = model.concept_path()
-    truncated = {}
-    for count in dict.fromkeys([5, *(head.target for head in heads)]):
-        vectors, bias = truncated_linear(path, count)
-        truncated[count] = accuracy(torch.nn.functional.linear(split.x, vectors, bias), split.y)
+    counts = dict.fromkeys([5, *(head.target for head in heads)])
+    truncated = {count: accuracy(truncated_logits(model, split.x, count), split.y) for count in counts}
     values = {"accuracy_nec5": truncated[5]}
     if heads:
         solved = {}
@@ -82,6 +81,37 @@ def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[S
         values |= {f"accuracy_nec{count}_resolved": value for count, value in solved.items()}
         values["accuracy_nec_avg_resolved"] = sum(solved.values()) / len(solved)
     return values
+
+
+@torch.no_grad()
+def image_sparsity(model: ConceptBottleneck, x: Tensor) -> dict[str, float]:
+    """How many concepts enter one picture's decision: sparsity of what they add to the logit of the predicted class.
+
+    Of at most 4,096 pictures at even distances: these are means, and K numbers per picture are looked at.
+    """
+    sparsity = ImageSparsity()
+    for part in spaced(x, 4096).split(256):
+        sparsity.update(model.contributions(part, model(part).argmax(dim=1)))
+    return {key: float(value) for key, value in sparsity.compute().items()}
+
+
+@torch.no_grad()
+def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[str, float]:
+    """Whether concepts that were learned still mean their names, and of how many concepts of the bank they are mixed.
+
+    Without a learned layer every name shows the score of its own direction: all three are 1.
+
+    Left out where the bank does not hold its texts' directions in the space of the features (``label_free`` with
+    another text-image model as teacher).
+    """
+    if any("projection" in concept.provenance for concept in bank.concepts):
+        return {}
+    if model.mixing is None:
+        return {"alignment": 1.0, "self_rank": 1.0, "mixed_concepts": 1.0}
+    measured = ConceptAlignment(model.concepts, bank.directions())
+    measured.update(x)
+    values = {key: float(value) for key, value in measured.compute().items()}
+    return values | {"mixed_concepts": nonzero_concepts(model.mixing)}
 
 
 def residual_metrics(model: ConceptBottleneck, split: FeatureSplit) -> dict[str, float]:
@@ -96,11 +126,9 @@ def residual_metrics(model: ConceptBottleneck, split: FeatureSplit) -> dict[str,
     return values
 
 
-@torch.no_grad()
 def deleted_logits(model: ConceptBottleneck, x: Tensor) -> Tensor:
-    """Logits ``[N, C]`` with every concept held at its mean over the training pictures."""
-    vectors, bias = model.linear(torch.zeros_like(model.weights()))
-    return torch.nn.functional.linear(x, vectors, bias)
+    """Logits ``[N, C]`` with every concept held at its reference value."""
+    return model.logits(x, torch.zeros_like(model.weights()))
 
 
 @torch.no_grad()

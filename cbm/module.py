@@ -23,18 +23,30 @@ from cbm.files import cannot_write, write_atomically
 log = logging.getLogger(__name__)
 
 
+def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Mean cross-entropy of a batch: features ``[B, D]``, labels ``[B]``."""
+    return nn.functional.cross_entropy(model(x), y)
+
+
 class ConceptBottleneckModule(lightning.LightningModule):
-    """Cross-entropy training of a classifier on frozen features, keeping the weights with the lowest validation loss.
+    """Training of a classifier on frozen features, keeping the weights with the lowest validation cross-entropy.
 
     Args:
         model: features ``[N, D]`` to logits ``[N, C]``.
         optimizer: from the parameters to an optimizer.
+        loss: of the model on a batch: features ``[B, D]``, labels ``[B]``. Cross-entropy by default.
     """
 
-    def __init__(self, model: nn.Module, optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer]):
+    def __init__(
+        self,
+        model: nn.Module,
+        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        loss: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy,
+    ):
         super().__init__()
         self.model = model
         self._optimizer = optimizer
+        self._loss = loss
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "state": None}
         self.history: list[dict[str, float]] = []
         self._train_loss = torch.zeros(())
@@ -49,9 +61,8 @@ class ConceptBottleneckModule(lightning.LightningModule):
         return self._optimizer([p for p in self.model.parameters() if p.requires_grad])
 
     def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Mean cross-entropy of a batch."""
-        x, y = batch
-        loss = nn.functional.cross_entropy(self(x), y)
+        """The loss of a batch."""
+        loss = self._loss(self.model, *batch)
         self._train_loss = loss.detach()
         return loss
 

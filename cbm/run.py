@@ -26,7 +26,7 @@ from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.store import DTYPES
 from cbm.encoders.base import AUTOCAST, Encoder
 from cbm.errors import UserError, did_you_mean
-from cbm.evaluation import deleted_logits, evaluate_split, nec5_logits, outside_share, predict_logits
+from cbm.evaluation import deleted_logits, evaluate_split, outside_share, predict_logits, truncated_logits
 from cbm.files import write_atomically
 from cbm.inputs import (
     candidate_bank,
@@ -90,7 +90,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
     with timed(timing, "time/encode_s"):
         data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"), teacher)
-        if method.uses_teacher:
+        if method.reads_class_names:
             data.class_embeddings = encode_text([clean_class_name(name) for name in data.classes])
     if pictures is not None:
         with timed(timing, "time/concepts_s"):
@@ -99,10 +99,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
         logger = wandb_logger(cfg, run)
         bank = candidates and apply_control(candidates, cfg.concepts.control, cfg.seed)
         model, bank = fit_method(method, data, bank, cfg, encoder.logit_scale, run.path, logger)
+        facts = {f"method/{key}": value for key, value in method.facts.items()}  # before controls overwrite them
 
     with timed(timing, "time/nec_s"):
         heads = resolve_nec(model, bank, data, cfg)
     metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
+    metrics |= facts
     for head in heads:
         metrics |= {f"nec/resolved{head.target}_{key}": getattr(head, key) for key in ("nec", "gap", "kkt")}
     integrity = None
@@ -186,7 +188,7 @@ def fit_method(
     seed_everything(cfg.seed, verbose=False)
     model, bank = method.build(data, bank, logit_scale)
     if method.trains:
-        module = ConceptBottleneckModule(model, method.optimizer)
+        module = ConceptBottleneckModule(model, method.optimizer, method.loss)
         trainer = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision")}
         epochs = min(cfg.trainer.max_epochs, method.config.max_epochs)
         fit(
@@ -197,7 +199,7 @@ def fit_method(
         )  # fmt: skip
         if run_path is not None:
             write_history(run_path / "log.csv", module.history)
-    return model.eval().requires_grad_(False), bank
+    return method.finish(model.eval().requires_grad_(False), data), bank
 
 
 def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, cfg: DictConfig) -> list[SparseHead]:
@@ -228,7 +230,7 @@ def check_integrity(
     test, classes = data.test, data.classes
     return weigh_integrity(
         {name: predict_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
-        {name: nec5_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
+        {name: truncated_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
         {name: concept_gaps(test.x, test.y, m.concepts, b.owners(classes))[1] for name, (m, b) in fitted.items()},
         deleted=float((deleted_logits(model, test.x).argmax(1) == test.y).float().mean()),
         renamed=renamed_accuracy(model, test.x, test.y),

@@ -61,6 +61,11 @@ def unit_norm(features: Tensor, names: list[str]) -> Tensor:
     return F.normalize(features, dim=1)
 
 
+def spaced(x: Tensor, count: int) -> Tensor:
+    """``x`` ``[N, ...]``, or ``count`` of its rows at even distances."""
+    return x if len(x) <= count else x[torch.arange(count) * len(x) // count]
+
+
 class Batches:
     """Batches over tensors in memory; Lightning iterates over it as over a DataLoader.
 
@@ -116,7 +121,7 @@ class FeatureData(lightning.LightningDataModule):
         encoder: fingerprint of the encoder of the features.
         teacher: the same training and validation pictures, in the same order, by a text-image model; None if that is
             the encoder itself.
-        class_embeddings: ``[C, E]`` the class names by the text-image model, for methods that ask for a teacher.
+        class_embeddings: ``[C, E]`` the class names by the text-image model, for methods that read class names.
     """
 
     def __init__(

@@ -10,8 +10,8 @@ from cbm.layers import ConceptBottleneck, LinearHead
 def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False) -> ConceptBottleneck:
     """A copy of the model in which some classes no longer read some concepts.
 
-    A removed concept is held at its mean over the training pictures. Classes from which nothing is removed keep their
-    weights and bias bit by bit. A residual is not touched, so it weakens the edit.
+    A removed concept is held at its reference value (its mean over the training pictures). Classes from which nothing
+    is removed keep their weights and bias bit by bit. A residual is not touched, so it weakens the edit.
 
     Args:
         model: any bottleneck; the copy has a ``LinearHead``.
@@ -28,7 +28,12 @@ def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False)
     bias = weights.new_zeros(len(weights)) if model.head.bias is None else model.head.bias
     bias = bias + (weights - kept) @ model.reference
     edited = ConceptBottleneck(
-        model.concepts, LinearHead(kept, bias), reference=model.reference, spread=model.spread
+        model.concepts,
+        LinearHead(kept, bias),
+        reference=model.reference,
+        spread=model.spread,
+        activation=model.activation,
+        mixing=model.mixing,
     ).requires_grad_(False)
     if isinstance(model.residual, nn.Module):
         edited.residual = model.residual

@@ -5,28 +5,36 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cbm.kernels import class_vectors, concept_scores, linear_bottleneck_logits
+from cbm.kernels import class_vectors, concept_scores, linear_bottleneck_logits, score_moments
+from cbm.layers.activations import Activation
 from cbm.layers.heads import Head
 from cbm.layers.probe import LinearProbe
+
+ACTIVATIONS_AT_ONCE = 4_000_000  # 16 MB of float32
 
 
 class ConceptBottleneck(nn.Module):
     """Scores of K concepts, and a head that reads nothing else.
 
-        s      = scale * x T^T          [N, K]
-        logits = s A^T + b              [N, C]         (+ x R^T + e, the residual of PCBM-h)
+        s      = x T^T                  [N, K]
+        a      = phi(s)                 [N, K]         (the scores themselves without an activation)
+        logits = scale * a A^T + b      [N, C]         (+ x R^T + e, the residual of PCBM-h)
 
-    A linear bottleneck is one ``[C, D]`` matrix, so logits are computed without the ``[N, K]`` scores wherever that is
-    cheaper (``cbm.kernels.linear``).
+    Without an activation the bottleneck is one ``[C, D]`` matrix, so logits are computed without the ``[N, K]`` scores
+    wherever that is cheaper (``cbm.kernels.linear``).
 
     Args:
         concepts: ``[K, D]`` concept directions, frozen.
         head: weights and bias of the classes.
-        scale: factor on the scores; its logarithm is a parameter if ``learn_scale``.
+        scale: factor on the activations; its logarithm is a parameter if ``learn_scale``.
         learn_scale: train the scale along with the head.
-        reference: ``[K]`` what each concept's cosine is on average over the training pictures: the point from which
-            contributions are counted, and the value a removed concept is held at. Zeros by default.
-        spread: ``[K]`` standard deviation of the cosine over the training pictures. Ones by default.
+        reference: ``[K]`` what each concept's activation is on average over the training pictures (zero if that is
+            where it rests): the point from which contributions are counted, and the value a removed concept is held
+            at. Zeros by default.
+        spread: ``[K]`` standard deviation of the activation over the training pictures. Ones by default.
+        activation: from scores to activations; None for a linear bottleneck.
+        mixing: ``[K, K]`` where the concepts are mixtures of those of the bank, in what proportion (row k: what goes
+            by the name of concept k); kept for inspection, ``concepts`` are the result.
 
     Attributes:
         residual: a linear map from the features that is added to the logits and bypasses the concepts, or None.
@@ -35,6 +43,7 @@ class ConceptBottleneck(nn.Module):
     concepts: Tensor
     reference: Tensor
     spread: Tensor
+    mixing: Tensor | None
 
     def __init__(
         self,
@@ -45,6 +54,8 @@ class ConceptBottleneck(nn.Module):
         learn_scale: bool = False,
         reference: Tensor | None = None,
         spread: Tensor | None = None,
+        activation: Activation | None = None,
+        mixing: Tensor | None = None,
     ):
         super().__init__()
         count = len(concepts)
@@ -53,6 +64,8 @@ class ConceptBottleneck(nn.Module):
         self.register_buffer("spread", torch.ones(count) if spread is None else spread.clone())
         self.log_scale = nn.Parameter(torch.tensor(scale).log(), requires_grad=learn_scale)
         self.head = head
+        self.activation = activation
+        self.register_buffer("mixing", None if mixing is None else mixing.clone())
         self.residual: LinearProbe | None = None
 
     @property
@@ -62,16 +75,24 @@ class ConceptBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Unit-norm features ``[N, D]`` to logits ``[N, C]``."""
-        logits = linear_bottleneck_logits(x, self.concepts, self.head.weight(), scale=self.scale, bias=self.head.bias)
+        weight, bias = self.head.weight(), self.head.bias
+        if self.activation is None:
+            logits = linear_bottleneck_logits(x, self.concepts, weight, scale=self.scale, bias=bias)
+        else:
+            logits = nn.functional.linear(self.activations(x), self.scale * weight, bias)
         return logits if self.residual is None else logits + self.residual(x)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Cosine of every picture with every concept, ``[N, K]``."""
+        """Score of every picture on every concept, ``[N, K]``: the cosine, where concepts have unit norm."""
         return concept_scores(x, self.concepts)
+
+    def activations(self, x: Tensor) -> Tensor:
+        """What the head reads, ``[N, K]``."""
+        return self.scores(x) if self.activation is None else self.activation(self.scores(x))
 
     @torch.no_grad()
     def weights(self) -> Tensor:
-        """What one unit of a concept's cosine adds to each class, ``[C, K]`` (scale included)."""
+        """What one unit of a concept's activation adds to each class, ``[C, K]`` (scale included)."""
         return self.scale * self.head.weight()
 
     @torch.no_grad()
@@ -96,28 +117,53 @@ class ConceptBottleneck(nn.Module):
         Returns:
             ``[N, K]``; ``base()[classes] + contributions.sum(1)`` is the logit, but for the residual.
         """
-        return self.weights()[classes] * (self.scores(x) - self.reference)
+        return self.weights()[classes] * (self.activations(x) - self.reference)
 
     @torch.no_grad()
-    def linear(self, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The bottleneck as one linear map: ``logits = x @ vectors.T + bias``.
+    def logits(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
+        """Logits of any number of pictures ``[N, D]``, computed in chunks; ``[N, C]``.
 
         Args:
-            keep: ``[C, K]`` factor on every weight. Where it is 0, the concept is held at its reference value.
-                None keeps all weights as they are.
-
-        Returns:
-            vectors ``[C, D]`` and bias ``[C]``.
+            x: unit-norm features.
+            weights: ``[C, K]`` to be used instead of ``weights()``. Concepts are counted from their reference value,
+                so that a weight of 0 holds a concept there.
         """
-        weights = self.weights()
-        if keep is None:
-            vectors, bias = class_vectors(self.concepts, weights, bias=self.head.bias)
+        if weights is None:
+            weights, bias = self.weights(), self.head.bias
         else:
-            kept = weights * keep
-            vectors, bias = class_vectors(self.concepts, kept, bias=self.base() - kept @ self.reference)
-        if self.residual is None:
-            return vectors, bias
-        return vectors + self.residual.matrix, bias + self.residual.bias
+            bias = self.base() - weights @ self.reference
+        if self.activation is None:
+            rows = 65536
+            weights, bias = class_vectors(self.concepts, weights, bias=bias)
+        else:
+            rows = max(1, ACTIVATIONS_AT_ONCE // len(self.concepts))
+        parts = [
+            nn.functional.linear(part if self.activation is None else self.activations(part), weights, bias)
+            for part in x.split(rows)
+        ]
+        return torch.cat(parts) if self.residual is None else torch.cat(parts) + self.residual(x)
+
+    @torch.no_grad()
+    def calibrate(self, x: Tensor) -> "ConceptBottleneck":
+        """Set ``reference`` and ``spread`` from the training pictures ``[N, D]``; returns the model."""
+        if self.activation is None:
+            mean, spread = score_moments(x, self.concepts)
+        else:
+            mean, spread = self._activation_moments(x)
+            if self.activation.rests_at_zero:
+                mean = torch.zeros_like(mean)
+        self.reference, self.spread = mean, spread
+        return self
+
+    def _activation_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation ``[K]`` of the activations, from float64 sums over chunks."""
+        total, squares = torch.zeros(2, len(self.concepts), dtype=torch.float64)
+        for part in x.split(max(1, ACTIVATIONS_AT_ONCE // len(self.concepts))):
+            values = self.activations(part).double()
+            total, squares = total + values.sum(dim=0), squares + values.square().sum(dim=0)
+        mean = total / len(x)
+        variance = (squares - len(x) * mean.square()) / max(len(x) - 1, 1)
+        return mean.float(), variance.clamp(min=0).sqrt().float()
 
     def concept_path(self) -> "ConceptBottleneck":
         """The same bottleneck without its residual."""

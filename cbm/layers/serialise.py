@@ -10,6 +10,7 @@ from torch import nn
 
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.layers.activations import ACTIVATIONS
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
@@ -20,6 +21,7 @@ def save_model(model: nn.Module, path: Path) -> None:
     kind = {"model": type(model).__name__}
     if isinstance(model, ConceptBottleneck):
         kind["head"] = type(model.head).__name__
+        kind["activation"] = "" if model.activation is None else type(model.activation).__name__
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     write_atomically(path, safetensors.torch.save(tensors, {"cbm": json.dumps(kind)}))
 
@@ -50,7 +52,11 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
         head: Head = AssociationHead(tensors["head.logits"])
     else:
         head = LinearHead(tensors["head.matrix"], tensors.get("head.bias"))
-    model = ConceptBottleneck(tensors["concepts"], head)
+    activation = None
+    if name := kind.get("activation"):
+        settings = {key.removeprefix("activation."): tensor for key, tensor in tensors.items() if "activation." in key}
+        activation = ACTIVATIONS[name](**settings)
+    model = ConceptBottleneck(tensors["concepts"], head, activation=activation, mixing=tensors.get("mixing"))
     if "residual.matrix" in tensors:
         model.residual = LinearProbe(tensors["residual.matrix"], tensors["residual.bias"])
     return model

@@ -7,11 +7,12 @@ from typing import Any, ClassVar, Literal
 import torch
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from torch import nn
+from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.errors import UserError, did_you_mean
+from cbm.module import cross_entropy
 
 METHODS: dict[str, type["Method"]] = {}
 
@@ -19,19 +20,25 @@ METHODS: dict[str, type["Method"]] = {}
 class Method:
     """A paper. Subclasses give a ``Config`` dataclass, ``build``, and, if they train by gradient, ``optimizer``.
 
+    What is trained may be another module than what is saved: ``finish`` turns one into the other.
+
     Attributes:
         speaks_through: ``bank`` (the configured concepts), ``class_names`` (one concept per class), or None.
         trains: whether ``build`` leaves something for Lightning to train.
         uses_teacher: whether the concepts may be phrases of another text-image model (``data.teacher``).
+        facts: numbers about the fit that go to ``metrics.json`` as ``method/NAME``.
+        reads_class_names: whether ``build`` needs ``data.class_embeddings``.
     """
 
     Config: ClassVar[type]
     speaks_through: ClassVar[Literal["bank", "class_names"] | None] = "bank"
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
+    reads_class_names: ClassVar[bool] = False
 
     def __init__(self, config: Any):
         self.config = config
+        self.facts: dict[str, float] = {}
 
     def build(
         self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
@@ -56,6 +63,14 @@ class Method:
             used: what it made the model of.
         """
         return self, candidates
+
+    def loss(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
+        """What training makes small on a batch: features ``[B, D]``, labels ``[B]``."""
+        return cross_entropy(model, x, y)
+
+    def finish(self, model: Any, data: FeatureData) -> nn.Module:
+        """The model that is saved and used, from the trained one."""
+        return model
 
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """The optimizer of what ``build`` left to train."""

@@ -61,6 +61,7 @@ class LabelFree(Method):
     Config = LabelFreeConfig
     trains = False
     uses_teacher = True
+    reads_class_names = True
 
     def __init__(self, config: LabelFreeConfig):
         super().__init__(config)
@@ -83,7 +84,11 @@ class LabelFree(Method):
             bank, "clip_cutoff", lambda b, cutoff: drop_unseen(b, top_activation(pictures, b.directions()), cutoff)
         )
         directions, similarity = self._learn(data, bank.directions())
-        concepts = tuple(replace(c, score=value) for c, value in zip(bank.concepts, similarity.tolist()))
+        learned = directions is not bank.embeddings
+        concepts = tuple(
+            replace(c, score=value, provenance={**c.provenance, "projection": value} if learned else c.provenance)
+            for c, value in zip(bank.concepts, similarity.tolist())
+        )
         bank = replace(bank, concepts=concepts, embeddings=directions, encoder=data.encoder)
         bank = self._apply(bank, "interpretability_cutoff", lambda b, cutoff: _drop_unlearned(b, similarity, cutoff))
         log.info(

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.selection import claim_concepts, select_concepts
-from cbm.data.features import FeatureData
+from cbm.data.features import FeatureData, spaced
 from cbm.kernels import class_vectors, score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
 from cbm.methods.base import Method, one_of, register_method
@@ -89,9 +89,8 @@ class LaBo(Method):
         scale = 100.0
         if self.config.learn_scale:
             vectors, _ = class_vectors(bank.directions(), head.weight().detach())
-            count = min(len(data.train), 16384)  # plenty for one number
-            rows = torch.arange(count) * len(data.train) // count
-            scale = fit_scale(data.train.x[rows] @ vectors.T, data.train.y[rows], logit_scale)
+            few = 16384  # plenty for one number
+            scale = fit_scale(spaced(data.train.x, few) @ vectors.T, spaced(data.train.y, few), logit_scale)
         reference, spread = score_moments(data.train.x, bank.directions())
         data.batch_size = self.config.batch_size
         model = ConceptBottleneck(

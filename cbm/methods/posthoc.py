@@ -80,9 +80,7 @@ class Posthoc(Method):
         matrices = [p for p in parameters if p.dim() == 2]
         others = [p for p in parameters if p.dim() != 2]
         decay = 2 * self.config.residual_l2 / sum(p.numel() for p in matrices)
-        return torch.optim.Adam(
-            [{"params": matrices, "weight_decay": decay}, {"params": others}], lr=self.config.lr
-        )
+        return torch.optim.Adam([{"params": matrices, "weight_decay": decay}, {"params": others}], lr=self.config.lr)
 
 
 def vector_norms(bank: ConceptBank) -> Tensor:

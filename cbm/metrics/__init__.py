@@ -1,14 +1,20 @@
 """What is measured for every run."""
 
+from cbm.metrics.alignment import ConceptAlignment
 from cbm.metrics.classification import classification_metrics, mcnemar
 from cbm.metrics.concept_labels import concept_label_metrics, match_concepts
 from cbm.metrics.grounding import concept_gaps, grounding_gap
+from cbm.metrics.image_sparsity import ImageSparsity
 from cbm.metrics.integrity import Evidence, Integrity, weigh_integrity
-from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_linear
+from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_weights
+from cbm.metrics.stability import TopConceptStability
 
 __all__ = [
+    "ConceptAlignment",
     "Evidence",
+    "ImageSparsity",
     "Integrity",
+    "TopConceptStability",
     "classification_metrics",
     "concept_gaps",
     "concept_label_metrics",
@@ -18,6 +24,6 @@ __all__ = [
     "mcnemar",
     "nonzero_concepts",
     "top_concepts",
-    "truncated_linear",
+    "truncated_weights",
     "weigh_integrity",
 ]  # fmt: skip

@@ -171,16 +171,14 @@ def renamed_accuracy(model: ConceptBottleneck, x: Tensor, y: Tensor, draws: int 
         y: ``[N]`` class indices.
         draws: permutations of the concepts (no concept keeps its meaning).
     """
-    right = 0.0
+    right, weights = 0.0, model.weights()
     for seed in range(draws):
         order = torch.randperm(len(model.concepts), generator=torch.Generator().manual_seed(seed))
         other = torch.empty_like(order)
         other[order] = order.roll(1)
-        vectors = model.weights() @ model.concepts[other]
-        bias = model.base() - model.weights() @ model.reference[other]
-        if model.residual is not None:
-            vectors, bias = vectors + model.residual.matrix, bias + model.residual.bias
-        right += float(((x @ vectors.T + bias).argmax(1) == y).float().mean())
+        dealt = torch.empty_like(weights)
+        dealt[:, other] = weights
+        right += float((model.logits(x, dealt).argmax(1) == y).float().mean())
     return right / draws
 
 

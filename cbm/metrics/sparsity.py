@@ -12,21 +12,19 @@ def top_concepts(model: ConceptBottleneck, count: int) -> Tensor:
     return importance.topk(min(count, importance.shape[1]), dim=1).indices
 
 
-def truncated_linear(model: ConceptBottleneck, count: int) -> tuple[Tensor, Tensor]:
-    """The classifier left when every class may use its ``count`` most important concepts only.
+def truncated_weights(model: ConceptBottleneck, count: int) -> Tensor:
+    """The weights ``[C, K]`` left when every class may use its ``count`` most important concepts only.
 
     A concept that is cut is held at its mean over the training pictures, not at zero: cosines share a large offset, and
     setting it to zero would shift the classes against each other for no reason that concerns the concept. The weights
     that stay are scaled to the class's former sum of importances (the "prune and normalise" of post-hoc bottlenecks,
     Yuksekgonul et al., ICLR 2023), so that a class that spread its weight over 50 concepts is not simply outvoted.
-
-    Returns:
-        vectors ``[C, D]``, bias ``[C]``.
+    For ``ConceptBottleneck.logits``, which counts concepts from their reference value.
     """
     importance = model.importance().abs()
     keep = torch.zeros_like(importance).scatter(1, top_concepts(model, count), 1.0)
     rest = (importance * keep).sum(dim=1, keepdim=True)
-    return model.linear(keep * importance.sum(dim=1, keepdim=True) / rest.clamp(min=1e-30))
+    return model.weights() * keep * importance.sum(dim=1, keepdim=True) / rest.clamp(min=1e-30)
 
 
 def nonzero_concepts(weights: Tensor) -> float:

@@ -15,7 +15,8 @@ class Contribution:
     Attributes:
         text: the concept.
         value: what it adds to the logit, or to the difference of two logits.
-        level: its score on this picture, in standard deviations above the mean of the training pictures.
+        level: what the head reads of it on this picture, in standard deviations above its reference value: the mean of
+            the training pictures, or zero for a concept that most pictures do not use.
     """
 
     text: str
@@ -88,7 +89,7 @@ def explain(
     if against is not None:
         total, start = total - logits[rows, against], start - base[against]
         values = values - model.contributions(x, against).double()
-    levels = (model.scores(x) - model.reference) / model.spread.clamp(min=1e-12)
+    levels = (model.activations(x) - model.reference) / model.spread.clamp(min=1e-12)
     pictures = zip(start.tolist(), values, levels, total.tolist())
     return [break_down(texts, b, v, z, t, positive, negative) for b, v, z, t in pictures]
 

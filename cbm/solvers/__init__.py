@@ -10,13 +10,17 @@ from cbm.solvers.discriminability import (
 )
 from cbm.solvers.logistic import fit_logistic
 from cbm.solvers.projection import cos_cubed, fit_projection
+from cbm.solvers.proximal_adam import ProximalAdam
 from cbm.solvers.scores import LinearScores
+from cbm.solvers.sparse_mixing import SparseMixing, solve_mixing
 from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths
 from cbm.solvers.submodular import greedy_select
 
 __all__ = [
     "ConceptMatrix",
     "LinearScores",
+    "ProximalAdam",
+    "SparseMixing",
     "SparsePath",
     "SparsePoint",
     "class_similarity",
@@ -32,4 +36,5 @@ __all__ = [
     "mutual_information",
     "negative_entropy",
     "posterior_entropy",
+    "solve_mixing",
 ]

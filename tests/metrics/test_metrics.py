@@ -15,7 +15,7 @@ from cbm.metrics import (
     mcnemar,
     nonzero_concepts,
     top_concepts,
-    truncated_linear,
+    truncated_weights,
     weigh_integrity,
 )
 from cbm.metrics.concept_labels import best_threshold
@@ -51,10 +51,12 @@ def test_truncation_keeps_the_most_important_and_the_total():
     bottleneck = model(torch.randn(3, 20), concepts, x)
     importance = (bottleneck.weights() * bottleneck.spread).abs()
     assert torch.equal(top_concepts(bottleneck, 5), importance.argsort(dim=1, descending=True)[:, :5])
-    vectors, bias = truncated_linear(bottleneck, 20)
-    torch.testing.assert_close(x @ vectors.T + bias, bottleneck(x), rtol=1e-4, atol=1e-5)
-    vectors, bias = truncated_linear(bottleneck, 5)
-    mean = x.mean(0) @ vectors.T + bias
+    torch.testing.assert_close(truncated_weights(bottleneck, 20), bottleneck.weights())
+    five = truncated_weights(bottleneck, 5)
+    assert ((five != 0).sum(dim=1) == 5).all()
+    totals = ((weights * bottleneck.spread).abs().sum(dim=1) for weights in (five, bottleneck.weights()))
+    torch.testing.assert_close(*totals)
+    mean = bottleneck.logits(x, five).mean(0)
     torch.testing.assert_close(mean, bottleneck(x).mean(0), rtol=1e-4, atol=1e-5)  # cut concepts are held at their mean
 
 

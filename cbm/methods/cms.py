@@ -1,0 +1,82 @@
+"""Concept Matrix Search (Semenov et al., arXiv 2404.03323, 2024): zero-shot classification by way of concepts.
+
+A picture is written as its cosines with the concepts, and so is every class name; the class whose row is most like the
+picture's wins (``cbm.solvers.concept_matrix`` has the rules and the algebra). Nothing is trained and no label is used.
+
+As a bottleneck: concepts in their norm, the identity, the cube or the largest as activation, the classes' rows as head.
+The picture's own norm divides all its logits, changes no decision, and is replaced by its mean over the training
+pictures. Column sums and centres are those of the training pictures (the published code takes those of the pictures it
+is evaluated on).
+"""
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData, spaced
+from cbm.errors import UserError
+from cbm.layers import ConceptBottleneck, Cube, Largest, LinearHead
+from cbm.methods.base import Method, one_of, register_method
+from cbm.solvers import concept_matrix
+
+
+@dataclass
+class CMSConfig:
+    """Settings of Concept Matrix Search."""
+
+    rule: str = "similarity"
+    """similarity (cosine of the rows) | cubed (of their cubes) | max (the class row at the strongest concept)"""
+    norm: str = "none"
+    """none | row | col: what the rows of cosines are divided by; only with center=false"""
+    center: bool = True
+    """Take every concept's mean over the training pictures, and over the classes, off first (not in the paper)"""
+
+
+@register_method("cms")
+class CMS(Method):
+    """Rows of cosines with the concepts, compared between pictures and class names."""
+
+    Config = CMSConfig
+    trains = False
+    reads_class_names = True
+
+    def __init__(self, config: CMSConfig):
+        super().__init__(config)
+        one_of("method.rule", config.rule, ("similarity", "cubed", "max"))
+        one_of("method.norm", config.norm, ("none", "row", "col"))
+        if config.center and config.norm != "none":
+            raise UserError(
+                f"method.norm={config.norm} divides by sums that centring makes zero: say method.center=false"
+            )
+
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
+        """The classes' rows as a head."""
+        assert bank is not None
+        if data.class_embeddings is None or data.class_embeddings.shape[1] != data.dim:
+            raise UserError("method=cms compares pictures with class names: it needs an encoder that reads text")
+        x, directions = data.train.x, bank.directions()
+        try:
+            matrix = concept_matrix(
+                data.class_embeddings, directions, norm=self.config.norm, center=self.config.center,
+                image_mean=x.double().mean(dim=0),
+            )  # fmt: skip
+        except ValueError as error:
+            raise UserError(f"method.norm={self.config.norm}: {error}") from error
+        concepts = directions * matrix.weight[:, None].float()
+        offset, rows = (matrix.offset * matrix.weight).float(), matrix.rows
+        if self.config.rule == "max":
+            offset = offset.masked_fill(matrix.weight == 0, 1e9)  # concepts that were left out are never the largest
+            model = ConceptBottleneck(concepts, LinearHead(rows.float()), scale=logit_scale, activation=Largest(offset))
+            return model.calibrate(x), bank
+        pictures = spaced(x, 4096) @ concepts.T - offset
+        activation = None
+        if self.config.rule == "cubed":
+            activation, rows, pictures = Cube(offset), rows**3, pictures**3
+        rows = rows / rows.norm(dim=1, keepdim=True).clamp(min=1e-30)
+        scale = logit_scale / max(float(pictures.norm(dim=1).mean()), 1e-30)
+        bias = None if activation else (-scale * (rows @ offset.double())).float()
+        head = LinearHead(rows.float(), bias)
+        return ConceptBottleneck(concepts, head, scale=scale, activation=activation).calibrate(x), bank

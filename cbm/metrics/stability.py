@@ -1,0 +1,38 @@
+"""Do two runs name the same concepts? Overlap of the most important concepts of every class across seeds."""
+
+from itertools import combinations
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+
+
+class TopConceptStability(Metric):
+    """Mean Jaccard overlap of the concepts that several runs name for the same classes or pictures.
+
+    ``|A and B| / |A or B|`` for every row and every pair of runs: 1 if all runs name the same concepts, in any order.
+    """
+
+    higher_is_better = True
+    full_state_update = False
+    runs: list[list[frozenset[str]]]
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("runs", [], dist_reduce_fx=None)
+
+    def update(self, named: list[list[str]]) -> None:
+        """Take in one run: for each of its rows (classes, pictures) the concepts it names; same rows in every run."""
+        if self.runs and len(named) != len(self.runs[0]):
+            raise ValueError(f"{len(named)} rows; the runs before have {len(self.runs[0])}")
+        self.runs.append([frozenset(row) for row in named])
+
+    def compute(self) -> Tensor:
+        """The mean overlap; NaN for a single run."""
+        overlaps = [
+            len(a & b) / len(a | b)
+            for first, second in combinations(self.runs, 2)
+            for a, b in zip(first, second)
+            if a | b
+        ]
+        return torch.tensor(overlaps, dtype=torch.float64).mean() if overlaps else torch.tensor(float("nan"))
