@@ -38,7 +38,7 @@ class Integrity:
         accuracy: of the model (``real``) and of the same method on ``random`` and on ``shuffled`` concepts.
         nec5: the same when every class may use its five most important concepts only.
         gap: mean grounding gap of the same three, in standard deviations.
-        deleted: accuracy with every concept held at its mean.
+        deleted: accuracy with every concept held at its reference value.
         renamed: accuracy when the names are dealt out anew after training and each is taken at its word.
         chance: share of the largest class.
         outside: share of the decision that does not pass through the concepts (0 without a residual).
@@ -97,7 +97,7 @@ def weigh_integrity(
         correct: which test pictures ``[N]`` are classified correctly, by ``real``, ``random`` and ``shuffled``.
         correct_nec5: the same at five concepts per class.
         gaps: grounding gap of every concept ``[K]`` in standard deviations, NaN where undefined.
-        deleted: accuracy with every concept held at its mean.
+        deleted: accuracy with every concept held at its reference value.
         renamed: accuracy with the names dealt out anew.
         chance: share of the largest class in the split.
         outside: share of the decision outside the bottleneck.
@@ -141,7 +141,7 @@ def weigh_integrity(
         Evidence(
             "Lost without its concepts?",
             f"{deleted:.1%} accuracy is left with every concept deleted; chance is {chance:.1%}",
-            "With every concept held at its mean the model should know no more than the most frequent class.",
+            "With every concept held at one value the model should know no more than the most frequent class.",
             deleted <= chance + 0.05,
         ),
         Evidence(

@@ -18,7 +18,7 @@ class ClassConcept:
     Attributes:
         text: the concept.
         importance: what one standard deviation of its score adds to the class's logit.
-        weight: what one unit of its cosine adds.
+        weight: what one unit of what the head reads of it adds (without an activation, of its score).
         owned: the bank names this class as an owner.
         owners: the owning classes; empty if the bank names none.
         auroc: how well its score finds the pictures that show it, where the data set knows; or None.

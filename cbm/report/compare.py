@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import logging
+import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,18 +27,28 @@ COLUMNS = {
     "test/concept_accuracy": "concept acc.",
     "test/concept_auroc": "concept AUROC",
     "test/grounding_gap": "grounding gap",
+    "test/image_l0": "concepts/picture",
+    "test/self_rank": "names kept",
+    "top10_stability": "top-10 stability",
     "model/n_concepts": "concepts",
     "time/fit_s": "fit [s]",
 }
-"""Key in ``metrics.json`` to the column's name; a column that no run has is left out."""
+"""Key in ``metrics.json`` (or ``STABILITY``) to the column's name; a column that no run has is left out."""
 
-DIGITS = {"model/n_concepts": 0, "time/fit_s": 1, "test/ece": 3, "test/concept_auroc": 3, "test/grounding_gap": 3}
+STABILITY = "top10_stability"
+"""Not of a run but of all seeds of a row: overlap of every class's ten most important concepts."""
+
+DIGITS = {
+    "model/n_concepts": 0, "time/fit_s": 1, "test/ece": 3, "test/concept_auroc": 3, "test/grounding_gap": 3,
+    "test/image_l0": 1,
+}  # fmt: skip
 PERCENT = (
     "test/accuracy", "test/accuracy_macro", "test/accuracy_nec5", "test/accuracy_nec5_resolved",
-    "test/accuracy_nec_avg_resolved", "test/concept_accuracy",
+    "test/accuracy_nec_avg_resolved", "test/concept_accuracy", "test/self_rank",
 )  # fmt: skip
 LOWER_IS_BETTER = ("test/ece",)
-NOT_RANKED = ("model/n_concepts", "time/fit_s")
+NOT_RANKED = ("model/n_concepts", "time/fit_s", "test/image_l0", "test/self_rank")
+"""Of no merit by themselves: a model that learns no names keeps them all."""
 LABELS = ("method", "dataset", "encoder", "concepts", "shots", "settings")
 
 
@@ -48,7 +59,7 @@ class Row:
     Attributes:
         labels: ``method``, ``dataset``, ``encoder``, ``concepts``, ``shots``, and ``settings``: the
             method's fidelity, and where its settings differ from other rows.
-        values: metric to its value in every run that has it.
+        values: metric to its value in every run that has it; ``STABILITY`` has one value for all runs.
         seeds: of the runs.
         paths: of the runs.
         best: metrics in which no row of the same data set and shots is better.
@@ -86,7 +97,8 @@ def compare_runs(paths: list[Path]) -> list[Row]:
     rows = [
         Row(
             _labels(group[0][1], methods),
-            {key: [metrics[key] for _, _, metrics in group if key in metrics] for key in COLUMNS},
+            {key: [metrics[key] for _, _, metrics in group if key in metrics] for key in COLUMNS}
+            | {STABILITY: _stability([path for path, _, _ in group])},
             tuple(settings["seed"] for _, settings, _ in group),
             tuple(path for path, _, _ in group),
         )
@@ -148,6 +160,68 @@ def _labels(settings: dict[str, Any], methods: list[dict[str, Any]]) -> dict[str
         "concepts": f"{name} ({concepts['control']})" if concepts.get("control") else name,
         "shots": str(settings["shots"]),
         "settings": ", ".join(f"{key}={method[key]}" for key in differing),
+    }
+
+
+def _stability(paths: list[Path], count: int = 10) -> list[float]:
+    """Do the seeds name the same concepts? One value, or none: without concepts, or without two runs that can be read.
+
+    For every class, of the concepts that matter most to it, ``count`` at most (``cbm.metrics.TopConceptStability``).
+    """
+    if len(paths) < 2:
+        return []
+    there = [path for path in paths if (path / "model.safetensors").is_file()]
+    for path in paths:
+        if path not in there:
+            log.warning("run '%s' is left out of the stability over seeds: it has no model.safetensors", path)
+    if len(there) < 2:
+        return []
+    from cbm.metrics import TopConceptStability  # torch takes seconds to load, and most tables do without
+
+    named = []
+    for path in there:
+        try:
+            named.append(_top_concepts(path, count))
+        except Exception as error:  # whatever damaged files make the parsers raise
+            reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+            log.warning("run '%s' is left out of the stability over seeds: %s", path, reason)
+    rows = [run for run in named if run is not None]
+    if any(run.keys() != rows[0].keys() for run in rows):
+        log.warning("no stability over seeds: the runs beside '%s' have other classes", paths[0])
+        return []
+    if len(rows) < 2:
+        return []
+    stability = TopConceptStability()
+    for run in rows:
+        stability.update([run[name] for name in rows[0]])
+    value = float(stability.compute())
+    return [] if math.isnan(value) else [value]
+
+
+def _top_concepts(path: Path, count: int) -> dict[str, list[str]] | None:
+    """Class to the texts of its most important concepts in a run; those of no importance are not named.
+
+    Returns:
+        None for a model without concepts.
+    """
+    from cbm.concepts import load_bank
+    from cbm.layers import ConceptBottleneck, load_model
+    from cbm.metrics import top_concepts
+
+    model = load_model(path / "model.safetensors")
+    if not isinstance(model, ConceptBottleneck):
+        return None
+    texts = load_bank(path / "bank").texts
+    classes = json.loads((path / "about.json").read_text())["classes"]
+    importance = model.importance()
+    if importance.shape != (len(classes), len(texts)):
+        raise UserError(
+            f"its model has {importance.shape[0]} classes and {importance.shape[1]} concepts, the files beside it "
+            f"{len(classes)} and {len(texts)}"
+        )
+    columns = top_concepts(model, count).tolist()
+    return {
+        name: [texts[k] for k in row if importance[c, k] != 0] for c, (name, row) in enumerate(zip(classes, columns))
     }
 
 
@@ -270,7 +344,10 @@ def _escape(text: str) -> str:
 
 
 def _csv(rows: list[Row]) -> str:
-    """Mean, standard deviation and number of runs in columns of their own; numbers as they are, not in per cent."""
+    """Mean, standard deviation and number of runs in columns of their own; numbers as they are, not in per cent.
+
+    ``STABILITY`` is one number for all runs of a row.
+    """
     labels, metrics = _columns(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

@@ -10,7 +10,8 @@ METRICS = {
     "accuracy_macro": ("Macro", "Mean over the classes of the accuracy within the class: every class counts the same."),
     "accuracy_nec5": (
         "At 5 concepts",
-        "Accuracy when every class may use only its five most important concepts; the others are held at their mean. "
+        "Accuracy when every class may use only its five most important concepts; the others are held at their "
+        "mean (at zero where a picture uses only a few concepts). "
         "With hundreds of concepts any directions classify well, meaningful or not; with five they have to be good.",
     ),
     "accuracy_nec_avg": (
@@ -54,6 +55,40 @@ OTHER_METRICS = {
     "nec_effective": (
         "Effective concepts per class",
         "How many equally strong concepts would spread a class's weight as widely.",
+        "{:.1f}",
+    ),
+    "image_l0": (
+        "Concepts per picture",
+        "Numbers other than zero among what the concepts add to the logit of the predicted class, mean over the "
+        "pictures.",
+        "{:.1f}",
+    ),
+    "image_participation": (
+        "Effective concepts per picture",
+        "How many equally large contributions would be as spread out as those of a picture.",
+        "{:.1f}",
+    ),
+    "image_hoyer": (
+        "Hoyer sparsity",
+        "How few concepts make up the contributions of a picture: 0 if all are equally large, 1 if there is only one.",
+        "{:.2f}",
+    ),
+    "self_rank": (
+        "Names kept",
+        "Share of the learned concepts whose score follows the text of their own name more than any other's; all of "
+        "them where nothing is learned.",
+        "{:.1%}",
+    ),
+    "alignment": (
+        "Agreement with the names",
+        "Correlation of a learned concept's score with the score of its name's text, mean over the concepts; 1 where "
+        "nothing is learned.",
+        "{:z.2f}",
+    ),
+    "mixed_concepts": (
+        "Texts per concept",
+        "Of how many texts a learned concept is mixed (weights other than zero), mean over the concepts; 1 where "
+        "nothing is learned.",
         "{:.1f}",
     ),
 }

@@ -1,5 +1,6 @@
 """Why a picture was called what it was called: logits, and differences of logits, as sums over concepts."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +17,8 @@ class Contribution:
         text: the concept.
         value: what it adds to the logit, or to the difference of two logits.
         level: what the head reads of it on this picture, in standard deviations above its reference value: the mean of
-            the training pictures, or zero for a concept that most pictures do not use.
+            the training pictures, or zero behind a gate that leaves most concepts out. Infinite where the concept
+            does not vary over the training pictures (none of them uses it) but does on this one.
     """
 
     text: str
@@ -25,8 +27,13 @@ class Contribution:
 
     @property
     def seen(self) -> bool:
-        """It scores higher than on the average training picture."""
+        """It is above its reference value: higher than on the average training picture, or let through by the gate."""
         return self.level >= 0
+
+    @property
+    def comparable(self) -> bool:
+        """The training pictures vary in it, so that its level is a number."""
+        return math.isfinite(self.level)
 
 
 @dataclass(frozen=True)
@@ -34,7 +41,8 @@ class Breakdown:
     """A logit (or a difference of two) as a sum: ``total = base + sum of shown + others + outside``.
 
     Attributes:
-        base: the value for a picture on which every concept has its training mean.
+        base: the value for a picture on which every concept has its reference value: its training mean, or zero behind
+            a gate.
         shown: the largest contributions: positive ones by size, then negative ones by size.
         others: sum of the contributions that are not shown.
         others_count: how many concepts that are (those that add nothing are not counted).
@@ -89,7 +97,8 @@ def explain(
     if against is not None:
         total, start = total - logits[rows, against], start - base[against]
         values = values - model.contributions(x, against).double()
-    levels = (model.activations(x) - model.reference) / model.spread.clamp(min=1e-12)
+    above = model.activations(x) - model.reference
+    levels = torch.where(above == 0, 0.0, above / model.spread)  # infinite where the training pictures do not vary
     pictures = zip(start.tolist(), values, levels, total.tolist())
     return [break_down(texts, b, v, z, t, positive, negative) for b, v, z, t in pictures]
 
@@ -103,7 +112,7 @@ def break_down(
         texts: K concepts.
         base: where the sum starts.
         values: ``[K]`` contributions.
-        levels: ``[K]`` scores in standard deviations above the mean.
+        levels: ``[K]`` what the head reads, in standard deviations above the reference value.
         total: what the sum should come to.
         positive: how many positive contributions are shown.
         negative: how many negative ones.

@@ -15,7 +15,7 @@ from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData
 from cbm.evaluation import concept_ground_truth, predict_logits
 from cbm.files import write_atomically
-from cbm.layers import ConceptBottleneck
+from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, TopK
 from cbm.metrics.integrity import Integrity
 from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
 from cbm.report.command import reproduce_command
@@ -23,7 +23,7 @@ from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, resolved_
 from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
 from cbm.report.thumbnails import Thumbnail, thumbnail
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
-from cbm.report.wording import clip, number, percent, signed
+from cbm.report.wording import clip, deviations, number, percent, signed
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ def render(context: dict[str, Any]) -> str:
         loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"percent": percent, "signed": signed, "number": number}
+    environment.filters |= {"percent": percent, "signed": signed, "number": number, "deviations": deviations}
     return environment.get_template("report.html").render(context)
 
 
@@ -122,7 +122,7 @@ def describe_run(
     return {
         "method": str(cfg.method.name),
         "dataset": dataset.name,
-        "facts": header_facts(bank, data, cfg),
+        "facts": header_facts(model, bank, data, cfg),
         "control": cfg.concepts.control,
         "metrics": metrics,
         "integrity": integrity,
@@ -136,6 +136,8 @@ def describe_run(
             if f"test/{key}" in metrics
         ],
         "has_concepts": bottleneck is not None,
+        "gated": bottleneck is not None and bottleneck.activation is not None and bottleneck.activation.rests_at_zero,
+        "unit": "" if bottleneck is None else unit_of_weights(bottleneck),
         "n_classes": len(classes),
         "n_test": len(test),
         "classes": describe_classes(classes, predicted, test.y, use, CLASSES_IN_DETAIL),
@@ -155,7 +157,9 @@ def describe_run(
     }
 
 
-def header_facts(bank: ConceptBank | None, data: FeatureData, cfg: DictConfig) -> list[tuple[str, str]]:
+def header_facts(
+    model: nn.Module, bank: ConceptBank | None, data: FeatureData, cfg: DictConfig
+) -> list[tuple[str, str]]:
     """What was run, as name and value."""
     encoder = str(cfg.encoder.model) + (f" ({cfg.encoder.pretrained})" if cfg.encoder.pretrained else "")
     pictures = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
@@ -163,11 +167,40 @@ def header_facts(bank: ConceptBank | None, data: FeatureData, cfg: DictConfig) -
     facts += [("Encoder", encoder), ("Pictures", pictures), ("Classes", f"{len(data.classes):,}")]
     if bank is not None:
         facts.append(("Concepts", f"{len(bank):,}"))
+    if isinstance(model, ConceptBottleneck):
+        if model.mixing is not None:
+            kind = "Random" if cfg.method.get("mixing") == "random" else "Learned"
+            rows, columns = model.mixing.shape
+            weights = f"{rows:,} × {columns:,} weights, {int(model.mixing.count_nonzero()):,} not zero"
+            facts.append((f"{kind} layer", weights))
+        if model.activation is not None:
+            facts.append(("Per picture", what_is_read(model.activation)))
     shots = "all" if str(cfg.shots) == "all" else f"{cfg.shots} per class"
     facts += [("Shots", shots), ("Seed", str(cfg.seed))]
     if "fidelity" in cfg.method:
         facts.append(("Fidelity", str(cfg.method.fidelity)))
     return facts
+
+
+def what_is_read(activation: Activation) -> str:
+    """What the head reads of a picture."""
+    if isinstance(activation, TopK) and int(activation.k) > 1:
+        return f"the {int(activation.k):,} concepts with the largest scores"
+    if isinstance(activation, (TopK, Largest)):
+        return "the concept with the largest score"
+    if isinstance(activation, Cube):
+        return "cubes of the scores"
+    return type(activation).__name__
+
+
+def unit_of_weights(model: ConceptBottleneck) -> str:
+    """What adds one weight of the head to a logit."""
+    if isinstance(model.activation, Cube):
+        return "one unit of the concept's cubed score"
+    if isinstance(model.activation, Largest):
+        return "having the largest score"
+    unit_norm = bool(((model.concepts.norm(dim=1) - 1).abs() < 1e-3).all())
+    return "one unit of cosine" if unit_norm else "one unit of the concept's score"
 
 
 def confusion_shares(predicted: Tensor, labels: Tensor, names: list[str]) -> list[tuple[str, list[float | None]]]:

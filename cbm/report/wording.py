@@ -23,6 +23,12 @@ def signed(value: float) -> str:
     return f"{value:+z.{digits}f}".replace("-", "−")
 
 
+def deviations(value: float) -> str:
+    """``+1.23`` standard deviations, ``+12.3`` where there are many."""
+    digits = 2 if abs(value) < 10 else 1 if abs(value) < 100 else 0
+    return f"{value:+z.{digits}f}".replace("-", "−")
+
+
 def number(value: float) -> str:
     """``23.41``, with a real minus sign."""
     return f"{value:z.2f}".replace("-", "−")

@@ -5,12 +5,17 @@ import io
 import json
 import logging
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from cbm.concepts import Concept, ConceptBank
 from cbm.errors import UserError
+from cbm.layers import ConceptBottleneck, LinearHead, LinearProbe, save_model
 from cbm.report.compare import compare_runs, format_table
 
 
@@ -30,6 +35,31 @@ def make_run(folder: Path, name: str, accuracy: float | None, **changes) -> Path
         metrics = {"test/accuracy": accuracy, "test/ece": 1 - accuracy, "time/fit_s": 2.0}
         (run / "metrics.json").write_text(json.dumps(metrics))
     return run
+
+
+CLASSES = ["finch", "wren"]
+TEXTS = [f"mark {k}" for k in range(30)]
+
+
+def plant(run: Path, finch: range, wren: range, classes: list[str] = CLASSES, texts: list[str] = TEXTS) -> Path:
+    """Files of a model whose classes use some concepts, the others not at all; rows in the order of ``classes``."""
+    weight = torch.zeros(len(classes), len(texts))
+    for name, used in (("finch", finch), ("wren", wren)):
+        weight[classes.index(name), list(used)] = torch.arange(len(used)) - 50.0  # the sign does not count
+    bank = ConceptBank("planted", "bank.json", tuple(map(Concept, texts)), "x", torch.eye(len(texts)))
+    save_model(ConceptBottleneck(bank.directions(), LinearHead(weight)), run / "model.safetensors")
+    bank.save(run / "bank")
+    (run / "about.json").write_text(json.dumps({"classes": classes}))
+    return run
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Path:
+    """Two seeds: finch shares 5 of 15 concepts, wren has the same two (others are of no importance)."""
+    plant(make_run(tmp_path, "a0", 0.8, seed=0), range(10), range(20, 22))
+    turned, reverse = CLASSES[::-1], TEXTS[::-1]  # 29 - k is the column of concept k
+    plant(make_run(tmp_path, "a1", 0.9, seed=1), range(15, 25), range(8, 10), turned, reverse)
+    return tmp_path
 
 
 @pytest.fixture
@@ -113,3 +143,77 @@ def test_terminal_table_says_once_what_all_rows_share(runs: Path, monkeypatch):
     assert first.startswith("all with method labo; dataset birds; encoder ViT-B-32 openai")
     assert not any("…" in line or "labo" in line for line in lines)
     assert "fit [s]" in lines[0]
+
+
+def test_stability_over_seeds(planted: Path):
+    row = compare_runs([planted])[0]
+    assert row.values["top10_stability"] == [pytest.approx((5 / 15 + 1) / 2)]
+    for style, cell in (("markdown", "| 0.67 |"), ("latex", "& 0.67 &"), ("rich", " 0.67 ")):
+        table = format_table([row], style)
+        assert cell in table, style
+        assert "top-10 stability" in table
+    table = list(csv.DictReader(io.StringIO(format_table([row], "csv"))))
+    assert float(table[0]["top10_stability"]) == pytest.approx(2 / 3)
+
+
+def test_only_the_ten_most_important_concepts_count(tmp_path: Path):
+    plant(make_run(tmp_path, "a0", 0.8, seed=0), range(20), range(3))
+    plant(make_run(tmp_path, "a1", 0.8, seed=1), range(10), range(3))  # the weights shrink from the first on
+    assert compare_runs([tmp_path])[0].values["top10_stability"] == [1.0]
+
+
+@pytest.mark.parametrize("damage", ["missing", "model", "bank", "about", "size"])
+def test_run_that_cannot_be_read_is_left_out_of_the_stability(planted: Path, damage: str, caplog, monkeypatch):
+    broken = plant(make_run(planted, "a2", 0.8, seed=2), range(10), range(2))
+    if damage == "missing":
+        (broken / "model.safetensors").unlink()
+    elif damage == "model":
+        (broken / "model.safetensors").write_bytes(b"not a model")
+    elif damage == "bank":
+        (broken / "bank" / "bank.json").write_text("{")
+    elif damage == "about":
+        (broken / "about.json").unlink()
+    else:
+        (broken / "about.json").write_text(json.dumps({"classes": [*CLASSES, "owl"]}))
+    monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)
+    with caplog.at_level("WARNING", "cbm.report.compare"):
+        row = compare_runs([planted])[0]
+    assert row.seeds == (0, 1, 2)
+    assert row.values["top10_stability"] == [pytest.approx(2 / 3)]
+    assert [record.getMessage() for record in caplog.records if "a2" in record.getMessage()]
+    assert not any("a0" in record.getMessage() or "a1" in record.getMessage() for record in caplog.records)
+
+
+def test_stability_needs_two_seeds_with_concepts_and_the_same_classes(planted: Path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)
+    assert compare_runs([planted / "a0"])[0].values["top10_stability"] == []
+    plant(planted / "a1", range(10), range(2), ["finch", "wren", "owl"])
+    assert compare_runs([planted])[0].values["top10_stability"] == []
+    assert "other classes" in caplog.text
+    caplog.clear()
+    for name in ("a0", "a1"):
+        save_model(LinearProbe(torch.zeros(2, 4), torch.zeros(2)), planted / name / "model.safetensors")
+    rows = compare_runs([planted])
+    assert rows[0].values["top10_stability"] == []
+    assert "stability" not in format_table(rows, "markdown")
+    assert not caplog.text
+
+
+def test_torch_is_not_loaded_for_single_runs(planted: Path):
+    code = (
+        "import pathlib, sys; from cbm.report.compare import compare_runs; "
+        f"compare_runs([pathlib.Path({str(planted / 'a0')!r})]); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_sparsity_per_picture_and_names_kept_are_shown_but_not_ranked(runs: Path):
+    for n, run in enumerate((runs / "paper", runs / "shuffled")):
+        metrics = json.loads((run / "metrics.json").read_text())
+        (run / "metrics.json").write_text(
+            json.dumps({**metrics, "test/image_l0": 5.0 + n, "test/self_rank": 0.875 + n / 10})
+        )
+    table = format_table(compare_runs([runs]), "markdown")
+    assert "concepts/picture | names kept %" in table
+    assert "| 5.0 | 87.5 |" in table
+    assert "| 6.0 | 97.5 |" in table

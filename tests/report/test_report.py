@@ -15,7 +15,7 @@ from cbm.data.dataset import ImageDataset, Split
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import ImageArray, ImageFiles
 from cbm.evaluation import evaluate_split, predict_logits
-from cbm.layers import ConceptBottleneck, LinearHead, LinearProbe
+from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, LinearHead, LinearProbe, TopK
 from cbm.metrics.integrity import Evidence, Integrity
 from cbm.report import write_report
 from cbm.report.classes import select_classes
@@ -90,6 +90,14 @@ def configuration(method: str = "labo") -> DictConfig:
             "shots": 4,
         },
     )
+
+
+def with_activation(run: Run, activation: Activation | None, mixing: torch.Tensor | None = None) -> Run:
+    """The same run with another bottleneck."""
+    head = LinearHead(run.model.weights(), run.model.head.bias)
+    model = ConceptBottleneck(run.model.concepts, head, activation=activation, mixing=mixing)
+    run.model = model.calibrate(run.data.train.x).requires_grad_(False)
+    return run
 
 
 class Page(HTMLParser):
@@ -259,3 +267,84 @@ def test_command_repeats_what_is_not_a_default():
     assert "concepts.source=concepts/birds.json" in command
     assert "trainer" not in command
     assert "seed" not in command
+
+
+@pytest.fixture(scope="module")
+def gated() -> Run:
+    run = Run(["finch", "wren", "owl", "heron"])
+    offset = (run.data.train.x @ run.bank.directions().T).mean(0)
+    return with_activation(run, TopK(offset, 3), torch.eye(len(run.bank)))
+
+
+def test_report_of_a_gated_model_says_what_a_picture_uses(gated: Run, tmp_path: Path):
+    html = gated.write(tmp_path)
+    assert not Page(html).wrong
+    for expected in (
+        "<dt>Per picture</dt><dd>the 3 concepts with the largest scores</dd>",
+        "<dt>Learned layer</dt><dd>10 × 10 weights, 10 not zero</dd>",
+        "no concept used", "Concepts that a picture does not use add nothing", "Concepts per picture",
+        "Effective concepts per picture", "Hoyer sparsity", "Names kept", "Agreement with the names",
+        "Texts per concept", "“weight” is what one unit of cosine adds",
+    ):  # fmt: skip
+        assert expected in html, expected
+    for wrong in (
+        "every concept at its training mean",
+        "Each concept counts from its mean",
+        "average training picture",
+    ):
+        assert wrong not in html, wrong
+
+
+def test_report_of_a_linear_model_says_where_its_sums_start(birds: Run, tmp_path: Path):
+    html = birds.write(tmp_path)
+    assert "every concept at its training mean" in html
+    assert "Each concept counts from its mean over the training pictures" in html
+    for wrong in ("no concept used", "Per picture</dt>", "layer</dt>", "does not use"):
+        assert wrong not in html, wrong
+
+
+@pytest.mark.parametrize(
+    ("activation", "said", "unit"),
+    [
+        (TopK(torch.zeros(10), 1), "the concept with the largest score", "one unit of cosine"),
+        (Largest(torch.zeros(10)), "the concept with the largest score", "having the largest score"),
+        (Cube(torch.zeros(10)), "cubes of the scores", "one unit of the concept&#39;s cubed score"),
+    ],
+)
+def test_other_activations(activation: Activation, said: str, unit: str, tmp_path: Path):
+    run = with_activation(Run(["finch", "wren", "owl", "heron"]), activation)
+    html = run.write(tmp_path)
+    assert f"<dt>Per picture</dt><dd>{said}</dd>" in html
+    assert f"“weight” is what {unit} adds" in html
+    assert ("no concept used" in html) == activation.rests_at_zero
+    assert not Page(html).wrong
+
+
+def test_concepts_that_the_gate_leaves_out_are_never_named(gated: Run):
+    x = gated.data.test.x
+    used = gated.model.activations(x) != 0
+    logits = predict_logits(gated.model, x)
+    first, second = logits.topk(2, dim=1).indices.T
+    for n, part in enumerate(explain(gated.model, gated.bank.texts, x, first, second)):
+        named = {gated.bank.texts.index(c.text) for c in part.shown}
+        assert named <= set(used[n].nonzero().flatten().tolist())
+        assert len(part.shown) + part.others_count <= 3
+        assert part.base == pytest.approx(float(gated.model.head.bias[first[n]] - gated.model.head.bias[second[n]]))
+        assert part.base + sum(c.value for c in part.shown) + part.others == pytest.approx(part.total, abs=1e-5)
+        if all(c.level > 0 for c in part.shown):
+            assert "low on" not in blame(part, "finch", "wren")
+
+
+def test_concept_that_no_training_picture_uses_has_no_level(gated: Run, tmp_path: Path):
+    model = gated.model
+    assert bool((model.spread > 0).all())
+    unseen = ConceptBottleneck(
+        model.concepts, model.head, activation=model.activation, spread=torch.zeros_like(model.spread)
+    ).requires_grad_(False)
+    parts = explain(unseen, gated.bank.texts, gated.data.test.x, gated.data.test.y)
+    assert not any(c.comparable for part in parts for c in part.shown)
+    run = Run(["finch", "wren", "owl", "heron"])
+    run.model = unseen
+    html = run.write(tmp_path)
+    assert "no training picture uses it" in html
+    assert "+inf" not in html
