@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from birds_run import QUICK, small
+from birds_run import QUICK, shared_folder, small
 from conftest import PROJECT
+from torch.nn.functional import normalize
 
 import cbm
 from cbm import config
+from cbm.concepts import clean_class_name
 
 
 def train(command, *arguments: str) -> None:
@@ -96,6 +98,71 @@ def test_the_verdict_is_right_where_the_truth_is_known(command):
     assert {control: bool(values["integrity/carries"]) for control, values in accuracy.items()} == {
         "real": True, "random": False, "shuffled": False,
     }  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", ["gumbel", "l1"])
+def test_a_sparse_bottleneck(command, objective: str):
+    """A learned layer and a gate: what is saved is evaluated to the same numbers, and says how sparse it is."""
+    train(command, "method=sparse", f"method.objective={objective}", "run_dir=sparse", "controls=false")
+    values = metrics("sparse")
+    assert values["test/accuracy"] > 0.3  # chance is 0.05
+    assert 0 < values["test/self_rank"] <= 1
+    assert 0 < values["test/alignment"] <= 1
+    if objective == "gumbel":
+        assert 0 < values["test/image_l0"] <= 5
+        assert "method/l1_kkt" not in values
+    else:
+        assert values["test/image_l0"] > 5
+        assert values["method/l1_kkt"] <= 1e-3
+        assert values["test/mixed_concepts"] < values["model/n_concepts"]  # weights of W that are not zero
+    check_again(command, "sparse")
+
+
+def test_concept_matrix_search(command, monkeypatch: pytest.MonkeyPatch):
+    """Nothing is trained, and no text is encoded twice: not the bank's, not the class names, not on evaluation."""
+    from collections import Counter
+
+    from cbm.encoders.open_clip import ClipEncoder
+
+    asked: Counter[str] = Counter()
+    original = ClipEncoder.encode_text
+
+    def counting(self, texts, **settings):
+        asked.update(texts)
+        return original(self, texts, **settings)
+
+    monkeypatch.setattr(ClipEncoder, "encode_text", counting)
+    features = shared_folder() / "cache" / "features"
+    features.mkdir(parents=True, exist_ok=True)
+    Path("cache").mkdir()
+    Path("cache/features").symlink_to(features)  # the pictures may have been encoded by other tests, texts were not
+    settings = [a for a in [*small(), *QUICK] if not a.startswith(("method.", "cache="))]
+    status, errors = command("train", "method=cms", *settings, "cache=cache", "run_dir=cms")
+    assert status == 0, errors
+    values = metrics("cms")
+    assert values["test/self_rank"] == values["test/alignment"] == 1
+    assert "integrity/carries" in values
+    assert len(asked) > values["model/n_concepts"]
+    assert set(asked.values()) == {1}
+    check_again(command, "cms", "cache")
+    assert set(asked.values()) == {1}
+
+    model = cbm.load("cms")  # the little encoder classifies birds by name no better than by chance: look at the rows
+    names = model.encoder.encode_text([clean_class_name(name) for name in model.classes])
+    rows = normalize(names, dim=1) @ model.bank.directions().T
+    torch.testing.assert_close(normalize(model.model.weights(), dim=1), normalize(rows, dim=1))
+
+
+def check_again(command, run: str, cache: str | None = None) -> None:
+    """The report is there, and evaluation gives the run's own numbers."""
+    assert "<html" in (Path(run) / "report.html").read_text()[:200]
+    cache = cache or small()[1].removeprefix("cache=")
+    status, errors = command("eval", f"run={run}", f"cache={cache}", "output=again.json")
+    assert status == 0, errors
+    again = json.loads(Path("again.json").read_text())
+    values = metrics(run)
+    for key in ("accuracy", "image_l0", "self_rank", "accuracy_nec5_resolved"):
+        assert again[f"test/{key}"] == values[f"test/{key}"]
 
 
 def test_a_sweep(command):
