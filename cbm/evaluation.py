@@ -158,6 +158,23 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
     return float((logits.argmax(dim=1) == y).double().mean())
 
 
+@torch.no_grad()
+def used_concept_truth(model: ConceptBottleneck, x: Tensor, columns: list[int], truth: Tensor) -> dict[str, float]:
+    """Are the concepts that a picture uses true of it? Share of right ones among those whose truth is known.
+
+    Args:
+        model: most of whose activations are zero.
+        x: ``[N, D]`` unit-norm features.
+        columns: M concepts of known truth.
+        truth: ``[N, M]`` 1, 0 or NaN (unknown).
+    """
+    right = total = 0
+    for part, target in zip(x.split(1024), truth.split(1024)):
+        used = (model.activations(part)[:, columns] > 0) & ~target.isnan()
+        right, total = right + int((used & (target == 1)).sum()), total + int(used.sum())
+    return {"used_concept_precision": right / total if total else float("nan")}
+
+
 def concept_ground_truth(
     model: ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
 ) -> tuple[dict[str, float], dict[int, float]]:
@@ -171,4 +188,6 @@ def concept_ground_truth(
     values, aurocs = concept_label_metrics(
         split.x @ directions.T, split.concepts[:, truth], val.x @ directions.T, val.concepts[:, truth]
     )
+    if model.activation is not None and model.activation.rests_at_zero:
+        values |= used_concept_truth(model, split.x, columns, split.concepts[:, truth])
     return values, {column: auroc for column, auroc in zip(columns, aurocs) if not math.isnan(auroc)}

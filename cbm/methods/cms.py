@@ -28,9 +28,10 @@ class CMSConfig:
     rule: str = "similarity"
     """similarity (cosine of the rows) | cubed (of their cubes) | max (the class row at the strongest concept)"""
     norm: str = "none"
-    """none | row | col: what the rows of cosines are divided by; only with center=false"""
-    center: bool = True
-    """Take every concept's mean over the training pictures, and over the classes, off first (not in the paper)"""
+    """none | row | col: what the cosines are divided by, sums over a row or a column of them"""
+    center: bool = False
+    """Take every concept's mean over the training pictures, and over the classes, off first (not in the paper;
+    not with norm)"""
 
 
 @register_method("cms")

@@ -73,6 +73,11 @@ OTHER_METRICS = {
         "How few concepts make up the contributions of a picture: 0 if all are equally large, 1 if there is only one.",
         "{:.2f}",
     ),
+    "used_concept_precision": (
+        "Used and true",
+        "Share of the concepts a picture uses that it really shows, where the truth is known.",
+        "{:.1%}",
+    ),
     "self_rank": (
         "Names kept",
         "Share of the learned concepts whose score follows the text of their own name more than any other's; all of "
