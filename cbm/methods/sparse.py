@@ -58,8 +58,8 @@ class SparseConfig:
     """The layer W: learned | identity | random (the last two frozen, to compare with)"""
     k: Any = None
     """Concepts of a picture that the head reads, or 'all'; null is 5 for the repaired gumbel, else all"""
-    weight: float = 1.0
-    """Of the objective beside the cross-entropy"""
+    weight: float | None = None
+    """Of the objective beside the cross-entropy; null: 1 as published, 10 for the repaired gumbel and similarity"""
     ce_to_mixing: bool = True
     """Whether the cross-entropy trains W too (the released code), or only the objective does"""
     tau: float = 1.0
@@ -157,6 +157,8 @@ class Sparse(Method):
                 f"method.mixing={config.mixing} is not trained, so method.objective={config.objective} has nothing to "
                 "act on: say method.objective=none"
             )
+        if config.weight is None:
+            config.weight = 10.0 if self.repaired and config.objective in ("gumbel", "similarity") else 1.0
         if config.k is None:
             config.k = 5 if self.gumbel_gate else "all"
         if config.k != "all" and not (isinstance(config.k, int) and config.k >= 1):
