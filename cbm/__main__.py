@@ -174,6 +174,97 @@ def conceptnet(
     out.print(f"{len(bank)} concepts in {destination}; left out: {left_out}", markup=False, highlight=False)
 
 
+@concepts.command()
+def v2c(
+    dataset: Annotated[str, typer.Argument(help="A data set card: whose classes.")],
+    destination: Annotated[Path, typer.Option("--out", help="The folder to write the bank into.")],
+    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
+    encoder: Encoder = "tiny_clip",
+    pretrained: Annotated[str | None, typer.Option(help="Pretrained tag of an open_clip model.")] = None,
+    pool: Annotated[Path | None, typer.Option(help="Unlabelled pictures; without it the training pictures.")] = None,
+    shots: Annotated[
+        str, typer.Option(help="Labelled pictures per class (or all) that say what it looks like; 0: its name does.")
+    ] = "0",
+    vocabulary: Annotated[
+        Path | None, typer.Option(help="Phrases, one per line; without it words by frequency.")
+    ] = None,
+    adjectives: Annotated[int, typer.Option(help="Frequent adjectives beside the visual ones.")] = 100,
+    nouns: Annotated[int, typer.Option(help="Frequent nouns beside the visual ones.")] = 2000,
+    patterns: Annotated[str, typer.Option(help="What a phrase may be, separated by commas.")] = (
+        "adjective,noun,adjective noun"
+    ),
+    template: Annotated[
+        list[str] | None, typer.Option(help="A prompt for the concepts, by default {}; again for the mean of several.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures of the pool per class, those most like it.")] = 500,
+    k: Annotated[int, typer.Option(help="Concepts of a picture that count.")] = 5,
+    per_class: Annotated[int, typer.Option(help="Concepts kept per class.")] = 500,
+    min_count: Annotated[
+        int, typer.Option(help="Pictures that must say a concept; 0: as many as chance would hardly reach.")
+    ] = 1,
+    min_cosine: Annotated[float, typer.Option(help="A concept less like a picture is not counted.")] = -1.0,
+    synonyms: Annotated[Path | None, typer.Option(help="More words that name a class, one per line.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the shots.")] = 0,
+    cache: Cache = Path("cache"),
+) -> None:  # fmt: skip
+    """Make a bank of what unlabelled pictures say most in a vocabulary of words (interrupted: run it again)."""
+    from rich.markup import escape
+
+    from cbm.codebook import CodebookSettings, encode_pool, learn_codebook, name_prototypes, picture_prototypes
+    from cbm.concepts.readers import read_bank
+    from cbm.concepts.vocabulary import build_vocabulary
+    from cbm.data.vocabulary_store import VocabularyStore
+    from cbm.files import write_atomically
+    from cbm.inputs import encode_splits, load_encoder, read_images, text_encoder
+    from cbm.run import set_up_logging
+
+    set_up_logging()
+    if destination.exists():
+        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+    settings = CodebookSettings(pictures, k, per_class, min_count or None, min_cosine)
+    if shots != "all" and not shots.isdecimal():
+        raise UserError(f"--shots is '{shots}'; expected a number of pictures, or all")
+    cfg = _encoding(encoder, pretrained, cache)
+    cfg.dataset = schema.load_card(dataset)
+    if root is not None:
+        cfg.dataset.root = str(root)
+    images = read_images(cfg.dataset, cache)
+    tower = load_encoder(cfg.encoder)
+    if vocabulary is None:
+        built = build_vocabulary(
+            schema.BANKS / "visual_words.yaml", n_adjectives=adjectives, n_nouns=nouns,
+            patterns=[pattern.strip() for pattern in patterns.split(",")],
+        )  # fmt: skip
+        texts, recipe = built.texts, built.recipe
+    else:
+        texts, recipe = tuple(read_bank(resolve_path(vocabulary)).texts), {"file": str(vocabulary)}
+    out.print(f"{len(texts)} phrases in the vocabulary", highlight=False)
+    templates = template or ["{}"]
+    words = VocabularyStore(cache).encode(tower, texts, templates)
+    train = encode_splits(images, tower, cfg, ("train",)).train if pool is None or shots != "0" else None
+    features = train.x if pool is None and train is not None else encode_pool(resolve_path(pool or Path()), tower, cfg)
+    if shots == "0" or train is None:
+        prototypes = name_prototypes(images.classes, cfg.dataset.template, text_encoder(tower, cache, False))
+    else:
+        prototypes = picture_prototypes(train, shots if shots == "all" else int(shots), seed, images.classes)
+    other_names = [] if synonyms is None else read_bank(resolve_path(synonyms)).texts
+    book = learn_codebook(images.classes, prototypes, features, words, images.name, settings, other_names)
+    book.bank.save(destination)
+    record = {
+        "encoder": tower.id, "fingerprint": tower.fingerprint, "dataset": images.name, "shots": shots,
+        "pictures": str(pool or "training pictures"), "templates": templates, "words": recipe, **book.record,
+    }  # fmt: skip
+    write_atomically(destination / "generation.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
+    table = Table("class", "concepts", "above chance", "most counted")
+    counts = {concept.text: concept.provenance["counts"] for concept in book.bank.concepts}
+    for name in images.classes:
+        own = [concept.text for concept in book.bank.concepts if name in concept.classes]
+        own.sort(key=lambda text: -counts[text][name])
+        table.add_row(escape(name), str(len(own)), str(book.record["above_chance"][name]), escape(", ".join(own[:5])))
+    out.print(table)
+    out.print(f"{len(book.bank)} concepts in {destination}", markup=False, highlight=False)
+
+
 def _class_names(dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:
     """Class names of a card, or of a file with one per line."""
     if dataset is not None and file is None:

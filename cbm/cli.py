@@ -8,6 +8,7 @@ import functools
 import os
 import re
 import sys
+from pathlib import Path
 from collections.abc import Callable
 from typing import Any, NoReturn
 
@@ -52,7 +53,7 @@ def _bank_path_to_source(argument: str) -> str:
     """``concepts=FILE`` means ``concepts.source=FILE`` unless FILE is the name of a shipped bank."""
     key, equals, value = argument.partition("=")
     if key == "concepts" and equals and not set(value.split(",")) <= set(config.choices("concepts")):
-        looks_like_file = any("." in part or "/" in part for part in value.split(","))
+        looks_like_file = any("." in part or "/" in part or Path(part).is_dir() for part in value.split(","))
         return f"concepts.source={value}" if looks_like_file else argument
     return argument
 

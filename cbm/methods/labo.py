@@ -88,9 +88,7 @@ class LaBo(Method):
         head = AssociationHead(owner_prior(owners[:, columns], self.config.own_mass))
         scale = 100.0
         if self.config.learn_scale:
-            vectors, _ = class_vectors(bank.directions(), head.weight().detach())
-            few = 16384  # plenty for one number
-            scale = fit_scale(spaced(data.train.x, few) @ vectors.T, spaced(data.train.y, few), logit_scale)
+            scale = fitted_scale(data, bank.directions(), head, logit_scale)
         reference, spread = score_moments(data.train.x, bank.directions())
         data.batch_size = self.config.batch_size
         model = ConceptBottleneck(
@@ -106,6 +104,13 @@ class LaBo(Method):
     def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam at a constant rate, as published."""
         return torch.optim.Adam(parameters, lr=self.config.lr)
+
+
+def fitted_scale(data: FeatureData, concepts: Tensor, head: AssociationHead, start: float) -> float:
+    """The factor on the scores that suits a head before its training (see ``fit_scale``); concepts ``[K, D]``."""
+    vectors, _ = class_vectors(concepts, head.weight().detach())
+    few = 16384  # plenty for one number
+    return fit_scale(spaced(data.train.x, few) @ vectors.T, spaced(data.train.y, few), start)
 
 
 def fit_scale(similarity: Tensor, labels: Tensor, start: float) -> float:

@@ -1,0 +1,174 @@
+"""Vision to concept: pictures become their nearest concepts, and what a class's pictures say most is its codebook.
+
+He et al., "V2C-CBM: Building Concept Bottlenecks with Vision-to-Concept Tokenizer" (AAAI 2025). Nothing of size
+pictures x vocabulary is held. The published code pads a class's list with concepts that were never counted, in an
+arbitrary order; here a concept must be counted, and ties have one order: more counts, larger summed cosine, then text.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from scipy.stats import poisson
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from cbm.concepts.bank import Concept, ConceptBank
+from cbm.kernels import topk_concepts
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The k nearest concepts of N pictures, the nearest first.
+
+    Attributes:
+        ids: ``[N, k]`` rows of the codebook.
+        cosines: ``[N, k]``, of these concepts.
+    """
+
+    ids: Tensor
+    cosines: Tensor
+
+    def take(self, rows: Tensor) -> "Tokens":
+        """The tokens of some pictures."""
+        return Tokens(self.ids[rows], self.cosines[rows])
+
+
+@dataclass(frozen=True)
+class Count:
+    """How often a concept was among the tokens of some pictures.
+
+    Attributes:
+        id: its row in the codebook.
+        count: pictures that have it among their tokens.
+        cosine: mean cosine with these pictures.
+    """
+
+    id: int
+    count: int
+    cosine: float
+
+
+def tokenise(x: Tensor, codebook: Iterable[Tensor], k: int, allowed: Tensor | None = None) -> Tokens:
+    """The k concepts with the largest cosine for every picture.
+
+    Args:
+        x: ``[N, D]`` image features.
+        codebook: unit-norm embeddings of V concepts in consecutive parts ``[*, D]``, e.g. one tensor in a list, or the
+            shards of a store. Only one part is in memory at a time.
+        k: tokens per picture; all allowed concepts if there are fewer.
+        allowed: ``[V]`` bool, which concepts may be tokens, or None for all.
+
+    Returns:
+        ``[N, k]`` in descending order of the cosine, ties by the lower id.
+    """
+    x = normalize(x.float(), dim=1)
+    ids = torch.empty(len(x), 0, dtype=torch.long)
+    cosines = torch.empty(len(x), 0)
+    start = 0
+    for part in codebook:
+        rows = torch.arange(len(part)) if allowed is None else allowed[start : start + len(part)].nonzero().flatten()
+        if len(rows):
+            part_cosines, found = topk_concepts(x, part if len(rows) == len(part) else part[rows], min(k, len(rows)))
+            # what is kept so far has lower ids, so a stable sort leaves ties in the order of ids
+            cosines, order = torch.cat([cosines, part_cosines], 1).sort(dim=1, descending=True, stable=True)
+            ids = torch.cat([ids, rows[found] + start], 1).gather(1, order)[:, :k]
+            cosines = cosines[:, :k]
+        start += len(part)
+    return Tokens(ids, cosines)
+
+
+def nearest_pictures(prototypes: Tensor, pool: Tensor, count: int) -> Tensor:
+    """The quantisation set of every class: the pictures of an unlabelled pool that are most like the class.
+
+    Args:
+        prototypes: ``[C, D]``, for each class the unit-norm embedding of its name, or the mean of those of its
+            labelled pictures (the mean of the dot products is the dot product with the mean).
+        pool: ``[N, D]`` unit-norm.
+        count: pictures per class; the whole pool if it has fewer.
+
+    Returns:
+        ``[C, count]`` rows of the pool, the most similar first.
+    """
+    return topk_concepts(prototypes, pool, min(count, len(pool)))[1]
+
+
+def count_tokens(tokens: Tokens, texts: Sequence[str], *, min_count: int = 1, min_cosine: float = -1.0) -> list[Count]:
+    """All concepts among the tokens, in the order in which a class prefers them.
+
+    Args:
+        tokens: of the pictures of one class.
+        texts: V concepts.
+        min_count: fewer pictures do not make a concept (at least 1).
+        min_cosine: a token below this is not counted.
+
+    Returns:
+        By falling count, then by falling sum of cosines, then by text: a total order.
+    """
+    near = tokens.cosines >= min_cosine
+    ids, place = tokens.ids[near].unique(return_inverse=True)
+    counts = torch.bincount(place, minlength=len(ids))
+    totals = torch.bincount(place, weights=tokens.cosines[near].double(), minlength=len(ids))
+    found = list(zip(ids.tolist(), counts.tolist(), totals.tolist()))
+    found = [(i, n, total) for i, n, total in found if n >= max(1, min_count)]
+    found.sort(key=lambda entry: (-entry[1], -entry[2], texts[entry[0]]))
+    return [Count(i, n, total / n) for i, n, total in found]
+
+
+def chance_count(draws: int, concepts: int, level: float = 0.999) -> int:
+    """The smallest count that tokens drawn at random would hardly reach: one more than their quantile ``level``.
+
+    Args:
+        draws: tokens counted, pictures x k.
+        concepts: concepts they might have been.
+        level: share of the concepts that stay below it by chance.
+    """
+    return int(poisson.ppf(level, draws / max(1, concepts))) + 1
+
+
+def codebook_bank(counts: dict[str, list[Count]], texts: Sequence[str], name: str, source: str) -> ConceptBank:
+    """A bank of every class's concepts, class by class in their order; a concept of several classes is one column.
+
+    Args:
+        counts: class to its concepts.
+        texts: V concepts.
+        name: of the bank.
+        source: what it was made of.
+    """
+    owners: dict[int, dict[str, Count]] = {}
+    for class_name, found in counts.items():
+        for entry in found:
+            owners.setdefault(entry.id, {})[class_name] = entry
+    concepts = tuple(
+        Concept(
+            texts[i],
+            tuple(of),
+            score=max(entry.cosine for entry in of.values()),
+            provenance={"source": source, "counts": {class_name: entry.count for class_name, entry in of.items()}},
+        )
+        for i, of in owners.items()
+    )
+    return ConceptBank(name, source, concepts)
+
+
+class ConceptTokenizer:
+    """Says what it sees: image features to the nearest concepts of a bank.
+
+    Args:
+        bank: K embedded concepts.
+        k: tokens per picture.
+    """
+
+    def __init__(self, bank: ConceptBank, k: int = 5):
+        self.bank = bank
+        self.k = k
+        self._directions = normalize(bank.directions().float(), dim=1)
+
+    def __call__(self, x: Tensor) -> list[list[tuple[str, float]]]:
+        """For every picture its k nearest concepts and their cosines, the nearest first; ``x [N, D]``."""
+        tokens = tokenise(x, [self._directions], self.k)
+        texts = self.bank.texts
+        return [
+            [(texts[i], cosine) for i, cosine in zip(ids, cosines)]
+            for ids, cosines in zip(tokens.ids.tolist(), tokens.cosines.tolist())
+        ]

@@ -1,0 +1,110 @@
+"""V2C-CBM: He et al., AAAI 2025. Few labelled pictures, said in concepts, decide which concepts a class owns.
+
+The bank is a codebook (``python -m cbm concepts v2c``: the concepts that unlabelled pictures say most), or any other.
+Every training picture becomes its k nearest concepts; those its class says most are the class's part of the bottleneck.
+The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model and starts as LaBo's repaired head does:
+from a prior stated as mass, with a fitted factor on the cosines. ``paper`` starts from W = 1 for owned concepts with at
+most two shots and at random with more, and multiplies by 100.
+"""
+
+import logging
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.concepts.tokenizer import count_tokens, tokenise
+from cbm.data.features import FeatureData
+from cbm.kernels import score_moments
+from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
+from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.labo import fitted_scale
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class V2CConfig:
+    """Settings of V2C-CBM."""
+
+    fidelity: str = "repaired"
+    """repaired | paper"""
+    concepts_per_class: int = 50
+    k: int = 5
+    """Concepts of a picture that count; more of them while a class has fewer than ``concepts_per_class``"""
+    own_mass: float = 0.5
+    """repaired: share of a class's mass on its own concepts before training"""
+    lr: float = 0.02
+    batch_size: int | None = 16384
+    """Pictures per step; null is the full batch"""
+    patience: int = 20
+    """Validations (every 10 steps or more) without a lower validation loss"""
+    max_epochs: int = 1000
+
+
+@register_method("v2c")
+class V2C(Method):
+    """Concepts counted among the tokens of the training pictures; logits = scale * x T^T softmax(W)^T."""
+
+    Config = V2CConfig
+
+    def __init__(self, config: V2CConfig):
+        super().__init__(config)
+        one_of("method.fidelity", config.fidelity, ("repaired", "paper"))
+
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
+        """Tokenise the training pictures, keep what each class says most, and start the head."""
+        assert bank is not None
+        owners = self.token_owners(data, bank)
+        columns = owners.any(dim=0).nonzero().flatten()
+        owners, bank = owners[:, columns], bank.owned_by(owners, data.classes).take(columns.tolist())
+        data.batch_size = self.config.batch_size
+        repaired = self.config.fidelity == "repaired"
+        head = AssociationHead(self.start(owners, data))
+        scale = fitted_scale(data, bank.directions(), head, logit_scale) if repaired else 100.0
+        reference, spread = score_moments(data.train.x, bank.directions())
+        model = ConceptBottleneck(
+            bank.directions(), head, scale=scale, learn_scale=repaired, reference=reference, spread=spread
+        )
+        return model, bank
+
+    def token_owners(self, data: FeatureData, bank: ConceptBank) -> Tensor:
+        """Which concepts each class says most, ``[C, M]`` bool.
+
+        One picture says k concepts; where that makes fewer than ``concepts_per_class`` different ones (few shots), its
+        next nearest count too, after the others. A class never owns a concept that none of its pictures says.
+        """
+        wanted = min(self.config.concepts_per_class, len(bank))
+        rows = [(data.train.y == c).nonzero().flatten() for c in range(len(data.classes))]
+        tokens = tokenise(data.train.x, [bank.directions()], self.config.k)
+        owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)
+        short = 0
+        for c, own in enumerate(rows):
+            chosen = [entry.id for entry in count_tokens(tokens.take(own), bank.texts)]
+            if len(chosen) < wanted:
+                short += 1
+                more = count_tokens(tokenise(data.train.x[own], [bank.directions()], wanted), bank.texts)
+                chosen = list(dict.fromkeys([*chosen, *(entry.id for entry in more)]))
+            owners[c, chosen[:wanted]] = True
+        if short:
+            log.info(
+                "v2c: the %d nearest concepts of each picture are fewer than %d different ones for %d of %d classes; "
+                "the next nearest were taken too", self.config.k, wanted, short, len(data.classes),
+            )  # fmt: skip
+        return owners
+
+    def start(self, owners: Tensor, data: FeatureData) -> Tensor:
+        """The head's W before training ``[C, K]``."""
+        if self.config.fidelity == "repaired":
+            return owner_prior(owners, self.config.own_mass)
+        if int(data.train.y.bincount(minlength=len(data.classes)).max()) <= 2:
+            return owner_prior(owners, None)
+        generator = torch.Generator().manual_seed(data.seed)
+        return torch.randn(owners.shape, generator=generator) * (2 / owners.shape[1]) ** 0.5
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """Adam at a constant rate, as published."""
+        return torch.optim.Adam(parameters, lr=self.config.lr)
