@@ -13,7 +13,15 @@ from torch import Tensor
 
 from cbm.concepts import ConceptBank
 from cbm.concepts.prepare import EncodeText, class_name_bank
-from cbm.concepts.tokenizer import Count, chance_count, codebook_bank, count_tokens, nearest_pictures, tokenise
+from cbm.concepts.tokenizer import (
+    Count,
+    SharedParts,
+    chance_count,
+    codebook_bank,
+    count_tokens,
+    nearest_pictures,
+    tokenise,
+)
 from cbm.concepts.vocabulary import names_class
 from cbm.data import FeatureSplit, FeatureStore, few_shot, unit_norm
 from cbm.data.images import ImageFiles, list_images
@@ -34,6 +42,7 @@ class CodebookSettings:
         per_class: concepts kept per class, the most counted ones.
         min_count: pictures that must say a concept; None for what chance would hardly reach (``chance_count``).
         min_cosine: a concept less like a picture than this is not counted.
+        centred: compare what is left without what all pictures share and all concepts share (see ``SharedParts``).
     """
 
     pictures: int = 500
@@ -41,6 +50,7 @@ class CodebookSettings:
     per_class: int = 500
     min_count: int | None = 1
     min_cosine: float = -1.0
+    centred: bool = True
 
     def __post_init__(self) -> None:
         for name in ("pictures", "k", "per_class"):
@@ -90,7 +100,8 @@ def learn_codebook(
     union, place = members.unique(return_inverse=True)
     log.info("codebook: %d pictures of %d are asked for, %d phrases (%d name a class)", len(union), len(pool), free,
              int(masked.sum()))  # fmt: skip
-    tokens = tokenise(pool[union], vocabulary.parts(), settings.k, ~masked)
+    shared = SharedParts.of(pool, vocabulary.parts()) if settings.centred else None
+    tokens = tokenise(pool[union], vocabulary.parts(), settings.k, ~masked, shared)
     chance = chance_count(members.shape[1] * tokens.ids.shape[1], free)
     least = chance if settings.min_count is None else settings.min_count
     counts: dict[str, list[Count]] = {}

@@ -3,6 +3,10 @@
 He et al., "V2C-CBM: Building Concept Bottlenecks with Vision-to-Concept Tokenizer" (AAAI 2025). Nothing of size
 pictures x vocabulary is held. The published code pads a class's list with concepts that were never counted, in an
 arbitrary order; here a concept must be counted, and ties have one order: more counts, larger summed cosine, then text.
+
+The published nearest concept is that of the plain cosine. In CLIP's space all pictures share one large vector and all
+texts another, so that a few texts that happen to lie towards the pictures are near every picture and fill all lists.
+``SharedParts`` takes both off first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -49,7 +53,31 @@ class Count:
     cosine: float
 
 
-def tokenise(x: Tensor, codebook: Iterable[Tensor], k: int, allowed: Tensor | None = None) -> Tokens:
+@dataclass(frozen=True)
+class SharedParts:
+    """What all pictures have in common, and all concepts.
+
+    Attributes:
+        image: ``[D]``, the mean of unit-norm image features.
+        text: ``[D]``, the mean of unit-norm concepts.
+    """
+
+    image: Tensor
+    text: Tensor
+
+    @staticmethod
+    def of(x: Tensor, codebook: Iterable[Tensor]) -> "SharedParts":
+        """Those of pictures ``[N, D]`` and of a codebook in parts ``[*, D]``, all of unit norm."""
+        total, count = torch.zeros(x.shape[1], dtype=torch.float64), 0
+        for part in codebook:
+            total += part.sum(dim=0, dtype=torch.float64)
+            count += len(part)
+        return SharedParts(x.mean(dim=0, dtype=torch.float64).float(), (total / count).float())
+
+
+def tokenise(
+    x: Tensor, codebook: Iterable[Tensor], k: int, allowed: Tensor | None = None, shared: SharedParts | None = None
+) -> Tokens:
     """The k concepts with the largest cosine for every picture.
 
     Args:
@@ -58,18 +86,24 @@ def tokenise(x: Tensor, codebook: Iterable[Tensor], k: int, allowed: Tensor | No
             shards of a store. Only one part is in memory at a time.
         k: tokens per picture; all allowed concepts if there are fewer.
         allowed: ``[V]`` bool, which concepts may be tokens, or None for all.
+        shared: what to take off first; the cosines are then those of what is left. None is the published cosine.
 
     Returns:
         ``[N, k]`` in descending order of the cosine, ties by the lower id.
     """
     x = normalize(x.float(), dim=1)
+    if shared is not None:
+        x = normalize(x - shared.image, dim=1)
     ids = torch.empty(len(x), 0, dtype=torch.long)
     cosines = torch.empty(len(x), 0)
     start = 0
     for part in codebook:
         rows = torch.arange(len(part)) if allowed is None else allowed[start : start + len(part)].nonzero().flatten()
         if len(rows):
-            part_cosines, found = topk_concepts(x, part if len(rows) == len(part) else part[rows], min(k, len(rows)))
+            concepts = part if len(rows) == len(part) else part[rows]
+            if shared is not None:
+                concepts = normalize(concepts.float() - shared.text, dim=1)
+            part_cosines, found = topk_concepts(x, concepts, min(k, len(rows)))
             # what is kept so far has lower ids, so a stable sort leaves ties in the order of ids
             cosines, order = torch.cat([cosines, part_cosines], 1).sort(dim=1, descending=True, stable=True)
             ids = torch.cat([ids, rows[found] + start], 1).gather(1, order)[:, :k]
@@ -157,16 +191,18 @@ class ConceptTokenizer:
     Args:
         bank: K embedded concepts.
         k: tokens per picture.
+        image_mean: ``[D]``, the mean feature of pictures like these: ``SharedParts`` are then taken off first.
     """
 
-    def __init__(self, bank: ConceptBank, k: int = 5):
+    def __init__(self, bank: ConceptBank, k: int = 5, image_mean: Tensor | None = None):
         self.bank = bank
         self.k = k
         self._directions = normalize(bank.directions().float(), dim=1)
+        self._shared = None if image_mean is None else SharedParts(image_mean, self._directions.mean(dim=0))
 
     def __call__(self, x: Tensor) -> list[list[tuple[str, float]]]:
         """For every picture its k nearest concepts and their cosines, the nearest first; ``x [N, D]``."""
-        tokens = tokenise(x, [self._directions], self.k)
+        tokens = tokenise(x, [self._directions], self.k, shared=self._shared)
         texts = self.bank.texts
         return [
             [(texts[i], cosine) for i, cosine in zip(ids, cosines)]

@@ -2,9 +2,10 @@
 
 The bank is a codebook (``python -m cbm concepts v2c``: the concepts that unlabelled pictures say most), or any other.
 Every training picture becomes its k nearest concepts; those its class says most are the class's part of the bottleneck.
-The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model and starts as LaBo's repaired head does:
-from a prior stated as mass, with a fitted factor on the cosines. ``paper`` starts from W = 1 for owned concepts with at
-most two shots and at random with more, and multiplies by 100.
+The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model; nearest is what is nearest without what
+all pictures share and all concepts share, and the head starts as LaBo's repaired one does: from a prior stated as mass,
+with a fitted factor on the cosines. ``paper`` takes plain cosines, starts from W = 1 for owned concepts with at most two
+shots and at random with more, and multiplies by 100.
 """
 
 import logging
@@ -14,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
-from cbm.concepts.tokenizer import count_tokens, tokenise
+from cbm.concepts.tokenizer import SharedParts, count_tokens, tokenise
 from cbm.data.features import FeatureData
 from cbm.kernels import score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
@@ -79,14 +80,16 @@ class V2C(Method):
         """
         wanted = min(self.config.concepts_per_class, len(bank))
         rows = [(data.train.y == c).nonzero().flatten() for c in range(len(data.classes))]
-        tokens = tokenise(data.train.x, [bank.directions()], self.config.k)
+        codebook = [bank.directions()]
+        shared = SharedParts.of(data.train.x, codebook) if self.config.fidelity == "repaired" else None
+        tokens = tokenise(data.train.x, codebook, self.config.k, shared=shared)
         owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)
         short = 0
         for c, own in enumerate(rows):
             chosen = [entry.id for entry in count_tokens(tokens.take(own), bank.texts)]
             if len(chosen) < wanted:
                 short += 1
-                more = count_tokens(tokenise(data.train.x[own], [bank.directions()], wanted), bank.texts)
+                more = count_tokens(tokenise(data.train.x[own], codebook, wanted, shared=shared), bank.texts)
                 chosen = list(dict.fromkeys([*chosen, *(entry.id for entry in more)]))
             owners[c, chosen[:wanted]] = True
         if short:

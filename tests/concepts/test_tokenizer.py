@@ -5,7 +5,15 @@ import torch
 from torch.nn.functional import normalize
 
 from cbm.concepts import Concept, ConceptBank, ConceptTokenizer
-from cbm.concepts.tokenizer import Tokens, chance_count, codebook_bank, count_tokens, nearest_pictures, tokenise
+from cbm.concepts.tokenizer import (
+    SharedParts,
+    Tokens,
+    chance_count,
+    codebook_bank,
+    count_tokens,
+    nearest_pictures,
+    tokenise,
+)
 
 
 def pictures_and_codebook(n: int = 30, v: int = 200, d: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,6 +125,21 @@ def test_planted_concepts_are_recovered_less_so_with_noise():
         recall.append(hits / truth.numel())
     assert recall[0] == 1.0
     assert recall[1] < 1.0
+
+
+def test_a_text_that_is_near_every_picture_does_not_fill_all_lists():
+    g = torch.Generator().manual_seed(0)
+    meaning = torch.randn(40, 32, generator=g)
+    common = 4 * torch.randn(32, generator=g)
+    truth = torch.arange(60) % 39
+    x = normalize(meaning[truth] + common + 0.1 * torch.randn(60, 32, generator=g), dim=1)
+    codebook = meaning + 4 * torch.randn(32, generator=g)
+    codebook[39] = common  # means nothing, lies where the pictures lie
+    codebook = normalize(codebook, dim=1)
+    plain = tokenise(x, [codebook], 1).ids.flatten()
+    assert (plain == 39).all()
+    centred = tokenise(x, [codebook], 1, shared=SharedParts.of(x, codebook.split(7))).ids.flatten()
+    assert (centred == truth).float().mean() > 0.9
 
 
 def test_a_picture_says_its_nearest_concepts():

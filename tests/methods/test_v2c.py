@@ -3,6 +3,7 @@ from dataclasses import replace
 import pytest
 import torch
 from planted import CLASSES, PER_CLASS, planted
+from torch.nn.functional import normalize
 
 from cbm.data import FeatureData
 from cbm.errors import UserError
@@ -26,11 +27,15 @@ def test_a_class_owns_what_its_pictures_say():
     assert sum(right) / len(right) >= 0.8  # by chance 0.2
 
 
-def test_owners_against_a_slow_reference():
+@pytest.mark.parametrize("fidelity", ["repaired", "paper"])
+def test_owners_against_a_slow_reference(fidelity: str):
     data, bank = planted()
-    method = create_method({"name": "v2c", "concepts_per_class": 3, "k": 2})
+    method = create_method({"name": "v2c", "concepts_per_class": 3, "k": 2, "fidelity": fidelity})
     owners = method.token_owners(data, bank)
-    scores = data.train.x.double() @ bank.directions().double().T
+    x, texts = data.train.x.double(), bank.directions().double()
+    if fidelity == "repaired":
+        x, texts = normalize(x - x.mean(0), dim=1), normalize(texts - texts.mean(0), dim=1)
+    scores = x @ texts.T
     for c in range(CLASSES):
         counts: dict[int, list[float]] = {}
         for row in (data.train.y == c).nonzero().flatten().tolist():
