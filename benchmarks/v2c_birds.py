@@ -40,7 +40,8 @@ CHOICES = {
     "centred": CodebookSettings(pictures=100, k=10, per_class=50, min_count=None),
     "plain cosine": CodebookSettings(pictures=100, k=10, per_class=50, min_count=None, centred=False),
 }
-COLUMNS = ("vocabulary", "phrases", "nearest by", "names", "precision", "recall", "base rate", "said", "concepts", "accuracy")
+COLUMNS = ("vocabulary", "phrases", "nearest by", "names", "precision", "recall", "base rate", "said", "concepts",
+           "accuracy")  # fmt: skip
 
 
 def main(overrides: list[str]) -> None:

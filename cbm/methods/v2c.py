@@ -2,14 +2,14 @@
 
 The bank is a codebook (``python -m cbm concepts v2c``: the concepts that unlabelled pictures say most), or any other.
 Every training picture becomes its k nearest concepts; those its class says most are the class's part of the bottleneck.
-The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model; nearest is what is nearest without what
-all pictures share and all concepts share, and the head starts as LaBo's repaired one does: from a prior stated as mass,
-with a fitted factor on the cosines. ``paper`` takes plain cosines, starts from W = 1 for owned concepts with at most two
-shots and at random with more, and multiplies by 100.
+The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model; nearest is what is nearest without
+what all pictures share and all concepts share, and the head starts as LaBo's repaired one does: from a prior stated as
+mass, with a fitted factor on the cosines. ``paper`` takes plain cosines, starts from W = 1 for owned concepts with at
+most two shots and at random with more, and multiplies by 100.
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -53,13 +53,14 @@ class V2C(Method):
     def __init__(self, config: V2CConfig):
         super().__init__(config)
         one_of("method.fidelity", config.fidelity, ("repaired", "paper"))
+        self.owners_given = False
 
     def build(
         self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
     ) -> tuple[nn.Module, ConceptBank | None]:
         """Tokenise the training pictures, keep what each class says most, and start the head."""
         assert bank is not None
-        owners = self.token_owners(data, bank)
+        owners = bank.owners(data.classes) if self.owners_given else self.token_owners(data, bank)
         columns = owners.any(dim=0).nonzero().flatten()
         owners, bank = owners[:, columns], bank.owned_by(owners, data.classes).take(columns.tolist())
         data.batch_size = self.config.batch_size
@@ -71,6 +72,13 @@ class V2C(Method):
             bank.directions(), head, scale=scale, learn_scale=repaired, reference=reference, spread=spread
         )
         return model, bank
+
+    def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
+        """The names that were used with the owners they had: pictures would claim any direction as theirs."""
+        row = {text: k for k, text in enumerate(candidates.texts)}
+        control = V2C(self.config)
+        control.owners_given = True
+        return control, replace(candidates.take(row[text] for text in used.texts), concepts=used.concepts)
 
     def token_owners(self, data: FeatureData, bank: ConceptBank) -> Tensor:
         """Which concepts each class says most, ``[C, M]`` bool.

@@ -74,6 +74,17 @@ def test_the_published_start_depends_on_the_shots():
         assert torch.equal(method.start(owners, subset), method.start(owners, subset))
 
 
+def test_a_control_keeps_names_and_owners():
+    data, bank = planted()
+    method = create_method({"name": "v2c", "concepts_per_class": 4, "k": 2})
+    _, used = method.build(data, bank, 100.0)
+    control, names = method.as_control(bank, used)
+    shuffled = replace(names, embeddings=names.directions().flip(0))
+    _, again = control.build(data, shuffled, 100.0)
+    assert again.concepts == used.concepts
+    torch.testing.assert_close(names.directions(), used.directions())
+
+
 def test_unknown_fidelity():
     with pytest.raises(UserError, match=r"fidelity=papr.*paper"):
         create_method({"name": "v2c", "fidelity": "papr"})
