@@ -268,6 +268,51 @@ def v2c(
     out.print(f"{len(book.bank)} concepts in {destination}", markup=False, highlight=False)
 
 
+@concepts.command()
+def llm(
+    destination: Annotated[Path, typer.Option("--out", help="The folder to write: bank.json, review.html, ...")],
+    model: Annotated[str, typer.Option(help="The model's name at the server.")],
+    base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible server; default: OpenAI.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Take the class names from this card.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
+    classes: Annotated[Path | None, typer.Option(help="Or from this file, one name per line.")] = None,
+    prompts: Annotated[
+        str, typer.Option(help="Of labo, label_free, descriptions, attributes, or YAML files of your own.")
+    ] = "labo,label_free,descriptions",
+    superclass: Annotated[str, typer.Option(help="What all classes are, e.g. bird.")] = "object",
+    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
+    timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 120.0,
+    retries: Annotated[int, typer.Option(help="Further tries when the server is busy or does not answer.")] = 6,
+    temperature: Annotated[float | None, typer.Option(help="The server's own by default.")] = None,
+    max_tokens: Annotated[int | None, typer.Option(help="Longest answer; the server's own by default.")] = None,
+    samples: Annotated[int, typer.Option(help="Times every question is asked.")] = 1,
+    split: Annotated[bool, typer.Option(help="Take sentences apart with a second request.")] = True,
+    skip_failed: Annotated[bool, typer.Option(help="Write the bank although some requests failed.")] = False,
+    cache: Annotated[Path, typer.Option(help="Where answers are kept.")] = Path("cache/llm"),
+    dry_run: Annotated[bool, typer.Option(help="Say what would be asked, and send nothing.")] = False,
+    price_in: Annotated[float | None, typer.Option(help="US dollars per million prompt tokens.")] = None,
+    price_out: Annotated[float | None, typer.Option(help="US dollars per million completion tokens.")] = None,
+) -> None:
+    """Have a language model write a bank for the classes (interrupted: run it again, nothing is paid for twice)."""
+    from cbm.concepts.llm import check_installed
+    from cbm.run import set_up_logging
+
+    check_installed()
+    from cbm.concepts.llm.client import Endpoint
+    from cbm.concepts.llm.command import make_bank
+    from cbm.concepts.llm.generate import Settings
+
+    set_up_logging()
+    if destination.exists():
+        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+    endpoint = Endpoint(model, base_url, concurrency, timeout, retries)
+    settings = Settings(superclass, temperature, max_tokens, samples, split, skip_failed)
+    names = _class_names(dataset, root, classes, Path("cache"))
+    make_bank(
+        names, destination, endpoint, prompts, settings, cache, dry_run=dry_run, price_in=price_in, price_out=price_out
+    )
+
+
 def _class_names(dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:
     """Class names of a card, or of a file with one per line."""
     if dataset is not None and file is None:

@@ -1,0 +1,229 @@
+"""What a model wrote, as phrases: JSON of the schema we asked for, what is whole of a cut one, or plain lists."""
+
+import json
+import re
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, Field, ValidationError
+
+Kind = Literal["concepts", "groups", "split"]
+
+
+class Item(NamedTuple):
+    """A phrase; the attribute it is a value of, or None; the number of the sentence it came from, or 0."""
+
+    text: str
+    group: str | None = None
+    number: int = 0
+
+
+class Concepts(BaseModel):
+    """A list of phrases."""
+
+    concepts: list[str] = Field(min_length=1)
+
+
+class Group(BaseModel):
+    """An attribute and its values."""
+
+    group: str
+    values: list[str]
+
+
+class Groups(BaseModel):
+    """A list of attributes."""
+
+    groups: list[Group] = Field(min_length=1)
+
+
+class Split(BaseModel):
+    """The phrases of one numbered sentence."""
+
+    number: int
+    phrases: list[str]
+
+
+class Splits(BaseModel):
+    """The phrases of numbered sentences."""
+
+    sentences: list[Split] = Field(min_length=1)
+
+
+class Unparsable(ValueError):
+    """An answer without a single item."""
+
+
+SHAPES: dict[str, type[BaseModel]] = {"concepts": Concepts, "groups": Groups, "split": Splits}
+
+SAY_JSON = {
+    "concepts": 'Answer with JSON only: {"concepts": ["...", "..."]}',
+    "groups": 'Answer with JSON only: {"groups": [{"group": "attribute", "values": ["..."]}]}',
+    "split": 'Answer with JSON only: {"sentences": [{"number": 1, "phrases": ["..."]}]}',
+}
+
+SAY_PLAIN = {
+    "concepts": "Answer with a plain list and nothing else: one phrase per line.",
+    "groups": "Answer with plain lines and nothing else: attribute: value; value",
+    "split": "Answer with plain lines and nothing else: number: phrase; phrase",
+}
+
+BULLET = re.compile(r"^\s*(?:[-*•–]+\s+|#+\s+|\(?\d{1,3}[.):]\s*|\(?[a-z][.)]\s+)+")
+
+
+def response_format(kind: Kind) -> dict[str, Any]:
+    """The JSON schema of an answer, strict as hosted models want it."""
+
+    def strict(node: Any) -> Any:
+        if isinstance(node, list):
+            return [strict(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        node = {key: strict(item) for key, item in node.items() if key not in ("title", "minItems", "description")}
+        if node.get("type") == "object":
+            node["additionalProperties"] = False
+        return node
+
+    schema = strict(SHAPES[kind].model_json_schema())
+    return {"type": "json_schema", "json_schema": {"name": kind, "strict": True, "schema": schema}}
+
+
+def parse_answer(text: str, kind: Kind) -> list[Item]:
+    """Items of an answer that keeps to the schema.
+
+    Raises:
+        Unparsable: it does not, or has no item.
+    """
+    try:
+        shape = SHAPES[kind].model_validate_json(_without_fence(text))
+    except ValidationError as error:
+        raise Unparsable(f"not of the schema: {error.errors()[0]['msg']}") from error
+    if items := [item for item in _items(shape) if item.text]:
+        return items
+    raise Unparsable("no item in it")
+
+
+def salvage(text: str, kind: Kind) -> list[Item]:
+    """The complete items of an answer that was cut off; none if it does not begin as the schema says."""
+    start = re.match(r"\s*\{\s*\"\w+\"\s*:\s*\[", _without_fence(text))
+    if start is None:
+        return []
+    text, place, parts = _without_fence(text), start.end(), []
+    decoder = json.JSONDecoder()
+    while match := re.compile(r"[\s,]*").match(text, place):
+        try:
+            part, place = decoder.raw_decode(text, match.end())
+        except ValueError:
+            break
+        parts.append(part)
+    try:
+        shape = SHAPES[kind].model_validate({next(iter(SHAPES[kind].model_fields)): parts})
+    except ValidationError:
+        return []
+    return [item for item in _items(shape) if item.text]
+
+
+def read_plain(text: str, kind: Kind, cut: bool = False) -> list[Item]:
+    """Items by rules, of an answer that is no JSON of ours: lines, bullets, numbers, semicolons, or other JSON.
+
+    Args:
+        text: the answer.
+        kind: what was asked for.
+        cut: the answer ended in the middle; its last line is left out.
+    """
+    text = _without_fence(text)
+    try:
+        return [Item(phrase) for leaf in _leaves(json.loads(text)) if (phrase := clean_phrase(leaf))]
+    except ValueError:
+        pass
+    lines = [line for line in text.splitlines() if line.strip()]
+    if cut and len(lines) > 1:
+        lines = lines[:-1]
+    if listed := [line for line in lines if BULLET.match(line)]:
+        lines = listed  # what stands around the list is talk
+    items = []
+    for line in lines:
+        if line.rstrip().endswith(":"):
+            continue  # "Here are ten phrases:"
+        group, number = None, 0
+        if kind == "split" and (numbered := re.match(r"^\W*(\d+)[.):]\s*(.+)$", line)):
+            number, line = int(numbered[1]), numbered[2]
+        line = BULLET.sub("", line)
+        if kind == "groups" and (pair := re.match(r"^([^:]{1,60}):\s*(.+)$", line)):
+            group, line = normalise_group(pair[1]), pair[2]
+        for part in line.split(";"):
+            if phrase := clean_phrase(part):
+                items.append(Item(value_phrase(phrase, group) if group else phrase, group, number))
+    return items
+
+
+def clean_phrase(text: str) -> str:
+    """A phrase without list marks, quotes, markdown, control characters and a closing full stop."""
+    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = re.sub(r"\*\*|__|`", "", BULLET.sub("", text))
+    return " ".join(text.split()).strip(" .,;:\"'“”‘’")
+
+
+def normalise_group(name: str) -> str:
+    """How attributes of different classes are compared: ``Belly_Color`` is ``belly colour``."""
+    name = " ".join(clean_phrase(name.replace("_", " ")).casefold().split())
+    return re.sub(r"\bcolor(s|ation|ing)?\b|\bcolours\b|\bcolouration\b", "colour", name)
+
+
+def value_phrase(value: str, group: str) -> str:
+    """A value that can be read alone: ``white`` of ``belly colour`` is ``white belly``."""
+    words, said = group.split(), set(value.casefold().split())
+    part = [word for word in words if word not in ("colour", "shape", "size", "length", "pattern", "texture")]
+    if not part or said & set(part) or any(word.rstrip("s") in part for word in said) or len(said) > 2:
+        return value
+    return f"{value} {' '.join(part)}"
+
+
+def looks_like_sentence(text: str, longest: int = 8) -> bool:
+    """More than ``longest`` words with a verb or a subject among them."""
+    verb = r"\b(is|are|was|were|has|have|can|may|it|its|they|their|which|that|while|whose|appears?|features?)\b"
+    return len(text.split()) > longest and re.search(verb, text, re.I) is not None
+
+
+def split_by_rules(sentence: str) -> list[str]:
+    """The parts of a sentence at commas, semicolons and ``and``, if all are phrases of at least two words."""
+    subject = r"^(the|a|an|this|these|it|they)\b[^,;]*?\b(is|are|has|have|features?)\s+(a |an |the )?"
+    body = re.sub(subject, "", sentence, flags=re.I)
+    parts = [clean_phrase(part) for part in re.split(r"[;,]\s*(?:and\s+)?|\s+and\s+", body)]
+    parts = [re.sub(r"^(a|an|the|with|has|have|is|are)\s+", "", part, flags=re.I) for part in parts if part]
+    if len(parts) > 1 and all(len(part.split()) >= 2 for part in parts):
+        return parts
+    return [clean_phrase(body) or clean_phrase(sentence)]
+
+
+def _without_fence(text: str) -> str:
+    """The answer without a model's thinking and without the fence of a code block."""
+    text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.S)
+    if fenced := re.search(r"```(?:json|\w*)\s*\n(.*?)(?:```|\Z)", text, re.S):
+        text = fenced[1]
+    return text.strip()
+
+
+def _items(shape: BaseModel) -> Iterator[Item]:
+    if isinstance(shape, Concepts):
+        yield from (Item(clean_phrase(text)) for text in shape.concepts)
+    elif isinstance(shape, Groups):
+        for entry in shape.groups:
+            group = normalise_group(entry.group)
+            for value in filter(None, map(clean_phrase, entry.values)):
+                yield Item(value_phrase(value, group), group or None)
+    elif isinstance(shape, Splits):
+        for sentence in shape.sentences:
+            yield from (Item(clean_phrase(text), None, sentence.number) for text in sentence.phrases)
+
+
+def _leaves(content: Any) -> Iterator[str]:
+    """All strings in JSON, keys left aside."""
+    if isinstance(content, str):
+        yield from content.split(";") if ";" in content else [content]
+    elif isinstance(content, dict):
+        for value in content.values():
+            yield from _leaves(value)
+    elif isinstance(content, list):
+        for value in content:
+            yield from _leaves(value)
