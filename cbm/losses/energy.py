@@ -1,0 +1,88 @@
+"""What makes energies small where they should be: Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024.
+
+The class energy is trained by the exact cross-entropy over the classes (``cross_entropy`` of ``class_scores``). For the
+global energy the published text has the likelihood of concepts and class together, which the published code replaces
+by that of the class given the concepts (``conditional_loss``). Only the first makes E(c, y) say which concepts go
+together; the pseudo-likelihood (Besag, The Statistician, 1975) is consistent for it and needs no partition function.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from cbm.solvers.concept_blocks import NEVER, ConceptBlocks
+from cbm.solvers.energy import JointEnergy, draw_states
+
+BLOCKS_AT_ONCE = 128
+
+
+def concept_loss(concept_logit: Tensor, concepts: Tensor, blocks: ConceptBlocks) -> Tensor:
+    """Mean negative log-likelihood per variable of what is known, each variable by its own evidence.
+
+    Args:
+        concept_logit: ``[B, K]``.
+        concepts: ``[B, K]`` 1, 0, NaN unknown. Of an exclusive group, what is unknown is summed over.
+        blocks: which concept vectors there are.
+    """
+    logits = blocks.of_values(concept_logit).masked_fill(~blocks.allowed, NEVER)
+    known = logits.masked_fill(~blocks.consistent(concepts), NEVER)
+    return (logits.logsumexp(-1) - known.logsumexp(-1)).mean()
+
+
+def complete_states(concepts: Tensor, concept_logit: Tensor, blocks: ConceptBlocks) -> Tensor:
+    """Labels ``[B, K]`` as value numbers ``[B, blocks]``; what is unknown is drawn by the pictures' own evidence."""
+    logits = blocks.of_values(concept_logit.detach()).masked_fill(~blocks.consistent(concepts), NEVER)
+    return draw_states(logits.softmax(-1), torch.rand(logits.shape[:-1], device=logits.device))
+
+
+def disturb(states: Tensor, blocks: ConceptBlocks, share: float) -> Tensor:
+    """A copy of ``[B, blocks]`` with a ``share`` of the variables set to another value, anew for every picture.
+
+    Where all pictures of a class have the same concepts, p(c | y) is a point and energies would fall without end.
+    """
+    sizes = blocks.allowed.sum(1)
+    steps = (torch.rand(states.shape, device=states.device) * (sizes - 1)).long() + 1
+    return torch.where(torch.rand(states.shape, device=states.device) < share, (states + steps) % sizes, states)
+
+
+def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
+    """Mean over pictures of -log p(y | c) - sum_b log p(c_b | other variables, y).
+
+    Of more than 128 variables a random 128 stand for all in every call.
+
+    Args:
+        joint: E.
+        states: ``[B, blocks]`` complete concept vectors (``complete_states``).
+        y: ``[B]``.
+    """
+    blocks = joint.blocks
+    steps = blocks.of_values(joint.steps.T).permute(1, 2, 0)  # [blocks, V, H]
+    hidden = joint.hidden(blocks.concepts(states))  # [B, H]
+    loss = cross_entropy(-hidden.relu() @ joint.classes.T, y)
+    count = len(steps)
+    picked = torch.randperm(count)[:BLOCKS_AT_ONCE].to(states.device) if count > BLOCKS_AT_ONCE else slice(None)
+    now = states[:, picked]
+    steps, allowed = steps[picked], blocks.allowed[picked]
+    current = steps[torch.arange(len(steps), device=states.device), now]  # [B, blocks, H]
+    tried = (hidden[:, None] - current)[:, :, None] + steps  # [B, blocks, V, H]
+    energy = torch.einsum("bjvh,bh->bjv", tried.relu(), joint.classes[y])
+    logits = (-energy).masked_fill(~allowed, NEVER)
+    return loss + cross_entropy(logits.flatten(0, 1), now.flatten()) * count
+
+
+def conditional_loss(joint: JointEnergy, concepts: Tensor, y: Tensor) -> Tensor:
+    """-log p(y | c) of disturbed concepts, as the published code has it.
+
+    A fifth of the pictures (rounded up) have the same fifth of their concepts turned round. The labels themselves are
+    left alone, which in the published code they are not where they are integers.
+
+    Args:
+        joint: E.
+        concepts: ``[B, K]`` 0/1, all known.
+        y: ``[B]``.
+    """
+    rows = torch.randperm(len(concepts))[: -(-len(concepts) // 5)].to(concepts.device)
+    columns = torch.randperm(concepts.shape[1])[: -(-concepts.shape[1] // 5)].to(concepts.device)
+    turned = concepts.clone()
+    turned[rows[:, None], columns] = 1 - turned[rows[:, None], columns]
+    return cross_entropy(-joint(turned), y)

@@ -1,0 +1,130 @@
+"""What a vector of concepts may be: single concepts, and groups of which one is present."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+NEVER = -1e4  # a logit whose probability is exactly 0 in float32 and float64, and whose multiples stay finite
+
+
+@dataclass(frozen=True)
+class ConceptBlocks:
+    """A partition of K binary concepts into B variables with up to V values each.
+
+    A concept by itself is a variable with the values absent and present. The concepts of an exclusive group (the colours
+    of a belly) are the values of one variable: a sampler that could only switch one concept at a time would have to go
+    through birds with two bellies, or none, to change the colour.
+
+    Attributes:
+        count: K.
+        values: ``[B, V]`` the concept a value switches on, or K for none.
+        allowed: ``[B, V]`` bool, which of the values exist.
+    """
+
+    count: int
+    values: Tensor
+    allowed: Tensor
+
+    @cached_property
+    def size(self) -> int:
+        """How many concept vectors there are."""
+        sizes: list[int] = self.allowed.sum(dim=1).tolist()
+        product = 1
+        for size in sizes:
+            product *= size
+        return product
+
+    def of_values(self, per_concept: Tensor) -> Tensor:
+        """Something per concept ``[..., K]`` as something per value ``[..., B, V]``; none counts zero."""
+        return torch.cat([per_concept, torch.zeros_like(per_concept[..., :1])], dim=-1)[..., self.values]
+
+    def of_concepts(self, per_value: Tensor) -> Tensor:
+        """Something per value ``[..., B, V]`` as something per concept ``[..., K]``."""
+        shape = (*per_value.shape[:-2], self.count + 1)
+        index = self.values.flatten().expand(*shape[:-1], -1)
+        return per_value.new_zeros(shape).scatter_add(-1, index, (per_value * self.allowed).flatten(-2))[..., :-1]
+
+    def consistent(self, concepts: Tensor) -> Tensor:
+        """Which values agree with what is known, ``[..., B, V]`` bool.
+
+        Args:
+            concepts: ``[..., K]`` 1 present, 0 absent, NaN unknown.
+        """
+        present, absent = (concepts == 1).float(), (concepts == 0).float()
+        wrong = self.of_values(absent)  # switches on what is known to be absent
+        missed = (self.of_values(present) * self.allowed).sum(-1, keepdim=True) - self.of_values(present)
+        return (wrong + missed < 0.5) & self.allowed
+
+    def states(self, concepts: Tensor) -> Tensor:
+        """Complete 0/1 vectors ``[..., K]`` as value numbers ``[..., B]``.
+
+        Raises:
+            ValueError: a vector that these blocks do not allow.
+        """
+        fits = self.consistent(concepts)
+        if not bool(fits.any(-1).all()):
+            block = int((~fits.any(-1)).nonzero()[0, -1])
+            raise ValueError(f"a concept vector fits none of the values of {self.describe(block)}")
+        return fits.int().argmax(-1)
+
+    def concepts(self, states: Tensor) -> Tensor:
+        """Value numbers ``[..., B]`` as 0/1 vectors ``[..., K]`` float32."""
+        index = self.values[torch.arange(len(self.values), device=states.device), states]  # [..., B]
+        shape = (*index.shape[:-1], self.count + 1)
+        return torch.zeros(shape, device=states.device).scatter_(-1, index, 1.0)[..., :-1]
+
+    def describe(self, block: int) -> str:
+        """The concepts of a block, for an error message."""
+        return "concepts " + ", ".join(
+            str(k) for k in self.values[block][self.allowed[block]].tolist() if k < self.count
+        )
+
+    def all_vectors(self) -> Tensor:
+        """Every concept vector, ``[size, K]`` float32."""
+        choices = [row[allowed] for row, allowed in zip(self.values, self.allowed)]
+        index = torch.cartesian_prod(*choices).reshape(self.size, -1)
+        return torch.zeros(self.size, self.count + 1, device=index.device).scatter_(1, index, 1.0)[:, :-1]
+
+
+def concept_blocks(count: int, groups: Sequence[Sequence[int]] = (), optional: Sequence[bool] = ()) -> ConceptBlocks:
+    """Blocks of ``count`` concepts: one for each exclusive group, one for every concept in no group.
+
+    Args:
+        count: K.
+        groups: lists of concepts of which at most one is present.
+        optional: for every group whether there may be none; by default none may be absent altogether.
+
+    Raises:
+        ValueError: a concept that is in two groups or does not exist.
+    """
+    grouped = [k for group in groups for k in group]
+    if len(set(grouped)) < len(grouped) or any(not 0 <= k < count for k in grouped):
+        raise ValueError(f"groups {groups} do not divide concepts 0 to {count - 1}")
+    optional = list(optional) or [False] * len(groups)
+    rows = [[count] * may_lack + list(group) for group, may_lack in zip(groups, optional, strict=True)]
+    rows += [[count, k] for k in sorted(set(range(count)) - set(grouped))]
+    width = max(map(len, rows))
+    values = torch.tensor([row + [count] * (width - len(row)) for row in rows])
+    allowed = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in rows])
+    return ConceptBlocks(count, values, allowed)
+
+
+def exclusive_groups(concepts: Tensor, groups: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
+    """Those groups that really exclude each other in labels ``[N, K]``, and whether a picture may show none of one.
+
+    A group of one concept is no group. A group some picture of which shows two (the colours of a wing, in most data
+    sets) is left out: its concepts are variables of their own.
+    """
+    kept, optional = [], []
+    for group in groups:
+        shown = (concepts[:, list(group)] == 1).sum(dim=1)
+        if len(group) > 1 and int(shown.max()) == 1:
+            known = ~concepts[:, list(group)].isnan().any(dim=1)
+            kept.append(list(group))
+            optional.append(bool((shown[known] == 0).any()))
+    return kept, optional
