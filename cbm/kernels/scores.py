@@ -87,31 +87,69 @@ def topk_concepts(x: Tensor, concepts: Tensor, k: int, *, chunk: int = 4096) -> 
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected >= 1")
     dtype = compute_dtype(x, concepts)
-    chunk = max(chunk, k)
-    rows = max(64, (2**26 if x.is_cuda else 2**21) // chunk)  # 8 MB of float32 scores: they stay in a CPU's cache
 
     with torch.autocast(x.device.type, enabled=False):
         with torch.no_grad():
-            parts = [_topk_of_rows(part.to(dtype), concepts, k, chunk) for part in x.split(rows)]
-        values, indices = torch.cat([v for v, _ in parts]), torch.cat([i for _, i in parts])
+            values, indices = _stream(x.to(dtype), concepts, k, max(chunk, k))
         if torch.is_grad_enabled() and (x.requires_grad or concepts.requires_grad):
             values = torch.einsum("nd,nkd->nk", x.to(dtype), concepts.to(dtype)[indices])
         return values, indices
 
 
-def _topk_of_rows(x: Tensor, concepts: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
-    """Running top-k over chunks of concepts for one block of rows; both parts of a merge are in final order."""
-    values = x.new_empty(len(x), 0)
-    indices = torch.empty(len(x), 0, dtype=torch.long, device=x.device)
+def _stream(x: Tensor, concepts: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
+    """Running top-k of all rows [N, k], one chunk of concepts after the other, upcast once each.
+
+    A tile of scores stays in a CPU's cache. Of all tiles but the first, only the runs of 64 scores are looked into
+    whose largest beats the row's k-th best: the deeper into the concepts, the fewer, and the rest of the work is the
+    matrix product. What is kept has a lower index than the chunk at hand, so of ties it stays.
+    """
+    rows = max(64, (2**26 if x.is_cuda else 2**21) // chunk)  # 8 MB of float32 scores
+    values, indices = x.new_empty(len(x), k), torch.empty(len(x), k, dtype=torch.long, device=x.device)
+    tile = x.new_empty(min(rows, len(x)) * min(chunk, len(concepts)))
     for start in range(0, len(concepts), chunk):
-        scores = x @ concepts[start : start + chunk].to(x.dtype).T
-        scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        new_values, new_indices = ordered_topk(scores, min(k, scores.shape[1]))
-        # everything kept so far has a lower index than this chunk, so a stable sort keeps ties in index order
-        values, order = torch.cat([values, new_values], 1).sort(dim=1, descending=True, stable=True)
-        indices = torch.cat([indices, new_indices + start], 1).gather(1, order)
-        values, indices = values[:, :k], indices[:, :k]
+        part = concepts[start : start + chunk].to(x.dtype).T
+        for best, ids, block in zip(values.split(rows), indices.split(rows), x.split(rows)):
+            shape = (len(block), part.shape[1])
+            scores = torch.mm(block, part, out=tile[: shape[0] * shape[1]].view(shape))
+            if start == 0:
+                first = ordered_topk(scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf), k)
+                best.copy_(first[0])
+                ids.copy_(first[1])
+            else:
+                _merge(best, ids, scores, start)
     return values, indices
+
+
+def _merge(values: Tensor, indices: Tensor, scores: Tensor, start: int, run: int = 64) -> None:
+    """Put those scores [n, chunk] of concepts ``start``, ``start`` + 1, ... in place that beat a row's k-th best."""
+    k = values.shape[1]
+    if ragged := -scores.shape[1] % run:
+        scores = torch.nn.functional.pad(scores, (0, ragged), value=-torch.inf)
+    highest = scores.unflatten(1, (-1, run)).amax(2)  # [n, runs]
+    if highest.isnan().any():
+        scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        highest = scores.unflatten(1, (-1, run)).amax(2)
+    row, column = (highest > values[:, -1:]).nonzero(as_tuple=True)
+    if not len(row):
+        return
+    found = scores.unflatten(1, (-1, run))[row, column]  # [hits, run]
+    hit, place = (found > values[row, -1:]).nonzero(as_tuple=True)  # in the order of rows, then of concepts
+    row, column, value = row[hit], column[hit] * run + place, found[hit, place]
+    count = torch.bincount(row, minlength=len(scores))
+    some = count.nonzero()[:, 0]
+    width = int(count.max())
+    if width > 8 * k:  # as where every chunk beats the one before: a sort of so many would cost more
+        new_values, new_indices = ordered_topk(scores[some], min(k, scores.shape[1]))
+        new_indices = new_indices + start
+    else:
+        slot = torch.arange(len(row), device=row.device) - (count.cumsum(0) - count)[row]
+        new_values = values.new_full((len(scores), width), -torch.inf)
+        new_indices = torch.zeros_like(new_values, dtype=torch.long)
+        new_values[row, slot], new_indices[row, slot] = value, column + start
+        new_values, new_indices = new_values[some], new_indices[some]
+    merged, order = torch.cat([values[some], new_values], 1).sort(dim=1, descending=True, stable=True)
+    values[some] = merged[:, :k]
+    indices[some] = torch.cat([indices[some], new_indices], 1).gather(1, order[:, :k])
 
 
 def ordered_topk(scores: Tensor, k: int) -> tuple[Tensor, Tensor]:

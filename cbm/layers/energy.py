@@ -39,6 +39,14 @@ class EnergyBottleneck(nn.Module):
         joint_weight: of the global energy at inference.
     """
 
+    mean: Tensor
+    std: Tensor
+    values: Tensor
+    allowed: Tensor
+    class_weight: Tensor
+    concept_weight: Tensor
+    joint_weight: Tensor
+
     def __init__(
         self, dim: int, num_classes: int, blocks: ConceptBlocks, *, hidden: int = 256, dropout: float = 0.2,
         mean: Tensor | None = None, std: Tensor | None = None,

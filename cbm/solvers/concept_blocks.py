@@ -16,8 +16,8 @@ NEVER = -1e4  # a logit whose probability is exactly 0 in float32 and float64, a
 class ConceptBlocks:
     """A partition of K binary concepts into B variables with up to V values each.
 
-    A concept by itself is a variable with the values absent and present. The concepts of an exclusive group (the colours
-    of a belly) are the values of one variable: a sampler that could only switch one concept at a time would have to go
+    A concept by itself is a variable with the values absent and present. The concepts of an exclusive group (colours of
+    a belly) are the values of one variable: a sampler that could only switch one concept at a time would have to go
     through birds with two bellies, or none, to change the colour.
 
     Attributes:

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from large_tensors import LargeTensors
 
 from cbm.kernels import concept_scores, topk_concepts
 
@@ -103,6 +104,43 @@ def test_topk_does_not_depend_on_the_chunk_and_covers_many_rows():
         values, indices = topk_concepts(x, concepts, 7, chunk=chunk)
         assert torch.equal(indices, expected.indices)
         torch.testing.assert_close(values, expected.values)
+
+
+@pytest.mark.parametrize("order", ["random", "ascending", "descending", "duplicates"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_topk_streams_to_the_answer_of_a_sort_in_any_order(order, dtype):
+    """Integers, so that every sum is exact: many ties within chunks and across them; rows and chunks are ragged."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(-3, 4, (131, 8), generator=g).float()
+    concepts = torch.randint(-3, 4, (1000, 8), generator=g).float()
+    if order == "duplicates":
+        concepts = concepts[:100].repeat(10, 1)
+    elif order != "random":
+        x = x.abs()
+        concepts = concepts[concepts.sum(1).argsort(descending=order == "descending")]
+    expected_values, expected_indices = brute_topk(x @ concepts.T, 12)
+    for chunk in (12, 64, 100, 256, 1000):
+        values, indices = topk_concepts(x, concepts.to(dtype), 12, chunk=chunk)
+        assert torch.equal(values, expected_values)
+        assert torch.equal(indices, expected_indices)
+
+
+def test_topk_with_every_chunk_better_than_the_last_and_infinities_and_nan_late():
+    x = torch.ones(3, 1)
+    rising = torch.arange(5000.0)[:, None]
+    assert topk_concepts(x, rising, 3, chunk=500)[1].tolist() == [[4999, 4998, 4997]] * 3
+    odd = torch.zeros(400, 1)
+    odd[250], odd[300], odd[310] = torch.nan, torch.inf, -torch.inf
+    values, indices = topk_concepts(x, odd, 3, chunk=100)
+    assert indices.tolist() == [[300, 0, 1]] * 3
+    assert values[0].tolist() == [torch.inf, 0.0, 0.0]
+
+
+def test_topk_makes_no_matrix_of_images_by_concepts():
+    x, concepts = torch.randn(3000, 4), torch.randn(6000, 4)
+    with LargeTensors(3000 * 6000 // 4, x, concepts) as seen:
+        topk_concepts(x, concepts, 5)
+    assert not seen.made
 
 
 def test_topk_values_have_gradients():

@@ -321,5 +321,3 @@ def preview(asked: list[Asked], cache: AnswerCache) -> dict[str, int]:
     missing = [request for request in requests.values() if cache.get(request) is None]
     tokens = sum(-(-request.letters // 4) for request in missing)
     return {"requests": len(requests), "cached": len(requests) - len(missing), "prompt_tokens": tokens}
-
-
