@@ -11,7 +11,7 @@ pytest.importorskip("openai")
 pytest.importorskip("pydantic")
 pytest.importorskip("tenacity")
 
-import importlib.util
+from llm_server import completion, concepts, drop, send, well
 
 from cbm.concepts import read_bank
 from cbm.concepts.llm.answers import Unparsable, looks_like_sentence, parse_answer, read_plain, salvage, split_by_rules
@@ -19,11 +19,6 @@ from cbm.concepts.llm.client import Answer, AnswerCache, Asker, Endpoint, Reques
 from cbm.concepts.llm.generate import Settings, generate, plan
 from cbm.concepts.llm.prompts import family_names, load_families
 from cbm.errors import UserError
-
-_spec = importlib.util.spec_from_file_location("llm_server", Path(__file__).with_name("conftest.py"))
-_server = importlib.util.module_from_spec(_spec)
-_spec.loader.exec_module(_server)
-completion, concepts, drop, send = _server.completion, _server.concepts, _server.drop, _server.send
 
 ERROR = {"error": {"message": "no", "type": "x"}}
 
@@ -188,7 +183,7 @@ def test_the_run_gives_up_when_the_server_is_gone(asker, server):
 
 def test_a_run_that_broke_off_goes_on(asker, server, tmp_path: Path):
     families = load_families("labo")
-    server.script = [_server.well] * 4
+    server.script = [well] * 4
     server.always = drop
     endpoint, cache = asker(retries=0).endpoint, AnswerCache(tmp_path / "kept")
     arguments = (["cat", "dog"], families, endpoint, cache, tmp_path / "bank", Settings())
