@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 PAIRS = {(0, 1): 1.2, (2, 3): 1.2, (4, 5): -1.2}  # the coupling of spins -1, 1
-UNCOUPLED = (6, 7)
 
 
 @dataclass
@@ -54,8 +53,3 @@ def ising(seed: int = 0, dim: int = 16, noise: float = 1.0) -> Ising:
         energy = energy + coupling * (spins[:, i] * spins[:, j])[:, None]
     log_prior = energy.log_softmax(0) + torch.tensor(0.25, dtype=torch.float64).log()
     return Ising(vectors, log_prior, torch.randn(8, dim, generator=g) * dim**-0.5 * 1.5, noise)
-
-
-def total_variation(a: Tensor, b: Tensor) -> Tensor:
-    """Half the sum of absolute differences over the first dimension."""
-    return (a - b).abs().sum(0) / 2

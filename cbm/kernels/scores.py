@@ -10,6 +10,7 @@ from torch import Tensor
 from cbm.kernels.shapes import check_k, check_matrix, check_scale, check_vector, compute_dtype
 
 Activation = Literal["identity", "sigmoid", "relu"]
+RUN = 64  # scores that are judged by their largest
 _ACTIVATIONS = {"identity": lambda scores: scores, "sigmoid": torch.sigmoid, "relu": torch.relu}
 
 
@@ -99,7 +100,7 @@ def topk_concepts(x: Tensor, concepts: Tensor, k: int, *, chunk: int = 4096) -> 
 def _stream(x: Tensor, concepts: Tensor, k: int, chunk: int) -> tuple[Tensor, Tensor]:
     """Running top-k of all rows [N, k], one chunk of concepts after the other, upcast once each.
 
-    A tile of scores stays in a CPU's cache. Of all tiles but the first, only the runs of 64 scores are looked into
+    A tile of scores stays in a CPU's cache. Of all tiles but the first, only the runs of RUN scores are looked into
     whose largest beats the row's k-th best: the deeper into the concepts, the fewer, and the rest of the work is the
     matrix product. What is kept has a lower index than the chunk at hand, so of ties it stays.
     """
@@ -120,21 +121,21 @@ def _stream(x: Tensor, concepts: Tensor, k: int, chunk: int) -> tuple[Tensor, Te
     return values, indices
 
 
-def _merge(values: Tensor, indices: Tensor, scores: Tensor, start: int, run: int = 64) -> None:
+def _merge(values: Tensor, indices: Tensor, scores: Tensor, start: int) -> None:
     """Put those scores [n, chunk] of concepts ``start``, ``start`` + 1, ... in place that beat a row's k-th best."""
     k = values.shape[1]
-    if ragged := -scores.shape[1] % run:
+    if ragged := -scores.shape[1] % RUN:
         scores = torch.nn.functional.pad(scores, (0, ragged), value=-torch.inf)
-    highest = scores.unflatten(1, (-1, run)).amax(2)  # [n, runs]
+    highest = scores.unflatten(1, (-1, RUN)).amax(2)  # [n, runs]
     if highest.isnan().any():
         scores.nan_to_num_(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
-        highest = scores.unflatten(1, (-1, run)).amax(2)
+        highest = scores.unflatten(1, (-1, RUN)).amax(2)
     row, column = (highest > values[:, -1:]).nonzero(as_tuple=True)
     if not len(row):
         return
-    found = scores.unflatten(1, (-1, run))[row, column]  # [hits, run]
+    found = scores.unflatten(1, (-1, RUN))[row, column]  # [hits, RUN]
     hit, place = (found > values[row, -1:]).nonzero(as_tuple=True)  # in the order of rows, then of concepts
-    row, column, value = row[hit], column[hit] * run + place, found[hit, place]
+    row, column, value = row[hit], column[hit] * RUN + place, found[hit, place]
     count = torch.bincount(row, minlength=len(scores))
     some = count.nonzero()[:, 0]
     width = int(count.max())

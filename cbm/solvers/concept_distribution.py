@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from cbm.solvers.concept_blocks import NEVER
-from cbm.solvers.energy import JointEnergy, draw_states, gibbs_sweeps
+from cbm.solvers.energy import ENUMERABLE, JointEnergy, draw_states, gibbs_sweeps
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class ConceptDistribution:
 
 @torch.no_grad()
 def from_joint(
-    joint: JointEnergy, *, samples: int = 2000, generator: torch.Generator | None = None, enumerable: int = 4096
+    joint: JointEnergy, *, samples: int = 2000, generator: torch.Generator | None = None, enumerable: int = ENUMERABLE
 ) -> ConceptDistribution:
     """h(c, y): exact if there are at most ``enumerable`` concept vectors, else by Gibbs sampling within each class.
 

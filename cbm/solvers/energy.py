@@ -141,7 +141,8 @@ def infer(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
     count, blocks = len(joint.steps), joint.blocks
-    if concept_logit.ndim != 2 or concept_logit.shape[1] != count or len(class_score) != len(concept_logit):
+    wanted = [(len(concept_logit), len(joint.classes)), (len(concept_logit), count)]
+    if [tuple(class_score.shape), tuple(concept_logit.shape)] != wanted:
         raise ValueError(
             f"class_score {list(class_score.shape)} and concept_logit {list(concept_logit.shape)} do not fit; "
             f"expected [B, {len(joint.classes)}] and [B, {count}]"
@@ -168,10 +169,8 @@ def infer(
         assert vectors is not None
         width, solve = len(vectors) * (len(joint.classes) + count), _enumerated(vectors, joint, clamp is not None)
     elif method in ("auto", "importance"):
-        width, solve = (
-            samples * max(joint.steps.shape[1], blocks.values.numel()),
-            _importance(blocks, samples, generator),
-        )
+        width = samples * max(joint.steps.shape[1], blocks.values.numel())
+        solve = _importance(blocks, samples, generator)
     elif method == "gibbs":
         width, solve = 8 * blocks.values.shape[1] * joint.steps.shape[1], _gibbs(joint, sweeps, generator)
     elif method == "icm":
@@ -365,7 +364,7 @@ def _icm(picture: _Picture) -> _Answer:
     return (-energies).softmax(1), value_probability, _exact(picture), (decided, classes)
 
 
-def relaxed_energy(picture: _Picture, value_parameter: Tensor, class_parameter: Tensor) -> Tensor:
+def _free_energy(picture: _Picture, value_parameter: Tensor, class_parameter: Tensor) -> Tensor:
     """Mean-field free energy ``[B]``: mean energy minus entropy, the hidden layer read at the mean concepts."""
     log_q, log_p = value_parameter.log_softmax(-1), class_parameter.log_softmax(-1)
     q, p = log_q.exp(), log_p.exp()
@@ -374,14 +373,14 @@ def relaxed_energy(picture: _Picture, value_parameter: Tensor, class_parameter: 
     return (p * (joint - picture.class_score)).sum(1) - (q * picture.value_logit).sum((1, 2)) - entropy
 
 
-def _relaxed(picture: _Picture, steps: int = 100) -> _Answer:
+def _relaxed(picture: _Picture) -> _Answer:
     start = _direct(picture)[0].clamp(min=1e-6).log()
     parameters = [picture.value_logit.clone().requires_grad_(), start.requires_grad_()]
     optimizer = torch.optim.Adam(parameters, lr=0.1)
     with torch.enable_grad():
-        for _ in range(steps):
+        for _ in range(100):
             optimizer.zero_grad()
-            relaxed_energy(picture, *parameters).sum().backward()
+            _free_energy(picture, *parameters).sum().backward()
             optimizer.step()
     values, classes = (p.detach() for p in parameters)
     return classes.softmax(-1), values.softmax(-1), _exact(picture), None

@@ -121,8 +121,9 @@ def test_what_cannot_be_asked():
         infer(scores, logits, joint, clamp=clamp)
     with pytest.raises(ValueError, match="expected one of auto, direct"):
         infer(scores, logits, joint, method="guess")
-    with pytest.raises(ValueError, match="do not fit"):
-        infer(scores, logits[:, :4], joint)
+    for wrong in ((scores, logits[:, :4]), (scores[:, :2], logits), (scores[:3], logits)):
+        with pytest.raises(ValueError, match="do not fit"):
+            infer(*wrong, joint)
     with pytest.raises(ValueError, match="to enumerate"):
         infer(*problem(k=13), method="enumerate")
     with pytest.raises(ValueError, match="do not divide"):

@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-from omegaconf import OmegaConf
+import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cbm.errors import UserError, did_you_mean
@@ -102,8 +102,8 @@ def load_family(name: str) -> Family:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no prompt file '{path}' {did_you_mean(path.name, siblings)}".rstrip())
     try:
-        content = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
-    except Exception as error:  # YAML and OmegaConf each have a family of errors of their own
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"'{path}' is not a YAML file: {str(error).splitlines()[0]}") from error
     try:
         return Family.model_validate(content)
