@@ -9,14 +9,16 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.kernels import class_vectors
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid
 from cbm.metrics import (
     ConceptAlignment,
     ImageSparsity,
     classification_metrics,
     concept_label_metrics,
+    concept_probability_metrics,
     effective_concepts,
     grounding_gap,
+    intervention_curve,
     match_concepts,
     nonzero_concepts,
     truncated_weights,
@@ -64,6 +66,11 @@ def evaluate_split(
         gap, gap_std = grounding_gap(split.x, split.y, model.concepts, bank.owners(data.classes))
         values["grounding_gap"], values["grounding_gap_std"] = gap, gap_std
         values |= concept_ground_truth(model, bank, split, data)[0]
+        if isinstance(model.activation, Sigmoid):
+            values |= told_concepts(model, bank, split, data)
+    if isinstance(model, EnergyBottleneck) and bank is not None:
+        values |= energy_metrics(model, bank, split, data)
+        values |= told_concepts(model, bank, split, data)
     return {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
 
 
@@ -191,3 +198,61 @@ def concept_ground_truth(
     if model.activation is not None and model.activation.rests_at_zero:
         values |= used_concept_truth(model, split.x, columns, split.concepts[:, truth])
     return values, {column: auroc for column, auroc in zip(columns, aurocs) if not math.isnan(auroc)}
+
+
+@torch.no_grad()
+def energy_metrics(
+    model: EnergyBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
+) -> dict[str, float]:
+    """The class from the concepts alone and with a look at the picture; the concepts, if their truth is known.
+
+    ``..._direct`` is what a concept's own evidence says. ``ess``: the median of a picture's effective samples.
+    """
+    matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
+    columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
+    values: dict[str, float] = {}
+    for key, leaky in (("strict", False), ("leaky", True)):
+        found = [model.infer(part, leaky=leaky) for part in split.x.split(16384)]
+        values[f"accuracy_{key}"] = float((torch.cat([f.class_probability.argmax(1) for f in found]) == split.y).double().mean())
+        if leaky != bool(model.class_weight):
+            continue
+        ess = torch.cat([f.ess for f in found])
+        values["ess"] = float(ess.median()) if bool(ess.isfinite().all()) else float("nan")
+        if matches and split.concepts is not None:
+            known = split.concepts[:, truth]
+            probability = torch.cat([f.concept_probability[:, columns] for f in found])
+            values |= concept_probability_metrics(probability, known)
+            alone = [
+                model.infer(part, method="direct").concept_probability[:, columns] for part in split.x.split(16384)
+            ]
+            for name, value in concept_probability_metrics(torch.cat(alone), known).items():
+                values |= {} if name == "concepts_matched" else {f"{name}_direct": value}
+    return values
+
+
+@torch.no_grad()
+def told_concepts(
+    model: EnergyBottleneck | ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
+) -> dict[str, float]:
+    """What correcting concepts is worth (``cbm.metrics.intervention``), of 2,048 pictures at even distances.
+
+    Only concepts whose truth the data set knows are told; without any, nothing is measured.
+    """
+    matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
+    if not matches or split.concepts is None:
+        return {}
+    columns = {column: k for k, column in matches}
+    x, y, known = (spaced(tensor, 2048) for tensor in (split.x, split.y, split.concepts))
+    concepts = torch.full((len(x), len(bank)), float("nan"))
+    concepts[:, list(columns.values())] = known[:, list(columns)]
+    number = {name: columns[i] for i, name in enumerate(data.concept_names) if i in columns}
+    groups = [[number[name] for name in group if name in number] for group in data.concept_groups.values()]
+
+    def answer(told: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(model, EnergyBottleneck):
+            found = model.infer(x, clamp=told)
+            return found.class_probability, found.concept_probability
+        probability = told.where(~told.isnan(), model.activations(x))
+        return torch.nn.functional.linear(probability, model.weights(), model.head.bias), probability
+
+    return intervention_curve(answer, concepts, y, groups).metrics()

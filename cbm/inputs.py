@@ -12,7 +12,7 @@ from torch import Tensor
 from cbm import config as schema
 from cbm.concepts import ConceptBank, learn_cavs, read_concept_folders
 from cbm.concepts.cav import majority_owners
-from cbm.concepts.prepare import EncodeText, class_name_bank, find_bank, prepare_bank
+from cbm.concepts.prepare import EncodeText, class_name_bank, find_bank, label_bank, prepare_bank
 from cbm.data import (
     FeatureData,
     FeatureSplit,
@@ -142,6 +142,13 @@ def candidate_bank(
         return None
     if method.speaks_through == "class_names":
         return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
+    train = dataset.splits["train"]
+    if method.speaks_through == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
+        shown = majority_owners(torch.from_numpy(train.concepts), torch.from_numpy(train.labels), len(dataset.classes))
+        return label_bank(
+            dataset.concept_names, dataset.concept_groups, shown, dataset.classes, dataset.name,
+            encode_text if encoder.has_text else None, encoder.fingerprint,
+        )  # fmt: skip
     shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
     own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))

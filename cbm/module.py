@@ -28,25 +28,34 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     return nn.functional.cross_entropy(model(x), y)
 
 
+def score_batch(model: nn.Module, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean cross-entropy of a batch and its logits ``[B, C]``."""
+    logits = model(x)
+    return nn.functional.cross_entropy(logits, y), logits
+
+
 class ConceptBottleneckModule(lightning.LightningModule):
-    """Training of a classifier on frozen features, keeping the weights with the lowest validation cross-entropy.
+    """Training of a classifier on frozen features, keeping the weights with the lowest validation loss.
 
     Args:
         model: features ``[N, D]`` to logits ``[N, C]``.
         optimizer: from the parameters to an optimizer.
-        loss: of the model on a batch: features ``[B, D]``, labels ``[B]``. Cross-entropy by default.
+        loss: of the model on a batch: features ``[B, D]``, labels ``[B]``, and concept labels ``[B, K]`` where there
+            are any. Cross-entropy by default.
+        validate: loss and logits of a validation batch. Cross-entropy by default.
     """
 
     def __init__(
         self,
         model: nn.Module,
         optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
-        loss: Callable[[Any, Tensor, Tensor], Tensor] = cross_entropy,
+        loss: Callable[..., Tensor] = cross_entropy,
+        validate: Callable[..., tuple[Tensor, Tensor]] = score_batch,
     ):
         super().__init__()
         self.model = model
         self._optimizer = optimizer
-        self._loss = loss
+        self._loss, self._validate = loss, validate
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "state": None}
         self.history: list[dict[str, float]] = []
         self._train_loss = torch.zeros(())
@@ -60,17 +69,16 @@ class ConceptBottleneckModule(lightning.LightningModule):
         """Only what requires a gradient is trained."""
         return self._optimizer([p for p in self.model.parameters() if p.requires_grad])
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+    def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of a batch."""
         loss = self._loss(self.model, *batch)
         self._train_loss = loss.detach()
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+    def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
         """Collect loss and accuracy."""
-        x, y = batch
-        logits = self(x)
-        loss = nn.functional.cross_entropy(logits, y)
+        y = batch[1]
+        loss, logits = self._validate(self.model, *batch)
         self._val.append((float(loss) * len(y), float((logits.argmax(1) == y).sum()), len(y)))
 
     def on_validation_epoch_end(self) -> None:

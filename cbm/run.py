@@ -186,9 +186,10 @@ def fit_method(
 ) -> tuple[nn.Module, ConceptBank | None]:  # fmt: skip
     """Build the method's model and train it; with a ``run_path``, checkpoints and ``log.csv`` are kept there."""
     seed_everything(cfg.seed, verbose=False)
+    data.batch_size, data.concept_targets = None, {}  # of the method before
     model, bank = method.build(data, bank, logit_scale)
     if method.trains:
-        module = ConceptBottleneckModule(model, method.optimizer, method.loss)
+        module = ConceptBottleneckModule(model, method.optimizer, method.loss, method.validate)
         trainer = {key: cfg.trainer[key] for key in ("accelerator", "devices", "precision")}
         epochs = min(cfg.trainer.max_epochs, method.config.max_epochs)
         fit(

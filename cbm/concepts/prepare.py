@@ -111,6 +111,27 @@ def prepare_bank(
     return replace(bank, embeddings=encode_text(bank.texts), encoder=encoder)
 
 
+def label_bank(
+    names: list[str], groups: dict[str, list[str]], owners: Tensor, classes: list[str], source: str,
+    encode_text: EncodeText | None, encoder: str,
+) -> ConceptBank:  # fmt: skip
+    """The concepts a data set labels; embedded if there is somebody to read them.
+
+    Args:
+        names: A concept names.
+        groups: group name to the names of concepts that exclude each other.
+        owners: ``[C, A]`` bool, which classes show a concept.
+        classes: C class names.
+        source: the data set.
+        encode_text: of an encoder that reads text, or None.
+        encoder: its fingerprint.
+    """
+    group_of = {name: group for group, members in groups.items() for name in members}
+    concepts = tuple(Concept(name, group=group_of.get(name), provenance={"source": source}) for name in names)
+    bank = ConceptBank(f"{source} concepts", source, concepts).owned_by(owners, classes)
+    return bank if encode_text is None else replace(bank, embeddings=encode_text(bank.texts), encoder=encoder)
+
+
 def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, encoder: str) -> ConceptBank:
     """One concept per class: its name in the template (``a photo of a {}.``)."""
     if "{}" not in template:

@@ -78,10 +78,15 @@ class Batches:
         min_steps: batches per epoch, at least.
         shuffle: draw a new order for every pass.
         seed: of the order.
+        concepts: ``[N, K]`` concept labels that go with every batch, if there are any.
     """
 
-    def __init__(self, split: FeatureSplit, batch_size: int, *, min_steps: int = 1, shuffle: bool, seed: int = 0):
+    def __init__(
+        self, split: FeatureSplit, batch_size: int, *, min_steps: int = 1, shuffle: bool, seed: int = 0,
+        concepts: Tensor | None = None,
+    ):  # fmt: skip
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
+        self.tensors = [split.x, split.y] if concepts is None else [split.x, split.y, concepts]
         self.per_pass = -(-len(split) // batch_size)
         self.passes = -(-min_steps // self.per_pass)
         self.epoch = 0
@@ -100,15 +105,14 @@ class Batches:
     def __len__(self) -> int:
         return self.per_pass * self.passes
 
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        x, y = self.split.x, self.split.y
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for turn in range(self.passes):
             if not self.shuffle or self.per_pass == 1:
-                yield from zip(x.split(self.batch_size), y.split(self.batch_size))
+                yield from zip(*(tensor.split(self.batch_size) for tensor in self.tensors))
                 continue
             generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
-            for rows in torch.randperm(len(y), generator=generator).split(self.batch_size):
-                yield x[rows], y[rows]
+            for rows in torch.randperm(len(self.split), generator=generator).split(self.batch_size):
+                yield tuple(tensor[rows] for tensor in self.tensors)
 
 
 class FeatureData(lightning.LightningDataModule):
@@ -150,6 +154,8 @@ class FeatureData(lightning.LightningDataModule):
         self.class_embeddings = class_embeddings
         self.batch_size: int | None = None
         """Rows per training batch; None is the full batch. Set by the method."""
+        self.concept_targets: dict[str, Tensor] = {}
+        """Split to concept labels ``[N, K]`` that training and validation batches bring along. Set by the method."""
 
     @property
     def train(self) -> FeatureSplit:
@@ -173,8 +179,11 @@ class FeatureData(lightning.LightningDataModule):
 
     def train_dataloader(self) -> Batches:
         """Shuffled batches of the training split, 10 steps or more between validations."""
-        return Batches(self.train, self.batch_size or len(self.train), min_steps=10, shuffle=True, seed=self.seed)
+        return Batches(
+            self.train, self.batch_size or len(self.train), min_steps=10, shuffle=True, seed=self.seed,
+            concepts=self.concept_targets.get("train"),
+        )  # fmt: skip
 
     def val_dataloader(self) -> Batches:
         """The validation split, in order."""
-        return Batches(self.val, 65536, shuffle=False)
+        return Batches(self.val, 65536, shuffle=False, concepts=self.concept_targets.get("val"))

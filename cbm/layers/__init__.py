@@ -1,7 +1,8 @@
 """The one model: scores, activation, head, residual."""
 
-from cbm.layers.activations import Activation, Cube, Largest, TopK
+from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
+from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
 from cbm.layers.probe import LinearProbe
 from cbm.layers.serialise import load_model, save_model
@@ -11,10 +12,13 @@ __all__ = [
     "AssociationHead",
     "ConceptBottleneck",
     "Cube",
+    "EnergyBottleneck",
     "Head",
     "Largest",
     "LinearHead",
     "LinearProbe",
+    "ReleasedEnergyBottleneck",
+    "Sigmoid",
     "TopK",
     "load_model",
     "owner_prior",

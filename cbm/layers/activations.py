@@ -67,4 +67,12 @@ class Cube(Activation):
         return (scores - self.offset) ** 3
 
 
-ACTIVATIONS: dict[str, type[Activation]] = {kind.__name__: kind for kind in (TopK, Largest, Cube)}
+class Sigmoid(Activation):
+    """The probability of a concept whose score is its log-odds."""
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """``[N, K]`` to ``[N, K]`` in (0, 1)."""
+        return (scores - self.offset).sigmoid()
+
+
+ACTIVATIONS: dict[str, type[Activation]] = {kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid)}

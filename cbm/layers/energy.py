@@ -6,6 +6,7 @@ from torch.nn.functional import normalize
 
 from cbm.solvers.concept_blocks import ConceptBlocks
 from cbm.solvers.energy import JointEnergy, Method, Posterior, infer
+from cbm.solvers.released_energy import BATCH, ReleasedEnergies, released_inference
 
 
 class EnergyBottleneck(nn.Module):
@@ -32,6 +33,7 @@ class EnergyBottleneck(nn.Module):
         dropout: on both projections of a picture, while training.
         mean: ``[D]`` taken from the features.
         std: ``[D]`` that they are divided by.
+        vectors: ``[U, K]`` the only concept vectors there are, where every class has one of its own; or None.
 
     Attributes:
         class_weight: 0 lets the class be told from the concepts alone (strict); 1 lets it be seen too (leaky).
@@ -46,10 +48,11 @@ class EnergyBottleneck(nn.Module):
     class_weight: Tensor
     concept_weight: Tensor
     joint_weight: Tensor
+    vectors: Tensor | None
 
     def __init__(
         self, dim: int, num_classes: int, blocks: ConceptBlocks, *, hidden: int = 256, dropout: float = 0.2,
-        mean: Tensor | None = None, std: Tensor | None = None,
+        mean: Tensor | None = None, std: Tensor | None = None, vectors: Tensor | None = None,
     ):  # fmt: skip
         super().__init__()
         count, scale = blocks.count, hidden**-0.5
@@ -57,6 +60,7 @@ class EnergyBottleneck(nn.Module):
         self.register_buffer("std", torch.ones(dim) if std is None else std.clone())
         self.register_buffer("values", blocks.values.clone())
         self.register_buffer("allowed", blocks.allowed.clone())
+        self.register_buffer("vectors", None if vectors is None else vectors.clone())
         for name in ("class_weight", "concept_weight", "joint_weight"):
             self.register_buffer(name, torch.tensor(0.0 if name == "class_weight" else 1.0))
         self.to_class, self.to_concept = nn.Linear(dim, hidden), nn.Linear(dim, hidden)
@@ -93,7 +97,7 @@ class EnergyBottleneck(nn.Module):
     @torch.no_grad()
     def infer(
         self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
-        generator: torch.Generator | None = None, samples: int = 64, sweeps: int = 50, vectors: Tensor | None = None,
+        generator: torch.Generator | None = None, samples: int = 64, sweeps: int = 50, leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
         """Concepts and class of every picture, some concepts possibly known.
 
@@ -104,14 +108,52 @@ class EnergyBottleneck(nn.Module):
             generator: of the random numbers; without one the same call gives the same answer.
             samples: of importance sampling.
             sweeps: of Gibbs sampling.
-            vectors: ``[U, K]`` the only concept vectors to consider.
+            leaky: whether the class is seen in the picture too, past the concepts; by default ``class_weight`` says.
         """
+        seen = self.class_weight if leaky is None else float(leaky)
         return infer(
-            self.class_weight * self.class_scores(x), self.concept_weight * self.concept_logits(x),
+            seen * self.class_scores(x), self.concept_weight * self.concept_logits(x),
             self.joint().times(float(self.joint_weight)), method=method, clamp=clamp, generator=generator,
-            samples=samples, sweeps=sweeps, vectors=vectors,
+            samples=samples, sweeps=sweeps,
+            vectors=self.vectors if method in ("auto", "enumerate") else None,
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
         """Logarithm of p(y | x), ``[B, M]``."""
         return self.infer(x).class_probability.clamp(min=1e-30).log()
+
+
+class ReleasedEnergyBottleneck(EnergyBottleneck):
+    """The same energies, read as the published code reads them (``cbm.solvers.released_energy``), in its batches."""
+
+    @torch.no_grad()
+    def infer(
+        self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
+        generator: torch.Generator | None = None, samples: int = 64, sweeps: int = 50, leaky: bool | None = None,
+    ) -> Posterior:  # fmt: skip
+        """The published loop by default, which nothing but ``clamp`` concerns; any other ``method`` is as above."""
+        if method != "auto":
+            return super().infer(
+                x, method=method, clamp=clamp, generator=generator, samples=samples, sweeps=sweeps, leaky=leaky
+            )
+        clamps = x.new_full((len(x), len(self.steps)), float("nan")) if clamp is None else clamp
+        parts = []
+        for picture, known in zip(x.split(BATCH), clamps.split(BATCH)):
+            parts.append(released_inference(self.released_energies(picture), None if clamp is None else known)[:2])
+        classes, concepts = (torch.cat(column) for column in zip(*parts))
+        decided, chosen = concepts.round(), classes.argmax(dim=1)
+        energy = (self.joint()(decided) - self.class_scores(x)).gather(1, chosen[:, None])[:, 0]
+        energy = energy - (decided * self.concept_logits(x)).sum(dim=1)
+        return Posterior(classes, concepts, chosen, decided, energy, torch.full_like(energy, torch.inf))
+
+    def released_energies(self, x: Tensor) -> ReleasedEnergies:
+        """What the loop needs to know of pictures ``[B, D]``."""
+        z = (x - self.mean) / self.std
+        classes, concepts, joint = self.class_table, self.concept_table, self.joint()
+        return ReleasedEnergies(
+            (self.to_class(z).relu() * self.class_scorer) @ classes.T,
+            classes @ classes.T,
+            torch.einsum("bh,kh,kjh->bkj", self.to_concept(z).relu(), self.concept_scorer, concepts),
+            concepts @ concepts.transpose(1, 2),
+            lambda c: (joint.hidden(c).relu() * self.joint_scorer) @ classes.T,
+        )

@@ -12,12 +12,16 @@ from cbm.errors import UserError
 from cbm.files import write_atomically
 from cbm.layers.activations import ACTIVATIONS
 from cbm.layers.bottleneck import ConceptBottleneck
+from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
+from cbm.solvers.concept_blocks import ConceptBlocks
+
+ENERGIES = {kind.__name__: kind for kind in (EnergyBottleneck, ReleasedEnergyBottleneck)}
 
 
 def save_model(model: nn.Module, path: Path) -> None:
-    """Write a ``ConceptBottleneck`` or a ``LinearProbe``."""
+    """Write a ``ConceptBottleneck``, an ``EnergyBottleneck`` or a ``LinearProbe``."""
     kind = {"model": type(model).__name__}
     if isinstance(model, ConceptBottleneck):
         kind["head"] = type(model.head).__name__
@@ -48,6 +52,10 @@ def load_model(path: Path) -> nn.Module:
 def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
     if kind["model"] == "LinearProbe":
         return LinearProbe(tensors["matrix"], tensors["bias"])
+    if kind["model"] in ENERGIES:
+        blocks = ConceptBlocks(len(tensors["steps"]), tensors["values"], tensors["allowed"])
+        (num_classes, hidden), dim = tensors["class_table"].shape, len(tensors["mean"])
+        return ENERGIES[kind["model"]](dim, num_classes, blocks, hidden=hidden, vectors=tensors.get("vectors"))
     if kind["head"] == "AssociationHead":
         head: Head = AssociationHead(tensors["head.logits"])
     else:

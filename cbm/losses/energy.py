@@ -46,7 +46,11 @@ def disturb(states: Tensor, blocks: ConceptBlocks, share: float) -> Tensor:
 
 
 def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
-    """Mean over pictures of -log p(y | c) - sum_b log p(c_b | other variables, y).
+    """Mean over pictures of -B log p(y | c) - sum_b log p(c_b | other variables, y), B the number of variables.
+
+    Any weights of the conditionals are consistent. The class is given as much as all variables together, since it is
+    told by 1 + u' with u' of unit length, to which the gradient is small: with a weight of 1 the energies have learned
+    the training pictures by heart before they have learned the classes.
 
     Of more than 128 variables a random 128 stand for all in every call.
 
@@ -58,8 +62,8 @@ def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
     blocks = joint.blocks
     steps = blocks.of_values(joint.steps.T).permute(1, 2, 0)  # [blocks, V, H]
     hidden = joint.hidden(blocks.concepts(states))  # [B, H]
-    loss = cross_entropy(-hidden.relu() @ joint.classes.T, y)
     count = len(steps)
+    loss = count * cross_entropy(-hidden.relu() @ joint.classes.T, y)
     picked = torch.randperm(count)[:BLOCKS_AT_ONCE].to(states.device) if count > BLOCKS_AT_ONCE else slice(None)
     now = states[:, picked]
     steps, allowed = steps[picked], blocks.allowed[picked]

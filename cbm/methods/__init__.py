@@ -2,11 +2,13 @@
 
 from cbm.methods import (  # noqa: F401  they register themselves
     cms,
+    energy,
     label_free,
     labo,
     linear_probe,
     posthoc,
     sparse,
+    supervised,
     v2c,
     zero_shot,
 )

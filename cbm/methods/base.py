@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.errors import UserError, did_you_mean
-from cbm.module import cross_entropy
+from cbm.module import cross_entropy, score_batch
 
 METHODS: dict[str, type["Method"]] = {}
 
@@ -23,7 +23,8 @@ class Method:
     What is trained may be another module than what is saved: ``finish`` turns one into the other.
 
     Attributes:
-        speaks_through: ``bank`` (the configured concepts), ``class_names`` (one concept per class), or None.
+        speaks_through: ``bank`` (the configured concepts), ``labels`` (the data set's own concepts, or a bank of
+            which it labels some), ``class_names`` (one concept per class), or None.
         trains: whether ``build`` leaves something for Lightning to train.
         uses_teacher: whether the concepts may be phrases of another text-image model (``data.teacher``).
         facts: numbers about the fit that go to ``metrics.json`` as ``method/NAME``.
@@ -31,7 +32,7 @@ class Method:
     """
 
     Config: ClassVar[type]
-    speaks_through: ClassVar[Literal["bank", "class_names"] | None] = "bank"
+    speaks_through: ClassVar[Literal["bank", "labels", "class_names"] | None] = "bank"
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
     reads_class_names: ClassVar[bool] = False
@@ -46,7 +47,7 @@ class Method:
         """The model before training, and the bank of the concepts it uses, in the order of its columns.
 
         Args:
-            data: encoded splits; ``data.batch_size`` may be set.
+            data: encoded splits; ``batch_size`` and ``concept_targets`` may be set.
             bank: embedded candidate concepts (by the teacher, if there is one), owners named as in ``data.classes``;
                 None without ``speaks_through``.
             logit_scale: the encoder's own factor on cosines.
@@ -64,9 +65,13 @@ class Method:
         """
         return self, candidates
 
-    def loss(self, model: Any, x: Tensor, y: Tensor) -> Tensor:
-        """What training makes small on a batch: features ``[B, D]``, labels ``[B]``."""
+    def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
+        """What training makes small on a batch: features ``[B, D]``, labels ``[B]``, ``data.concept_targets``."""
         return cross_entropy(model, x, y)
+
+    def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """What the best weights make smallest on the validation split, and the logits of its batch; as ``loss``."""
+        return score_batch(model, x, y)
 
     def finish(self, model: Any, data: FeatureData) -> nn.Module:
         """The model that is saved and used, from the trained one."""

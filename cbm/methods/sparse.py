@@ -224,7 +224,7 @@ class Sparse(Method):
         origin = solve_mixing(data.train.x, data.train.y, concepts, head, offset=offset, lam=1.0, max_steps=0)
         return 0.1 * origin.lam_max
 
-    def loss(self, model: SparseBottleneck, x: Tensor, y: Tensor) -> Tensor:
+    def loss(self, model: SparseBottleneck, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
         """Cross-entropy plus the objective of a batch."""
         s = model.scores(x)
         z = model.mix(s)

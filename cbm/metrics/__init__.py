@@ -2,10 +2,11 @@
 
 from cbm.metrics.alignment import ConceptAlignment
 from cbm.metrics.classification import classification_metrics, mcnemar
-from cbm.metrics.concept_labels import concept_label_metrics, match_concepts
+from cbm.metrics.concept_labels import concept_label_metrics, concept_probability_metrics, match_concepts
 from cbm.metrics.grounding import concept_gaps, grounding_gap
 from cbm.metrics.image_sparsity import ImageSparsity
 from cbm.metrics.integrity import Evidence, Integrity, weigh_integrity
+from cbm.metrics.intervention import InterventionCurve, intervention_curve
 from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_weights
 from cbm.metrics.stability import TopConceptStability
 
@@ -14,12 +15,15 @@ __all__ = [
     "Evidence",
     "ImageSparsity",
     "Integrity",
+    "InterventionCurve",
     "TopConceptStability",
     "classification_metrics",
     "concept_gaps",
     "concept_label_metrics",
+    "concept_probability_metrics",
     "effective_concepts",
     "grounding_gap",
+    "intervention_curve",
     "match_concepts",
     "mcnemar",
     "nonzero_concepts",

@@ -2,7 +2,7 @@
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 from cbm.concepts.readers import normalise_text
 
@@ -49,6 +49,34 @@ def concept_label_metrics(
         "concepts_matched": float(len(defined)),
     }
     return means, aurocs
+
+
+def concept_probability_metrics(probability: Tensor, truth: Tensor) -> dict[str, float]:
+    """Accuracy (at one half), AUROC and calibration of concept probabilities.
+
+    Args:
+        probability: ``[N, M]``.
+        truth: ``[N, M]`` 1, 0 or NaN (unknown).
+
+    Returns:
+        ``concept_accuracy``; ``all_concepts_accuracy``, the share of pictures of which every known concept is right;
+        ``concept_auroc``, mean over concepts of which both kinds are known; ``concept_ece``, expected calibration error
+        of all answers together (15 bins); ``concepts_matched``.
+    """
+    known, probability = ~truth.isnan(), probability.clamp(0, 1)  # torchmetrics takes anything beyond for logits
+    right = (probability > 0.5) == (truth == 1)
+    aurocs = []
+    for k in range(truth.shape[1]):
+        target = truth[known[:, k], k].long()
+        if len(target) and target.min() != target.max():
+            aurocs.append(float(binary_auroc(probability[known[:, k], k], target, thresholds=None)))
+    return {
+        "concept_accuracy": float(right[known].double().mean()),
+        "all_concepts_accuracy": float((right | ~known).all(dim=1).double().mean()),
+        "concept_auroc": sum(aurocs) / len(aurocs) if aurocs else float("nan"),
+        "concept_ece": float(binary_calibration_error(probability[known], truth[known].long(), n_bins=15)),
+        "concepts_matched": float(known.any(dim=0).sum()),
+    }
 
 
 def best_threshold(scores: Tensor, truth: Tensor) -> float:

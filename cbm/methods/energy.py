@@ -1,0 +1,171 @@
+"""ECBM: Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024, on frozen features.
+
+Concepts, class and picture are joined by three energies (``cbm.layers.energy``), learned from concept labels. A concept
+that is known then changes what is believed about the others and about the class, and the energies say which concepts
+go together.
+
+``fidelity=repaired`` (default) trains the global energy by the pseudo-likelihood of concepts and class together, and
+tells the class from the concepts alone unless ``leaky=true``. ``released`` trains it by p(y | c) only, as the published
+code does, weights the losses as it does, and infers as it does: then concepts do not know each other, and correcting
+one moves none of the others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData, spaced
+from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
+from cbm.losses.energy import complete_states, concept_loss, conditional_loss, disturb, pseudo_likelihood
+from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.concept_labels import concept_labels
+from cbm.solvers.concept_blocks import ConceptBlocks, concept_blocks, exclusive_groups
+
+JOINT_WEIGHTS = (0.1, 0.3, 0.6, 1.0)
+CLASS_LEVEL_NOISE = 0.03
+
+
+@dataclass
+class EnergyConfig:
+    """Settings of energy-based bottlenecks."""
+
+    fidelity: str = "repaired"
+    """repaired | released"""
+    labels: str = "auto"
+    """truth (the data set's concept columns) | pseudo (CLIP's opinion) | auto: truth where there is any"""
+    leaky: bool = False
+    """Let the class be seen in the picture as well, past the concepts"""
+    hidden: int = 64
+    dropout: float = 0.2
+    joint_weight: float | None = None
+    """Of the global energy at inference; null: chosen on the validation split"""
+    noise: float | None = None
+    """Share of the concepts set to another value for the global energy; null: 0.03 where all pictures of a class have
+    the same concepts, else 0"""
+    temperature: float = 0.5
+    """Of pseudo-labels, in standard deviations of a concept's cosine"""
+    lr: float = 0.003
+    weight_decay: float = 0.01
+    batch_size: int | None = 128
+    patience: int = 20
+    max_epochs: int = 1000
+
+
+@register_method("energy")
+class Energy(Method):
+    """E(x, c, y) = E_class(x, y) + E_concept(x, c) + E_global(c, y)."""
+
+    Config = EnergyConfig
+    speaks_through = "labels"
+
+    def __init__(self, config: EnergyConfig):
+        super().__init__(config)
+        one_of("method.fidelity", config.fidelity, ("repaired", "released"))
+        self.noise = config.noise or 0.0
+
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
+        """Untrained energies; which concepts exclude each other is read off the training labels."""
+        assert bank is not None
+        labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
+        train = labels.targets["train"]
+        blocks = concept_blocks(len(labels.bank), *exclusive_groups(train, labels.groups))
+        vectors = None if labels.pseudo else class_vectors(train, data.train.y, len(data.classes), blocks)
+        if vectors is not None and self.config.noise is None:
+            self.noise = CLASS_LEVEL_NOISE
+        kind = ReleasedEnergyBottleneck if self.config.fidelity == "released" else EnergyBottleneck
+        model = kind(
+            data.dim, len(data.classes), blocks, hidden=self.config.hidden, dropout=self.config.dropout,
+            mean=data.train.x.mean(dim=0), std=data.train.x.std(dim=0).clamp(min=1e-6), vectors=vectors,
+        )  # fmt: skip
+        model.class_weight.fill_(float(self.config.leaky))
+        data.batch_size, data.concept_targets = self.config.batch_size, labels.targets
+        return model, labels.bank
+
+    def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
+        """Class, concepts and both together; pseudo-labels are drawn anew in every step."""
+        assert concepts is not None
+        labels = torch.bernoulli(concepts.nan_to_num(0.0)).where(~concepts.isnan(), concepts)
+        logits, blocks = model.concept_logits(x), model.blocks
+        of_class = cross_entropy(model.class_scores(x), y)
+        of_concepts = concept_loss(logits, labels, blocks) * len(blocks.values)
+        states = complete_states(labels, logits, blocks)
+        if self.config.fidelity == "released":
+            joint = conditional_loss(model.joint(), blocks.concepts(states), y)
+            return 3 * of_class + of_concepts + joint
+        states = disturb(states, blocks, self.noise) if self.noise else states
+        return of_class + of_concepts + pseudo_likelihood(model.joint(), states, y)
+
+    def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The loss of 512 pictures without dropout, always with the same draws, and the direct readout."""
+        assert concepts is not None
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            loss = self.loss(model, *(spaced(tensor, 512) for tensor in (x, y, concepts)))
+        return loss, model.infer(x, method="direct").class_probability.log()
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def finish(self, model: Any, data: FeatureData) -> nn.Module:
+        """Weigh the concepts' own evidence and the global energy on the validation split."""
+        if self.config.fidelity == "released":
+            return model
+        concepts, fixed = data.concept_targets["val"].round(), self.config.joint_weight
+        known = (spaced(tensor, 1024) for tensor in (data.val.x, data.val.y, concepts))
+        weigh(model, *known, joint_weights=JOINT_WEIGHTS if fixed is None else (fixed,))
+        self.facts = {name: float(getattr(model, name)) for name in ("concept_weight", "joint_weight")}
+        return model
+
+
+def class_vectors(concepts: Tensor, y: Tensor, num_classes: int, blocks: ConceptBlocks) -> Tensor | None:
+    """The concept vectors ``[U, K]`` of the classes, if all pictures of a class have the same; otherwise None."""
+    first = torch.zeros(num_classes, dtype=torch.long).scatter_(0, y.flip(0), torch.arange(len(y)).flip(0))
+    rows = concepts[first]
+    if bool(concepts.isnan().any()) or not torch.equal(rows[y], concepts):
+        return None
+    return blocks.concepts(blocks.states(rows)).unique(dim=0)
+
+
+def weigh(model: EnergyBottleneck, x: Tensor, y: Tensor, concepts: Tensor, joint_weights: Sequence[float]) -> None:
+    """Set the weights of highest likelihood of class and concepts, with none and with a random half of them known.
+
+    A concept's own evidence holds how frequent it is, and so does the global energy: together they are too sure unless
+    they are weighed. What the concepts' own evidence alone is best multiplied with is found first.
+
+    Args:
+        model: its ``concept_weight`` and ``joint_weight`` are set.
+        x: ``[N, D]`` validation features.
+        y: ``[N]``.
+        concepts: ``[N, K]`` 1, 0, NaN unknown.
+        joint_weights: to choose from.
+    """
+    logits, blocks = model.concept_logits(x), model.blocks
+    factors = torch.logspace(-0.5, 0.5, 21).tolist()
+    alone = min(factors, key=lambda factor: float(concept_loss(factor * logits, concepts, blocks)))
+    half = torch.rand(concepts.shape, generator=torch.Generator().manual_seed(0)) < 0.5
+    nothing = torch.full_like(concepts, float("nan"))
+
+    def likelihood(weights: tuple[float, float]) -> float:
+        model.concept_weight.fill_(weights[0])
+        model.joint_weight.fill_(weights[1])
+        total = 0.0
+        for clamp in (nothing, concepts.where(half, nothing)):
+            found = model.infer(x, clamp=clamp)
+            asked = clamp.isnan() & ~concepts.isnan()
+            right = torch.where(concepts == 1, found.concept_probability, 1 - found.concept_probability)
+            total += float(right[asked].clamp(min=1e-6).log().sum()) / len(x)
+            total += float(found.class_probability.gather(1, y[:, None]).clamp(min=1e-6).log().mean())
+        return total
+
+    best = max(product([alone, 0.7 * alone, 0.5 * alone], joint_weights), key=likelihood)
+    model.concept_weight.fill_(best[0])
+    model.joint_weight.fill_(best[1])

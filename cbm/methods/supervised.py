@@ -1,0 +1,109 @@
+"""CBM: Koh et al., "Concept Bottleneck Models", ICML 2020, on frozen features: a logistic head for every concept and a
+linear head on their probabilities, both learned from labels. What energy-based bottlenecks are measured against.
+
+- ``independent``: the class head learns from the true concepts.
+- ``sequential``: from the predicted probabilities, the concept heads taken as given.
+- ``joint``: both heads are trained for the class, with the concepts' loss beside it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData
+from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid
+from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.concept_labels import concept_labels
+
+
+@dataclass
+class SupervisedConfig:
+    """Settings of supervised bottlenecks."""
+
+    training: str = "sequential"
+    """independent | sequential | joint"""
+    labels: str = "auto"
+    """truth (the data set's concept columns) | pseudo (CLIP's opinion) | auto: truth where there is any"""
+    concept_weight: float = 1.0
+    """Factor on the concepts' loss (only with joint: otherwise the two do not touch)"""
+    temperature: float = 0.5
+    """Of pseudo-labels, in standard deviations of a concept's cosine"""
+    lr: float = 0.003
+    weight_decay: float = 0.01
+    batch_size: int | None = 512
+    patience: int = 20
+    max_epochs: int = 1000
+
+
+class TwoHeads(nn.Module):
+    """Features ``[N, D]`` to concept logits ``[N, K]``, their probabilities to class logits ``[N, C]``."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, x: Tensor, num_concepts: int, num_classes: int):
+        super().__init__()
+        self.register_buffer("mean", x.mean(dim=0))
+        self.register_buffer("std", x.std(dim=0).clamp(min=1e-6))
+        self.concept, self.head = nn.Linear(x.shape[1], num_concepts), nn.Linear(num_concepts, num_classes)
+
+    def concept_logits(self, x: Tensor) -> Tensor:
+        """``[N, K]``."""
+        return self.concept((x - self.mean) / self.std)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[N, C]``."""
+        return self.head(self.concept_logits(x).sigmoid())
+
+
+@register_method("supervised")
+class Supervised(Method):
+    """Concepts from labels, classes from concepts."""
+
+    Config = SupervisedConfig
+    speaks_through = "labels"
+
+    def __init__(self, config: SupervisedConfig):
+        super().__init__(config)
+        one_of("method.training", config.training, ("independent", "sequential", "joint"))
+
+    def build(
+        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
+    ) -> tuple[nn.Module, ConceptBank | None]:
+        """Two untrained heads."""
+        assert bank is not None
+        labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
+        data.batch_size, data.concept_targets = self.config.batch_size, labels.targets
+        return TwoHeads(data.train.x, len(labels.bank), len(data.classes)), labels.bank
+
+    def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
+        """Cross-entropy of class and of known concepts (mean over concepts)."""
+        assert concepts is not None
+        logits = model.concept_logits(x)
+        probability = logits.sigmoid()
+        if self.config.training != "joint":
+            probability = probability.detach()
+        if self.config.training == "independent":
+            probability = concepts.where(~concepts.isnan(), probability)
+        known = ~concepts.isnan()
+        of_concepts = nn.functional.binary_cross_entropy_with_logits(logits[known], concepts[known])
+        return cross_entropy(model.head(probability), y) + self.config.concept_weight * of_concepts
+
+    def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same loss, and the class logits by predicted concepts."""
+        return self.loss(model, x, y, concepts), model(x)
+
+    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+        """AdamW."""
+        return torch.optim.AdamW(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay)
+
+    def finish(self, model: Any, data: FeatureData) -> nn.Module:
+        """The two heads as a bottleneck whose activations are probabilities."""
+        directions = model.concept.weight / model.std
+        offset = directions @ model.mean - model.concept.bias
+        head = LinearHead(model.head.weight, model.head.bias)
+        return ConceptBottleneck(directions, head, activation=Sigmoid(offset)).calibrate(data.train.x)

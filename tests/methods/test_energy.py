@@ -1,0 +1,123 @@
+import json
+
+import pytest
+import torch
+from birds_run import QUICK, small
+from labelled_pictures import NAMES, fitted, planted
+
+import cbm
+from cbm.concepts.bank import Concept, ConceptBank
+from cbm.evaluation import evaluate_split
+from cbm.layers import EnergyBottleneck, load_model, save_model
+from cbm.methods import create_method
+from cbm.methods.concept_labels import concept_labels, pseudo_labels
+from cbm.methods.energy import class_vectors
+from cbm.solvers.concept_blocks import concept_blocks
+
+
+def test_a_concept_that_is_told_makes_the_others_better_than_their_own_evidence():
+    data = planted()
+    method, model, bank = fitted(data)
+    values = evaluate_split(model, bank, data, "test")
+    assert method.facts["joint_weight"] > 0.1
+    assert values["test/intervention_others_50"] > values["test/intervention_others_0"] + 0.01
+    assert values["test/intervention_accuracy_100"] > values["test/intervention_accuracy_0"] + 0.05
+    assert values["test/intervention_others_50"] > values["test/concept_accuracy_direct"]
+    assert values["test/concept_ece"] < 0.05
+    assert values["test/accuracy"] == values["test/accuracy_strict"]
+    _, alone, _ = fitted(data, "supervised")
+    told = evaluate_split(alone, bank, data, "test")
+    assert abs(told["test/intervention_others_50"] - told["test/intervention_others_0"]) < 0.02
+    assert values["test/intervention_others_50"] > told["test/intervention_others_50"]
+
+
+def test_released_energies_do_not_let_concepts_know_each_other():
+    data = planted()
+    _, model, bank = fitted(data, fidelity="released")
+    values = evaluate_split(model, bank, data, "test")
+    assert abs(values["test/intervention_others_50"] - values["test/intervention_others_0"]) < 0.02
+    assert values["test/intervention_accuracy_100"] > 0.5
+
+
+def test_unknown_labels_and_soft_ones(caplog):
+    _, model, bank = fitted(planted(unknown=0.3))
+    assert evaluate_split(model, bank, planted(), "test")["test/concept_accuracy"] > 0.8
+    data = planted()
+    directions = torch.nn.functional.normalize(torch.randn(5, data.dim), dim=1)
+    bank = ConceptBank("b", "b", tuple(Concept(f"phrase {k}") for k in range(5)), "e", directions)
+    labels = concept_labels(data, bank, "auto", 0.5)
+    assert labels.pseudo
+    assert "fidelity to CLIP" in caplog.text
+    train = labels.targets["train"]
+    assert ((train >= 0) & (train <= 1)).all()
+    assert ((train > 0.5).float().mean(0) - 0.5).abs().max() < 0.01  # the cut is the median
+    shifted = pseudo_labels({"train": data.train.x}, directions + torch.randn(data.dim), 0.5)["train"]
+    torch.testing.assert_close(shifted, train, atol=1e-3, rtol=0)  # what all concepts of a picture share is taken off
+    _, model, _ = fitted(data, labels="truth", leaky=True)
+    assert model.class_weight == 1
+
+
+def test_class_level_labels_are_told_apart_from_those_of_pictures():
+    y = torch.tensor([0, 1, 1, 0, 2])
+    rows = torch.tensor([[1.0, 0, 1], [0, 1, 0], [1, 0, 1]])
+    vectors = class_vectors(rows[y], y, 3, concept_blocks(3))
+    assert sorted(vectors.tolist()) == [[0, 1, 0], [1, 0, 1]]
+    noisy = rows[y].clone()
+    noisy[2, 0] = 1
+    assert class_vectors(noisy, y, 3, concept_blocks(3)) is None
+    noisy[2, 0] = float("nan")
+    assert class_vectors(noisy, y, 3, concept_blocks(3)) is None
+    data = planted()
+    for split in data.splits.values():
+        split.concepts = torch.tensor([[1.0, 0] * 4, [0, 1.0] * 4, [1.0] * 8, [0.0] * 8])[split.y]
+    method = create_method({"name": "energy"})
+    model, _ = method.build(data, ConceptBank("b", "b", tuple(map(Concept, NAMES))), 1.0)
+    assert method.noise == 0.03
+    assert model.vectors.shape == (4, 8)
+    found = model.eval().infer(data.test.x[:20])
+    assert all(row in model.vectors.tolist() for row in found.concepts.tolist())
+
+
+def test_what_cannot_be_learned_from():
+    data = planted()
+    bank = ConceptBank("other", "other.json", (Concept("yellow belly"),))
+    with pytest.raises(cbm.UserError, match=r"labels no concept of bank 'other.json' \(its columns are concept 0"):
+        concept_labels(data, bank, "truth", 0.5)
+    with pytest.raises(cbm.UserError, match="without an encoder that reads text"):
+        concept_labels(data, bank, "pseudo", 0.5)
+    with pytest.raises(cbm.UserError, match="method.labels=thruth: did you mean 'truth'"):
+        concept_labels(data, bank, "thruth", 0.5)
+    data.train.concepts[:, 2] = float("nan")
+    with pytest.raises(cbm.UserError, match="'concept 2' has no label"):
+        concept_labels(data, ConceptBank("b", "b", tuple(map(Concept, NAMES))), "auto", 0.5)
+
+
+@pytest.mark.parametrize("fidelity", ["repaired", "released"])
+def test_a_model_comes_back_as_it_was_saved(tmp_path, fidelity):
+    torch.manual_seed(0)
+    data = planted()
+    method = create_method({"name": "energy", "fidelity": fidelity})
+    model, _ = method.build(data, ConceptBank("b", "b", tuple(map(Concept, NAMES))), 1.0)
+    save_model(model.eval(), tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    assert type(again) is type(model)
+    assert isinstance(again, EnergyBottleneck)
+    torch.testing.assert_close(again(data.test.x[:40]), model(data.test.x[:40]))
+
+
+def test_from_the_command_line(command, tmp_path):
+    common = [*small(), *QUICK, "method.max_epochs=8", "run_dir=runs/e"]
+    status, errors = command("train", "method=energy", *common)
+    assert status == 0, errors
+    metrics = json.loads((tmp_path / "runs/e/metrics.json").read_text())
+    for key in ("accuracy_leaky", "concept_ece", "intervention_area", "intervention_others_50"):
+        assert f"test/{key}" in metrics
+    assert metrics["model/n_concepts"] == 64
+    model = cbm.load(tmp_path / "runs/e")
+    assert model.bank.texts[0] == "white breast"
+    assert not hasattr(model.model, "head")
+    status, errors = command("eval", "run=runs/e", "split=val", "cache=" + common[1].removeprefix("cache="))
+    assert status == 0, errors
+    status, errors = command("train", "method=energy", "method.labels=thruth", *common[:-1], "run_dir=runs/f")
+    assert status == 2
+    assert "method.labels=thruth: did you mean 'truth'?" in errors
