@@ -143,8 +143,9 @@ def estimators(cfg: Any, data: Any, bank: Any) -> list[str]:
     ]
     lines += ["| --- | --- | --- | --- | --- |"]
     for name, method, more in (("direct", "direct", {}), ("importance, 64", "importance", {}),
-                               ("importance, 1,024", "importance", {"samples": 1024}), ("gibbs, 50 sweeps", "gibbs", {}),
-                               ("gibbs, 400 sweeps", "gibbs", {"sweeps": 400}), ("icm", "icm", {}),
+                               ("importance, 1,024", "importance", {"samples": 1024}),
+                               ("gibbs, 50 sweeps", "gibbs", {}), ("gibbs, 400 sweeps", "gibbs", {"sweeps": 400}),
+                               ("icm", "icm", {}),
                                ("relaxed (mean field)", "relaxed", {}), ("enumerate", "enumerate", {})):  # fmt: skip
         found = model.infer(x, method=method, **more)
         errors = [float((getattr(found, f"{k}_probability") - getattr(exact, f"{k}_probability")).abs().mean())
@@ -163,11 +164,8 @@ def breasts(model: EnergyBottleneck, data: Any) -> dict[str, float]:
     free = model.infer(x)
     breast, belly = slice(0, 6), slice(6, 12)
     true_belly = concepts[:, belly].argmax(1)
-    found = {
-        "breast before": float(
-            (free.concept_probability[:, breast].argmax(1) == concepts[:, breast].argmax(1)).float().mean()
-        )
-    }
+    true_breast = concepts[:, breast].argmax(1)
+    found = {"breast before": float((free.concept_probability[:, breast].argmax(1) == true_breast).float().mean())}
     for name, told in (("truth", true_belly), ("another", (true_belly + 1) % 6)):
         clamp = torch.full_like(concepts, float("nan"))
         clamp[:, belly] = one_hot(told, 6).float()
@@ -176,7 +174,7 @@ def breasts(model: EnergyBottleneck, data: Any) -> dict[str, float]:
         moved = (after.gather(1, told[:, None]) - before)[before < 0.999]  # what is certain cannot rise
         found[f"follows {name}"] = float((moved > 0).float().mean())
         if name == "truth":
-            found["breast after"] = float((after.argmax(1) == concepts[:, breast].argmax(1)).float().mean())
+            found["breast after"] = float((after.argmax(1) == true_breast).float().mean())
             found["free to move"] = float((before < 0.999).float().mean())
     return found
 
@@ -243,8 +241,8 @@ def paper_birds(overrides: list[str]) -> list[str]:
 
     told = (0, 10, 30, 50, 70, 100)
     return [
-        f"{len(data.train)} training and {len(data.test)} test pictures, encoder {cfg.encoder.model}; mean and standard "
-        "deviation of 5 seeds.", "", "Class accuracy with a share of the concept groups told:", "",
+        f"{len(data.train)} training and {len(data.test)} test pictures, encoder {Path(cfg.encoder.model).name}; mean "
+        "and standard deviation of 5 seeds.", "", "Class accuracy with a share of the concept groups told:", "",
         *table({**{f"intervention_accuracy_{r}": f"{r} %" for r in told}, "intervention_area": "area"}), "",
         "Accuracy of the concepts that were not told:", "",
         *table({f"intervention_others_{r}": f"{r} %" for r in told[:-1]}), "",
@@ -252,9 +250,9 @@ def paper_birds(overrides: list[str]) -> list[str]:
         *table({"accuracy": "class", "accuracy_leaky": "class, leaky", "ece": "ECE", "concept_accuracy": "concepts",
                 "all_concepts_accuracy": "all of a picture's", "concept_ece": "concept ECE",
                 "concept_accuracy_direct": "by own evidence"}), "",
-        "The belly is told, of the species whose belly goes with the breast. Share of the birds for which the probability "
-        "that the breast has the told colour rises (where it was below 0.999), told the truth and told another colour; "
-        "accuracy of the breast before and after:", "",
+        "The belly is told, of the species whose belly goes with the breast. Share of the birds for which the "
+        "probability that the breast has the told colour rises (where it was below 0.999), told the truth and told "
+        "another colour; accuracy of the breast before and after:", "",
         *table({"follows truth": "told the truth", "follows another": "told another colour", "breast before": "before",
                 "breast after": "after", "free to move": "below 0.999"}), "",
         "Mean absolute error of conditional probabilities against the generator's (counted: in the training pictures):",

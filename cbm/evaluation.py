@@ -213,7 +213,7 @@ def energy_metrics(
     values: dict[str, float] = {}
     for key, leaky in (("strict", False), ("leaky", True)):
         found = [model.infer(part, leaky=leaky) for part in split.x.split(16384)]
-        values[f"accuracy_{key}"] = float((torch.cat([f.class_probability.argmax(1) for f in found]) == split.y).double().mean())
+        values[f"accuracy_{key}"] = accuracy(torch.cat([f.class_probability for f in found]), split.y)
         if leaky != bool(model.class_weight):
             continue
         ess = torch.cat([f.ess for f in found])

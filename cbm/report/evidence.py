@@ -44,6 +44,27 @@ OTHER_METRICS = {
         "deviations; near zero, the names have little to do with the scores.",
         "{:z.2f} sd",
     ),
+    "all_concepts_accuracy": (
+        "All concepts right",
+        "Share of the pictures of which every known concept is answered correctly.",
+        "{:.1%}",
+    ),
+    "concept_ece": (
+        "Concept ECE",
+        "How far the stated probabilities of concepts are from the share that is right (15 bins; 0 is best).",
+        "{:.3f}",
+    ),
+    "concept_accuracy_direct": (
+        "Concepts by their own evidence",
+        "Concept accuracy when no concept knows of any other, nor of the class.",
+        "{:.1%}",
+    ),
+    "accuracy_strict": ("Accuracy by the concepts alone", "The class is told from the concepts only.", "{:.1%}"),
+    "accuracy_leaky": (
+        "Accuracy with a look past the concepts",
+        "The class is seen in the picture as well: a black-box path around the concepts.",
+        "{:.1%}",
+    ),
     "residual_share": (
         "Outside the concepts",
         "Share of the residual in what tells the classes apart: it bypasses the concepts.",

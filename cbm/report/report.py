@@ -15,10 +15,11 @@ from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData
 from cbm.evaluation import concept_ground_truth, predict_logits
 from cbm.files import write_atomically
-from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, TopK
+from cbm.layers import Activation, ConceptBottleneck, Cube, EnergyBottleneck, Largest, Sigmoid, TopK
 from cbm.metrics.integrity import Integrity
 from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
 from cbm.report.command import reproduce_command
+from cbm.report.energies import describe_energies, told_rows
 from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, resolved_rows
 from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
 from cbm.report.thumbnails import Thumbnail, thumbnail
@@ -149,6 +150,10 @@ def describe_run(
         "n_wrong": int((predicted != test.y).sum()),
         "grounded": both_ends(grounded),
         "n_grounded": len(grounded),
+        "told": told_rows(metrics),
+        "energies": describe_energies(model, bank, classes, accuracies)
+        if isinstance(model, EnergyBottleneck) and bank is not None
+        else None,
         "bank": bank,
         "dropped": [] if bank is None else dropped_groups(bank),
         "command": reproduce_command(cfg),
@@ -188,6 +193,8 @@ def what_is_read(activation: Activation) -> str:
         return f"the {int(activation.k):,} concepts with the largest scores"
     if isinstance(activation, (TopK, Largest)):
         return "the concept with the largest score"
+    if isinstance(activation, Sigmoid):
+        return "probabilities of the concepts"
     if isinstance(activation, Cube):
         return "cubes of the scores"
     return type(activation).__name__
@@ -197,6 +204,8 @@ def unit_of_weights(model: ConceptBottleneck) -> str:
     """What adds one weight of the head to a logit."""
     if isinstance(model.activation, Cube):
         return "one unit of the concept's cubed score"
+    if isinstance(model.activation, Sigmoid):
+        return "the concept's being certain"
     if isinstance(model.activation, Largest):
         return "having the largest score"
     unit_norm = bool(((model.concepts.norm(dim=1) - 1).abs() < 1e-3).all())

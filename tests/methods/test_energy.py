@@ -3,6 +3,7 @@ import json
 import pytest
 import torch
 from birds_run import QUICK, small
+from ising import PAIRS
 from labelled_pictures import NAMES, fitted, planted
 
 import cbm
@@ -12,7 +13,9 @@ from cbm.layers import EnergyBottleneck, load_model, save_model
 from cbm.methods import create_method
 from cbm.methods.concept_labels import concept_labels, pseudo_labels
 from cbm.methods.energy import class_vectors
+from cbm.report.energies import describe_energies, told_rows
 from cbm.solvers.concept_blocks import concept_blocks
+from cbm.solvers.concept_distribution import from_joint
 
 
 def test_a_concept_that_is_told_makes_the_others_better_than_their_own_evidence():
@@ -113,6 +116,10 @@ def test_from_the_command_line(command, tmp_path):
     for key in ("accuracy_leaky", "concept_ece", "intervention_area", "intervention_others_50"):
         assert f"test/{key}" in metrics
     assert metrics["model/n_concepts"] == 64
+    page = (tmp_path / "runs/e/report.html").read_text()
+    for said in ("When concepts are told", "Which concepts go together", "learned from labels", "then it shows"):
+        assert said in page
+    assert "has no concepts" not in page
     model = cbm.load(tmp_path / "runs/e")
     assert model.bank.texts[0] == "white breast"
     assert not hasattr(model.model, "head")
@@ -121,3 +128,20 @@ def test_from_the_command_line(command, tmp_path):
     status, errors = command("train", "method=energy", "method.labels=thruth", *common[:-1], "run_dir=runs/f")
     assert status == 2
     assert "method.labels=thruth: did you mean 'truth'?" in errors
+
+
+def test_the_page_says_what_the_energies_say():
+    data = planted()
+    _, model, bank = fitted(data)
+    energies = describe_energies(model, bank, data.classes, torch.full((4,), 0.5))
+    known = from_joint(model.joint())
+    assert energies.rows[2][1][3][0] == pytest.approx(float(known.concept_given_class()[3, 2]))
+    for pairs in energies.pairs:
+        assert len(pairs) == 6
+        assert all(pair.given != pair.text for pair in pairs)
+    coupled = [{f"concept {i}", f"concept {j}"} for i, j in PAIRS]
+    strongest = [{pairs[0].given, pairs[0].text} in coupled for pairs in energies.pairs]
+    assert sum(strongest) >= 3
+    rows = told_rows({"test/intervention_accuracy_100": 0.9, "test/intervention_accuracy_0": 0.5,
+                      "test/intervention_others_0": 0.8})  # fmt: skip
+    assert [(row.percent, row.accuracy, row.others) for row in rows] == [(0, 0.5, 0.8), (100, 0.9, None)]
