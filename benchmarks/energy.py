@@ -156,12 +156,12 @@ def estimators(cfg: Any, data: Any, bank: Any) -> list[str]:
     return lines
 
 
-def breasts(model: EnergyBottleneck, data: Any) -> dict[str, float]:
+def breasts(model: EnergyBottleneck, data: Any, samples: int) -> dict[str, float]:
     """Test birds of the species whose belly has the colour of the breast; the belly is told."""
     typical = birds.typical_attributes()
     coupled = torch.from_numpy(typical[:, 0] == typical[:, 1])[data.test.y]
     x, concepts = data.test.x[coupled], data.test.concepts[coupled]
-    free = model.infer(x)
+    free = model.infer(x, samples=samples)
     breast, belly = slice(0, 6), slice(6, 12)
     true_belly = concepts[:, belly].argmax(1)
     true_breast = concepts[:, breast].argmax(1)
@@ -169,7 +169,7 @@ def breasts(model: EnergyBottleneck, data: Any) -> dict[str, float]:
     for name, told in (("truth", true_belly), ("another", (true_belly + 1) % 6)):
         clamp = torch.full_like(concepts, float("nan"))
         clamp[:, belly] = one_hot(told, 6).float()
-        after = model.infer(x, clamp=clamp).concept_probability[:, breast]
+        after = model.infer(x, clamp=clamp, samples=samples).concept_probability[:, breast]
         before = free.concept_probability[:, breast].gather(1, told[:, None])
         moved = (after.gather(1, told[:, None]) - before)[before < 0.999]  # what is certain cannot rise
         found[f"follows {name}"] = float((moved > 0).float().mean())
@@ -227,7 +227,9 @@ def paper_birds(overrides: list[str]) -> list[str]:
             model, used = fit_method(create_method({"name": kind, **settings}), data, bank, cfg, 1.0)
             note(name, evaluate_split(model, used, data, "test"))
             if kind == "energy":
-                note(name, breasts(model, data) | conditionals(model, data))
+                note(name, conditionals(model, data))
+                for samples in (64, 1024):
+                    note(f"{name}, {samples} samples", breasts(model, data, samples))
             if name.endswith("sequential"):
                 note("supervised, sequential, MLP head", mlp_curve(model, data, seed))
             print(seed, name, flush=True)

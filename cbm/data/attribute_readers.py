@@ -1,0 +1,151 @@
+"""Data sets of the literature that say what their pictures show, in the formats they are published in."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from cbm.data.dataset import ImageDataset, Split
+from cbm.data.images import ImageFiles, list_images
+from cbm.data.readers import reader
+from cbm.errors import UserError, did_you_mean
+
+NOT_VISIBLE = 1  # of the certainties of CUB
+
+
+def read_lines(name: str, file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of every line that is not empty."""
+    if not file.is_file():
+        raise UserError(f"data set '{name}': no file '{file}' (is dataset.root the unpacked archive?)")
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if words := line.split():
+                yield number, words
+
+
+def _numbers(name: str, file: Path, columns: int) -> np.ndarray:
+    """The first ``columns`` numbers of every line, ``[N, columns]`` int64."""
+    rows = []
+    for number, words in read_lines(name, file):
+        try:
+            rows.append([int(word) for word in words[:columns]])
+        except ValueError:
+            rows.append([])
+        if len(rows[-1]) < columns:
+            raise UserError(f"data set '{name}': '{file}' line {number}: expected {columns} whole numbers")
+    return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
+
+
+@reader("cub")
+def read_cub(name: str, root: Path, level: str = "class", min_classes: int = 10) -> ImageDataset:
+    """CUB-200-2011 (Wah et al., 2011), unpacked: ``images.txt``, ``classes.txt``, ``attributes/``, ...
+
+    ``level=class`` is the protocol of Koh et al. (ICML 2020): a concept is present in all pictures of a class if most
+    training pictures say so (ties count as present; "absent" that was marked as not visible is no vote), and only
+    concepts of ``min_classes`` classes or more are kept. ``level=image`` takes every picture's own marks; not visible
+    means unknown.
+    """
+    if level not in ("class", "image"):
+        raise UserError(f"dataset.args.level={level}: {did_you_mean(level, ('class', 'image'))}")
+    files = [words[1] for _, words in read_lines(name, root / "images.txt")]
+    classes = [words[1].split(".", 1)[-1].replace("_", " ") for _, words in read_lines(name, root / "classes.txt")]
+    labels = _numbers(name, root / "image_class_labels.txt", 2)[:, 1] - 1
+    train = _numbers(name, root / "train_test_split.txt", 2)[:, 1] == 1
+    listed = root / "attributes" / "attributes.txt"
+    listed = listed if listed.is_file() else root.parent / "attributes.txt"  # where the archive puts it
+    attributes = [words[1] for _, words in read_lines(name, listed)]
+    marks = _numbers(name, root / "attributes" / "image_attribute_labels.txt", 4)
+    for what, count in (("image_class_labels.txt", len(labels)), ("train_test_split.txt", len(train))):
+        if count != len(files):
+            raise UserError(f"data set '{name}': {what} has {count} lines, images.txt has {len(files)}")
+    if marks[:, 0].max(initial=1) > len(files) or marks[:, 1].max(initial=1) > len(attributes):
+        raise UserError(f"data set '{name}': image_attribute_labels.txt names pictures or attributes that do not exist")
+    shown = np.full((len(files), len(attributes)), np.nan, np.float32)
+    seen = marks[(marks[:, 2] == 1) | (marks[:, 3] != NOT_VISIBLE)]
+    shown[seen[:, 0] - 1, seen[:, 1] - 1] = seen[:, 2]
+    if level == "class":
+        votes = np.zeros((len(classes), len(attributes)))
+        np.add.at(votes, labels[train], np.nan_to_num(2 * shown[train] - 1))
+        known = np.zeros_like(votes)
+        np.add.at(known, labels[train], ~np.isnan(shown[train]))
+        shown = ((votes >= 0) & (known > 0)).astype(np.float32)[labels]
+        of_classes = np.array([shown[labels == c].max(axis=0, initial=0) for c in range(len(classes))])
+        kept = np.flatnonzero(of_classes.sum(axis=0) >= min_classes)
+        if not len(kept):
+            raise UserError(f"dataset.args.min_classes={min_classes}: so many classes of '{name}' share no attribute")
+        shown, attributes = shown[:, kept], [attributes[k] for k in kept]
+    groups: dict[str, list[str]] = {}
+    phrases = []
+    for attribute in attributes:  # has_bill_shape::hooked_seabird -> bill shape: hooked seabird
+        group, _, value = attribute.removeprefix("has_").replace("_", " ").partition("::")
+        phrases.append(f"{group}: {value}")
+        groups.setdefault(group, []).append(phrases[-1])
+    pictures = ImageFiles(root / "images", files)
+    rows = {"train": np.flatnonzero(train), "test": np.flatnonzero(~train)}
+    splits = {part: Split(pictures, labels, shown).take(index) for part, index in rows.items()}
+    return ImageDataset(name, classes, splits, phrases, groups)
+
+
+@reader("awa2")
+def read_awa2(name: str, root: Path) -> ImageDataset:
+    """Animals with Attributes 2 (Xian et al., 2018), unpacked: the predicates of a class hold for all its pictures."""
+    classes = [words[1] for _, words in read_lines(name, root / "classes.txt")]
+    predicates = [words[1] for _, words in read_lines(name, root / "predicates.txt")]
+    matrix = _numbers(name, root / "predicate-matrix-binary.txt", len(predicates))
+    if len(matrix) != len(classes):
+        raise UserError(f"data set '{name}': {len(matrix)} rows of predicates for {len(classes)} classes")
+    files, labels = [], []
+    for number, folder in enumerate(classes):
+        found = list_images(root / "JPEGImages" / folder)
+        files += [str(path.relative_to(root)) for path in found]
+        labels += [number] * len(found)
+    index = np.array(labels, dtype=np.int64)
+    concepts = matrix[index].astype(np.float32)
+    splits = {"train": Split(ImageFiles(root, files), index, concepts)}
+    return ImageDataset(name, [folder.replace("+", " ") for folder in classes], splits, predicates)
+
+
+@reader("celeba")
+def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every: int = 12) -> ImageDataset:
+    """CelebA (Liu et al., 2015), unpacked, as a task on concepts (Espinosa Zarlenga et al., NeurIPS 2022).
+
+    Of the 40 attributes the ``concepts`` whose frequency is nearest to one half are known, the ``hidden`` next ones are
+    not, and the class of a picture is the combination of all of them. One picture in ``every`` is used; the splits are
+    the published ones. A class without a training picture is left out.
+    """
+    listed = read_lines(name, root / "list_attr_celeba.txt")
+    next(listed, None)  # how many pictures there are
+    _, attributes = next(listed, (0, []))
+    rows = list(listed)
+    used = rows[::every]
+    if concepts + hidden > len(attributes) or concepts < 1 or hidden < 0:
+        raise UserError(
+            f"data set '{name}': {concepts} concepts and {hidden} hidden ones of {len(attributes)} attributes"
+        )
+    for number, words in rows:
+        if len(words) != len(attributes) + 1 or set(words[1:]) - {"1", "-1"}:
+            raise UserError(
+                f"data set '{name}': list_attr_celeba.txt line {number}: expected 1 or -1 for every attribute"
+            )
+    shown = np.array([[word == "1" for word in words[1:]] for _, words in rows])
+    chosen = np.abs(shown.mean(axis=0) - 0.5).argsort(kind="stable")[: concepts + hidden]
+    values = shown[::every][:, chosen]
+    part_of = {words[0]: int(words[1]) for _, words in read_lines(name, root / "list_eval_partition.txt")}
+    parts = np.array([part_of.get(words[0], -1) for _, words in used])
+    codes = values @ (1 << np.arange(values.shape[1]))
+    known = np.unique(codes[parts == 0])
+    keep = np.isin(codes, known) & (parts >= 0)
+    labels = np.searchsorted(known, codes)
+    pictures = Split(
+        ImageFiles(root / "img_align_celeba", [words[0] for _, words in used]),
+        labels,
+        values[:, :concepts].astype(np.float32),
+    )
+    splits = {
+        part: pictures.take(np.flatnonzero(keep & (parts == i))) for i, part in enumerate(("train", "val", "test"))
+    }
+    names = [attribute.replace("_", " ").lower() for attribute in np.array(attributes)[chosen]]
+    classes = [
+        ", ".join(("" if code >> bit & 1 else "not ") + word for bit, word in enumerate(names)) for code in known
+    ]
+    return ImageDataset(name, classes, splits, names[:concepts])
