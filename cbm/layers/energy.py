@@ -97,7 +97,7 @@ class EnergyBottleneck(nn.Module):
     @torch.no_grad()
     def infer(
         self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
-        generator: torch.Generator | None = None, samples: int = 64, sweeps: int = 50, leaky: bool | None = None,
+        generator: torch.Generator | None = None, samples: int = 256, sweeps: int = 50, leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
         """Concepts and class of every picture, some concepts possibly known.
 
@@ -129,7 +129,7 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
     @torch.no_grad()
     def infer(
         self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
-        generator: torch.Generator | None = None, samples: int = 64, sweeps: int = 50, leaky: bool | None = None,
+        generator: torch.Generator | None = None, samples: int = 256, sweeps: int = 50, leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
         """The published loop by default, which nothing but ``clamp`` concerns; any other ``method`` is as above."""
         if method != "auto":

@@ -106,7 +106,7 @@ def infer(
     *,
     method: Method = "auto",
     clamp: Tensor | None = None,
-    samples: int = 64,
+    samples: int = 256,
     sweeps: int = 50,
     generator: torch.Generator | None = None,
     vectors: Tensor | None = None,
