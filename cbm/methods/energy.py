@@ -54,7 +54,7 @@ class EnergyConfig:
     weight_decay: float = 0.01
     batch_size: int | None = 128
     patience: int = 20
-    max_epochs: int = 1000
+    max_epochs: int = 200
 
 
 @register_method("energy")

@@ -25,6 +25,7 @@ Method = Literal["auto", "direct", "importance", "gibbs", "icm", "relaxed", "enu
 METHODS: tuple[str, ...] = get_args(Method)
 FEW_SAMPLES = 10.0  # effective samples below which importance sampling is not to be trusted
 ENUMERABLE = 4096  # concept vectors; 12 binary concepts
+SWEEPABLE = 128  # variables; a sweep of Gibbs sampling goes through them one by one
 HIDDEN_AT_ONCE = 8_000_000  # numbers in the hidden layer at a time: 32 MB of float32
 
 
@@ -114,7 +115,7 @@ def infer(
     """Concepts and class of every picture, some concepts possibly known.
 
     - ``auto``: ``enumerate`` if there are at most 4,096 concept vectors, else ``importance``, and ``gibbs`` for
-      pictures with fewer than 10 effective samples.
+      pictures with fewer than 10 effective samples, of at most 128 variables (of more, ``ess`` says what it is worth).
     - ``direct``: every concept by its own evidence, the class by these concepts. Exact without a global energy.
     - ``importance``: concept vectors drawn by their own evidence (scrambled Sobol points), weighted by the energy.
     - ``gibbs``: 8 chains, each variable drawn given the others; the conditionals are averaged, not the draws.
@@ -184,7 +185,8 @@ def infer(
     if clamp is not None:
         known = ~clamp.isnan()
         found.concept_probability[known] = clamp[known].to(found.concept_probability.dtype)
-    if method == "auto" and bool((weak := found.ess < FEW_SAMPLES).any()):
+    sweepable = len(blocks.values) <= SWEEPABLE
+    if method == "auto" and sweepable and bool((weak := found.ess < FEW_SAMPLES).any()):
         better = infer(
             class_score[weak], concept_logit[weak], joint, method="gibbs", clamp=None if clamp is None else clamp[weak],
             sweeps=sweeps, generator=generator,
