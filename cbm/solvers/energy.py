@@ -258,11 +258,13 @@ def _importance(blocks: ConceptBlocks, samples: int, generator: torch.Generator)
     def solve(picture: _Picture) -> _Answer:
         proposal = picture.value_logit.softmax(-1)[:, None]  # [B, 1, blocks, V]
         states = draw_states(proposal, points.to(proposal.device))  # [B, S, blocks]
-        score = picture.class_score[:, None] - picture.joint(blocks.concepts(states))  # [B, S, M]
+        concepts = blocks.concepts(states)  # [B, S, K]
+        score = picture.class_score[:, None] - picture.joint(concepts)  # [B, S, M]
         by_class = score.logsumexp(1)
         weight = score.logsumexp(2).softmax(1)  # [B, S]
-        chosen = torch.nn.functional.one_hot(states, proposal.shape[-1]).to(weight.dtype)
-        value_probability = torch.einsum("bs,bsjv->bjv", weight, chosen)
+        present = blocks.of_values((weight[:, None] @ concepts.to(weight.dtype))[:, 0]) * blocks.allowed
+        none = blocks.allowed & (blocks.values == blocks.count)
+        value_probability = torch.where(none, (1 - present.sum(-1, keepdim=True)).clamp(min=0), present)
         return by_class.softmax(1), value_probability, 1 / weight.square().sum(1), None
 
     return solve
