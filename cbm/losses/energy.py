@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from cbm.solvers.concept_blocks import NEVER, ConceptBlocks
 from cbm.solvers.energy import JointEnergy, draw_states
 
-BLOCKS_AT_ONCE = 128
+BLOCKS_AT_ONCE = 32
 
 
 def concept_loss(concept_logit: Tensor, concepts: Tensor, blocks: ConceptBlocks) -> Tensor:
@@ -52,7 +52,7 @@ def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
     told by 1 + u' with u' of unit length, to which the gradient is small: with a weight of 1 the energies have learned
     the training pictures by heart before they have learned the classes.
 
-    Of more than 128 variables a random 128 stand for all in every call.
+    Of more than 32 variables a random 32 stand for all in every call.
 
     Args:
         joint: E.
