@@ -245,6 +245,8 @@ def told_concepts(
     x, y, known = (spaced(tensor, 2048) for tensor in (split.x, split.y, split.concepts))
     concepts = torch.full((len(x), len(bank)), float("nan"))
     concepts[:, list(columns.values())] = known[:, list(columns)]
+    if isinstance(model, EnergyBottleneck):  # a test picture may show two of a group that training pictures never do
+        concepts = model.blocks.without_contradictions(concepts)
     number = {name: columns[i] for i, name in enumerate(data.concept_names) if i in columns}
     groups = [[number[name] for name in group if name in number] for group in data.concept_groups.values()]
 

@@ -120,6 +120,7 @@ class Energy(Method):
         if self.config.fidelity == "released":
             return model
         concepts, fixed = data.concept_targets["val"].round(), self.config.joint_weight
+        concepts = model.blocks.without_contradictions(concepts)
         x, y, concepts = (spaced(tensor, 1024) for tensor in (data.val.x, data.val.y, concepts))
         weigh(model, x, y, concepts, JOINT_WEIGHTS if fixed is None else (fixed,))
         self.facts = {name: float(getattr(model, name)) for name in ("concept_weight", "joint_weight")}

@@ -60,6 +60,11 @@ class ConceptBlocks:
         missed = (self.of_values(present) * self.allowed).sum(-1, keepdim=True) - self.of_values(present)
         return (wrong + missed < 0.5) & self.allowed
 
+    def without_contradictions(self, concepts: Tensor) -> Tensor:
+        """Labels ``[..., K]`` with NaN for all concepts of a variable of which no value agrees with them."""
+        contradicted = ~self.consistent(concepts).any(-1, keepdim=True) & self.allowed
+        return concepts.masked_fill(self.of_concepts(contradicted.float()) > 0, float("nan"))
+
     def states(self, concepts: Tensor) -> Tensor:
         """Complete 0/1 vectors ``[..., K]`` as value numbers ``[..., B]``.
 

@@ -145,3 +145,17 @@ def test_the_page_says_what_the_energies_say():
     rows = told_rows({"test/intervention_accuracy_100": 0.9, "test/intervention_accuracy_0": 0.5,
                       "test/intervention_others_0": 0.8})  # fmt: skip
     assert [(row.percent, row.accuracy, row.others) for row in rows] == [(0, 0.5, 0.8), (100, 0.9, None)]
+
+
+def test_pictures_that_show_two_of_a_group_are_evaluated_all_the_same():
+    data = planted()
+    for split in data.splits.values():  # one of concepts 0 and 1, exactly
+        split.concepts[:, 1] = 1 - split.concepts[:, 0]
+    data.concept_groups = {"pair": NAMES[:2]}
+    data.val.concepts[3, :2], data.test.concepts[5, :2] = 1.0, 0.0
+    _, model, bank = fitted(data)
+    assert len(model.blocks.values) == 7
+    told = model.blocks.without_contradictions(data.test.concepts[4:7])
+    assert told.isnan().tolist() == [[False] * 8, [True] * 2 + [False] * 6, [False] * 8]
+    values = evaluate_split(model, bank, data, "test")
+    assert values["test/intervention_accuracy_100"] > values["test/intervention_accuracy_0"]
