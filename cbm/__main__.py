@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -12,6 +12,9 @@ from rich.table import Table
 from cbm import config as schema
 from cbm.errors import UserError
 from cbm.files import resolve_path
+
+if TYPE_CHECKING:
+    from cbm.concepts.bank import ConceptBank
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 concepts = typer.Typer(help="Look after concept banks.", no_args_is_help=True)
@@ -139,39 +142,50 @@ def diff(before: Bank, after: Bank) -> None:
         out.print(f"~ {text}: {', '.join(old) or 'none'} -> {', '.join(new) or 'none'}", markup=False, highlight=False)
 
 
+Phrases = Annotated[Path, typer.Option("--out", help="The bank to write: class -> phrases JSON.")]
+Card = Annotated[str | None, typer.Option("--dataset", help="Take the class names from this card.")]
+Pictures = Annotated[Path | None, typer.Option("--root", help="Where its images are, if the card does not say.")]
+Names = Annotated[Path | None, typer.Option("--classes", help="Or from this file, one name per line.")]
+MaxWords = Annotated[int, typer.Option(help="Leave out longer phrases.")]
+
+
 @concepts.command()
 def conceptnet(
     file: Annotated[Path, typer.Argument(help="conceptnet-assertions-*.csv[.gz], or the web service's answers.")],
-    destination: Annotated[Path, typer.Option("--out", help="The bank to write: class -> phrases JSON.")],
-    dataset: Annotated[str | None, typer.Option(help="Take the class names from this card.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Or from this file, one name per line.")] = None,
-    max_words: Annotated[int, typer.Option(help="Leave out longer phrases.")] = 2,
+    destination: Phrases,
+    dataset: Card = None,
+    root: Pictures = None,
+    classes: Names = None,
+    max_words: MaxWords = 2,
     cache: Cache = Path("cache"),
 ) -> None:
     """Make a bank of what a downloaded ConceptNet says about the classes."""
-    from collections import Counter
+    from cbm.concepts.conceptnet import read_conceptnet
 
-    from rich.markup import escape
-
-    from cbm.concepts.conceptnet import phrases_by_class, read_conceptnet
-    from cbm.files import write_atomically
-    from cbm.run import set_up_logging
-
-    set_up_logging()
-    if destination.exists():
-        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
-    names = _class_names(dataset, root, classes, cache)
+    names = _names_for(destination, dataset, root, classes, cache)
     bank = read_conceptnet(resolve_path(file), names, max_words=max_words, progress=True)
-    phrases = phrases_by_class(bank, names)
-    write_atomically(destination, json.dumps(phrases, indent=1, ensure_ascii=False).encode())
-    table = Table("class", "concepts", "first")
-    for name, texts in phrases.items():
-        table.add_row(escape(name), str(len(texts)), escape(", ".join(texts[:4])))
-    out.print(table)
-    reasons = Counter(dropped.reason.split(" '")[0] for dropped in bank.dropped)
-    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing"
-    out.print(f"{len(bank)} concepts in {destination}; left out: {left_out}", markup=False, highlight=False)
+    _write_phrases(bank, names, destination)
+
+
+@concepts.command()
+def wordnet(
+    folder: Annotated[Path, typer.Argument(help="The folder dict of a WordNet distribution.")],
+    destination: Phrases,
+    dataset: Card = None,
+    root: Pictures = None,
+    classes: Names = None,
+    superclass: Annotated[
+        str | None, typer.Option(help="What all classes are: tells the crane from the crane.")
+    ] = None,
+    max_words: MaxWords = 2,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Make a bank of what a downloaded WordNet says the classes are, and are made of."""
+    from cbm.concepts.wordnet import read_wordnet
+
+    names = _names_for(destination, dataset, root, classes, cache)
+    bank = read_wordnet(resolve_path(folder), names, superclass=superclass, max_words=max_words)
+    _write_phrases(bank, names, destination)
 
 
 @concepts.command()
@@ -273,9 +287,9 @@ def llm(
     destination: Annotated[Path, typer.Option("--out", help="The folder to write: bank.json, review.html, ...")],
     model: Annotated[str, typer.Option(help="The model's name at the server.")],
     base_url: Annotated[str | None, typer.Option(help="Any OpenAI-compatible server; default: OpenAI.")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Take the class names from this card.")] = None,
-    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
-    classes: Annotated[Path | None, typer.Option(help="Or from this file, one name per line.")] = None,
+    dataset: Card = None,
+    root: Pictures = None,
+    classes: Names = None,
     prompts: Annotated[
         str, typer.Option(help="Of labo, label_free, descriptions, attributes, or YAML files of your own.")
     ] = "labo,label_free,descriptions",
@@ -295,22 +309,48 @@ def llm(
 ) -> None:
     """Have a language model write a bank for the classes (interrupted: run it again, nothing is paid for twice)."""
     from cbm.concepts.llm import check_installed
-    from cbm.run import set_up_logging
 
     check_installed()
     from cbm.concepts.llm.client import Endpoint
     from cbm.concepts.llm.command import make_bank
     from cbm.concepts.llm.generate import Settings
 
-    set_up_logging()
-    if destination.exists():
-        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+    names = _names_for(destination, dataset, root, classes, Path("cache"))
     endpoint = Endpoint(model, base_url, concurrency, timeout, retries)
     settings = Settings(superclass, temperature, max_tokens, samples, split, skip_failed)
-    names = _class_names(dataset, root, classes, Path("cache"))
     make_bank(
         names, destination, endpoint, prompts, settings, cache, dry_run=dry_run, price_in=price_in, price_out=price_out
     )
+
+
+def _names_for(destination: Path, dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:
+    """Class names for a bank that is not there yet."""
+    from cbm.run import set_up_logging
+
+    set_up_logging()
+    if destination.exists():
+        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+    return _class_names(dataset, root, file, cache)
+
+
+def _write_phrases(bank: "ConceptBank", names: list[str], destination: Path) -> None:
+    """Write class -> phrases; say how many each class has and what was left out."""
+    from collections import Counter
+
+    from rich.markup import escape
+
+    from cbm.concepts.findings import phrases_by_class
+    from cbm.files import write_atomically
+
+    phrases = phrases_by_class(bank, names)
+    write_atomically(destination, json.dumps(phrases, indent=1, ensure_ascii=False).encode())
+    table = Table("class", "concepts", "first")
+    for name, texts in phrases.items():
+        table.add_row(escape(name), str(len(texts)), escape(", ".join(texts[:4])))
+    out.print(table)
+    reasons = Counter(dropped.reason.split(" '")[0] for dropped in bank.dropped)
+    left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing"
+    out.print(f"{len(bank)} concepts in {destination}; left out: {left_out}", markup=False, highlight=False)
 
 
 def _class_names(dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:

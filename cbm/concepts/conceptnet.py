@@ -7,30 +7,24 @@ all assertions, ``conceptnet-assertions-*.csv[.gz]``, or answers of the web serv
 import gzip
 import json
 import logging
-import math
 import re
 import zlib
-from collections.abc import Container, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BufferedReader, RawIOBase
-from itertools import product
 from pathlib import Path
 from typing import Any, cast
 
 import rich.progress
 
-from cbm.concepts.bank import Concept, ConceptBank, Dropped
-from cbm.concepts.hygiene import clean_class_name
+from cbm.concepts.bank import ConceptBank
+from cbm.concepts.findings import Finding, classes_by_key, findings_bank, phrase_key
 from cbm.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
 
 RELATIONS = ("HasA", "MadeOf", "HasProperty", "IsA", "PartOf")
 """What may link a class to a concept. The class is where the edge starts; only of PartOf it is where the edge ends."""
-
-IRREGULAR = {"feet": "foot", "teeth": "tooth", "geese": "goose", "mice": "mouse", "children": "child"}
-
-ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("es", ""), ("s", ""))
 
 
 @dataclass(frozen=True)
@@ -43,16 +37,6 @@ class Edge:
     start_label: str
     end_label: str
     weight: float
-
-
-@dataclass
-class _Found:
-    """A phrase: the classes whose edges gave it, the heaviest of these edges, and why it is no concept."""
-
-    classes: set[str] = field(default_factory=set)
-    edge: tuple[float, int] = (-math.inf, 0)  # weight, minus the relation's place in RELATIONS
-    merged: list[str] = field(default_factory=list)
-    reason: str | None = None
 
 
 def read_conceptnet(
@@ -87,88 +71,19 @@ def read_conceptnet(
     if not path.exists():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no ConceptNet data '{path}' {did_you_mean(path.name, siblings)}".rstrip())
-    named: dict[str, list[str]] = {}
-    for name in classes:
-        named.setdefault(_key(clean_class_name(name)), []).append(name)
-    found: dict[str, _Found] = {}
-    weak: dict[str, _Found] = {}
+    named = classes_by_key(classes)
+    found: dict[str, Finding] = {}
+    weak: dict[str, Finding] = {}
     for edge in _edges(path, relations, progress):
         node, label = (edge.end, edge.start_label) if edge.relation == "PartOf" else (edge.start, edge.end_label)
-        if (owners := named.get(_key(node))) and (phrase := _phrase(label)):
-            entry = (weak if edge.relation == "IsA" and edge.weight <= 1 else found).setdefault(phrase, _Found())
-            entry.classes.update(owners)
-            entry.edge = max(entry.edge, (edge.weight, -RELATIONS.index(edge.relation)))
+        if (owners := named.get(phrase_key(node))) and (phrase := _phrase(label)):
+            entry = (weak if edge.relation == "IsA" and edge.weight <= 1 else found).setdefault(phrase, Finding())
+            rank = (edge.weight, -RELATIONS.index(edge.relation))
+            entry.add(owners, rank, {"relation": edge.relation, "weight": edge.weight})
     for phrase, entry in weak.items():
         entry.reason = "IsA of weight 1 or less"
         found.setdefault(phrase, entry)
-    _judge(found, named, max_words)
-    return _bank(path, found, classes, relations)
-
-
-def _judge(found: dict[str, _Found], named: dict[str, list[str]], max_words: int) -> None:
-    """Note which phrases are no concepts, and merge plurals into their singulars: they leave ``found``."""
-    for phrase, entry in found.items():
-        if len(phrase.split()) > max_words:
-            entry.reason = f"longer than {max_words} words"
-    known = {phrase for phrase, entry in found.items() if entry.reason is None}
-    for phrase in sorted(known):
-        base = phrase
-        while _key(base) not in named and (singular := _singular(base, known, named)):
-            base = singular
-        if names := named.get(_key(base)):
-            found[phrase].reason = f"names the class '{names[0]}'"
-        elif base != phrase:
-            found[base].classes |= found[phrase].classes
-            found[base].merged.append(phrase)
-            del found[phrase]
-
-
-def _singular(phrase: str, known: Container[str], named: Container[str]) -> str | None:
-    """The phrase with some of its words in singular, if that is a class or was found too."""
-    forms = product(*([word, *_singular_words(word)] for word in phrase.split()))
-    joined = (" ".join(words) for words in forms)
-    return next((text for text in joined if text != phrase and (text in known or _key(text) in named)), None)
-
-
-def _singular_words(word: str) -> list[str]:
-    """What ``word`` may be the plural of; many of these are no words."""
-    if word in IRREGULAR:
-        return [IRREGULAR[word]]
-    if word.endswith("ss") or len(word) < 4:
-        return []
-    return [word.removesuffix(ending) + new for ending, new in ENDINGS if word.endswith(ending)]
-
-
-def _bank(path: Path, found: dict[str, _Found], classes: list[str], relations: tuple[str, ...]) -> ConceptBank:
-    """Concepts by class and text; says which classes have none."""
-    row: dict[str, int] = {}
-    for name in classes:
-        row.setdefault(name, len(row))
-    concepts, dropped = [], []
-    for phrase, entry in sorted(found.items(), key=lambda item: (min(row[name] for name in item[1].classes), item[0])):
-        owners = tuple(sorted(entry.classes, key=row.__getitem__))
-        if entry.reason is not None:
-            dropped.append(Dropped(phrase, owners, entry.reason))
-            continue
-        weight, place = entry.edge
-        provenance: dict[str, Any] = {"source": str(path), "relation": RELATIONS[-place], "weight": weight}
-        if entry.merged:
-            provenance["merged"] = sorted(entry.merged)
-        concepts.append(Concept(phrase, owners, provenance=provenance))
-    owning = {name for concept in concepts for name in concept.classes}
-    bare = [f"'{name}'" for name in row if name not in owning]
-    shown = ", ".join(bare[:5]) + (", ..." if len(bare) > 5 else "")
-    if not concepts:
-        why = f"; left out {len(dropped)}, first: '{dropped[0].text}' ({dropped[0].reason})" if dropped else ""
-        raise UserError(f"'{path}' has no concept for any class: looked for {', '.join(relations)} of {shown}{why}")
-    if bare:
-        log.warning("concepts: ConceptNet has none for %d of %d classes: %s", len(bare), len(row), shown)
-    return ConceptBank("conceptnet", str(path), tuple(concepts), dropped=tuple(dropped))
-
-
-def _key(name: str) -> str:
-    """How names are compared: without case, underscores and hyphens."""
-    return " ".join(re.sub(r"[_-]", " ", name).split()).casefold()
+    return findings_bank("ConceptNet", path, found, classes, max_words=max_words, relations=relations)
 
 
 def _phrase(label: str) -> str:
@@ -263,8 +178,3 @@ def _node(node: dict[str, Any]) -> tuple[str, str] | None:
     if parts[1:3] != ["c", "en"]:
         return None
     return parts[3], node.get("label") or parts[3]
-
-
-def phrases_by_class(bank: ConceptBank, classes: list[str]) -> dict[str, list[str]]:
-    """Class to phrases, as ``read_bank`` reads it; a class without phrases has an empty list."""
-    return {name: [concept.text for concept in bank.concepts if name in concept.classes] for name in classes}

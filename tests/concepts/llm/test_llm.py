@@ -1,6 +1,10 @@
 import csv
 import html
 import json
+import os
+import signal
+import subprocess
+import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -254,6 +258,84 @@ def test_the_command_makes_a_bank_that_can_be_read_and_reviewed(module, server, 
     status, _, errors = module(*arguments)
     assert (status, len(server.bodies)) == (2, 2)
     assert "'bank' is there already" in errors
+
+
+def test_a_bank_without_the_answers_that_failed(module, server, tmp_path: Path):
+    server.script = [send(500, ERROR)]
+    arguments = ("--out", "bank", "--classes", "names.txt", "--model", "tiny", "--base-url", server.url,
+                 "--prompts", "descriptions", "--concurrency", "1")  # fmt: skip
+    status, _, errors = module(*arguments, "--cache", "one", "--retries", "0")
+    assert status == 2
+    assert "1 of 2 requests failed" in errors
+    assert not (tmp_path / "bank").exists()
+    server.script = [send(500, ERROR)]
+    status, _, errors = module(*arguments, "--cache", "two", "--retries", "0", "--skip-failed")
+    assert status == 0, errors
+    assert read_bank(tmp_path / "bank").classes == ["dog"]
+    record = json.loads((tmp_path / "bank" / "generation.json").read_text())
+    assert record["counts"]["failed"] == len(record["failures"]) == 1
+    assert record["classes_without_concepts"] == ["cat"]
+
+
+def test_sentences_nobody_takes_apart_are_taken_apart_by_rules(asker, server, tmp_path: Path):
+    sentence = "It has a bright red cap on its head and a long forked tail"
+    server.script = [send(200, concepts(sentence))]
+    server.always = send(200, completion("I would rather not."))
+    endpoint, cache = asker().endpoint, AnswerCache(tmp_path / "kept")
+    done = generate(["owl"], load_families("descriptions"), endpoint, cache, tmp_path / "bank", Settings())
+    assert done.bank.texts == split_by_rules(sentence)
+    assert len(done.bank) > 1
+
+
+def test_class_names_of_a_data_set(module, server, colour_folder: Path, tmp_path: Path):
+    server.always = send(200, concepts("long tail"))
+    status, _, errors = module("--out", "bank", "--dataset", "folder", "--root", str(colour_folder), "--model", "tiny",
+                               "--base-url", server.url, "--prompts", "descriptions")  # fmt: skip
+    assert status == 0, errors
+    assert read_bank(tmp_path / "bank").classes == ["blue", "green", "red"]
+
+
+def test_a_thousand_classes(module, server, tmp_path: Path):
+    def act(handler, body):
+        number = body["messages"][1]["content"].split('"kind')[1][:4]
+        tail = "".join("abcdefghij"[int(digit)] for digit in number)
+        send(200, concepts(f"long {tail} tail", "two legs", f"a kind{number}"))(handler, body)
+
+    server.always = act
+    (tmp_path / "names.txt").write_text("".join(f"kind{i:04d}\n" for i in range(1000)))
+    status, out, errors = module("--out", "bank", "--classes", "names.txt", "--model", "tiny", "--base-url", server.url,
+                                 "--prompts", "descriptions", "--concurrency", "16")  # fmt: skip
+    assert status == 0, errors
+    assert "1000 requests: 1000 asked, 0 cached" in " ".join(out.split())
+    assert 1 < server.most <= 16
+    bank = read_bank(tmp_path / "bank")
+    assert len(bank.classes) == 1000
+    assert len(bank) == 1001
+    assert len(bank.concepts[bank.index("two legs")].classes) == 1000
+    assert sum("names the class" in dropped.reason for dropped in bank.dropped) == 1000
+
+
+def test_interrupted_from_the_keyboard(server, tmp_path: Path):
+    server.delay = 0.15
+    (tmp_path / "names.txt").write_text("cat\ndog\n")
+    command = [sys.executable, "-m", "cbm", "concepts", "llm", "--out", "bank", "--classes", "names.txt", "--model",
+               "tiny", "--base-url", server.url, "--prompts", "labo", "--concurrency", "1"]  # fmt: skip
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3])}
+    run = subprocess.Popen(command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 60
+    while len(server.bodies) < 4 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    errors = run.communicate(timeout=30)[1]
+    assert run.returncode not in (0, -signal.SIGINT)
+    assert "Traceback" not in errors
+    assert not (tmp_path / "bank").exists()
+    before = len(server.bodies)
+    assert 4 <= before < 10
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert len(server.bodies) - before <= 10 - (before - 1)  # only what was in flight is asked again
+    assert read_bank(tmp_path / "bank").classes == ["cat", "dog"]
 
 
 def test_a_dry_run_sends_nothing_and_needs_no_key(module, server, tmp_path: Path):
