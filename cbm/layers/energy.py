@@ -97,7 +97,8 @@ class EnergyBottleneck(nn.Module):
     @torch.no_grad()
     def infer(
         self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
-        generator: torch.Generator | None = None, samples: int = 256, sweeps: int = 50, leaky: bool | None = None,
+        generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
+        leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
         """Concepts and class of every picture, some concepts possibly known.
 
@@ -106,7 +107,7 @@ class EnergyBottleneck(nn.Module):
             method: see ``cbm.solvers.energy.infer``, also for the settings not named here.
             clamp: ``[B, K]`` 1 present, 0 absent, NaN to be inferred.
             generator: of the random numbers; without one the same call gives the same answer.
-            samples: of importance sampling.
+            samples: of importance sampling; by default 1,024, of more than 64 variables 256.
             sweeps: of Gibbs sampling.
             leaky: whether the class is seen in the picture too, past the concepts; by default ``class_weight`` says.
         """
@@ -129,7 +130,8 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
     @torch.no_grad()
     def infer(
         self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
-        generator: torch.Generator | None = None, samples: int = 256, sweeps: int = 50, leaky: bool | None = None,
+        generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
+        leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
         """The published loop by default, which nothing but ``clamp`` concerns; any other ``method`` is as above."""
         if method != "auto":

@@ -26,6 +26,8 @@ METHODS: tuple[str, ...] = get_args(Method)
 FEW_SAMPLES = 10.0  # effective samples below which importance sampling is not to be trusted
 ENUMERABLE = 4096  # concept vectors; 12 binary concepts
 SWEEPABLE = 128  # variables; a sweep of Gibbs sampling goes through them one by one
+FEW_VARIABLES = 64  # of which more samples are drawn
+LIKELY = 16  # classes that iterated conditional modes looks into
 HIDDEN_AT_ONCE = 8_000_000  # numbers in the hidden layer at a time: 32 MB of float32
 
 
@@ -107,7 +109,7 @@ def infer(
     *,
     method: Method = "auto",
     clamp: Tensor | None = None,
-    samples: int = 256,
+    samples: int | None = None,
     sweeps: int = 50,
     generator: torch.Generator | None = None,
     vectors: Tensor | None = None,
@@ -119,7 +121,8 @@ def infer(
     - ``direct``: every concept by its own evidence, the class by these concepts. Exact without a global energy.
     - ``importance``: concept vectors drawn by their own evidence (scrambled Sobol points), weighted by the energy.
     - ``gibbs``: 8 chains, each variable drawn given the others; the conditionals are averaged, not the draws.
-    - ``icm``: the concept vector of lowest energy for every class, one variable at a time from the direct one.
+    - ``icm``: the concept vector of lowest energy for each of the 16 likeliest classes, one variable at a time from the
+      direct one, which the other classes keep.
     - ``relaxed``: mean field, by 100 steps of Adam from the direct readout.
     - ``enumerate``: exact, over all concept vectors (or over ``vectors``); decisions are the joint maximum.
 
@@ -129,7 +132,7 @@ def infer(
         joint: E.
         method: as above.
         clamp: ``[B, K]`` 1 present, 0 absent, NaN to be inferred.
-        samples: of ``importance``.
+        samples: of ``importance``; 1,024 by default if there are at most 64 variables, else 256.
         sweeps: of ``gibbs``, a fifth of which come before counting.
         generator: of the random numbers; seed 0 by default.
         vectors: ``[U, K]`` the only concept vectors ``enumerate`` considers, e.g. those of the classes. If none agrees
@@ -170,12 +173,13 @@ def infer(
         assert vectors is not None
         width, solve = len(vectors) * (len(joint.classes) + count), _enumerated(vectors, joint, clamp is not None)
     elif method in ("auto", "importance"):
+        samples = samples or (1024 if len(blocks.values) <= FEW_VARIABLES else 256)
         width = samples * max(joint.steps.shape[1], blocks.values.numel())
         solve = _importance(blocks, samples, generator)
     elif method == "gibbs":
         width, solve = 8 * blocks.values.shape[1] * joint.steps.shape[1], _gibbs(joint, sweeps, generator)
     elif method == "icm":
-        width, solve = len(joint.classes) * blocks.values.shape[1] * joint.steps.shape[1], _icm
+        width, solve = LIKELY * blocks.values.shape[1] * joint.steps.shape[1], _icm
     else:
         width, solve = 4 * joint.steps.shape[1], _direct if method == "direct" else _relaxed
     rows = max(1, HIDDEN_AT_ONCE // width)
@@ -342,30 +346,36 @@ def _gibbs(joint: JointEnergy, sweeps: int, generator: torch.Generator) -> Calla
 
 
 def _icm(picture: _Picture) -> _Answer:
-    """Iterated conditional modes, for every class at once; the energy of no class ever rises."""
+    """Iterated conditional modes, for the likeliest classes at once; the energy of no class ever rises."""
     joint, blocks = picture.joint, picture.joint.blocks
     value_steps = blocks.of_values(joint.steps.T).permute(1, 2, 0)
     start = picture.value_logit.argmax(-1)  # [B, blocks]
-    states = start[:, None].repeat(1, len(joint.classes), 1)  # [B, M, blocks]
+    score = picture.class_score - joint(blocks.concepts(start))  # [B, M], all with the same concepts
+    likely = score.topk(min(LIKELY, score.shape[1])).indices.sort().values  # [B, L]
+    states = start[:, None].repeat(1, likely.shape[1], 1)  # [B, L, blocks]
+    classes = joint.classes[likely][..., None]  # [B, L, H, 1]
     moved = True
     while moved:
         before = states.clone()
-        hidden = joint.hidden(blocks.concepts(states))  # [B, M, H]
+        hidden = joint.hidden(blocks.concepts(states))  # [B, L, H]
         for block in range(len(blocks.values)):
             now = states[..., block]
             rest = hidden - value_steps[block][now]
-            energy = (rest[..., None, :] + value_steps[block]).relu_() @ joint.classes[:, :, None]  # [B, M, V, 1]
-            energy = energy[..., 0] - picture.value_logit[:, None, block]
+            energy = ((rest[..., None, :] + value_steps[block]).relu_() @ classes)[..., 0]  # [B, L, V]
+            energy = energy - picture.value_logit[:, None, block]
             here = energy.gather(-1, now[..., None])[..., 0]
             better = energy.amin(-1) < here - 1e-5 * here.abs().clamp(min=1)  # a gain that is not rounding
             states[..., block] = torch.where(better, energy.argmin(-1), now)
             hidden = rest + value_steps[block][states[..., block]]
         moved = not torch.equal(before, states)
-    energies = picture.energy(states, torch.arange(len(joint.classes), device=states.device).expand(len(states), -1))
-    classes = energies.argmin(1)
-    decided = states[torch.arange(len(states), device=states.device), classes]
-    value_probability = torch.nn.functional.one_hot(decided, picture.value_logit.shape[-1]).to(energies.dtype)
-    return (-energies).softmax(1), value_probability, _exact(picture), (decided, classes)
+    reached = picture.energy(states, likely)  # [B, L]
+    best = reached.argmin(1)
+    row = torch.arange(len(states), device=states.device)
+    unmoved = picture.value_logit.gather(-1, start[..., None]).sum((1, 2))  # evidence of the start
+    class_score = (score + unmoved[:, None]).scatter(1, likely, -reached)
+    decided = states[row, best]
+    value_probability = torch.nn.functional.one_hot(decided, picture.value_logit.shape[-1]).to(reached.dtype)
+    return class_score.softmax(1), value_probability, _exact(picture), (decided, likely[row, best])
 
 
 def _free_energy(picture: _Picture, value_parameter: Tensor, class_parameter: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from cbm.layers.energy import EnergyBottleneck
 from cbm.losses.energy import complete_states, concept_loss, conditional_loss, disturb, pseudo_likelihood
 from cbm.solvers.concept_blocks import concept_blocks, exclusive_groups
 from cbm.solvers.concept_distribution import from_joint, from_labels, from_pictures
-from cbm.solvers.energy import JointEnergy, infer
+from cbm.solvers.energy import JointEnergy, _direct, _free_energy, _Picture, _relaxed, infer
 
 NAN = float("nan")
 
@@ -72,6 +72,29 @@ def test_every_method_comes_to_the_answer_of_enumeration(kind, clamped):
             known = ~clamp.isnan()
             assert torch.equal(found.concept_probability[known], clamp[known])
             assert torch.equal(found.concepts[known], clamp[known])
+
+
+def test_mean_field_ends_below_where_it_began():
+    scores, logits, joint = problem(n=40)
+    picture = _Picture(scores, joint.blocks.of_values(logits), joint)
+    began = _free_energy(picture, picture.value_logit, _direct(picture)[0].log())
+    classes, values, _, _ = _relaxed(picture)
+    ended = _free_energy(picture, values.log(), classes.log())
+    assert (ended <= began + 1e-4).all()
+    assert (ended < began - 0.01).float().mean() > 0.5
+
+
+@pytest.mark.parametrize("method", ["auto", "direct", "importance", "gibbs", "relaxed"])
+def test_half_precision_agrees(method):
+    torch.manual_seed(0)
+    model = EnergyBottleneck(32, 5, concept_blocks(20, []), hidden=16).eval()
+    x = torch.randn(40, 32)
+    whole = model.infer(x, method=method)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = model.infer(x, method=method)
+    assert half.class_probability.isfinite().all()
+    assert (half.class_probability - whole.class_probability).abs().mean() < 0.02
+    assert (half.concept_probability - whole.concept_probability).abs().mean() < 0.02
 
 
 def test_without_a_global_energy_every_method_is_the_direct_readout():
