@@ -11,13 +11,18 @@ from typing import TYPE_CHECKING
 from cbm.errors import UserError
 
 if TYPE_CHECKING:
+    from cbm.editor import Editor
     from cbm.trained import Prediction, TrainedModel, load
 
 __version__ = "0.1.0"
-__all__ = ["Prediction", "TrainedModel", "UserError", "load"]
+__all__ = ["Editor", "Prediction", "TrainedModel", "UserError", "load"]
 
 
 def __getattr__(name: str):
+    if name == "Editor":
+        from cbm.editor import Editor
+
+        return Editor
     if name in ("Prediction", "TrainedModel", "load"):
         import cbm.trained
 

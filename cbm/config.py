@@ -157,6 +157,8 @@ class EvalConfig:
     """train | val | test"""
     dataset: DatasetConfig | None = None
     """Evaluate on another data set with the same classes (dataset=birds_shift)"""
+    edits: str | None = None
+    """Edits of the model, as cbm.Editor saves them (edits=edits.yaml): metrics before and after"""
     cache: str = "cache"
     device: str = "auto"
     output: str | None = None

@@ -22,12 +22,13 @@ from torch import nn
 
 from cbm.concepts import CONTROLS, ConceptBank, apply_control, clean_class_name, load_bank
 from cbm.concepts.prepare import class_name_bank
-from cbm.data import FeatureData, ImageDataset, few_shot
+from cbm.data import FeatureData, FeatureSplit, ImageDataset, few_shot
 from cbm.data.store import DTYPES
+from cbm.editing import Comparison, changed_most, edited_logits, edited_model, load_edits
 from cbm.encoders.base import AUTOCAST, Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import deleted_logits, evaluate_split, outside_share, predict_logits, truncated_logits
-from cbm.files import write_atomically
+from cbm.files import resolve_path, write_atomically
 from cbm.inputs import (
     candidate_bank,
     concept_pictures,
@@ -303,14 +304,43 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     data = encode_splits(dataset, encoder, trained, ("val", cfg.split) if cfg.split != "val" else ("val",))
     model = load_model(path / "model.safetensors")
     bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
-    metrics = evaluate_split(model, bank, data, cfg.split, load_heads(path / "nec.safetensors"))
+    heads, name = load_heads(path / "nec.safetensors"), f"{dataset.name}-{cfg.split}"
+    if cfg.edits is None:
+        metrics = evaluate_split(model, bank, data, cfg.split, heads)
+    else:
+        model, comparison = edit_model(model, bank, data.splits[cfg.split], dataset.classes, resolve_path(cfg.edits))
+        metrics = {**evaluate_split(model, bank, data, cfg.split), **comparison.metrics()}
+        metrics[f"{cfg.split}/accuracy"] = metrics["edits/accuracy_after"]  # with the edits of single pictures
+        name += "-edited"
     metrics[f"data/n_{cfg.split}"] = float(len(data.splits[cfg.split]))
     content = json.dumps(metrics, indent=1).encode()
-    write_atomically(path / "eval" / f"{dataset.name}-{cfg.split}.json", content)
+    write_atomically(path / "eval" / f"{name}.json", content)
     if cfg.output is not None:
         write_atomically(Path(cfg.output), content)
-    print_metrics(f"{path} on {dataset.name}/{cfg.split}", metrics)
+    print_metrics(f"{path} on {dataset.name}/{cfg.split}" + (f" with {cfg.edits}" if cfg.edits else ""), metrics)
+    if cfg.edits is not None:
+        for of, count, before, after in changed_most(comparison):
+            log.info("%s: %.3f -> %.3f of %d pictures right", of, before, after, count)
     return metrics
+
+
+def edit_model(
+    model: nn.Module, bank: ConceptBank | None, split: FeatureSplit, classes: list[str], file: Path
+) -> tuple[nn.Module, Comparison]:
+    """The model after the edits of all pictures, and the decisions before and after all edits.
+
+    Raises:
+        UserError: no such file, a model without concepts to edit, an unknown concept, class or picture.
+    """
+    edits = load_edits(file)
+    if not isinstance(model, ConceptBottleneck) or bank is None:
+        raise UserError("this model has no linear bottleneck of concepts to edit")
+    if missing := sorted(edits.samples - set(split.names)):
+        raise UserError(f"no picture '{missing[0]}' in this split: {did_you_mean(missing[0], split.names)}")
+    before = model.logits(split.x)
+    after = edited_logits(model, edits, bank, classes, split.x, split.names, before)
+    log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
+    return edited_model(model, edits, bank.texts, classes), Comparison(before, after, split.y, classes)
 
 
 def rewrite_report(path: Path, cache: Path) -> Path:

@@ -2,25 +2,20 @@
 
 import pytest
 import torch
+from small_bottleneck import C, D, K, bottleneck
 
 from cbm.editing import prune
-from cbm.layers import AssociationHead, ConceptBottleneck, LinearHead, LinearProbe
-
-N, D, K, C = 40, 12, 9, 4
+from cbm.layers import AssociationHead, ConceptBottleneck, LinearProbe
 
 
 @pytest.fixture
 def model() -> ConceptBottleneck:
-    g = torch.Generator().manual_seed(0)
-    concepts = torch.nn.functional.normalize(torch.randn(K, D, generator=g), dim=1)
-    head = LinearHead(torch.randn(C, K, generator=g), torch.randn(C, generator=g))
-    reference, spread = 0.3 * torch.randn(K, generator=g), 0.1 + torch.rand(K, generator=g)
-    return ConceptBottleneck(concepts, head, scale=3.0, reference=reference, spread=spread)
+    return bottleneck()[0]
 
 
 @pytest.fixture
 def x() -> torch.Tensor:
-    return torch.nn.functional.normalize(torch.randn(N, D, generator=torch.Generator().manual_seed(1)), dim=1)
+    return bottleneck()[1]
 
 
 def removal(*pairs: tuple[int, int]) -> torch.Tensor:

@@ -1,0 +1,142 @@
+"""Edits carried out: a change of rank m of the logits, for m edited concepts. Nothing is encoded or trained again."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cbm.concepts import ConceptBank
+from cbm.editing.edits import LEVELS, EditSet
+from cbm.kernels import concept_scores
+from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.layers.activations import Sigmoid
+
+
+@dataclass(frozen=True)
+class LogitChange:
+    """What edits add to the logits: ``a_J M^T + o``, with the activations of m concepts.
+
+    Attributes:
+        columns: ``[m]`` J, columns of the bank.
+        weights: ``[C, m]`` M, by how much a class's weight of a concept changes.
+        offset: ``[C]`` o.
+    """
+
+    columns: Tensor
+    weights: Tensor
+    offset: Tensor
+
+
+@torch.no_grad()
+def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str]) -> LogitChange:
+    """Work out edits that all act on the same pictures, one after the other, in float64.
+
+    Every class reads ``w (alpha a + beta) + b`` of a concept; set, mask and scale change alpha and beta, remove and
+    reweight change w and b.
+
+    Raises:
+        UserError: an unknown concept or class.
+    """
+    edits.check(texts, classes)
+    column = {text: k for k, text in enumerate(texts)}
+    used = list(dict.fromkeys(column[edit.concept] for edit in edits.edits))
+    place = {k: i for i, k in enumerate(used)}
+    columns = torch.tensor(used, dtype=torch.long, device=model.concepts.device)
+    before = model.weights()[:, columns].double()
+    weight, alpha = before.clone(), torch.ones_like(before)
+    beta, constant = torch.zeros_like(before), torch.zeros_like(before)
+    for edit in edits.edits:
+        k = column[edit.concept]
+        i, reference, spread = place[k], float(model.reference[k]), float(model.spread[k])
+        rows = slice(None) if edit.classes is None else [classes.index(name) for name in edit.classes]
+        if edit.op in ("set", "mask"):
+            alpha[rows, i] = 0.0
+            beta[rows, i] = reference if edit.value is None else level(model, k, edit.value)
+        elif edit.op == "scale":
+            alpha[rows, i], beta[rows, i] = alpha[rows, i] * edit.number, beta[rows, i] * edit.number
+        else:
+            new = 0.0 if edit.op == "remove" else edit.number / max(spread, 1e-12)
+            now = alpha[rows, i] * reference + beta[rows, i]  # what the class takes the average concept to be
+            constant[rows, i] = constant[rows, i] + (weight[rows, i] - new) * now
+            weight[rows, i] = new
+    offset = (weight * beta + constant).sum(dim=1)
+    return LogitChange(columns, (weight * alpha - before).to(model.reference), offset.to(model.reference))
+
+
+def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
+    """What ``set`` means by a value: "present" and "absent" are the 95 % and 5 % points of the training pictures, .95
+    and .05 of concepts that are probabilities."""
+    if not isinstance(value, str):
+        return float(value)
+    if isinstance(model.activation, Sigmoid):
+        return 0.95 if value == "present" else 0.05
+    return float(model.reference[column] + LEVELS[value] * model.spread[column])
+
+
+@torch.no_grad()
+def edited_model(
+    model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str]
+) -> ConceptBottleneck:
+    """The edits of all pictures as a bottleneck with other weights, which can be saved; the model stays as it is.
+
+    Edits of single pictures are no part of it. The residual, if there is one, is not touched.
+    """
+    change = logit_change(model, edits.for_picture(None), texts, classes)
+    weights = model.weights().clone()
+    weights[:, change.columns] += change.weights
+    bias = change.offset if model.head.bias is None else model.head.bias + change.offset
+    edited = ConceptBottleneck(
+        model.concepts, LinearHead(weights, bias), reference=model.reference, spread=model.spread,
+        activation=model.activation, mixing=model.mixing,
+    ).requires_grad_(False)  # fmt: skip
+    edited.residual = model.residual
+    return edited.train(model.training)
+
+
+@torch.no_grad()
+def edited_logits(
+    model: ConceptBottleneck,
+    edits: EditSet,
+    bank: ConceptBank,
+    classes: Sequence[str],
+    x: Tensor,
+    names: Sequence[str] | None = None,
+    logits: Tensor | None = None,
+) -> Tensor:
+    """Logits of pictures after the edits, ``[N, C]``: bit by bit those before where no edit acts.
+
+    Args:
+        model: the bottleneck.
+        edits: in their order.
+        bank: its K concepts.
+        classes: C class names.
+        x: ``[N, D]`` unit-norm features.
+        names: of the N pictures, for edits of some of them.
+        logits: ``[N, C]`` before, if known.
+    """
+    found = (model.logits(x) if logits is None else logits).clone()
+    edits.check(bank.texts, classes)
+    alone = edits.samples
+    groups: dict[EditSet, list[int]] = {edits.for_picture(None): []}
+    general = groups[edits.for_picture(None)]
+    if names is None or not alone:
+        general.extend(range(len(x)))
+    else:
+        for row, name in enumerate(names):
+            (groups.setdefault(edits.for_picture(name), []) if name in alone else general).append(row)
+    for acting, rows in groups.items():
+        if not acting.edits or not rows:
+            continue
+        change = logit_change(model, acting, bank.texts, classes)
+        index = torch.tensor(rows, device=x.device)
+        found[index] += _activations(model, x[index], change.columns) @ change.weights.T + change.offset
+    return found
+
+
+def _activations(model: ConceptBottleneck, x: Tensor, columns: Tensor) -> Tensor:
+    """Activations of some concepts, ``[N, m]``: of a linear bottleneck no others are computed."""
+    if model.activation is None:
+        return concept_scores(x, model.concepts[columns])
+    rows = max(1, 2**25 // len(model.concepts))
+    return torch.cat([model.activations(part)[:, columns] for part in x.split(rows)])

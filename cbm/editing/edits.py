@@ -1,0 +1,196 @@
+"""What a person changes about a model: a list of edits, kept as ``edits.yaml``.
+
+An edit names a concept and says what becomes of it, for which classes and for which pictures. Edits act in their order.
+
+    set       its activation becomes ``value``: a number, "present" or "absent" (95 % and 5 % points of the training
+              pictures)
+    mask      its activation becomes its reference value: what it is on average, so that it says nothing
+    scale     its activation is multiplied by ``value``
+    remove    no class reads it any more: its weights are 0, held at what the reference value adds
+    reweight  its weight becomes ``value``: what one standard deviation of it adds to a logit; the average stays
+"""
+
+import datetime
+import getpass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cbm.errors import UserError, did_you_mean
+from cbm.files import write_atomically
+
+OPS = {"set": True, "mask": False, "scale": True, "remove": False, "reweight": True}
+"""The operations, and whether they take a value."""
+LEVELS = {"present": 1.645, "absent": -1.645}
+"""Named values of ``set``, in standard deviations from the reference."""
+
+
+@dataclass(frozen=True)
+class Edit:
+    """One change.
+
+    Attributes:
+        op: one of ``OPS``.
+        concept: its text in the bank.
+        value: see above.
+        classes: only these classes are told; all if None.
+        samples: only these pictures, by name; all if None.
+        why: what for.
+        who: whose edit it is.
+        when: date and time, ISO 8601.
+
+    Raises:
+        UserError: an unknown operation, or a value that is missing, no number, or one too many.
+    """
+
+    op: str
+    concept: str
+    value: float | str | None = None
+    classes: tuple[str, ...] | None = None
+    samples: tuple[str, ...] | None = None
+    why: str | None = None
+    who: str | None = None
+    when: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.op not in OPS:
+            raise UserError(f"unknown edit '{self.op}' of '{self.concept}': {did_you_mean(str(self.op), OPS)}")
+        named = f"edit '{self.op}' of '{self.concept}'"
+        if not OPS[self.op]:
+            if self.value is not None:
+                raise UserError(f"{named} takes no value; got {self.value!r}")
+        elif isinstance(self.value, str):
+            if self.op != "set" or self.value not in LEVELS:
+                expected = "a number, 'present' or 'absent'" if self.op == "set" else "a number"
+                raise UserError(f"{named}: value is {self.value!r}; expected {expected}")
+        elif isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+            raise UserError(f"{named}: value is {self.value!r}; expected a finite number")
+        for name in ("classes", "samples"):
+            if getattr(self, name) is not None and not getattr(self, name):
+                raise UserError(f"{named}: the list '{name}' is empty; leave it out to mean all")
+
+    @property
+    def number(self) -> float:
+        """The value of scale, reweight, or a numeric set."""
+        assert isinstance(self.value, int | float)
+        return float(self.value)
+
+    def __str__(self) -> str:
+        text = f"{self.op} '{self.concept}'" + ("" if self.value is None else f" to {self.value}")
+        text += "" if self.classes is None else f" for {', '.join(self.classes)}"
+        return text + ("" if self.samples is None else f" on {len(self.samples)} picture(s)")
+
+
+@dataclass(frozen=True)
+class EditSet:
+    """Edits in their order. Immutable: every method returns another set."""
+
+    edits: tuple[Edit, ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.edits)
+
+    def __add__(self, other: "EditSet | Edit") -> "EditSet":
+        """First these, then the other's."""
+        return EditSet((*self.edits, *((other,) if isinstance(other, Edit) else other.edits)))
+
+    def without(self, concept: str) -> "EditSet":
+        """All but those of one concept."""
+        return EditSet(tuple(edit for edit in self.edits if edit.concept != concept))
+
+    def diff(self, other: "EditSet") -> tuple[list[Edit], list[Edit]]:
+        """Edits that ``other`` adds and those it lacks, whoever made them whenever."""
+
+        def what(edit: Edit) -> Edit:
+            return replace(edit, who=None, when=None, why=None)
+
+        mine, theirs = [what(edit) for edit in self.edits], [what(edit) for edit in other.edits]
+        added = [edit for edit, key in zip(other.edits, theirs) if theirs.count(key) > mine.count(key)]
+        return added, [edit for edit, key in zip(self.edits, mine) if mine.count(key) > theirs.count(key)]
+
+    @property
+    def samples(self) -> set[str]:
+        """Names of all pictures that some edit is for alone."""
+        return {name for edit in self.edits for name in edit.samples or ()}
+
+    def for_picture(self, name: str | None) -> "EditSet":
+        """Those that act on a picture; on one without a name, those that act on all."""
+        return EditSet(tuple(edit for edit in self.edits if edit.samples is None or name in edit.samples))
+
+    def check(self, concepts: Sequence[str], classes: Sequence[str]) -> None:
+        """Raise a ``UserError`` with the nearest name at the first concept or class that is unknown."""
+        for number, edit in enumerate(self.edits, start=1):
+            if edit.concept not in concepts:
+                nearest = did_you_mean(edit.concept, concepts)
+                raise UserError(f"edit {number}: no concept '{edit.concept}' in this model: {nearest}")
+            for name in edit.classes or ():
+                if name not in classes:
+                    raise UserError(f"edit {number}: no class '{name}' in this model: {did_you_mean(name, classes)}")
+
+    def save(self, path: str | Path) -> None:
+        """Write ``edits.yaml``: what is None is left out."""
+        content = [
+            {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(edit).items()
+             if value is not None}
+            for edit in self.edits
+        ]  # fmt: skip
+        write_atomically(Path(path), yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+
+
+def load_edits(path: str | Path) -> EditSet:
+    """Read ``edits.yaml``. Nothing in it is executed.
+
+    Raises:
+        UserError: it cannot be read, or an entry is no edit; says which.
+    """
+    path = Path(path)
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read edits from '{path}': {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    if content is None:
+        return EditSet()
+    if not isinstance(content, list):
+        raise UserError(f"'{path}' is no list of edits: expected entries like '- {{op: remove, concept: ...}}'")
+    return EditSet(tuple(_read(path, number, entry) for number, entry in enumerate(content, start=1)))
+
+
+def _read(path: Path, number: int, entry: Any) -> Edit:
+    where = f"'{path}' edit {number}"
+    known = [field.name for field in fields(Edit)]
+    if not isinstance(entry, dict) or not {"op", "concept"} <= entry.keys():
+        raise UserError(f"{where}: expected a mapping with 'op' and 'concept', got {str(entry)[:60]!r}")
+    for key in entry:
+        if key not in known:
+            raise UserError(f"{where}: unknown key '{key}': {did_you_mean(str(key), known)}")
+    values: dict[str, Any] = {
+        key: value.isoformat() if isinstance(value, datetime.date) else value for key, value in entry.items()
+    }
+    for key in ("classes", "samples"):
+        if isinstance(listed := values.get(key), str):
+            values[key] = (listed,)
+        elif isinstance(listed, list):
+            values[key] = tuple(map(str, listed))
+        elif listed is not None:
+            raise UserError(f"{where}: '{key}' is {listed!r}; expected a list of names")
+    values["concept"] = str(values["concept"])
+    try:
+        return Edit(**values)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+
+
+def signed(edit: Edit, who: str | None = None) -> Edit:
+    """The edit with its author (the user of this computer by default) and the time."""
+    if who is None:
+        try:
+            who = getpass.getuser()
+        except (OSError, KeyError):  # no name for this user
+            who = "unknown"
+    return replace(edit, who=who, when=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"))

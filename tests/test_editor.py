@@ -1,0 +1,88 @@
+"""Correct a model in ten lines; and from the command line."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from birds_run import QUICK, small
+
+import cbm
+from cbm.data import FeatureSplit
+from cbm.editing import Edit, load_edits
+from cbm.errors import UserError
+from cbm.layers import load_model
+
+
+@pytest.fixture
+def trained(command, tmp_path: Path) -> Path:
+    status, errors = command("train", *small(), *QUICK, "run_dir=one")
+    assert status == 0, errors
+    return tmp_path / "one"
+
+
+def test_correct_a_model_in_ten_lines(trained, command, tmp_path: Path):
+    model = cbm.load(trained)
+    editor = cbm.Editor(model, who="a reader")
+    first, second = editor.bank.texts[:2]
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(60, editor.bottleneck.concepts.shape[1], generator=g), dim=1)
+    y = editor.bottleneck.logits(x).argmax(1)
+    split = FeatureSplit(x, y, [f"{i}.png" for i in range(60)])
+    before = model.predict_features(x).logits
+
+    preview = editor.compare(split, Edit("remove", first))
+    assert len(editor.edits) == 0
+    editor.remove(first, why="spurious").scale(second, -3.0).set(second, "present", samples="7.png")
+    after = editor.logits(x, split.names)
+    assert editor.compare(split).lost.tolist() == (after.argmax(1) != y).nonzero()[:, 0].tolist()
+    assert len(preview.flipped) == len(preview.lost)
+    assert torch.equal(model.predict_features(x).logits, before)
+    assert editor.edits.edits[0].who == "a reader"
+    assert editor.edits.edits[0].when is not None
+
+    editor.save("edits.yaml")
+    assert load_edits("edits.yaml") == editor.edits
+    torch.testing.assert_close(cbm.Editor(model, "edits.yaml").logits(x, split.names), after)
+    with pytest.raises(UserError, match="edits of single pictures cannot become part of a model"):
+        editor.save_model("edited.safetensors")
+    editor.undo().save_model("edited.safetensors")
+    torch.testing.assert_close(load_model(Path("edited.safetensors"))(x), editor.logits(x), rtol=1e-4, atol=1e-4)
+    editor.redo()
+    assert len(editor.edits) == 3
+    editor.undo().undo().undo()
+    assert torch.equal(editor.logits(x), editor.bottleneck.logits(x))
+    with pytest.raises(UserError, match="there is no edit to undo"):
+        editor.undo()
+
+    flip = editor.smallest_flip(x[0], budget=20, frozen=[first])
+    assert flip is not None
+    assert first not in [edit.concept for edit in flip.edits]
+    assert int(editor.apply(flip).logits(x[:1]).argmax()) != int(before[0].argmax())
+    with pytest.raises(UserError, match=f"no concept '{first}x' in this model: did you mean"):
+        editor.remove(first + "x")
+    with pytest.raises(UserError, match="no picture '7.jpg' in this split: did you mean '7.png'"):
+        editor.mask(first, samples="7.jpg").compare(split)
+
+
+def test_from_the_command_line(trained, command, tmp_path: Path):
+    cache = small()[1]
+    texts = cbm.load(trained).bank.texts
+    remove = "".join(f"- {{op: remove, concept: {json.dumps(text)}, why: test}}\n" for text in texts)
+    (tmp_path / "edits.yaml").write_text(remove)
+    status, errors = command("eval", "run=one", cache, "edits=edits.yaml", "output=seen.json")
+    assert status == 0, errors
+    seen = json.loads((tmp_path / "seen.json").read_text())
+    original = json.loads((trained / "metrics.json").read_text())
+    assert seen["edits/accuracy_before"] == pytest.approx(original["test/accuracy"])
+    assert seen["test/accuracy"] == seen["edits/accuracy_after"] < seen["edits/accuracy_before"]
+    assert seen["edits/gained"] == 0
+    assert len(list((trained / "eval").glob("*-test-edited.json"))) == 1
+    assert f"remove '{texts[0]}'" in errors
+    (tmp_path / "edits.yaml").write_text("- {op: remove, concept: long tial}\n")
+    status, errors = command("eval", "run=one", cache, "edits=edits.yaml")
+    assert status == 2
+    assert "edit 1: no concept 'long tial' in this model" in errors
+    status, errors = command("eval", "run=one", cache, "edits=edit.yaml")
+    assert status == 2
+    assert "cannot read edits from 'edit.yaml'" in errors
