@@ -401,6 +401,44 @@ def spurious(
 
 
 @app.command()
+def intervene(
+    run: Annotated[Path, typer.Argument(help="A finished run on a data set that knows concepts.")],
+    policies: Annotated[str, typer.Option(help="Which to compare, separated by commas.")] = (
+        "random,ucp,cctp,ectp,eudtp,coop,oracle"
+    ),
+    questions: Annotated[int | None, typer.Option(help="Per picture; by default about everything.")] = None,
+    noise: Annotated[float, typer.Option(help="Share of wrong answers.")] = 0.0,
+    answers: Annotated[
+        Path | None, typer.Option(help="An expert's answers (CSV: picture, concepts), instead of the truth.")
+    ] = None,
+    cost: Annotated[list[str] | None, typer.Option(help="Of a question about a concept or group: NAME=COST.")] = None,
+    seed: Annotated[int, typer.Option(help="Of the noise and of the random order.")] = 0,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Ask about one concept after the other, by several policies: accuracy after each question."""
+    from cbm.interventions import question_curves
+
+    costs = {}
+    for entry in cost or []:
+        name, _, value = entry.rpartition("=")
+        try:
+            costs[name] = float(value)
+        except ValueError as error:
+            raise UserError(f"--cost {entry}: expected NAME=COST, such as 'wing colour=2'") from error
+    names = [name.strip() for name in policies.split(",")]
+    curves = question_curves(
+        run, cache, policies=names, questions=questions, noise=noise, answers=answers, costs=costs, seed=seed
+    )
+    last = len(next(iter(curves.values())).accuracy) - 1
+    shown = sorted({round(last * share) for share in (0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)})
+    table = Table("questions", *map(str, shown), "area", "cost at the end")
+    for name, curve in curves.items():
+        values = [f"{curve.accuracy[step]:.3f}" for step in shown]
+        table.add_row(name, *values, f"{curve.area:.3f}", f"{curve.cost[-1]:.1f}")
+    out.print(table)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",

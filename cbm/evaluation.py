@@ -230,6 +230,22 @@ def energy_metrics(
     return values
 
 
+def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) -> tuple[Tensor, dict[str, list[int]]]:
+    """The truth of a bank's concepts, as far as the data set knows it.
+
+    Returns:
+        ``[N, K]`` 1, 0 or NaN; and the data set's exclusive groups, as columns of the bank.
+    """
+    concepts = torch.full((len(split), len(bank)), float("nan"))
+    if split.concepts is None:
+        return concepts, {}
+    columns = {truth: column for column, truth in match_concepts(bank.texts, data.concept_names)}
+    concepts[:, list(columns.values())] = split.concepts[:, list(columns)]
+    number = {name: columns[i] for i, name in enumerate(data.concept_names) if i in columns}
+    groups = {group: [number[name] for name in names if name in number] for group, names in data.concept_groups.items()}
+    return concepts, groups
+
+
 @torch.no_grad()
 def told_concepts(
     model: EnergyBottleneck | ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
@@ -238,17 +254,12 @@ def told_concepts(
 
     Only concepts whose truth the data set knows are told; without any, nothing is measured.
     """
-    matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
-    if not matches or split.concepts is None:
+    concepts, groups = known_concepts(bank, split, data)
+    if bool(concepts.isnan().all()):
         return {}
-    columns = {column: k for k, column in matches}
-    x, y, known = (spaced(tensor, 2048) for tensor in (split.x, split.y, split.concepts))
-    concepts = torch.full((len(x), len(bank)), float("nan"))
-    concepts[:, list(columns.values())] = known[:, list(columns)]
+    x, y, concepts = (spaced(tensor, 2048) for tensor in (split.x, split.y, concepts))
     if isinstance(model, EnergyBottleneck):  # a test picture may show two of a group that training pictures never do
         concepts = model.blocks.without_contradictions(concepts)
-    number = {name: columns[i] for i, name in enumerate(data.concept_names) if i in columns}
-    groups = [[number[name] for name in group if name in number] for group in data.concept_groups.values()]
 
     def answer(told: Tensor) -> tuple[Tensor, Tensor]:
         if isinstance(model, EnergyBottleneck):
@@ -257,4 +268,4 @@ def told_concepts(
         probability = told.where(~told.isnan(), model.activations(x))
         return torch.nn.functional.linear(probability, model.weights(), model.head.bias), probability
 
-    return intervention_curve(answer, concepts, y, groups).metrics()
+    return intervention_curve(answer, concepts, y, list(groups.values())).metrics()

@@ -13,7 +13,19 @@ FLOORS = {
     2: ["data", "concepts", "layers", "losses", "metrics"],
     3: ["module", "evaluation", "tracking"],
     4: ["methods", "editing"],
-    5: ["report", "run", "inputs", "codebook", "spurious", "trained", "editor", "cli", "__main__", "__init__"],
+    5: [
+        "report",
+        "run",
+        "inputs",
+        "codebook",
+        "spurious",
+        "trained",
+        "editor",
+        "interventions",
+        "cli",
+        "__main__",
+        "__init__",
+    ],
 }
 FLOOR = {room: floor for floor, rooms in FLOORS.items() for room in rooms}
 FILES = sorted((PROJECT / "cbm").rglob("*.py"))

@@ -90,7 +90,8 @@ def test_python_example(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys
     (workspace / "bird.png").write_bytes(picture.read_bytes())
     code = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     exec(compile("\n".join(code), "README.md", "exec"), {})
-    assert len(capsys.readouterr().out.strip().splitlines()) == 2
+    assert len(capsys.readouterr().out.strip().splitlines()) == 3
+    assert (workspace / "edits.yaml").is_file()
 
 
 def test_there_are_two_set_up_commands():

@@ -59,9 +59,8 @@ def intervention_curve(
         ratios: shares of the groups that are told.
         seed: of the order.
     """
-    grouped = {k for group in groups for k in group}
-    units = [list(group) for group in groups if group] + [[k] for k in range(concepts.shape[1]) if k not in grouped]
-    unit_of = torch.empty(concepts.shape[1], dtype=torch.long)
+    units = told_together(concepts, groups)
+    unit_of = torch.zeros(concepts.shape[1], dtype=torch.long)  # what is never known is never told
     for number, unit in enumerate(units):
         unit_of[unit] = number
     generator = torch.Generator().manual_seed(seed)
@@ -74,3 +73,16 @@ def intervention_curve(
         right.append(float((scores.argmax(dim=1) == y).double().mean()))
         others.append(float(((probability > 0.5) == (concepts == 1))[asked].double().mean()))  # NaN if nothing is asked
     return InterventionCurve(list(ratios), right, others)
+
+
+def told_together(concepts: Tensor, groups: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Columns that are told at once: the groups, then every column of no group by itself.
+
+    Args:
+        concepts: ``[N, K]`` 1, 0, NaN unknown. A column of no group that is unknown of every picture is left out.
+        groups: columns each.
+    """
+    grouped = {k for group in groups for k in group}
+    known = (~concepts.isnan()).any(dim=0)
+    alone = [[k] for k in range(concepts.shape[1]) if k not in grouped and bool(known[k])]
+    return [list(group) for group in groups if group] + alone

@@ -1,0 +1,134 @@
+"""``python -m cbm intervene``: what asking a person about concepts is worth, by every policy, for finished runs."""
+
+import csv
+import json
+import logging
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cbm.concepts import ConceptBank, load_bank
+from cbm.editing.policies import POLICIES, QuestionCurve, ask_in_turn
+from cbm.errors import UserError, did_you_mean
+from cbm.evaluation import known_concepts
+from cbm.files import write_atomically
+from cbm.inputs import encode_splits, load_encoder, read_images
+from cbm.layers import ConceptBottleneck, load_model
+from cbm.metrics.intervention import told_together
+from cbm.run import reorder_classes, set_up_logging
+from cbm.run_directory import open_run
+
+log = logging.getLogger("cbm")
+
+
+def question_curves(
+    run: Path,
+    cache: Path,
+    *,
+    policies: list[str],
+    questions: int | None = None,
+    noise: float = 0.0,
+    answers: Path | None = None,
+    costs: dict[str, float] | None = None,
+    seed: int = 0,
+) -> dict[str, QuestionCurve]:
+    """Curves on the test pictures of a run, also written to ``interventions.json`` there.
+
+    Args:
+        run: a finished run on a data set that knows concepts.
+        cache: of features.
+        policies: of ``cbm.editing.policies``.
+        questions: per picture; about all groups by default.
+        noise: share of the answers that are wrong.
+        answers: a CSV file with a column ``picture`` and a column per concept (1, 0, empty) to be asked instead of the
+            truth.
+        costs: of questions about a concept or group, by name; 1 of the others.
+        seed: of the noise and of ``random``.
+
+    Raises:
+        UserError: no such run or policy, a model without a linear head on concepts, no concept of known truth, or a
+            file of answers that does not fit.
+    """
+    for name in policies:
+        if name not in POLICIES:
+            raise UserError(f"unknown policy '{name}': {did_you_mean(name, POLICIES)}")
+    if not 0 <= noise < 1:
+        raise UserError(f"--noise {noise}: expected a share from 0 to 1")
+    set_up_logging()
+    path, cfg = open_run(run)
+    cfg.cache = str(cache)
+    model = load_model(path / "model.safetensors")
+    if not isinstance(model, ConceptBottleneck):
+        raise UserError(f"run '{path}' has no linear head on concepts (method={cfg.method.name})")
+    bank = load_bank(path / "bank")
+    classes = json.loads((path / "about.json").read_text())["classes"]
+    dataset = reorder_classes(read_images(cfg.dataset, cache), classes)
+    data = encode_splits(dataset, load_encoder(cfg.encoder), cfg, ("test",))
+    truth, groups = known_concepts(bank, data.test, data)
+    if bool(truth.isnan().all()):
+        raise UserError(f"data set '{dataset.name}' knows the truth of no concept of run '{path}'")
+    units = told_together(truth, list(groups.values()))
+    if answers is None:
+        wrong = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) < noise
+        given = torch.where(wrong, 1 - truth, truth)
+    else:
+        given = read_answers(answers, data.test.names, bank)
+    price = _costs(costs or {}, units, bank, groups)
+    curves = {
+        name: ask_in_turn(
+            model, data.test.x, data.test.y, given, units, name, truth=truth, questions=questions, costs=price,
+            seed=seed,
+        )
+        for name in policies
+    }  # fmt: skip
+    content = {
+        name: {"accuracy": curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
+        for name, curve in curves.items()
+    }
+    write_atomically(path / "interventions.json", json.dumps(content, indent=1).encode())
+    return curves
+
+
+def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
+    """What an expert said, ``[N, K]``: 1, 0, NaN where nothing.
+
+    Raises:
+        UserError: no such file, an unknown picture or concept, or an entry that is neither 0, 1 nor empty.
+    """
+    try:
+        with file.open(newline="", encoding="utf-8-sig") as stream:
+            rows = list(csv.DictReader(stream))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise UserError(f"cannot read answers from '{file}': {error}") from error
+    if not rows or "picture" not in rows[0]:
+        raise UserError(f"'{file}' has no column 'picture', or no rows")
+    row_of, column_of = {name: n for n, name in enumerate(names)}, {text: k for k, text in enumerate(bank.texts)}
+    found = torch.full((len(names), len(bank)), float("nan"))
+    for number, row in enumerate(rows, start=2):
+        if row["picture"] not in row_of:
+            nearest = did_you_mean(str(row["picture"]), names)
+            raise UserError(f"'{file}' line {number}: no picture '{row['picture']}' in the test split: {nearest}")
+        for text, value in row.items():
+            if text == "picture":
+                continue
+            if text not in column_of:
+                raise UserError(f"'{file}': no concept '{text}' in this model: {did_you_mean(str(text), bank.texts)}")
+            if (value or "").strip() not in ("", "0", "1"):
+                raise UserError(f"'{file}' line {number}: '{text}' is '{value}'; expected 1, 0 or nothing")
+            if (value or "").strip():
+                found[row_of[row["picture"]], column_of[text]] = float(value)
+    return found
+
+
+def _costs(named: dict[str, float], units: list[list[int]], bank: ConceptBank, groups: dict[str, list[int]]) -> Tensor:
+    """Cost of a question about every unit."""
+    known = {name: unit for name, unit in groups.items() if unit} | {
+        bank.texts[unit[0]]: unit for unit in units if len(unit) == 1
+    }
+    price = torch.ones(len(units))
+    for name, cost in named.items():
+        if name not in known:
+            raise UserError(f"no concept or group '{name}' to ask about: {did_you_mean(name, list(known))}")
+        price[units.index(list(known[name]))] = cost
+    return price
