@@ -439,6 +439,60 @@ def intervene(
 
 
 @app.command()
+def adapt(
+    run: Annotated[Path, typer.Argument(help="A finished run.")],
+    dataset: Annotated[str, typer.Argument(help="The card of the other domain: the same classes.")],
+    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
+    shots: Annotated[int, typer.Option(help="Labelled pictures per class.")] = 4,
+    draws: Annotated[int, typer.Option(help="How often they are drawn.")] = 1,
+    guard: Annotated[str, typer.Option(help="lenient, default or strict: what must hold for pictures left out.")] = (
+        "default"
+    ),
+    protect: Annotated[list[str] | None, typer.Option(help="A concept that may not be masked.")] = None,
+    destination: Annotated[
+        Path | None, typer.Option("--out", help="Write the edits of the first draw, for eval.py edits=.")
+    ] = None,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Correct a model for another domain with a few labelled pictures: edits of concepts, nothing is trained."""
+    from typing import get_args
+
+    from cbm.adaptation import adapt as adapted
+    from cbm.adaptation import overlap
+    from cbm.editing.test_time import Guard
+    from cbm.errors import did_you_mean
+    from cbm.spurious import mean_and_error
+
+    if guard not in get_args(Guard):
+        raise UserError(f"--guard {guard}: {did_you_mean(guard, get_args(Guard))}")
+    found = adapted(
+        run, dataset, cache, root=root, shots=shots, draws=draws, guard=guard, protect=tuple(protect or ()),  # type: ignore[arg-type]
+    )  # fmt: skip
+    title = f"{shots} labelled pictures per class, {draws} draw(s)"
+    table = Table("", "accuracy there", "change", "draws worse", "accuracy at home, if applied", title=title)
+    for name in found[0].target:
+        there = [each.target[name] for each in found]
+        change = [each.target[name] - each.target["unedited"] for each in found]
+        home = [each.source[name] for each in found if name in each.source]
+        table.add_row(
+            name, mean_and_error(there), mean_and_error(change, signed=True), str(sum(c < 0 for c in change)),
+            mean_and_error(home) if home else "",
+        )  # fmt: skip
+    out.print(table)
+    edited = [each.plan for each in found if each.plan.changes]
+    counts = sum(len(plan.changes) for plan in edited) / max(len(edited), 1)
+    out.print(
+        f"{len(edited)} of {draws} draws edit, {counts:.1f} concepts each; overlap of two draws {overlap(found):.2f}",
+        highlight=False,
+    )
+    for edit in found[0].edits.edits:
+        out.print(f"  {edit}", markup=False, highlight=False)
+    if destination is not None:
+        found[0].edits.save(destination)
+        out.print(f"{len(found[0].edits)} edits in {destination}", markup=False, highlight=False)
+
+
+@app.command()
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",

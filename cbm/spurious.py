@@ -112,7 +112,7 @@ def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -
     Raises:
         UserError: a class has fewer.
     """
-    rows = few_shot(split.y.numpy(), shots, seed, classes, "test pictures for the oracle")
+    rows = few_shot(split.y.numpy(), shots, seed, classes, "labelled test pictures: shots")
     rest = np.setdiff1d(np.arange(len(split)), rows)
     return split.take(rows), split.take(rest)
 

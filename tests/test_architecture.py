@@ -22,6 +22,7 @@ FLOORS = {
         "trained",
         "editor",
         "interventions",
+        "adaptation",
         "cli",
         "__main__",
         "__init__",

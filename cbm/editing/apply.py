@@ -32,8 +32,8 @@ class LogitChange:
 def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str]) -> LogitChange:
     """Work out edits that all act on the same pictures, one after the other, in float64.
 
-    Every class reads ``w (alpha a + beta) + b`` of a concept; set, mask and scale change alpha and beta, remove and
-    reweight change w and b.
+    Every class reads ``w (alpha a + beta) + b`` of a concept; set, mask, scale and shift change alpha and beta,
+    remove and reweight change w and b.
 
     Raises:
         UserError: an unknown concept or class.
@@ -55,6 +55,8 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
             beta[rows, i] = reference if edit.value is None else level(model, k, edit.value)
         elif edit.op == "scale":
             alpha[rows, i], beta[rows, i] = alpha[rows, i] * edit.number, beta[rows, i] * edit.number
+        elif edit.op == "shift":
+            beta[rows, i] = beta[rows, i] + edit.number
         else:
             new = 0.0 if edit.op == "remove" else edit.number / max(spread, 1e-12)
             now = alpha[rows, i] * reference + beta[rows, i]  # what the class takes the average concept to be

@@ -6,6 +6,7 @@ An edit names a concept and says what becomes of it, for which classes and for w
               pictures)
     mask      its activation becomes its reference value: what it is on average, so that it says nothing
     scale     its activation is multiplied by ``value``
+    shift     ``value`` is added to its activation
     remove    no class reads it any more: its weights are 0, held at what the reference value adds
     reweight  its weight becomes ``value``: what one standard deviation of it adds to a logit; the average stays
 """
@@ -23,7 +24,7 @@ import yaml
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
 
-OPS = {"set": True, "mask": False, "scale": True, "remove": False, "reweight": True}
+OPS = {"set": True, "mask": False, "scale": True, "shift": True, "remove": False, "reweight": True}
 """The operations, and whether they take a value."""
 LEVELS = {"present": 1.645, "absent": -1.645}
 """Named values of ``set``, in standard deviations from the reference."""
@@ -75,7 +76,7 @@ class Edit:
 
     @property
     def number(self) -> float:
-        """The value of scale, reweight, or a numeric set."""
+        """The value of scale, shift, reweight, or a numeric set."""
         assert isinstance(self.value, int | float)
         return float(self.value)
 

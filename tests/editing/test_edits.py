@@ -23,6 +23,8 @@ EDITS = EditSet((
     Edit("set", "concept 5", "present", samples=("picture 3", "picture 7")),
     Edit("remove", "concept 1", classes=("bee",)),
     Edit("set", "concept 6", "absent"),
+    Edit("shift", "concept 7", 0.3),
+    Edit("shift", "concept 3", -0.2, classes=("cat", "dog")),
     Edit("scale", "concept 6", 0.5, samples=("picture 7",)),
 ))  # fmt: skip
 
@@ -45,6 +47,8 @@ def by_hand(model, x, edits, names) -> torch.Tensor:
                     a[k] = mean[k] = value
                 elif e.op == "mask":
                     a[k] = mean[k] = model.reference[k]
+                elif e.op == "shift":
+                    a[k], mean[k] = a[k] + value, mean[k] + value
                 elif e.op == "scale":
                     a[k], mean[k] = a[k] * value, mean[k] * value
                 else:
@@ -114,7 +118,7 @@ def test_sets_of_edits():
     added, gone = first.diff(EditSet((*EDITS.edits[1:3], Edit("mask", "concept 0", who="me"))))
     assert [edit.concept for edit in added] == ["concept 0"]
     assert gone == [EDITS.edits[0]]
-    assert len(EDITS.without("concept 1")) == 8
+    assert len(EDITS.without("concept 1")) == 10
     assert EDITS.samples == {"picture 3", "picture 7"}
     assert str(EDITS.edits[1]) == "scale 'concept 1' to 2 for bee"
     assert str(EDITS.edits[7]) == "set 'concept 5' to present on 2 picture(s)"
