@@ -236,8 +236,7 @@ def v2c(
     from cbm.run import set_up_logging
 
     set_up_logging()
-    if destination.exists():
-        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+    _not_there(destination)
     settings = CodebookSettings(pictures, k, per_class, min_count or None, min_cosine, centred)
     if shots != "all" and not shots.isdecimal():
         raise UserError(f"--shots is '{shots}'; expected a number of pictures, or all")
@@ -323,13 +322,18 @@ def llm(
     )
 
 
+def _not_there(destination: Path) -> None:
+    """Nothing is overwritten."""
+    if destination.exists():
+        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+
+
 def _names_for(destination: Path, dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:
     """Class names for a bank that is not there yet."""
     from cbm.run import set_up_logging
 
     set_up_logging()
-    if destination.exists():
-        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+    _not_there(destination)
     return _class_names(dataset, root, file, cache)
 
 
@@ -455,19 +459,12 @@ def adapt(
     cache: Cache = Path("cache"),
 ) -> None:
     """Correct a model for another domain with a few labelled pictures: edits of concepts, nothing is trained."""
-    from typing import get_args
 
     from cbm.adaptation import adapt as adapted
     from cbm.adaptation import overlap
-    from cbm.editing.test_time import Guard
-    from cbm.errors import did_you_mean
     from cbm.spurious import mean_and_error
 
-    if guard not in get_args(Guard):
-        raise UserError(f"--guard {guard}: {did_you_mean(guard, get_args(Guard))}")
-    found = adapted(
-        run, dataset, cache, root=root, shots=shots, draws=draws, guard=guard, protect=tuple(protect or ()),  # type: ignore[arg-type]
-    )  # fmt: skip
+    found = adapted(run, dataset, cache, root=root, shots=shots, draws=draws, guard=guard, protect=tuple(protect or ()))
     title = f"{shots} labelled pictures per class, {draws} draw(s)"
     table = Table("", "accuracy there", "change", "draws worse", "accuracy at home, if applied", title=title)
     for name in found[0].target:

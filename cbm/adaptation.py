@@ -13,11 +13,11 @@ them if they were applied there too is in the last column.
 
 import json
 import logging
+import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
@@ -27,7 +27,7 @@ from cbm.concepts import load_bank
 from cbm.data import FeatureSplit
 from cbm.editing import EditSet, edited_model
 from cbm.editing.edits import Edit
-from cbm.editing.test_time import Guard, Plan, plan_edits, recentre, source_card
+from cbm.editing.test_time import Plan, plan_edits, recentre, source_card
 from cbm.errors import UserError
 from cbm.evaluation import accuracy
 from cbm.inputs import encode_splits, load_encoder, read_images
@@ -59,7 +59,7 @@ class Adaptation:
 
 def adapt(
     run: Path, dataset: str, cache: Path, *, root: Path | None = None, shots: int = 4, draws: int = 1,
-    guard: Guard = "default", protect: tuple[str, ...] = (),
+    guard: str = "default", protect: tuple[str, ...] = (),
 ) -> list[Adaptation]:  # fmt: skip
     """Edit a run's model for another domain, once for every draw of labelled pictures from its test split.
 
@@ -138,4 +138,4 @@ def overlap(found: list[Adaptation]) -> float:
     """Mean Jaccard overlap of the edited concepts over pairs of draws; NaN if there is no pair with edits."""
     sets = [{change.concept for change in each.plan.changes} for each in found]
     pairs = [len(a & b) / len(a | b) for i, a in enumerate(sets) for b in sets[:i] if a | b]
-    return float(torch.tensor(pairs).mean()) if pairs else float("nan")
+    return statistics.mean(pairs) if pairs else float("nan")

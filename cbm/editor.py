@@ -134,13 +134,11 @@ class Editor:
 
         A preview: nothing is applied. The flips are exact.
         """
-        known = set(split.names)
-        for name in sorted(self.edits.samples - known)[:1]:
-            raise UserError(f"no picture '{name}' in this split: {did_you_mean(name, split.names)}")
         logits = self.bottleneck.logits(split.x)
         before, after = EditSet(), self.edits
         if edits is not None:
             before, after = self.edits, self.edits + edits
+        after.check_pictures(split.names)
         old, new = (
             edited_logits(self.bottleneck, each, self.bank, self.model.classes, split.x, split.names, logits)
             for each in (before, after)

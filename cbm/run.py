@@ -335,8 +335,7 @@ def edit_model(
     edits = load_edits(file)
     if not isinstance(model, ConceptBottleneck) or bank is None:
         raise UserError("this model has no linear bottleneck of concepts to edit")
-    if missing := sorted(edits.samples - set(split.names)):
-        raise UserError(f"no picture '{missing[0]}' in this split: {did_you_mean(missing[0], split.names)}")
+    edits.check_pictures(split.names)
     before = model.logits(split.x)
     after = edited_logits(model, edits, bank, classes, split.x, split.names, before)
     log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))

@@ -73,6 +73,30 @@ def pixel_encoder():
 
 
 @pytest.fixture
+def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
+    """Run ``python -m cbm`` in this process, from an empty folder: returns (exit status, stdout, stderr)."""
+    import cbm.__main__
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cbm.__main__.out, "width", 160, raising=False)
+
+    def run(*arguments: str) -> tuple[int, str, str]:
+        import logging
+
+        logging.getLogger("cbm").handlers.clear()
+        monkeypatch.setattr(sys, "argv", ["cbm", *arguments])
+        try:
+            cbm.__main__.main()
+            status = 0
+        except SystemExit as stop:
+            status = int(stop.code or 0)
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
     """Run train.py or eval.py in this process, from an empty folder: returns (exit status, what it wrote to stderr)."""
     monkeypatch.chdir(tmp_path)

@@ -1,5 +1,4 @@
 import json
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -111,24 +110,7 @@ def server(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
-    """``python -m cbm concepts llm``: (exit status, stdout, stderr)."""
-    import logging
-
-    import cbm.__main__
-
-    monkeypatch.chdir(tmp_path)
+def module(module, tmp_path: Path):
+    """``python -m cbm concepts llm``, where a file of names is."""
     (tmp_path / "names.txt").write_text("cat\ndog\n")
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        logging.getLogger("cbm").handlers.clear()
-        monkeypatch.setattr(sys, "argv", ["cbm", "concepts", "llm", *arguments])
-        try:
-            cbm.__main__.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        captured = capsys.readouterr()
-        return status, captured.out, captured.err
-
-    return run
+    return lambda *arguments: module("concepts", "llm", *arguments)

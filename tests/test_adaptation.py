@@ -1,15 +1,14 @@
 """``python -m cbm adapt``."""
 
-import logging
-import sys
-from pathlib import Path
+import math
 
 import pytest
 from birds_run import COUNTS, QUICK, small
 
 from cbm import config
-from cbm.adaptation import overlap
-from cbm.editing import load_edits
+from cbm.adaptation import Adaptation, overlap
+from cbm.editing import EditSet, load_edits
+from cbm.editing.test_time import Change, Plan
 
 
 @pytest.fixture
@@ -27,20 +26,13 @@ def small_cards(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(config, "load_card", load)
 
 
-def test_another_camera(command, small_cards, monkeypatch, capsys, tmp_path: Path):
-    import cbm.__main__
-
+def test_another_camera(command, module, small_cards):
     status, errors = command("train", *small(), *QUICK, "run_dir=one", "report=false", "controls=false", "nec=[]")
     assert status == 0, errors
-    monkeypatch.setattr(cbm.__main__.out, "width", 160, raising=False)
+    cache = small()[1].removeprefix("cache=")
 
     def adapt(*arguments: str) -> tuple[int, str, str]:
-        logging.getLogger("cbm").handlers.clear()
-        cache = small()[1].removeprefix("cache=")
-        monkeypatch.setattr(sys, "argv", ["cbm", "adapt", *arguments, "--cache", cache])
-        with pytest.raises(SystemExit) as stop:
-            cbm.__main__.main()
-        return int(stop.value.code or 0), *capsys.readouterr()
+        return module("adapt", *arguments, "--cache", cache)
 
     status, out, errors = adapt("one", "birds_shift", "--shots", "2", "--draws", "2", "--out", "edits.yaml")
     assert status == 0, errors
@@ -49,7 +41,7 @@ def test_another_camera(command, small_cards, monkeypatch, capsys, tmp_path: Pat
     assert "of 2 draws edit" in out
     load_edits("edits.yaml")
     for arguments, message in (
-        (("one", "birds_shift", "--guard", "strikt"), "--guard strikt: did you mean 'strict'"),
+        (("one", "birds_shift", "--guard", "strikt"), "unknown guard 'strikt': did you mean 'strict'"),
         (("one", "birds_shfit"), "unknown dataset 'birds_shfit': did you mean 'birds_shift'"),
         (("one", "birds_shift", "--shots", "500"), "labelled test pictures: shots=500 is more than there is"),
         (("one", "birds_shift", "--protect", "no such concept"), "no such concept"),
@@ -59,5 +51,10 @@ def test_another_camera(command, small_cards, monkeypatch, capsys, tmp_path: Pat
         assert message in errors
 
 
-def test_overlap_of_nothing():
-    assert overlap([]) != overlap([])
+def test_overlap_of_draws():
+    def draw(*concepts: int) -> Adaptation:
+        changes = tuple(Change("mask", k, 0.0, 0.0, 0.0) for k in concepts)
+        return Adaptation(Plan(changes, "", concepts, 4, (0, 0)), EditSet(), {}, {})
+
+    assert overlap([draw(1, 2), draw(2, 3), draw()]) == (1 / 3 + 0 + 0) / 3
+    assert math.isnan(overlap([draw(), draw()]))

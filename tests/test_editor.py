@@ -62,6 +62,8 @@ def test_correct_a_model_in_ten_lines(trained, command, tmp_path: Path):
     with pytest.raises(UserError, match=f"no concept '{first}x' in this model: did you mean"):
         editor.remove(first + "x")
     with pytest.raises(UserError, match="no picture '7.jpg' in this split: did you mean '7.png'"):
+        editor.compare(split, Edit("mask", first, samples=("7.jpg",)))
+    with pytest.raises(UserError, match="no picture '7.jpg' in this split"):
         editor.mask(first, samples="7.jpg").compare(split)
 
 

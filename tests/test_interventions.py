@@ -2,8 +2,6 @@
 
 import csv
 import json
-import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -17,24 +15,6 @@ def trained(command, tmp_path: Path) -> Path:
     status, errors = command("train", *small(), *QUICK, "run_dir=one", "report=false", "controls=false")
     assert status == 0, errors
     return tmp_path / "one"
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    """``python -m cbm``: (exit status, stdout, stderr)."""
-    import cbm.__main__
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        logging.getLogger("cbm").handlers.clear()
-        monkeypatch.setattr(sys, "argv", ["cbm", *arguments])
-        try:
-            cbm.__main__.main()
-            status = 0
-        except SystemExit as stop:
-            status = int(stop.code or 0)
-        return status, *capsys.readouterr()
-
-    return run
 
 
 def test_policies_answers_and_costs(trained: Path, module, tmp_path: Path):

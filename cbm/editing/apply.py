@@ -9,7 +9,7 @@ from torch import Tensor
 from cbm.concepts import ConceptBank
 from cbm.editing.edits import LEVELS, EditSet
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.layers import ConceptBottleneck
 from cbm.layers.activations import Sigmoid
 
 
@@ -69,11 +69,14 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
 def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
     """What ``set`` means by a value: "present" and "absent" are the 95 % and 5 % points of the training pictures, .95
     and .05 of concepts that are probabilities."""
-    if not isinstance(value, str):
-        return float(value)
+    return float(levels(model)[list(LEVELS).index(value), column]) if isinstance(value, str) else float(value)
+
+
+def levels(model: ConceptBottleneck) -> Tensor:
+    """Activations ``[2, K]`` of absent and of present concepts."""
     if isinstance(model.activation, Sigmoid):
-        return 0.95 if value == "present" else 0.05
-    return float(model.reference[column] + LEVELS[value] * model.spread[column])
+        return torch.tensor([[0.05], [0.95]]).expand(-1, len(model.concepts)).to(model.reference)
+    return torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
 
 
 @torch.no_grad()
@@ -88,12 +91,7 @@ def edited_model(
     weights = model.weights().clone()
     weights[:, change.columns] += change.weights
     bias = change.offset if model.head.bias is None else model.head.bias + change.offset
-    edited = ConceptBottleneck(
-        model.concepts, LinearHead(weights, bias), reference=model.reference, spread=model.spread,
-        activation=model.activation, mixing=model.mixing,
-    ).requires_grad_(False)  # fmt: skip
-    edited.residual = model.residual
-    return edited.train(model.training)
+    return model.with_weights(weights, bias)
 
 
 @torch.no_grad()

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cbm.editing.apply import level
+from cbm.editing.apply import levels
 from cbm.layers import ConceptBottleneck
 
 
@@ -57,10 +57,7 @@ def counterfactual(
     logits = model(x[None])[0]
     now = int(logits.argmax())
     activation = model.activations(x[None])[0]
-    ends = torch.tensor(
-        [[level(model, k, name) for k in range(len(activation))] for name in ("absent", "present")],
-        dtype=activation.dtype, device=activation.device,
-    )  # fmt: skip
+    ends = levels(model)
     low, high = torch.minimum(ends[0], activation), torch.maximum(ends[1], activation)
     weights = model.weights()
     found = []

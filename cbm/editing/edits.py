@@ -26,7 +26,7 @@ from cbm.files import write_atomically
 
 OPS = {"set": True, "mask": False, "scale": True, "shift": True, "remove": False, "reweight": True}
 """The operations, and whether they take a value."""
-LEVELS = {"present": 1.645, "absent": -1.645}
+LEVELS = {"absent": -1.645, "present": 1.645}
 """Named values of ``set``, in standard deviations from the reference."""
 
 
@@ -99,10 +99,6 @@ class EditSet:
         """First these, then the other's."""
         return EditSet((*self.edits, *((other,) if isinstance(other, Edit) else other.edits)))
 
-    def without(self, concept: str) -> "EditSet":
-        """All but those of one concept."""
-        return EditSet(tuple(edit for edit in self.edits if edit.concept != concept))
-
     def diff(self, other: "EditSet") -> tuple[list[Edit], list[Edit]]:
         """Edits that ``other`` adds and those it lacks, whoever made them whenever."""
 
@@ -131,6 +127,11 @@ class EditSet:
             for name in edit.classes or ():
                 if name not in classes:
                     raise UserError(f"edit {number}: no class '{name}' in this model: {did_you_mean(name, classes)}")
+
+    def check_pictures(self, names: Sequence[str]) -> None:
+        """Raise a ``UserError`` with the nearest name at the first picture that is not among ``names``."""
+        for name in sorted(self.samples - set(names))[:1]:
+            raise UserError(f"no picture '{name}' in this split: {did_you_mean(name, names)}")
 
     def save(self, path: str | Path) -> None:
         """Write ``edits.yaml``: what is None is left out."""

@@ -12,7 +12,7 @@ the one with the highest score comes next, and everything is scored again after 
     coop        w_u entropy + w_i |E_v P(yhat | c_j = v) - P(yhat)| - w_c cost
     oracle      the concept that is most wrong: |p_j - c_j|; nobody can ask by it, it is a bound
 
-A concept is told by setting its activation to the level of "present" or "absent" (``cbm.editing.apply.level``). What
+A concept is told by setting its activation to the level of "present" or "absent" (``cbm.editing.apply.levels``). What
 the model believes of it is the logistic curve that is .95 and .05 there.
 """
 
@@ -24,7 +24,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cbm.editing.apply import level
+from cbm.editing.apply import levels
 from cbm.errors import UserError, did_you_mean
 from cbm.layers import ConceptBottleneck
 
@@ -102,7 +102,7 @@ def ask_in_turn(
     member = torch.zeros(len(units), answers.shape[1])
     for number, unit in enumerate(units):
         member[number, list(unit)] = 1.0
-    ends = torch.tensor([[level(model, k, v) for v in ("absent", "present")] for k in range(answers.shape[1])]).T
+    ends = levels(model)
     chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
     activation = model.activations(x)
     passed = model(x) - torch.nn.functional.linear(activation, model.weights())  # bias, residual

@@ -1,9 +1,9 @@
 """Pruning concepts from classes: the model editing of post-hoc bottlenecks (Yuksekgonul et al., ICLR 2023)."""
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.layers import ConceptBottleneck
 
 
 @torch.no_grad()
@@ -27,14 +27,4 @@ def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False)
         kept = kept * factor[:, None]
     bias = weights.new_zeros(len(weights)) if model.head.bias is None else model.head.bias
     bias = bias + (weights - kept) @ model.reference
-    edited = ConceptBottleneck(
-        model.concepts,
-        LinearHead(kept, bias),
-        reference=model.reference,
-        spread=model.spread,
-        activation=model.activation,
-        mixing=model.mixing,
-    ).requires_grad_(False)
-    if isinstance(model.residual, nn.Module):
-        edited.residual = model.residual
-    return edited.train(model.training)
+    return model.with_weights(kept, bias)

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from cbm.editing.edits import Edit, EditSet
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 
 GAINS = (1.0, 1.25, 1.5, 2.0, 3.0)
 TEMPERATURES = (0.0, *torch.logspace(-4, 2, 16, base=2.0, dtype=torch.float64).tolist())
@@ -32,7 +32,7 @@ CANDIDATES = 6  # concepts of either kind
 LONGEST = 4  # edits
 FALSE_DISCOVERIES = 0.10
 CARD_ROWS = 200  # per class
-Guard = Literal["lenient", "default", "strict"]
+GUARDS = ("lenient", "default", "strict")
 Pivot = Literal["target", "zero"]
 
 
@@ -271,7 +271,7 @@ def plan_edits(
     bias: Tensor,
     card: SourceCard,
     *,
-    guard: Guard = "default",
+    guard: str = "default",
     protect: Sequence[int] = (),
     pivot: Pivot = "target",
     seed: int = 0,
@@ -293,7 +293,12 @@ def plan_edits(
 
     Returns:
         A plan without changes where nothing moved, nothing helps, or what helps does not hold for pictures left out.
+
+    Raises:
+        UserError: an unknown guard.
     """
+    if guard not in GUARDS:
+        raise UserError(f"unknown guard '{guard}': {did_you_mean(guard, GUARDS)}")
     a, y = a.double(), y.long()
     weight, bias = card.factor * weight.double(), card.factor * bias.double()
     protected = torch.zeros(a.shape[1], dtype=torch.bool)

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from cbm.kernels import class_vectors, concept_scores, linear_bottleneck_logits, score_moments
 from cbm.layers.activations import Activation
-from cbm.layers.heads import Head
+from cbm.layers.heads import Head, LinearHead
 from cbm.layers.probe import LinearProbe
 
 ACTIVATIONS_AT_ONCE = 4_000_000  # 16 MB of float32
@@ -164,6 +164,16 @@ class ConceptBottleneck(nn.Module):
         mean = total / len(x)
         variance = (squares - len(x) * mean.square()) / max(len(x) - 1, 1)
         return mean.float(), variance.clamp(min=0).sqrt().float()
+
+    @torch.no_grad()
+    def with_weights(self, weights: Tensor, bias: Tensor) -> "ConceptBottleneck":
+        """The same concepts (and residual) read by other weights ``[C, K]``, as ``weights()`` has them, and ``[C]``."""
+        other = ConceptBottleneck(
+            self.concepts, LinearHead(weights, bias), reference=self.reference, spread=self.spread,
+            activation=self.activation, mixing=self.mixing,
+        ).requires_grad_(False)  # fmt: skip
+        other.residual = self.residual
+        return other.train(self.training)
 
     def concept_path(self) -> "ConceptBottleneck":
         """The same bottleneck without its residual."""

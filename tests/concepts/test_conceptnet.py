@@ -2,7 +2,6 @@ import gzip
 import json
 import logging
 import random
-import sys
 from pathlib import Path
 
 import pytest
@@ -251,22 +250,9 @@ def test_answers_that_are_none(tmp_path: Path, content: str, message: str):
 
 
 @pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
-    """Run ``python -m cbm concepts conceptnet`` here: (exit status, stdout, stderr)."""
-    import cbm.__main__
-
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cbm.__main__.out, "width", 160, raising=False)
-
-    def run(*arguments: str) -> tuple[int, str, str]:
-        logging.getLogger("cbm").handlers.clear()
-        monkeypatch.setattr(sys, "argv", ["cbm", "concepts", "conceptnet", *arguments])
-        with pytest.raises(SystemExit) as stop:
-            cbm.__main__.main()
-        output = capsys.readouterr()
-        return int(stop.value.code or 0), output.out, output.err
-
-    return run
+def module(module):
+    """``python -m cbm concepts conceptnet``."""
+    return lambda *arguments: module("concepts", "conceptnet", *arguments)
 
 
 def test_command_with_class_names(module, table: Path, tmp_path: Path):

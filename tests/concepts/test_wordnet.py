@@ -1,6 +1,5 @@
 import json
 import logging
-import sys
 from pathlib import Path
 
 import pytest
@@ -149,18 +148,12 @@ def test_bad_input(dict_folder: Path, tmp_path: Path):
         WordNet(dict_folder)
 
 
-def test_command(dict_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture):
-    import cbm.__main__
-
-    monkeypatch.chdir(tmp_path)
+def test_command(module, dict_folder: Path, tmp_path: Path):
     (tmp_path / "names.txt").write_text("crane\nlaysan albatross\nyak\n")
-    logging.getLogger("cbm").handlers.clear()
-    arguments = ["cbm", "concepts", "wordnet", str(dict_folder), "--classes", "names.txt", "--superclass", "bird"]
-    monkeypatch.setattr(sys, "argv", [*arguments, "--out", "bank.json"])
-    with pytest.raises(SystemExit) as stop:
-        cbm.__main__.main()
-    assert not stop.value.code
-    assert "9 concepts in bank.json; left out: 6 too near the root" in " ".join(capsys.readouterr().out.split())
+    arguments = (str(dict_folder), "--classes", "names.txt", "--superclass", "bird", "--out", "bank.json")
+    status, output, _ = module("concepts", "wordnet", *arguments)
+    assert status == 0
+    assert "9 concepts in bank.json; left out: 6 too near the root" in " ".join(output.split())
     written = json.loads((tmp_path / "bank.json").read_text())
     assert {name: len(phrases) for name, phrases in written.items()} == {"crane": 8, "laysan albatross": 9, "yak": 0}
     assert "seabird" in written["laysan albatross"]

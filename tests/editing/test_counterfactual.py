@@ -51,9 +51,9 @@ def test_no_smaller_change_flips_the_decision(frozen):
 
 def test_a_target_and_what_cannot_be():
     model, x = bottleneck()
-    for target in range(C):
-        found = counterfactual(model, x[0], target=target, budget=9)
-        assert found is None or found.after == target
+    reached = [counterfactual(model, x[0], target=target, budget=9) for target in range(C)]
+    assert sum(found is not None for found in reached) >= 2
+    assert all(found is None or found.after == target for target, found in enumerate(reached))
     assert counterfactual(model, x[0], frozen=range(9)) is None
     assert counterfactual(model, x[0], target=int(model(x[:1]).argmax())) is None
 

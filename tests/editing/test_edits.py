@@ -118,7 +118,6 @@ def test_sets_of_edits():
     added, gone = first.diff(EditSet((*EDITS.edits[1:3], Edit("mask", "concept 0", who="me"))))
     assert [edit.concept for edit in added] == ["concept 0"]
     assert gone == [EDITS.edits[0]]
-    assert len(EDITS.without("concept 1")) == 10
     assert EDITS.samples == {"picture 3", "picture 7"}
     assert str(EDITS.edits[1]) == "scale 'concept 1' to 2 for bee"
     assert str(EDITS.edits[7]) == "set 'concept 5' to present on 2 picture(s)"

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cbm.metrics import concept_probability_metrics, intervention_curve
+from cbm.metrics.intervention import told_together
 
 NAN = float("nan")
 
@@ -58,3 +59,8 @@ def test_concept_probabilities_are_held_against_what_is_known():
     assert found["all_concepts_accuracy"] == pytest.approx(2 / 3)
     assert found["concept_auroc"] == 1.0
     assert found["concept_ece"] == pytest.approx((0 + 0.2 + 0.3 + 0.6 + 0.1) / 5, abs=1e-4)
+
+
+def test_what_nobody_knows_is_not_told():
+    concepts = torch.tensor([[1.0, float("nan"), 0.0, 1.0], [0.0, float("nan"), 1.0, float("nan")]])
+    assert told_together(concepts, [[2, 3]]) == [[2, 3], [0]]
