@@ -415,6 +415,14 @@ def intervene(
     answers: Annotated[
         Path | None, typer.Option(help="An expert's answers (CSV: picture, concepts), instead of the truth.")
     ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="Ask this vision-language model instead, behind an OpenAI-compatible server.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Its server; default: OpenAI.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
+    propagate: Annotated[
+        bool, typer.Option(help="What is told moves concepts that go with it within classes.")
+    ] = False,
     cost: Annotated[list[str] | None, typer.Option(help="Of a question about a concept or group: NAME=COST.")] = None,
     seed: Annotated[int, typer.Option(help="Of the noise and of the random order.")] = 0,
     cache: Cache = Path("cache"),
@@ -430,9 +438,17 @@ def intervene(
         except ValueError as error:
             raise UserError(f"--cost {entry}: expected NAME=COST, such as 'wing colour=2'") from error
     names = [name.strip() for name in policies.split(",")]
+    if expert is not None and answers is not None:
+        raise UserError("--answers and --expert: say one of them")
+    endpoint = None
+    if expert is not None:
+        from cbm.concepts.llm.client import Endpoint
+
+        endpoint = Endpoint(expert, base_url, concurrency=concurrency)
     curves = question_curves(
-        run, cache, policies=names, questions=questions, noise=noise, answers=answers, costs=costs, seed=seed
-    )
+        run, cache, policies=names, questions=questions, noise=noise, answers=answers, expert=endpoint,
+        propagate=propagate, costs=costs, seed=seed,
+    )  # fmt: skip
     last = len(next(iter(curves.values())).accuracy) - 1
     shown = sorted({round(last * share) for share in (0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)})
     table = Table("questions", *map(str, shown), "area", "cost at the end")
@@ -447,46 +463,54 @@ def adapt(
     run: Annotated[Path, typer.Argument(help="A finished run.")],
     dataset: Annotated[str, typer.Argument(help="The card of the other domain: the same classes.")],
     root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
+    editors: Annotated[str, typer.Option(help="Which to compare, separated by commas.")] = (
+        "test_time,prune,recentre,conda,refit"
+    ),
     shots: Annotated[int, typer.Option(help="Labelled pictures per class.")] = 4,
     draws: Annotated[int, typer.Option(help="How often they are drawn.")] = 1,
     guard: Annotated[str, typer.Option(help="lenient, default or strict: what must hold for pictures left out.")] = (
         "default"
     ),
-    protect: Annotated[list[str] | None, typer.Option(help="A concept that may not be masked.")] = None,
+    protect: Annotated[list[str] | None, typer.Option(help="A concept that test_time may not mask.")] = None,
     destination: Annotated[
-        Path | None, typer.Option("--out", help="Write the edits of the first draw, for eval.py edits=.")
+        Path | None, typer.Option("--out", help="Write the first editor's edits of the first draw, for eval.py edits=.")
     ] = None,
     cache: Cache = Path("cache"),
 ) -> None:
-    """Correct a model for another domain with a few labelled pictures: edits of concepts, nothing is trained."""
-
+    """Correct a model for another domain with a few labelled pictures: editors side by side."""
     from cbm.adaptation import adapt as adapted
     from cbm.adaptation import overlap
     from cbm.spurious import mean_and_error
 
-    found = adapted(run, dataset, cache, root=root, shots=shots, draws=draws, guard=guard, protect=tuple(protect or ()))
+    names = [name.strip() for name in editors.split(",")]
+    found = adapted(
+        run, dataset, cache, editors=names, root=root, shots=shots, draws=draws, guard=guard,
+        protect=tuple(protect or ()),
+    )  # fmt: skip
     title = f"{shots} labelled pictures per class, {draws} draw(s)"
-    table = Table("", "accuracy there", "change", "draws worse", "accuracy at home, if applied", title=title)
+    table = Table(
+        "", "there", "change", "worse", "at home", "edits", "concepts", "overlap", title=title,
+        caption="accuracy in percent; draws that are worse, and that edit; at home: were it applied there too",
+    )  # fmt: skip
     for name in found[0].target:
         there = [each.target[name] for each in found]
         change = [each.target[name] - each.target["unedited"] for each in found]
-        home = [each.source[name] for each in found if name in each.source]
+        proposals = [each.proposals[name] for each in found if name in each.proposals]
+        counts = [len({edit.concept for edit in p.edits.edits}) for p in proposals if p.edits]
         table.add_row(
             name, mean_and_error(there), mean_and_error(change, signed=True), str(sum(c < 0 for c in change)),
-            mean_and_error(home) if home else "",
+            mean_and_error([each.source[name] for each in found]),
+            *((str(len(counts)), f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
         )  # fmt: skip
     out.print(table)
-    edited = [each.plan for each in found if each.plan.changes]
-    counts = sum(len(plan.changes) for plan in edited) / max(len(edited), 1)
-    out.print(
-        f"{len(edited)} of {draws} draws edit, {counts:.1f} concepts each; overlap of two draws {overlap(found):.2f}",
-        highlight=False,
-    )
-    for edit in found[0].edits.edits:
+    edits = found[0].proposals[names[0]].edits
+    for edit in edits.edits if edits else ():
         out.print(f"  {edit}", markup=False, highlight=False)
     if destination is not None:
-        found[0].edits.save(destination)
-        out.print(f"{len(found[0].edits)} edits in {destination}", markup=False, highlight=False)
+        if edits is None:
+            raise UserError(f"--out: what {names[0]} does cannot be said as edits; name an editor that edits first")
+        edits.save(destination)
+        out.print(f"{len(edits)} edits in {destination}", markup=False, highlight=False)
 
 
 @app.command()

@@ -4,7 +4,7 @@ Imports nothing heavy, so that ``python train.py --help`` answers quickly. A met
 file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when the run starts.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -159,6 +159,12 @@ class EvalConfig:
     """Evaluate on another data set with the same classes (dataset=birds_shift)"""
     edits: str | None = None
     """Edits of the model, as cbm.Editor saves them (edits=edits.yaml): metrics before and after"""
+    editor: Any = None
+    """Let the model be corrected for these pictures: configs/editor/NAME.yaml (editor=test_time)"""
+    domain: str | None = None
+    """The site these pictures come from, for edits bound to one; by default the data set's name"""
+    gate: str | None = None
+    """Edits of the domain act on pictures that pass this gate only (gate.safetensors)"""
     cache: str = "cache"
     device: str = "auto"
     output: str | None = None
@@ -184,6 +190,22 @@ def load_card(name: str) -> DictConfig:
         return OmegaConf.merge(OmegaConf.structured(DatasetConfig), card)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise UserError(f"card datasets/{name}.yaml: {str(error).splitlines()[0]}") from error
+
+
+def typed_settings(group: str, name: str, kind: type, settings: dict[str, Any]) -> Any:
+    """An instance of the dataclass ``kind`` with these settings, those of ``GROUP=NAME``.
+
+    Raises:
+        UserError: an unknown setting (with the nearest), or a value of the wrong type.
+    """
+    known = [entry.name for entry in fields(kind)]
+    for key in settings:
+        if key not in known:
+            raise UserError(f"unknown setting '{group}.{key}' of '{name}': {did_you_mean(str(key), known)}")
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
+    except OmegaConfBaseException as error:
+        raise UserError(f"{group}.{error.key}: {error.msg or str(error)}".split("\n")[0]) from error
 
 
 def choices(group: str) -> list[str]:

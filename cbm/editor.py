@@ -3,12 +3,24 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from cbm.data import FeatureSplit
-from cbm.editing import Comparison, Edit, EditSet, counterfactual, edited_logits, edited_model, load_edits, signed
+from cbm.editing import (
+    Comparison,
+    Edit,
+    EditSet,
+    counterfactual,
+    edited_logits,
+    edited_model,
+    energy_guided_edits,
+    load_edits,
+    margin_edits,
+    signed,
+)
 from cbm.errors import UserError, did_you_mean
-from cbm.layers import ConceptBottleneck
+from cbm.evaluation import predict_logits
+from cbm.layers import ConceptBottleneck, EnergyBottleneck
 from cbm.layers.serialise import save_model
 from cbm.trained import Picture, Prediction, TrainedModel
 
@@ -26,15 +38,23 @@ class Editor:
         model: a trained concept bottleneck.
         edits: to begin with: a set, or the file of one.
         who: the author of what is done here; by default the user of this computer.
+        domain: where the pictures come from: edits that are bound to other domains do not act.
 
     Raises:
         UserError: the model has no concepts, or an edit does not fit it.
+
+    Attributes:
+        bottleneck: the model's concepts and head, or its energies: of these, concepts can be set, masked, scaled and
+            shifted, for all classes.
     """
 
-    def __init__(self, model: TrainedModel, edits: EditSet | str | Path | None = None, *, who: str | None = None):
-        if not isinstance(model.model, ConceptBottleneck) or model.bank is None:
-            raise UserError("this model has no linear bottleneck of concepts to edit")
-        self.model, self.bank, self.bottleneck, self.who = model, model.bank, model.model, who
+    def __init__(
+        self, model: TrainedModel, edits: EditSet | str | Path | None = None, *, who: str | None = None,
+        domain: str | None = None,
+    ):  # fmt: skip
+        if not isinstance(model.model, ConceptBottleneck | EnergyBottleneck) or model.bank is None:
+            raise UserError("this model has no concepts to edit")
+        self.model, self.bank, self.bottleneck, self.who, self.domain = model, model.bank, model.model, who, domain
         self.edits = load_edits(edits) if isinstance(edits, str | Path) else edits or EditSet()
         self.edits.check(self.bank.texts, model.classes)
         self._undone: list[EditSet] = []
@@ -112,11 +132,11 @@ class Editor:
         """Write the edited model to a ``model.safetensors``; edits of single pictures cannot be part of it."""
         if self.edits.samples:
             raise UserError("edits of single pictures cannot become part of a model: undo them, or save the edits")
-        save_model(self.as_model(), Path(path))
+        save_model(self._linear(), Path(path))
 
-    def as_model(self) -> ConceptBottleneck:
-        """The edits of all pictures as a bottleneck of its own."""
-        return edited_model(self.bottleneck, self.edits, self.bank.texts, self.model.classes)
+    def as_model(self) -> nn.Module:
+        """The edits of all pictures (of the domain) as a bottleneck, or energies, of its own."""
+        return edited_model(self.bottleneck, self.edits, self.bank.texts, self.model.classes, self.domain)
 
     def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
         """Classify pictures after the edits; edits of single pictures find paths by their end."""
@@ -127,23 +147,58 @@ class Editor:
 
     def logits(self, x: Tensor, names: Sequence[str] | None = None, before: Tensor | None = None) -> Tensor:
         """Logits after the edits ``[N, C]`` of unit-norm features ``[N, D]``."""
-        return edited_logits(self.bottleneck, self.edits, self.bank, self.model.classes, x, names, before)
+        return self._logits(self.edits, x, names, before)
 
     def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison:
         """Decisions about labelled pictures before and after the edits; or what further ``edits`` would change.
 
         A preview: nothing is applied. The flips are exact.
         """
-        logits = self.bottleneck.logits(split.x)
+        logits = predict_logits(self.bottleneck, split.x)
         before, after = EditSet(), self.edits
         if edits is not None:
             before, after = self.edits, self.edits + edits
         after.check_pictures(split.names)
-        old, new = (
-            edited_logits(self.bottleneck, each, self.bank, self.model.classes, split.x, split.names, logits)
-            for each in (before, after)
-        )
+        old, new = (self._logits(each, split.x, split.names, logits) for each in (before, after))
         return Comparison(old, new, split.y, self.model.classes)
+
+    def correct(self, x: Tensor, label: str, concept: str, *, margin: float = 0.2, why: str | None = None) -> "Editor":
+        """Move what a concept counts for, just so far that pictures ``[D]`` or ``[n, D]`` become ``label``.
+
+        Label-free CBM's manual editing: see ``cbm.editing.margin``. Look at ``compare`` before you keep it.
+
+        Args:
+            x: unit-norm features.
+            label: the class they should have.
+            concept: the one by which.
+            margin: by which it should win, in logits.
+            why: kept with the edits.
+
+        Raises:
+            UserError: an unknown class or concept, or a concept that these pictures show as any other.
+        """
+        EditSet((Edit("mask", concept, classes=(label,)),)).check(self.bank.texts, self.model.classes)
+        column, row = self.bank.index(concept), self.model.classes.index(label)
+        edited, texts = self._linear(), self.bank.texts
+        return self.apply(margin_edits(edited, x, row, column, texts, self.model.classes, margin=margin, why=why))
+
+    def follow(self, x: Tensor, told: dict[str, str]) -> EditSet:
+        """What follows about one picture ``[D]`` from what is told of it, as edits to look at and to apply.
+
+        Energy-based models only: the told concepts are held, and concepts and class of the lowest energy are found.
+
+        Args:
+            x: its unit-norm features.
+            told: concepts that are "present" or "absent".
+
+        Raises:
+            UserError: an unknown concept, or a model whose concepts do not know of each other.
+        """
+        if not isinstance(self.bottleneck, EnergyBottleneck):
+            raise UserError("the concepts of this model do not follow from each other: train one with method=energy")
+        edits = EditSet(tuple(Edit("set", concept, value) for concept, value in told.items()))
+        edits.check(self.bank.texts, self.model.classes)
+        return energy_guided_edits(self.bottleneck, x, edits, self.bank.texts)
 
     def smallest_flip(
         self, x: Tensor, target: str | None = None, *, budget: int = 5, frozen: Sequence[str] = ()
@@ -164,11 +219,21 @@ class Editor:
             raise UserError(f"no class '{target}' in this model: {did_you_mean(target, self.model.classes)}")
         goal = None if target is None else self.model.classes.index(target)
         columns = [self.bank.index(text) for text in frozen]
-        change = counterfactual(self.as_model(), x, target=goal, budget=budget, frozen=columns)
+        change = counterfactual(self._linear(), x, target=goal, budget=budget, frozen=columns)
         if change is None:
             return None
         pairs = zip(change.columns, change.values)
         return EditSet(tuple(Edit("set", self.bank.texts[k], value) for k, value in pairs))
+
+    def _linear(self) -> ConceptBottleneck:
+        """The edited model, if it has a linear head."""
+        edited = self.as_model()
+        if not isinstance(edited, ConceptBottleneck):
+            raise UserError("an energy-based model has no linear head: save its edits, or ask what follows (follow)")
+        return edited
+
+    def _logits(self, edits: EditSet, x: Tensor, names: Sequence[str] | None, before: Tensor | None) -> Tensor:
+        return edited_logits(self.bottleneck, edits, self.bank, self.model.classes, x, names, before, self.domain)
 
     def _name(self, image: Picture) -> str:
         """How an edit may call a picture: a path by the longest of its ends that an edit names."""

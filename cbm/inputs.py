@@ -1,7 +1,7 @@
 """What a run starts from: pictures, encoded splits, candidate concepts."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +28,7 @@ from cbm.data import (
 from cbm.data.store import StoredFeatures
 from cbm.encoders import create_encoder
 from cbm.encoders.base import Encoder
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
 from cbm.methods import Method
 from cbm.metrics import match_concepts
@@ -46,6 +46,20 @@ def read_images(card: DictConfig, cache: Path) -> ImageDataset:
     return complete_splits(
         dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
     )
+
+
+def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
+    """The data set with its labels in the order of a trained model's classes."""
+    if dataset.classes == classes:
+        return dataset
+    if unknown := sorted(set(dataset.classes) - set(classes)):
+        raise UserError(
+            f"data set '{dataset.name}' has class '{unknown[0]}', which the model does not know: "
+            f"{did_you_mean(unknown[0], classes)}"
+        )
+    new = torch.tensor([classes.index(name) for name in dataset.classes]).numpy()
+    splits = {name: replace(split, labels=new[split.labels]) for name, split in dataset.splits.items()}
+    return replace(dataset, classes=classes, splits=splits)
 
 
 def load_encoder(cfg: DictConfig) -> Encoder:

@@ -6,18 +6,23 @@ import logging
 from pathlib import Path
 
 import torch
+from omegaconf import DictConfig
 from torch import Tensor
 
 from cbm.concepts import ConceptBank, load_bank
+from cbm.concepts.llm.client import Endpoint
+from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn
 from cbm.editing.policies import POLICIES, QuestionCurve, ask_in_turn
 from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import known_concepts
 from cbm.files import write_atomically
-from cbm.inputs import encode_splits, load_encoder, read_images
+from cbm.inputs import encode_splits, load_encoder, read_images, reorder_classes
 from cbm.layers import ConceptBottleneck, load_model
+from cbm.layers.probe import LinearProbe
 from cbm.metrics.intervention import told_together
-from cbm.run import reorder_classes, set_up_logging
+from cbm.run import set_up_logging
 from cbm.run_directory import open_run
+from cbm.vision_expert import VisionExpert
 
 log = logging.getLogger("cbm")
 
@@ -30,6 +35,8 @@ def question_curves(
     questions: int | None = None,
     noise: float = 0.0,
     answers: Path | None = None,
+    expert: Endpoint | None = None,
+    propagate: bool = False,
     costs: dict[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, QuestionCurve]:
@@ -43,12 +50,14 @@ def question_curves(
         noise: share of the answers that are wrong.
         answers: a CSV file with a column ``picture`` and a column per concept (1, 0, empty) to be asked instead of the
             truth.
+        expert: a vision-language model to be asked instead.
+        propagate: what is told moves the concepts that go with it within classes (``cbm.editing.propagation``).
         costs: of questions about a concept or group, by name; 1 of the others.
         seed: of the noise and of ``random``.
 
     Raises:
-        UserError: no such run or policy, a model without a linear head on concepts, no concept of known truth, or a
-            file of answers that does not fit.
+        UserError: no such run or policy, a model without concepts or a linear head, no concept of known truth, a file
+            of answers that does not fit, or an expert that does not answer.
     """
     for name in policies:
         if name not in POLICIES:
@@ -59,6 +68,8 @@ def question_curves(
     path, cfg = open_run(run)
     cfg.cache = str(cache)
     model = load_model(path / "model.safetensors")
+    if isinstance(model, LinearProbe):
+        return {"random": probe_curve(path, cfg, model, cache, questions=questions, noise=noise, seed=seed)}
     if not isinstance(model, ConceptBottleneck):
         raise UserError(f"run '{path}' has no linear head on concepts (method={cfg.method.name})")
     bank = load_bank(path / "bank")
@@ -69,25 +80,71 @@ def question_curves(
     if bool(truth.isnan().all()):
         raise UserError(f"data set '{dataset.name}' knows the truth of no concept of run '{path}'")
     units = told_together(truth, list(groups.values()))
-    if answers is None:
-        wrong = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) < noise
-        given = torch.where(wrong, 1 - truth, truth)
-    else:
+    given: Tensor | VisionExpert = _noisy(truth, noise, seed)
+    if answers is not None:
         given = read_answers(answers, data.test.names, bank)
+    elif expert is not None:
+        given = VisionExpert(expert, dataset.splits["test"].images, bank.texts, cache, truth)
+    covariance = None
+    if propagate:
+        card = load_source_card(path / "source_card.safetensors")
+        a = model.activations(card.x).double()
+        means = torch.stack([a[card.y == c].mean(dim=0) for c in range(len(classes))])
+        covariance = source_covariance(a - means[card.y])
     price = _costs(costs or {}, units, bank, groups)
     curves = {
         name: ask_in_turn(
-            model, data.test.x, data.test.y, given, units, name, truth=truth, questions=questions, costs=price,
-            seed=seed,
+            model, data.test.x, data.test.y, given, units, name, covariance=covariance, truth=truth,
+            questions=questions, costs=price, seed=seed,
         )
         for name in policies
     }  # fmt: skip
+    if isinstance(given, VisionExpert):
+        log.info(given.summary())
+    write_curves(path, curves)
+    return curves
+
+
+def write_curves(path: Path, curves: dict[str, QuestionCurve]) -> None:
+    """Write ``interventions.json`` of a run."""
     content = {
         name: {"accuracy": curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
         for name, curve in curves.items()
     }
     write_atomically(path / "interventions.json", json.dumps(content, indent=1).encode())
-    return curves
+
+
+def probe_curve(
+    path: Path, cfg: DictConfig, model: LinearProbe, cache: Path, *, questions: int | None, noise: float, seed: int
+) -> QuestionCurve:
+    """A classifier of features told concepts through its representation: a probe is fitted on the validation pictures.
+
+    Raises:
+        UserError: the data set knows no concepts.
+    """
+    dataset = read_images(cfg.dataset, cache)
+    data = encode_splits(dataset, load_encoder(cfg.encoder), cfg, ("val", "test"))
+    seen, truth = data.val.concepts, data.test.concepts
+    if seen is None or truth is None:
+        raise UserError(f"data set '{dataset.name}' knows no concepts to tell")
+    probe = fit_concept_probe(data.val.x, seen, data.test.x, truth)
+    log.info("'%s' has no concepts: its features are edited by probes of %d concepts, mean AUROC %.3f on test pictures",
+             path, len(probe.bias), float(probe.auroc.nanmean()))  # fmt: skip
+    names = dataset.concept_names
+    grouped = [[names.index(name) for name in group] for group in dataset.concept_groups.values()]
+    alone = set(range(len(names))) - {k for group in grouped for k in group}
+    units = told_together(truth, grouped + [[k] for k in sorted(alone)])
+    curve = tell_in_turn(
+        model, probe, data.test.x, data.test.y, _noisy(truth, noise, seed), units, questions=questions, seed=seed
+    )
+    write_curves(path, {"random": curve})
+    return curve
+
+
+def _noisy(truth: Tensor, noise: float, seed: int) -> Tensor:
+    """The truth with some answers turned round."""
+    wrong = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) < noise
+    return torch.where(wrong, 1 - truth, truth)
 
 
 def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:

@@ -9,7 +9,7 @@ import sys
 import time
 import warnings
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,12 @@ from torch import nn
 
 from cbm.concepts import CONTROLS, ConceptBank, apply_control, clean_class_name, load_bank
 from cbm.concepts.prepare import class_name_bank
-from cbm.data import FeatureData, FeatureSplit, ImageDataset, few_shot
+from cbm.correction import correct, write_correction
+from cbm.data import FeatureData, FeatureSplit, few_shot
 from cbm.data.store import DTYPES
-from cbm.editing import Comparison, changed_most, edited_logits, edited_model, load_edits
+from cbm.editing import Comparison, changed_most, create_editor, edited_logits, edited_model, load_edits, load_gate
+from cbm.editing.gate import Gate
+from cbm.editing.source_card import source_card
 from cbm.encoders.base import AUTOCAST, Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import deleted_logits, evaluate_split, outside_share, predict_logits, truncated_logits
@@ -38,9 +41,10 @@ from cbm.inputs import (
     load_encoder,
     load_teacher,
     read_images,
+    reorder_classes,
     text_encoder,
 )
-from cbm.layers import ConceptBottleneck, load_model, save_model
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, load_model, save_model
 from cbm.methods import METHODS, Method, create_method
 from cbm.metrics.grounding import concept_gaps
 from cbm.metrics.integrity import (
@@ -123,6 +127,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         metrics["model/n_concepts"] = float(len(bank))
 
     save_model(model, run.path / "model.safetensors")
+    source_card(data.val.x, data.val.y, len(data.classes), cfg.seed).save(run.path / "source_card.safetensors")
     if heads:
         save_heads(heads, run.path / "nec.safetensors")
     if bank is not None:
@@ -287,6 +292,11 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("which run? say run=runs/NAME")
     path, trained = open_run(Path(cfg.run))
+    editor = None if cfg.editor is None else create_editor(cfg.editor)  # wrong settings are found first
+    if editor is not None and cfg.edits is not None:
+        raise UserError("edits= are yours and editor= makes its own: say one of them")
+    if cfg.gate is not None and cfg.edits is None:
+        raise UserError("gate= says which pictures edits= are for: say edits= too")
     if cfg.split not in ("train", "val", "test"):
         raise UserError(f"split={cfg.split}: {did_you_mean(cfg.split, ['train', 'val', 'test'])}")
     trained.cache, trained.shots, trained.val_shots = cfg.cache, "all", "all"
@@ -304,42 +314,66 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     data = encode_splits(dataset, encoder, trained, ("val", cfg.split) if cfg.split != "val" else ("val",))
     model = load_model(path / "model.safetensors")
     bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
-    heads, name = load_heads(path / "nec.safetensors"), f"{dataset.name}-{cfg.split}"
-    if cfg.edits is None:
-        metrics = evaluate_split(model, bank, data, cfg.split, heads)
-    else:
-        model, comparison = edit_model(model, bank, data.splits[cfg.split], dataset.classes, resolve_path(cfg.edits))
-        metrics = {**evaluate_split(model, bank, data, cfg.split), **comparison.metrics()}
-        metrics[f"{cfg.split}/accuracy"] = metrics["edits/accuracy_after"]  # with the edits of single pictures
+    name, comparison = f"{dataset.name}-{cfg.split}", None
+    if editor is not None:
+        domain = cfg.domain or dataset.name
+        correction = correct(path, trained, model, bank, data, cfg.split, editor, domain, encoder)
+        model, comparison, data.splits[cfg.split] = correction.proposal.model, correction.comparison, correction.tested
+        name += f"-{cfg.editor.name}"
+    elif cfg.edits is not None:
+        split, gate = data.splits[cfg.split], None if cfg.gate is None else load_gate(resolve_path(cfg.gate))
+        domain = cfg.domain or dataset.name
+        model, comparison = edit_model(model, bank, split, dataset.classes, resolve_path(cfg.edits), domain, gate)
         name += "-edited"
+    heads = load_heads(path / "nec.safetensors") if comparison is None else []
+    metrics = evaluate_split(model, bank, data, cfg.split, heads)
+    if comparison is not None:
+        metrics |= comparison.metrics()
+        metrics[f"{cfg.split}/accuracy"] = metrics["edits/accuracy_after"]  # with edits of single pictures, and gates
+    if editor is not None:
+        metrics |= correction.metrics()
+        write_correction(path / "eval" / name, correction, str(path))
     metrics[f"data/n_{cfg.split}"] = float(len(data.splits[cfg.split]))
     content = json.dumps(metrics, indent=1).encode()
     write_atomically(path / "eval" / f"{name}.json", content)
     if cfg.output is not None:
         write_atomically(Path(cfg.output), content)
-    print_metrics(f"{path} on {dataset.name}/{cfg.split}" + (f" with {cfg.edits}" if cfg.edits else ""), metrics)
-    if cfg.edits is not None:
+    how = f" with {cfg.edits}" if cfg.edits else f" corrected by {cfg.editor.name}" if cfg.editor else ""
+    print_metrics(f"{path} on {dataset.name}/{cfg.split}{how}", metrics)
+    if comparison is not None:
+        log.info(
+            "accuracy %.4f -> %.4f: %d decisions gained, %d lost (exact McNemar p = %.2g)",
+            metrics["edits/accuracy_before"], metrics["edits/accuracy_after"], len(comparison.gained),
+            len(comparison.lost), comparison.p_value,
+        )  # fmt: skip
         for of, count, before, after in changed_most(comparison):
             log.info("%s: %.3f -> %.3f of %d pictures right", of, before, after, count)
+    if editor is not None:
+        log.info("%s", correction.summary())
+        log.info("edits and a page to read: %s", path / "eval" / name)
     return metrics
 
 
 def edit_model(
-    model: nn.Module, bank: ConceptBank | None, split: FeatureSplit, classes: list[str], file: Path
-) -> tuple[nn.Module, Comparison]:
-    """The model after the edits of all pictures, and the decisions before and after all edits.
+    model: nn.Module, bank: ConceptBank | None, split: FeatureSplit, classes: list[str], file: Path, domain: str,
+    gate: Gate | None,
+) -> tuple[nn.Module, Comparison]:  # fmt: skip
+    """The model after the edits of all pictures of the domain, and the decisions before and after all edits.
 
     Raises:
         UserError: no such file, a model without concepts to edit, an unknown concept, class or picture.
     """
     edits = load_edits(file)
-    if not isinstance(model, ConceptBottleneck) or bank is None:
-        raise UserError("this model has no linear bottleneck of concepts to edit")
+    if not isinstance(model, ConceptBottleneck | EnergyBottleneck) or bank is None:
+        raise UserError("this model has no concepts to edit")
     edits.check_pictures(split.names)
-    before = model.logits(split.x)
-    after = edited_logits(model, edits, bank, classes, split.x, split.names, before)
+    before = predict_logits(model, split.x)
+    inside = None if gate is None else gate(split.x)
+    after = edited_logits(model, edits, bank, classes, split.x, split.names, before, domain, inside)
     log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
-    return edited_model(model, edits, bank.texts, classes), Comparison(before, after, split.y, classes)
+    if elsewhere := sorted(edits.domains - {domain}):
+        log.info("pictures of '%s': edits of '%s' do not act (domain= says otherwise)", domain, elsewhere[0])
+    return edited_model(model, edits, bank.texts, classes, domain), Comparison(before, after, split.y, classes)
 
 
 def rewrite_report(path: Path, cache: Path) -> Path:
@@ -358,20 +392,6 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     model = load_model(path / "model.safetensors")
     write_report(path, model, bank, data, dataset, metrics, integrity, remembered["baselines"], cfg)
     return path / "report.html"
-
-
-def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
-    """The data set with its labels in the order of a trained model's classes."""
-    if dataset.classes == classes:
-        return dataset
-    if unknown := sorted(set(dataset.classes) - set(classes)):
-        raise UserError(
-            f"data set '{dataset.name}' has class '{unknown[0]}', which the model does not know: "
-            f"{did_you_mean(unknown[0], classes)}"
-        )
-    new = torch.tensor([classes.index(name) for name in dataset.classes]).numpy()
-    splits = {name: replace(split, labels=new[split.labels]) for name, split in dataset.splits.items()}
-    return replace(dataset, classes=classes, splits=splits)
 
 
 # ------------------------------------------------------------------------------------------------ logging, reporting

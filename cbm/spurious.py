@@ -5,6 +5,7 @@ not. A finished run's model is edited and compared on the test split with what l
 
     unedited                    the model of the run
     prune                       the class's weights on its spurious concepts are set to zero
+    remove columns              no class reads a concept any more that is spurious for one
     prune + normalise           and what is left is scaled to the former sum of absolute weights
     prune random concepts       as many concepts of every class, drawn at random from those it uses
     retrain without them        the method fitted anew on the training pictures without these concepts
@@ -17,13 +18,13 @@ import logging
 import statistics
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from cbm.concepts import ConceptBank, load_bank
 from cbm.concepts.readers import normalise_text
-from cbm.data import FeatureData, FeatureSplit, few_shot
+from cbm.data import FeatureData, FeatureSplit
+from cbm.data.features import split_test
 from cbm.editing import prune
 from cbm.errors import UserError
 from cbm.evaluation import accuracy, predict_logits
@@ -81,6 +82,7 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
         "unedited": model,
         "prune": prune(model, removed),
         "prune + normalise": prune(model, removed, normalise=True),
+        "remove columns": prune(model, removed.any(dim=0).expand_as(removed)),
         "prune random concepts": prune(model, random),
         "retrain without them": fitted(data.train, data.val, bank.take(columns)),
         "fine-tune (oracle)": fitted(tune, judge, bank),
@@ -104,17 +106,6 @@ def random_weights(weights: Tensor, removed: Tensor, seed: int) -> Tensor:
         count = int((removed[c] & (row != 0)).sum())
         chosen[c, used[torch.randperm(len(used), generator=generator)[:count]]] = True
     return chosen
-
-
-def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
-    """So many pictures of every class, and the rest.
-
-    Raises:
-        UserError: a class has fewer.
-    """
-    rows = few_shot(split.y.numpy(), shots, seed, classes, "labelled test pictures: shots")
-    rest = np.setdiff1d(np.arange(len(split)), rows)
-    return split.take(rows), split.take(rest)
 
 
 def mean_and_error(values: list[float], *, signed: bool = False) -> str:

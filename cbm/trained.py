@@ -1,5 +1,6 @@
 """A trained model, back from its run directory: ``cbm.load(run).predict(images)``."""
 
+import copy
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from torch import Tensor, nn
 
 from cbm.concepts import ConceptBank, load_bank
 from cbm.data import unit_norm
+from cbm.editing import Edit, EditSet, edited_model, load_edits
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
-from cbm.layers import ConceptBottleneck, load_model
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, load_model
 from cbm.run_directory import open_run
 
 Picture = str | Path | Image.Image
@@ -112,6 +114,26 @@ class TrainedModel:
         if encoder.fingerprint != self._fingerprint:
             raise UserError(f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained")
         return encoder
+
+    def with_edits(self, edits: EditSet | Sequence[Edit] | str | Path, *, domain: str | None = None) -> "TrainedModel":
+        """The same model after edits of all pictures: a set, a list, or the file of one. This one stays as it is.
+
+        Args:
+            edits: in their order; edits of single pictures belong to ``cbm.Editor``.
+            domain: where the pictures come from, for edits bound to a domain.
+
+        Raises:
+            UserError: the model has no concepts to edit, an unknown concept or class, or edits of single pictures.
+        """
+        made = load_edits(edits) if isinstance(edits, str | Path) else edits
+        made = made if isinstance(made, EditSet) else EditSet(tuple(made))
+        if not isinstance(self.model, ConceptBottleneck | EnergyBottleneck) or self.bank is None:
+            raise UserError("this model has no concepts to edit")
+        if made.samples:
+            raise UserError("edits of single pictures cannot become part of a model: use cbm.Editor")
+        other = copy.copy(self)
+        other.model = edited_model(self.model, made, self.bank.texts, self.classes, domain)
+        return other
 
     def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
         """Classify pictures.

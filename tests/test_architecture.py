@@ -23,6 +23,8 @@ FLOORS = {
         "editor",
         "interventions",
         "adaptation",
+        "correction",
+        "vision_expert",
         "cli",
         "__main__",
         "__init__",

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from birds_run import QUICK, small
+from llm_server import completion, send, server  # noqa: F401
 
 import cbm
 
@@ -52,3 +53,70 @@ def test_policies_answers_and_costs(trained: Path, module, tmp_path: Path):
     assert "no concept" in module("intervene", "one", *cache, "--answers", "expert.csv")[2]
     (tmp_path / "expert.csv").write_text(f"picture,{bank.texts[0]}\n{name},yes\n")
     assert "is 'yes'; expected 1, 0 or nothing" in module("intervene", "one", *cache, "--answers", "expert.csv")[2]
+
+
+def test_what_is_told_moves_what_goes_with_it_and_probes_are_told_through_their_features(
+    trained: Path, command, module
+):
+    cache = ("--cache", small()[1].removeprefix("cache="))
+    status, _, errors = module("intervene", "one", *cache, "--policies", "random", "--questions", "2", "--propagate")
+    assert status == 0, errors
+    moved = json.loads((trained / "interventions.json").read_text())["random"]["accuracy"]
+    status, _, errors = module("intervene", "one", *cache, "--policies", "random", "--questions", "2")
+    assert status == 0, errors
+    alone = json.loads((trained / "interventions.json").read_text())["random"]["accuracy"]
+    assert moved[0] == alone[0]
+    assert moved[1:] != alone[1:]
+    status, errors = command("train", *small(), "method=linear_probe", "run_dir=probe", "report=false")
+    assert status == 0, errors
+    status, out, errors = module("intervene", "probe", *cache, "--questions", "4")
+    assert status == 0, errors
+    curve = json.loads(Path("probe/interventions.json").read_text())["random"]
+    assert len(curve["accuracy"]) == 5
+    assert curve["cost"] == [0, 1, 2, 3, 4]
+
+
+def test_a_vision_language_model_is_asked(trained: Path, module, server, tmp_path: Path):  # noqa: F811
+    def answer(handler, body):
+        question = body["messages"][0]["content"]
+        assert question[1]["image_url"]["url"].startswith("data:image/png;base64,")
+        send(200, completion("Yes." if "wing" in question[0]["text"] else "no"))(handler, body)
+
+    server.always = answer
+    cache = tmp_path / "own"
+    shared = Path(small()[1].removeprefix("cache="))
+    arguments = (
+        "intervene",
+        "one",
+        "--cache",
+        str(cache),
+        "--questions",
+        "1",
+        "--expert",
+        "tiny",
+        "--base-url",
+        server.url,
+    )
+    cache.symlink_to(shared)
+    for kept in (shared / "vision").glob("*"):
+        kept.unlink()
+    status, _, errors = module(*arguments, "--policies", "random")
+    assert status == 0, errors
+    asked = len(server.bodies)
+    assert asked > 0
+    status, _, errors = module(*arguments, "--policies", "random")
+    assert status == 0, errors
+    assert len(server.bodies) == asked  # every answer is kept
+    file = next((shared / "vision").glob("*.jsonl"))
+    lines = file.read_text().splitlines()
+    assert len(lines) == asked
+    file.write_text("\n".join(lines[:-1]) + '\n{"picture": "half a li')
+    status, _, errors = module(*arguments, "--policies", "random")
+    assert status == 0, errors
+    assert len(server.bodies) == asked + 1
+    file.unlink()
+    server.always = send(400, {"error": {"message": "no pictures here"}})
+    status, _, errors = module(*arguments, "--policies", "random")
+    assert status == 2
+    assert "says nothing about pictures (BadRequestError" in errors
+    assert "one of them" in module(*arguments, "--answers", "x.csv")[2]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cbm.data.splits import few_shot
 from cbm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -64,6 +65,17 @@ def unit_norm(features: Tensor, names: list[str]) -> Tensor:
 def spaced(x: Tensor, count: int) -> Tensor:
     """``x`` ``[N, ...]``, or ``count`` of its rows at even distances."""
     return x if len(x) <= count else x[torch.arange(count) * len(x) // count]
+
+
+def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
+    """So many pictures of every class, and the rest.
+
+    Raises:
+        UserError: a class has fewer.
+    """
+    rows = few_shot(split.y.numpy(), shots, seed, classes, "labelled test pictures: shots")
+    rest = np.setdiff1d(np.arange(len(split)), rows)
+    return split.take(rows), split.take(rest)
 
 
 class Batches:

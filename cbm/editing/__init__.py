@@ -3,12 +3,60 @@
 from cbm.editing.apply import edited_logits, edited_model, logit_change
 from cbm.editing.comparison import Comparison, changed_most
 from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual
+from cbm.editing.editors import EDITORS, DomainEditor, EditContext, Proposal, create_editor
 from cbm.editing.edits import Edit, EditSet, load_edits, signed
+from cbm.editing.energies import EditedEnergies, energy_guided_edits
+from cbm.editing.gate import Gate, fit_gate, load_gate
+from cbm.editing.margin import margin_edits
 from cbm.editing.policies import POLICIES, CoopWeights, QuestionCurve, ask_in_turn
+from cbm.editing.propagation import propagate, source_covariance
 from cbm.editing.prune import prune
+from cbm.editing.representation import (
+    ConceptProbe,
+    edit_representation,
+    fit_concept_probe,
+    intervenability,
+    tell_in_turn,
+)
+from cbm.editing.source_card import SourceCard, load_source_card, source_card
 
 __all__ = [
-    "POLICIES", "Comparison", "CoopWeights", "Counterfactual", "Edit", "EditSet", "QuestionCurve", "ask_in_turn",
-    "changed_most", "contrast", "counterfactual", "edited_logits", "edited_model", "load_edits", "logit_change",
-    "prune", "signed",
+    "EDITORS",
+    "POLICIES",
+    "Comparison",
+    "ConceptProbe",
+    "CoopWeights",
+    "Counterfactual",
+    "DomainEditor",
+    "Edit",
+    "EditContext",
+    "EditSet",
+    "EditedEnergies",
+    "Gate",
+    "Proposal",
+    "QuestionCurve",
+    "SourceCard",
+    "ask_in_turn",
+    "changed_most",
+    "contrast",
+    "counterfactual",
+    "create_editor",
+    "edit_representation",
+    "edited_logits",
+    "edited_model",
+    "energy_guided_edits",
+    "fit_concept_probe",
+    "fit_gate",
+    "intervenability",
+    "load_edits",
+    "load_gate",
+    "load_source_card",
+    "logit_change",
+    "margin_edits",
+    "propagate",
+    "prune",
+    "signed",
+    "source_card",
+    "source_covariance",
+    "tell_in_turn",
 ]  # fmt: skip

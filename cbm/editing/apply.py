@@ -1,16 +1,24 @@
-"""Edits carried out: a change of rank m of the logits, for m edited concepts. Nothing is encoded or trained again."""
+"""Edits carried out: a change of rank m of the logits, for m edited concepts. Nothing is encoded or trained again.
+
+Energy-based bottlenecks have no weights to change; their edits are in ``cbm.editing.energies``.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import overload
 
 import torch
 from torch import Tensor
 
 from cbm.concepts import ConceptBank
 from cbm.editing.edits import LEVELS, EditSet
+from cbm.editing.energies import EditedEnergies
+from cbm.evaluation import predict_logits
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, EnergyBottleneck
 from cbm.layers.activations import Sigmoid
+
+Editable = ConceptBottleneck | EnergyBottleneck
 
 
 @dataclass(frozen=True)
@@ -79,57 +87,85 @@ def levels(model: ConceptBottleneck) -> Tensor:
     return torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
 
 
+@overload
+def edited_model(
+    model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str], domain: str | None = None
+) -> ConceptBottleneck: ...
+
+
+@overload
+def edited_model(
+    model: EnergyBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str], domain: str | None = None
+) -> EditedEnergies: ...
+
+
 @torch.no_grad()
 def edited_model(
-    model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str]
-) -> ConceptBottleneck:
-    """The edits of all pictures as a bottleneck with other weights, which can be saved; the model stays as it is.
+    model: Editable, edits: EditSet, texts: Sequence[str], classes: Sequence[str], domain: str | None = None
+) -> Editable | EditedEnergies:
+    """The edits of all pictures of a domain as a bottleneck with other weights; the model stays as it is.
 
-    Edits of single pictures are no part of it. The residual, if there is one, is not touched.
+    Edits of single pictures and of other domains are no part of it; if there are no others, it is the model itself.
+    The residual, if there is one, is not touched.
     """
-    change = logit_change(model, edits.for_picture(None), texts, classes)
+    acting = edits.for_picture(None, domain)
+    if isinstance(model, ConceptBottleneck) and not len(acting):
+        edits.check(texts, classes)
+        return model
+    if isinstance(model, EnergyBottleneck):
+        acting.check(texts, classes)
+        return EditedEnergies(model, acting, texts)
+    change = logit_change(model, acting, texts, classes)
     weights = model.weights().clone()
     weights[:, change.columns] += change.weights
-    bias = change.offset if model.head.bias is None else model.head.bias + change.offset
-    return model.with_weights(weights, bias)
+    return model.with_weights(weights, model.biases() + change.offset)
 
 
 @torch.no_grad()
 def edited_logits(
-    model: ConceptBottleneck,
+    model: Editable,
     edits: EditSet,
     bank: ConceptBank,
     classes: Sequence[str],
     x: Tensor,
     names: Sequence[str] | None = None,
     logits: Tensor | None = None,
+    domain: str | None = None,
+    inside: Tensor | None = None,
 ) -> Tensor:
     """Logits of pictures after the edits, ``[N, C]``: bit by bit those before where no edit acts.
 
     Args:
-        model: the bottleneck.
+        model: a bottleneck, or energies (``cbm.editing.energies``).
         edits: in their order.
         bank: its K concepts.
         classes: C class names.
         x: ``[N, D]`` unit-norm features.
         names: of the N pictures, for edits of some of them.
         logits: ``[N, C]`` before, if known.
+        domain: where the pictures come from.
+        inside: ``[N]`` bool, which of them do (``cbm.editing.gate``); all by default.
     """
-    found = (model.logits(x) if logits is None else logits).clone()
+    found = (predict_logits(model, x) if logits is None else logits).clone()
     edits.check(bank.texts, classes)
-    alone = edits.samples
-    groups: dict[EditSet, list[int]] = {edits.for_picture(None): []}
-    general = groups[edits.for_picture(None)]
-    if names is None or not alone:
-        general.extend(range(len(x)))
-    else:
-        for row, name in enumerate(names):
-            (groups.setdefault(edits.for_picture(name), []) if name in alone else general).append(row)
+    alone = edits.samples if names is not None else set()
+    there = torch.full((len(x),), True) if inside is None else inside.cpu()
+    single = torch.tensor([name in alone for name in names or ()], dtype=torch.bool) if alone else ~there & there
+    groups: dict[EditSet, list[int]] = {}
+    for which, place in ((there, domain), (~there, None)):
+        groups.setdefault(edits.for_picture(None, place), []).extend((which & ~single).nonzero()[:, 0].tolist())
+    for row in single.nonzero()[:, 0].tolist():
+        assert names is not None
+        acting = edits.for_picture(names[row], domain if there[row] else None)
+        groups.setdefault(acting, []).append(row)
     for acting, rows in groups.items():
         if not acting.edits or not rows:
             continue
-        change = logit_change(model, acting, bank.texts, classes)
         index = torch.tensor(rows, device=x.device)
+        if isinstance(model, EnergyBottleneck):
+            found[index] = predict_logits(EditedEnergies(model, acting, bank.texts), x[index])
+            continue
+        change = logit_change(model, acting, bank.texts, classes)
         found[index] += _activations(model, x[index], change.columns) @ change.weights.T + change.offset
     return found
 

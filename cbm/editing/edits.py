@@ -1,6 +1,7 @@
 """What a person changes about a model: a list of edits, kept as ``edits.yaml``.
 
-An edit names a concept and says what becomes of it, for which classes and for which pictures. Edits act in their order.
+An edit names a concept and says what becomes of it: for which classes, for which pictures, in which domain (pictures of
+one data set, one site, one camera). Edits act in their order.
 
     set       its activation becomes ``value``: a number, "present" or "absent" (95 % and 5 % points of the training
               pictures)
@@ -40,6 +41,7 @@ class Edit:
         value: see above.
         classes: only these classes are told; all if None.
         samples: only these pictures, by name; all if None.
+        domain: only pictures of this domain: a data set, or what a site is called; all if None.
         why: what for.
         who: whose edit it is.
         when: date and time, ISO 8601.
@@ -53,6 +55,7 @@ class Edit:
     value: float | str | None = None
     classes: tuple[str, ...] | None = None
     samples: tuple[str, ...] | None = None
+    domain: str | None = None
     why: str | None = None
     who: str | None = None
     when: str | None = None
@@ -83,7 +86,8 @@ class Edit:
     def __str__(self) -> str:
         text = f"{self.op} '{self.concept}'" + ("" if self.value is None else f" to {self.value}")
         text += "" if self.classes is None else f" for {', '.join(self.classes)}"
-        return text + ("" if self.samples is None else f" on {len(self.samples)} picture(s)")
+        text += "" if self.samples is None else f" on {len(self.samples)} picture(s)"
+        return text + ("" if self.domain is None else f" in {self.domain}")
 
 
 @dataclass(frozen=True)
@@ -114,9 +118,19 @@ class EditSet:
         """Names of all pictures that some edit is for alone."""
         return {name for edit in self.edits for name in edit.samples or ()}
 
-    def for_picture(self, name: str | None) -> "EditSet":
-        """Those that act on a picture; on one without a name, those that act on all."""
-        return EditSet(tuple(edit for edit in self.edits if edit.samples is None or name in edit.samples))
+    @property
+    def domains(self) -> set[str]:
+        """All domains that some edit is for alone."""
+        return {edit.domain for edit in self.edits if edit.domain is not None}
+
+    def for_picture(self, name: str | None, domain: str | None = None) -> "EditSet":
+        """Those that act on a picture of a domain; on one without a name, those that act on all."""
+        return EditSet(
+            tuple(
+                edit for edit in self.edits
+                if (edit.samples is None or name in edit.samples) and edit.domain in (None, domain)
+            )
+        )  # fmt: skip
 
     def check(self, concepts: Sequence[str], classes: Sequence[str]) -> None:
         """Raise a ``UserError`` with the nearest name at the first concept or class that is unknown."""

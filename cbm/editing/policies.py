@@ -17,7 +17,7 @@ the model believes of it is the logistic curve that is .95 and .05 there.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -25,11 +25,13 @@ import torch
 from torch import Tensor
 
 from cbm.editing.apply import levels
+from cbm.editing.propagation import propagate
 from cbm.errors import UserError, did_you_mean
 from cbm.layers import ConceptBottleneck
 
 Policy = Literal["random", "ucp", "cctp", "ectp", "eudtp", "coop", "oracle"]
 POLICIES: tuple[str, ...] = get_args(Policy)
+Answers = Callable[[Tensor], Tensor]
 LOGITS_AT_ONCE = 2**24  # numbers of the tables pictures x concepts x classes
 
 
@@ -67,10 +69,11 @@ def ask_in_turn(
     model: ConceptBottleneck,
     x: Tensor,
     y: Tensor,
-    answers: Tensor,
+    answers: Tensor | Answers,
     units: Sequence[Sequence[int]],
     policy: Policy | str,
     *,
+    covariance: Tensor | None = None,
     truth: Tensor | None = None,
     questions: int | None = None,
     costs: Tensor | None = None,
@@ -83,9 +86,12 @@ def ask_in_turn(
         model: the bottleneck.
         x: ``[N, D]`` unit-norm features.
         y: ``[N]`` classes.
-        answers: ``[N, K]`` what is answered: 1, 0, NaN nobody knows (then the activation stays).
+        answers: ``[N, K]`` what is answered: 1, 0, NaN nobody knows (then the activation stays); or a function from
+            what is asked ``[N, K]`` bool to answers of that shape.
         units: columns asked about together.
         policy: see above.
+        covariance: ``[K, K]`` of the activations: concepts that were not asked about move to their conditional mean
+            (``cbm.editing.propagation``); without it they stay.
         truth: ``[N, K]`` for ``oracle``; the answers by default.
         questions: per picture; all groups by default.
         costs: ``[U]`` of every group; 1 by default.
@@ -99,15 +105,20 @@ def ask_in_turn(
         raise UserError(f"unknown policy '{policy}': {did_you_mean(policy, POLICIES)}")
     questions = len(units) if questions is None else min(questions, len(units))
     costs = torch.ones(len(units)) if costs is None else costs.float()
-    member = torch.zeros(len(units), answers.shape[1])
+    count = len(model.concepts)
+    member = torch.zeros(len(units), count)
     for number, unit in enumerate(units):
         member[number, list(unit)] = 1.0
     ends = levels(model)
     chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
-    activation = model.activations(x)
+    activation = seen = model.activations(x)
     passed = model(x) - torch.nn.functional.linear(activation, model.weights())  # bias, residual
     right, spent, asked = [], [torch.zeros(len(x))], torch.full((len(x), questions), -1)
-    open_units = (~answers.isnan()).float() @ member.T > 0  # [N, U]
+    given = torch.full((len(x), count), math.nan) if callable(answers) else answers
+    open_units = (
+        torch.full(given.shape, True) if callable(answers) else ~given.isnan()
+    ).float() @ member.T > 0  # [N, U]
+    told = torch.full(given.shape, False)
     for step in range(questions + 1):
         logits = torch.nn.functional.linear(activation, model.weights()) + passed
         right.append((logits.argmax(dim=1) == y).double().mean())
@@ -117,14 +128,20 @@ def ask_in_turn(
             score = chance
         else:
             believed = _believed(activation, ends)
-            per_concept = _scores(policy, model, activation, believed, logits, ends, truth, answers, weights)
+            per_concept = _scores(policy, model, activation, believed, logits, ends, truth, given, weights)
             score = per_concept @ member.T / member.sum(dim=1)
             score = score - weights.cost * costs if policy == "coop" else score
         best = score.masked_fill(~open_units, -torch.inf).argmax(dim=1)
         asking = open_units.any(dim=1)
         asked[:, step] = best.where(asking, -1)
-        told = (member[best] > 0) & asking[:, None] & ~answers.isnan()
-        activation = torch.where(told, torch.where(answers > 0.5, ends[1], ends[0]), activation)
+        now = (member[best] > 0) & asking[:, None]
+        given = torch.where(now, answers(now), given) if callable(answers) else given
+        told = told | (now & ~given.isnan())
+        values = torch.where(given > 0.5, ends[1], ends[0])
+        if covariance is None:
+            activation = torch.where(told, values, seen)
+        else:
+            activation = propagate(seen, told, values, covariance)
         open_units[torch.arange(len(x)), best] = False
         spent.append(spent[-1] + costs[best] * asking)
     return QuestionCurve(torch.stack(right), torch.stack(spent).mean(dim=1), asked)

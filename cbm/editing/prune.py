@@ -25,6 +25,4 @@ def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False)
         before, after = (weights * spread).abs().sum(dim=1), (kept * spread).abs().sum(dim=1)
         factor = torch.where((after > 0) & removed.any(dim=1), before / after.clamp(min=1e-30), 1.0)
         kept = kept * factor[:, None]
-    bias = weights.new_zeros(len(weights)) if model.head.bias is None else model.head.bias
-    bias = bias + (weights - kept) @ model.reference
-    return model.with_weights(kept, bias)
+    return model.with_weights(kept, model.biases() + (weights - kept) @ model.reference)

@@ -96,6 +96,12 @@ class ConceptBottleneck(nn.Module):
         return self.scale * self.head.weight()
 
     @torch.no_grad()
+    def biases(self) -> Tensor:
+        """What every class starts from, ``[C]``: zeros for a head without bias."""
+        weight = self.head.weight()
+        return weight.new_zeros(len(weight)) if self.head.bias is None else self.head.bias
+
+    @torch.no_grad()
     def importance(self) -> Tensor:
         """What one standard deviation of a concept adds to each class, ``[C, K]``: the order "top concepts" means."""
         return self.weights() * self.spread
@@ -103,8 +109,7 @@ class ConceptBottleneck(nn.Module):
     @torch.no_grad()
     def base(self) -> Tensor:
         """Logits of a picture on which every concept has its reference value, ``[C]``, without the residual."""
-        bias = 0.0 if self.head.bias is None else self.head.bias
-        return self.weights() @ self.reference + bias
+        return self.weights() @ self.reference + self.biases()
 
     @torch.no_grad()
     def contributions(self, x: Tensor, classes: Tensor) -> Tensor:

@@ -1,15 +1,14 @@
 """What a method is: which concepts it speaks through, how its model is built, how it is trained."""
 
 from collections.abc import Callable
-from dataclasses import fields
 from typing import Any, ClassVar, Literal
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
+from cbm.config import typed_settings
 from cbm.data.features import FeatureData
 from cbm.errors import UserError, did_you_mean
 from cbm.module import cross_entropy, score_batch
@@ -103,15 +102,7 @@ def create_method(settings: DictConfig | dict[str, Any]) -> Method:
     if name not in METHODS:
         raise UserError(f"unknown method '{name}': {did_you_mean(name, METHODS)}")
     kind = METHODS[name]
-    known = [field.name for field in fields(kind.Config)]
-    for key in settings:
-        if key not in known:
-            raise UserError(f"unknown setting 'method.{key}' of '{name}': {did_you_mean(str(key), known)}")
-    try:
-        typed = OmegaConf.merge(OmegaConf.structured(kind.Config), settings)
-        return kind(OmegaConf.to_object(typed))
-    except OmegaConfBaseException as error:
-        raise UserError(f"method.{error.key}: {error.msg or str(error)}".split("\n")[0]) from error
+    return kind(typed_settings("method", name, kind.Config, settings))
 
 
 def one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:

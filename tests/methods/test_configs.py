@@ -1,12 +1,13 @@
 """Every shipped method config says the same as the method's own defaults, and every config composes."""
 
-from dataclasses import fields
+from dataclasses import asdict, fields
 
 import hydra
 import pytest
 from omegaconf import OmegaConf
 
 from cbm import config
+from cbm.editing import EDITORS, create_editor
 from cbm.methods import METHODS, create_method
 
 
@@ -24,11 +25,20 @@ def test_every_method_has_a_config():
     assert set(METHODS) == set(config.choices("method"))
 
 
+@pytest.mark.parametrize("name", config.choices("editor"))
+def test_editors_agree_with_their_files(name: str):
+    settings = OmegaConf.to_container(OmegaConf.load(config.CONFIGS / "editor" / f"{name}.yaml"))
+    assert isinstance(settings, dict)
+    assert settings == {"name": name, **asdict(EDITORS[name]())}
+    assert create_editor(settings) == EDITORS[name]()
+    assert set(EDITORS) == set(config.choices("editor"))
+
+
 @pytest.mark.parametrize("group", config.groups())
 def test_every_choice_composes(group: str):
     config.register()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         for name in config.choices(group):
             override = f"+{group}={name}" if group in ("experiment",) else f"{group}={name}"
-            composed = hydra.compose("train", overrides=[override])
-            assert composed.seed == 0
+            composed = hydra.compose("eval" if group == "editor" else "train", overrides=[override])
+            assert composed.cache == "cache"

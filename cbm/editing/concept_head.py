@@ -1,0 +1,111 @@
+"""What decides from concepts, as editors see it: linear heads exactly, any other function by occlusion."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+class ConceptHead:
+    """A function from activations ``[n, K]`` to logits ``[n, C]``.
+
+    Args:
+        function: of any kind; it is called once per concept to attribute a decision.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]):
+        self.function = function
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Activations ``[n, K]`` to logits ``[n, C]``."""
+        return self.function(a)
+
+    def take(self, rows: Tensor) -> "ConceptHead":
+        """The head of some of the pictures, where it is not the same for all."""
+        return self
+
+    def attribution(self, a: Tensor, y: Tensor, rival: Tensor, mean: Tensor) -> Tensor:
+        """What every concept adds to ``z_rival - z_y`` beyond what it adds at its mean for class y, ``[n, K]``.
+
+        Args:
+            a: ``[n, K]``.
+            y: ``[n]`` classes.
+            rival: ``[n]`` other classes.
+            mean: ``[C, K]`` of the activations by class.
+        """
+        gap, usual = self.gap(a, y, rival), mean[y]
+        columns = []
+        for j in range(a.shape[1]):
+            occluded = a.clone()
+            occluded[:, j] = usual[:, j]
+            columns.append(gap - self.gap(occluded, y, rival))
+        return torch.stack(columns, dim=1)
+
+    def changed(self, a: Tensor, z: Tensor, columns: Sequence[int], values: Tensor) -> Tensor:
+        """Logits with other activations ``[n, m]`` of some concepts; ``z`` are those before."""
+        a = a.clone()
+        a[:, list(columns)] = values
+        return self(a)
+
+    def gap(self, a: Tensor, y: Tensor, rival: Tensor) -> Tensor:
+        """``z_rival - z_y``, ``[n]``."""
+        z = self(a)
+        return (z.gather(1, rival[:, None]) - z.gather(1, y[:, None]))[:, 0]
+
+
+class LinearConceptHead(ConceptHead):
+    """``a W^T + b`` in float64: one product instead of one call per concept.
+
+    Args:
+        weight: ``[C, K]``.
+        bias: ``[C]``.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor):
+        self.weight, self.bias = weight.double(), bias.double()
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Activations ``[n, K]`` to logits ``[n, C]``."""
+        return a.double() @ self.weight.T + self.bias
+
+    def attribution(self, a: Tensor, y: Tensor, rival: Tensor, mean: Tensor) -> Tensor:
+        """``(W_r - W_y) (a - mean_y)``."""
+        return (self.weight[rival] - self.weight[y]) * (a - mean[y])
+
+    def changed(self, a: Tensor, z: Tensor, columns: Sequence[int], values: Tensor) -> Tensor:
+        """A change of rank m."""
+        index = list(columns)
+        return z + (values - a[:, index]) @ self.weight[:, index].T
+
+
+class EmbeddingConceptHead(ConceptHead):
+    """Concept embeddings: ``e_k = p_k e_k^+ + (1 - p_k) e_k^-``, and a classifier that reads all of them.
+
+    Espinosa Zarlenga et al., "Concept Embedding Models", NeurIPS 2022. The activations are the probabilities p.
+
+    Args:
+        positive: ``[n, K, E]`` e^+ of n pictures.
+        negative: ``[n, K, E]`` e^-.
+        classifier: embeddings ``[n, K, E]`` to logits ``[n, C]``.
+    """
+
+    def __init__(self, positive: Tensor, negative: Tensor, classifier: Callable[[Tensor], Tensor]):
+        self.positive, self.negative, self.classifier = positive, negative, classifier
+
+    def __call__(self, a: Tensor) -> Tensor:
+        """Probabilities ``[n, K]`` to logits ``[n, C]``."""
+        p = a[..., None]
+        return self.classifier(self.negative + p * (self.positive - self.negative))
+
+    def take(self, rows: Tensor) -> "EmbeddingConceptHead":
+        """The head of some of the pictures."""
+        return EmbeddingConceptHead(self.positive[rows], self.negative[rows], self.classifier)
+
+    def masked(self, columns: Sequence[int], embedding: Tensor) -> "EmbeddingConceptHead":
+        """Some concepts held at one embedding each ``[m, E]`` (their mean in the source domain), whatever p says.
+
+        To set p alone would leave what e^+ and e^- of the picture say beside it.
+        """
+        positive, negative = self.positive.clone(), self.negative.clone()
+        positive[:, list(columns)] = negative[:, list(columns)] = embedding
+        return EmbeddingConceptHead(positive, negative, self.classifier)

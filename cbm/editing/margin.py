@@ -1,0 +1,72 @@
+"""Correct one mistake by hand: how far a concept's weights must move for a picture to be right by a margin.
+
+The manual editing of Oikarinen et al., "Label-Free Concept Bottleneck Models" (ICLR 2023), counted from the concept's
+average as everywhere here, so that the average picture keeps its logits.
+"""
+
+import torch
+from torch import Tensor
+
+from cbm.editing.edits import Edit, EditSet
+from cbm.errors import UserError
+from cbm.layers import ConceptBottleneck
+
+LEAST = 0.1  # standard deviations from the average; nearer, the weight would have to be huge
+
+
+@torch.no_grad()
+def margin_edits(
+    model: ConceptBottleneck,
+    x: Tensor,
+    label: int,
+    column: int,
+    texts: list[str],
+    classes: list[str],
+    *,
+    margin: float = 0.2,
+    why: str | None = None,
+) -> EditSet:
+    """Two ``reweight`` edits after which pictures of a class win over their rivals by ``margin``, on average.
+
+    For one picture with activation a of the concept, rival r and D = z_r - z_y + margin,
+
+        w_y += h,   w_r -= h,   h = D / (2 (a - reference)),
+
+    which makes z_y - z_r the margin exactly. For several pictures h is the mean of theirs; the rival is the class that
+    most often comes first (or second, after y).
+
+    Args:
+        model: the bottleneck.
+        x: ``[D]`` or ``[n, D]`` unit-norm features.
+        label: the class y they should have.
+        column: the concept by which.
+        texts: of the K concepts.
+        classes: C names.
+        margin: in logits.
+        why: kept with the edits.
+
+    Raises:
+        UserError: the concept is average on these pictures, so that no moderate weight of it could decide.
+    """
+    x = x.reshape(-1, x.shape[-1])
+    z = model(x).double()
+    others = z.clone()
+    others[:, label] = -torch.inf
+    rival = int(others.argmax(dim=1).mode().values)
+    away = (model.activations(x)[:, column] - model.reference[column]).double()
+    usable = away.abs() >= LEAST * float(model.spread[column])
+    if not bool(usable.any()) or float(model.spread[column]) == 0:
+        raise UserError(
+            f"'{texts[column]}' is within {LEAST} standard deviations of its average on these pictures: "
+            "no moderate weight of it makes them right; choose another concept"
+        )
+    h = float(((z[:, rival] - z[:, label] + margin) / (2 * away))[usable].mean())
+    spread = float(model.spread[column])
+    return EditSet(
+        tuple(
+            Edit(
+                "reweight", texts[column], (float(model.weights()[c, column]) + change) * spread, (classes[c],), why=why
+            )
+            for c, change in ((label, h), (rival, -h))
+        )
+    )
