@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 concepts = typer.Typer(help="Look after concept banks.", no_args_is_help=True)
 app.add_typer(concepts, name="concepts")
-out = Console()
+out = Console(width=None if sys.stdout.isatty() else 120)
 
 Bank = Annotated[Path, typer.Argument(help="A bank: bank.json, class -> phrases JSON, or one phrase per line.")]
 Encoder = Annotated[str, typer.Option(help="Encoder: a config name, or any model spec (local-dir:PATH, ...).")]
@@ -58,7 +58,7 @@ def encode(
     if root is not None:
         cfg.dataset.root = str(root)
     images = read_images(cfg.dataset, cache)
-    data = encode_splits(images, load_encoder(cfg.encoder), cfg, ("train", "val", "test"))
+    data = encode_splits(images, load_encoder(cfg.encoder), cfg, tuple(images.splits))
     for name, split in data.splits.items():
         out.print(f"{name}: {len(split)} images, {data.dim} dimensions")
 

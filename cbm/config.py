@@ -25,7 +25,7 @@ class DatasetConfig:
 
     name: str = MISSING
     reader: str = MISSING
-    """birds | folder | csv | torchvision | cub | awa2 | celeba"""
+    """birds | folder | csv | torchvision | cub | awa2 | celeba | wbc | wbcatt"""
     root: str | None = None
     """Folder (or CSV file) with the images."""
     bank: str | None = None

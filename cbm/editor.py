@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from cbm.data import FeatureSplit
@@ -10,6 +11,7 @@ from cbm.editing import (
     Comparison,
     Edit,
     EditSet,
+    alike,
     counterfactual,
     edited_logits,
     edited_model,
@@ -18,6 +20,7 @@ from cbm.editing import (
     margin_edits,
     signed,
 )
+from cbm.editing.prune import ALIKE
 from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import predict_logits
 from cbm.layers import ConceptBottleneck, EnergyBottleneck
@@ -64,27 +67,38 @@ class Editor:
         self, concept: str, value: float | str, *, classes: Names = None, samples: Names = None, why: str | None = None
     ) -> "Editor":
         """Its activation becomes ``value``: a number, "present" or "absent"."""
-        return self.apply(Edit("set", concept, value, _tuple(classes), _tuple(samples), why))
+        return self.apply(Edit("set", concept, value, _tuple(classes), _tuple(samples), why=why))
 
     def mask(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
         """Its activation becomes what it is on average."""
-        return self.apply(Edit("mask", concept, None, _tuple(classes), _tuple(samples), why))
+        return self.apply(Edit("mask", concept, None, _tuple(classes), _tuple(samples), why=why))
 
     def scale(
         self, concept: str, value: float, *, classes: Names = None, samples: Names = None, why: str | None = None
     ) -> "Editor":
         """Its activation is multiplied by ``value``."""
-        return self.apply(Edit("scale", concept, value, _tuple(classes), _tuple(samples), why))
+        return self.apply(Edit("scale", concept, value, _tuple(classes), _tuple(samples), why=why))
 
     def remove(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
         """No class, or none of these, reads it any more."""
-        return self.apply(Edit("remove", concept, None, _tuple(classes), _tuple(samples), why))
+        return self.apply(Edit("remove", concept, None, _tuple(classes), _tuple(samples), why=why))
 
     def reweight(
         self, concept: str, value: float, *, classes: Names = None, samples: Names = None, why: str | None = None
     ) -> "Editor":
         """One standard deviation of it adds ``value`` to the logit of these classes."""
-        return self.apply(Edit("reweight", concept, value, _tuple(classes), _tuple(samples), why))
+        return self.apply(Edit("reweight", concept, value, _tuple(classes), _tuple(samples), why=why))
+
+    def alike(self, concept: str, cosine: float = ALIKE) -> list[str]:
+        """The concepts that the encoder cannot tell from this one (itself too): what one reads, the others read.
+
+        Raises:
+            UserError: an unknown concept, or a model without concept directions.
+        """
+        EditSet((Edit("mask", concept),)).check(self.bank.texts, self.model.classes)
+        linear, column = self._linear(), torch.zeros(len(self.bank), dtype=torch.bool)
+        column[self.bank.index(concept)] = True
+        return [self.bank.texts[k] for k in alike(linear, column, cosine).nonzero()[:, 0].tolist()]
 
     def apply(self, edit: Edit | EditSet) -> "Editor":
         """Add edits, signed with author and time; returns the editor.

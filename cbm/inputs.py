@@ -96,6 +96,9 @@ def encode_splits(
     encoded: dict[str, FeatureSplit] = {}
     taught: dict[str, FeatureSplit] = {}
     for name in splits:
+        if name not in dataset.splits:
+            has = " and ".join(dataset.splits)
+            raise UserError(f"data set '{dataset.name}' has no pictures for '{name}': it has {has}")
         split = dataset.splits[name]
         stored = [_encode(split, encoder, cfg.encoder, cfg, f"{dataset.name}/{name}")]
         if teacher is not None and name != "test":

@@ -78,6 +78,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     method = create_method(cfg.method)  # wrong settings are found before anything is read
     check_settings(cfg, method)
     dataset = read_images(cfg.dataset, Path(cfg.cache))
+    if "train" not in dataset.splits:
+        raise UserError(f"data set '{dataset.name}' has no pictures to train on: it is for evaluation")
     # too many shots are found now, not after hours of encoding
     few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
     few_shot(dataset.splits["val"].labels, cfg.val_shots, cfg.seed, dataset.classes, "val_shots")
@@ -341,11 +343,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     how = f" with {cfg.edits}" if cfg.edits else f" corrected by {cfg.editor.name}" if cfg.editor else ""
     print_metrics(f"{path} on {dataset.name}/{cfg.split}{how}", metrics)
     if comparison is not None:
-        log.info(
-            "accuracy %.4f -> %.4f: %d decisions gained, %d lost (exact McNemar p = %.2g)",
-            metrics["edits/accuracy_before"], metrics["edits/accuracy_after"], len(comparison.gained),
-            len(comparison.lost), comparison.p_value,
-        )  # fmt: skip
+        log.info("%s", comparison)
         for of, count, before, after in changed_most(comparison):
             log.info("%s: %.3f -> %.3f of %d pictures right", of, before, after, count)
     if editor is not None:

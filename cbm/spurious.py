@@ -5,10 +5,12 @@ not. A finished run's model is edited and compared on the test split with what l
 
     unedited                    the model of the run
     prune                       the class's weights on its spurious concepts are set to zero
+    prune with alike            and so are those on concepts that the encoder cannot tell from them (cosine 0.9)
     remove columns              no class reads a concept any more that is spurious for one
     prune + normalise           and what is left is scaled to the former sum of absolute weights
     prune random concepts       as many concepts of every class, drawn at random from those it uses
     retrain without them        the method fitted anew on the training pictures without these concepts
+    retrain without alike       and without those that look alike
     fine-tune (oracle)          the head fitted anew on a fifth of the test pictures, with their labels
 
 All are measured on the other four fifths of the test pictures.
@@ -25,7 +27,7 @@ from cbm.concepts import ConceptBank, load_bank
 from cbm.concepts.readers import normalise_text
 from cbm.data import FeatureData, FeatureSplit
 from cbm.data.features import split_test
-from cbm.editing import prune
+from cbm.editing import alike, prune
 from cbm.errors import UserError
 from cbm.evaluation import accuracy, predict_logits
 from cbm.inputs import encode_splits, load_encoder, read_images
@@ -69,6 +71,8 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
     target, rest = split_test(data.test, shots, data.classes, cfg.seed)
     random = random_weights(model.weights(), removed, cfg.seed)
     columns = (~removed.any(dim=0)).nonzero().flatten().tolist()
+    with_alike = torch.stack([alike(model, row) for row in removed])
+    unlike = (~with_alike.any(dim=0)).nonzero().flatten().tolist()
 
     def fitted(train: FeatureSplit, val: FeatureSplit, concepts: ConceptBank) -> ConceptBottleneck:
         method, concepts = create_method(cfg.method).as_control(concepts, concepts)
@@ -82,9 +86,11 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
         "unedited": model,
         "prune": prune(model, removed),
         "prune + normalise": prune(model, removed, normalise=True),
+        "prune with alike": prune(model, with_alike),
         "remove columns": prune(model, removed.any(dim=0).expand_as(removed)),
         "prune random concepts": prune(model, random),
         "retrain without them": fitted(data.train, data.val, bank.take(columns)),
+        "retrain without alike": fitted(data.train, data.val, bank.take(unlike)),
         "fine-tune (oracle)": fitted(tune, judge, bank),
     }
     return {name: accuracy(predict_logits(m, rest.x), rest.y) for name, m in models.items()}

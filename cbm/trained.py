@@ -13,10 +13,12 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor, nn
 
 from cbm.concepts import ConceptBank, load_bank
-from cbm.data import unit_norm
+from cbm.config import load_card
+from cbm.data import FeatureSplit, unit_norm
 from cbm.editing import Edit, EditSet, edited_model, load_edits
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
+from cbm.inputs import encode_splits, read_images, reorder_classes
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, load_model
 from cbm.run_directory import open_run
 
@@ -114,6 +116,30 @@ class TrainedModel:
         if encoder.fingerprint != self._fingerprint:
             raise UserError(f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained")
         return encoder
+
+    def split(
+        self, name: str = "test", *, dataset: str | None = None, root: str | Path | None = None,
+        cache: str | Path = "cache",
+    ) -> FeatureSplit:  # fmt: skip
+        """Labelled pictures, encoded, in the order of the model's classes: of its own data set, or of another.
+
+        Args:
+            name: train, val or test.
+            dataset: a card of pictures with the same classes (``datasets/NAME.yaml``); by default that of the run.
+            root: where they are, if the card does not say.
+            cache: the feature store.
+
+        Raises:
+            UserError: no such card or split, or a class that the model does not know.
+        """
+        cfg = copy.deepcopy(self.config)
+        cfg.cache, cfg.shots, cfg.val_shots = str(cache), "all", "all"
+        if dataset is not None:
+            cfg.dataset = load_card(dataset)
+        if root is not None:
+            cfg.dataset.root = str(root)
+        pictures = reorder_classes(read_images(cfg.dataset, Path(cache)), self.classes)
+        return encode_splits(pictures, self.encoder, cfg, (name,)).splits[name]
 
     def with_edits(self, edits: EditSet | Sequence[Edit] | str | Path, *, domain: str | None = None) -> "TrainedModel":
         """The same model after edits of all pictures: a set, a list, or the file of one. This one stays as it is.

@@ -34,6 +34,7 @@ def test_correct_a_model_in_ten_lines(trained, command, tmp_path: Path):
     preview = editor.compare(split, Edit("remove", first))
     assert len(editor.edits) == 0
     editor.remove(first, why="spurious").scale(second, -3.0).set(second, "present", samples="7.png")
+    assert [(e.why, e.domain) for e in editor.edits.edits] == [("spurious", None), (None, None), (None, None)]
     after = editor.logits(x, split.names)
     assert editor.compare(split).lost.tolist() == (after.argmax(1) != y).nonzero()[:, 0].tolist()
     assert len(preview.flipped) == len(preview.lost)
@@ -88,3 +89,15 @@ def test_from_the_command_line(trained, command, tmp_path: Path):
     status, errors = command("eval", "run=one", cache, "edits=edit.yaml")
     assert status == 2
     assert "cannot read edits from 'edit.yaml'" in errors
+
+
+def test_concepts_that_look_alike(trained):
+    editor = cbm.Editor(cbm.load(trained))
+    first = editor.bank.texts[0]
+    directions = torch.nn.functional.normalize(editor.bottleneck.concepts, dim=1)
+    near = [editor.bank.texts[k] for k in (directions @ directions[0] >= 0.5).nonzero()[:, 0].tolist()]
+    assert editor.alike(first, 0.5) == near
+    assert first in editor.alike(first)
+    assert editor.alike(first, -1.0) == list(editor.bank.texts)
+    with pytest.raises(UserError, match="no concept"):
+        editor.alike(first + "x")

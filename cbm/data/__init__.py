@@ -1,6 +1,6 @@
 """Pictures in, encoded splits out."""
 
-from cbm.data import attribute_readers  # noqa: F401  they register themselves
+from cbm.data import attribute_readers, blood_cells  # noqa: F401  they register themselves
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.features import FeatureData, FeatureSplit, unit_norm
 from cbm.data.readers import READERS, read_dataset

@@ -38,7 +38,7 @@ class ImageDataset:
     Attributes:
         name: what the data set is called in tables.
         classes: C class names; a label is an index into them.
-        splits: ``train``, ``val``, ``test``; a reader may leave out ``val`` and ``test``.
+        splits: ``train``, ``val``, ``test``; a reader may leave out ``val`` and ``test``, or ``train``.
         concept_names: A names, the columns of ``Split.concepts``.
         concept_groups: group name to the concept names that exclude each other.
         spurious: class name to the concepts that go with it in training but do not belong to it.
@@ -60,6 +60,8 @@ class ImageDataset:
         if len(self.classes) < 2:
             found = f"only '{self.classes[0]}'" if self.classes else "none"
             raise UserError(f"data set '{self.name}': a classifier needs two classes or more, found {found}")
+        if "train" not in self.splits:
+            return self  # pictures to evaluate a model of other ones
         counts = np.bincount(self.splits["train"].labels, minlength=len(self.classes))
         if empty := [name for name, count in zip(self.classes, counts) if count == 0]:
             shown = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if len(empty) > 5 else "")

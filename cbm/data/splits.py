@@ -24,7 +24,7 @@ def complete_splits(
     """
     wanted = {"test": test_fraction, "val": val_fraction}
     missing = {split: share for split, share in wanted.items() if split not in dataset.splits}
-    if not missing:
+    if not missing or "train" not in dataset.splits:
         return dataset
     for split, share in missing.items():
         if not 0 < share < 1:

@@ -10,7 +10,7 @@ from cbm.editing.gate import Gate, fit_gate, load_gate
 from cbm.editing.margin import margin_edits
 from cbm.editing.policies import POLICIES, CoopWeights, QuestionCurve, ask_in_turn
 from cbm.editing.propagation import propagate, source_covariance
-from cbm.editing.prune import prune
+from cbm.editing.prune import alike, prune
 from cbm.editing.representation import (
     ConceptProbe,
     edit_representation,
@@ -36,6 +36,7 @@ __all__ = [
     "Proposal",
     "QuestionCurve",
     "SourceCard",
+    "alike",
     "ask_in_turn",
     "changed_most",
     "contrast",

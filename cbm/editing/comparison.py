@@ -43,6 +43,13 @@ class Comparison:
         changed = len(self.gained) + len(self.lost)
         return float(binomtest(len(self.gained), changed).pvalue) if changed else 1.0
 
+    def __str__(self) -> str:
+        values = self.metrics()
+        return (
+            f"accuracy {values['edits/accuracy_before']:.4f} -> {values['edits/accuracy_after']:.4f}: "
+            f"{len(self.gained)} decisions gained, {len(self.lost)} lost (exact McNemar p = {self.p_value:.2g})"
+        )
+
     def recall(self) -> list[tuple[str, int, float, float]]:
         """(class, pictures, share that is right before, after) of every class with pictures."""
         rows = []

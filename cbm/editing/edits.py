@@ -41,10 +41,10 @@ class Edit:
         value: see above.
         classes: only these classes are told; all if None.
         samples: only these pictures, by name; all if None.
-        domain: only pictures of this domain: a data set, or what a site is called; all if None.
         why: what for.
         who: whose edit it is.
         when: date and time, ISO 8601.
+        domain: only pictures of this domain: a data set, or what a site is called; all if None.
 
     Raises:
         UserError: an unknown operation, or a value that is missing, no number, or one too many.
@@ -55,10 +55,10 @@ class Edit:
     value: float | str | None = None
     classes: tuple[str, ...] | None = None
     samples: tuple[str, ...] | None = None
-    domain: str | None = None
     why: str | None = None
     who: str | None = None
     when: str | None = None
+    domain: str | None = None
 
     def __post_init__(self) -> None:
         if self.op not in OPS:

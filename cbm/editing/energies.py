@@ -1,6 +1,6 @@
 """Edits of energy-based bottlenecks: what is told is clamped, the other concepts and the class follow.
 
-Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024. No class has a weight of a concept that could be changed,
+Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024. No class has a weight of a concept to be changed,
 so only activations are edited:
 
     set present | absent        the concept is known

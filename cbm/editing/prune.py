@@ -5,6 +5,22 @@ from torch import Tensor
 
 from cbm.layers import ConceptBottleneck
 
+ALIKE = 0.9
+
+
+@torch.no_grad()
+def alike(model: ConceptBottleneck, columns: Tensor, cosine: float = ALIKE) -> Tensor:
+    """Which concepts ``[K]`` the encoder cannot tell from one of some: to edit these alone would change little.
+
+    Args:
+        model: any bottleneck.
+        columns: ``[K]`` bool, the ones.
+        cosine: of two concepts' directions from which on they are alike.
+    """
+    directions = torch.nn.functional.normalize(model.concepts, dim=1)
+    near = directions @ directions[columns].T >= cosine
+    return near.any(dim=1) | columns
+
 
 @torch.no_grad()
 def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False) -> ConceptBottleneck:

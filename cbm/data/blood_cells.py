@@ -1,0 +1,198 @@
+"""White blood cells: two small sets from different microscopes, and the attributes of a large one."""
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from scipy.spatial import ConvexHull, QhullError
+
+from cbm.data.dataset import ImageDataset, Split, class_index
+from cbm.data.images import ImageFiles
+from cbm.data.readers import reader
+from cbm.errors import UserError, did_you_mean
+
+CELLS = ["neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil"]
+RARE = "basophil"  # one picture in the first set, three in the second
+NUCLEUS, CELL = 192, 64  # grey values of a mask from which on; some masks are not clean
+MARGIN = 0.1  # around a cell, of its size
+RUN = 5  # neighbouring numbers are often of one slide: they stay in one split
+
+
+@dataclass(frozen=True)
+class Part:
+    """One of the two sets.
+
+    Attributes:
+        label: the column of its class numbers.
+        width: nominal width of a picture.
+        ratio: a nucleus takes a high share of a cell from this value on.
+        size: a cell is big whose diameter is this share of the width.
+        solidity: a nucleus is segmented if it fills less of its convex hull.
+    """
+
+    label: str
+    width: int
+    ratio: float
+    size: float
+    solidity: float
+
+
+PARTS = {1: Part("class label", 120, 0.49, 0.555, 0.91), 2: Part("class", 300, 0.46, 0.546, 0.90)}
+"""Cuts at which each measure tells the classes it should apart best, measured on the published masks."""
+GROUPS = {
+    "nuclear cytoplasmic ratio": ["nuclear cytoplasmic ratio: high", "nuclear cytoplasmic ratio: low"],
+    "cell size": ["cell size: big", "cell size: small"],
+    "nucleus shape": ["nucleus shape: segmented", "nucleus shape: unsegmented"],
+}
+
+
+class MaskedCells(ImageFiles):
+    """Pictures cut to the cell that a mask (same name, ``.png``) shows, and made square with their background."""
+
+    def open(self, row: int) -> Image.Image:
+        """The cell as RGB."""
+        picture = super().open(row)
+        cell = read_mask(self.root / self.names[row]) >= CELL
+        if cell.shape != (picture.height, picture.width):
+            raise OSError(f"the mask of '{self.names[row]}' has another size")
+        pixels = np.asarray(picture)
+        background = np.median(pixels[~cell], axis=0) if (~cell).any() else np.full(3, 255)
+        rows, columns = np.flatnonzero(cell.any(axis=1)), np.flatnonzero(cell.any(axis=0))
+        if not len(rows):
+            return picture
+        height, width = rows[-1] - rows[0] + 1, columns[-1] - columns[0] + 1
+        side = int(np.ceil(max(height, width) * (1 + 2 * MARGIN)))
+        top, left = rows[0] - (side - height) // 2, columns[0] - (side - width) // 2
+        square = Image.new("RGB", (side, side), tuple(background.astype(np.uint8).tolist()))
+        square.paste(picture, (-int(left), -int(top)))
+        return square
+
+    def take(self, rows: Sequence[int]) -> "MaskedCells":
+        """The pictures at ``rows``."""
+        return MaskedCells(self.root, [self.names[row] for row in rows])
+
+    def fingerprints(self, cache: Path) -> list[str]:
+        """Of picture and mask together: both decide what is encoded."""
+        masks = ImageFiles(self.root, [str(Path(name).with_suffix(".png")) for name in self.names])
+        pairs = zip(super().fingerprints(cache), masks.fingerprints(cache))
+        return [hashlib.blake2b(f"{a}|{b}|cell".encode(), digest_size=16).hexdigest() for a, b in pairs]
+
+
+def read_mask(picture: Path) -> np.ndarray:
+    """Grey values ``[H, W]`` of the mask beside a picture: 255 nucleus, 128 cytoplasm, 0 neither."""
+    with Image.open(picture.with_suffix(".png")) as mask:
+        return np.asarray(mask.convert("L"))
+
+
+def measure(mask: np.ndarray, part: Part) -> list[float]:
+    """What a mask says about the concepts of ``GROUPS``, in their order: 1, 0, or NaN where there is no nucleus."""
+    nucleus, cell = mask >= NUCLEUS, mask >= CELL
+    if not nucleus.any():
+        return [np.nan] * 6
+    diameter = 2 * np.sqrt(cell.sum() / np.pi)
+    high = nucleus.sum() / cell.sum() >= part.ratio
+    big = diameter / part.width >= part.size
+    segmented = solidity(nucleus) < part.solidity
+    return [float(value) for found in (high, big, segmented) for value in (found, not found)]
+
+
+def solidity(shape: np.ndarray) -> float:
+    """Area of a shape ``[H, W]`` bool as a share of its convex hull's."""
+    y, x = np.nonzero(shape)
+    corners = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
+    try:
+        return float(len(x) / ConvexHull(corners).volume)
+    except QhullError:
+        return 1.0
+
+
+@reader("wbc")
+def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophils: bool = False) -> ImageDataset:
+    """The two sets of Zheng et al. (Micron 107, 2018), unpacked: ``Dataset 1/``, ``Dataset 2/`` and their class labels.
+
+    Concepts are measured in the masks. ``role=source`` divides 60/20/20 by runs of five neighbouring numbers;
+    ``role=target`` has no training pictures: all are for testing, and for a few labels.
+    """
+    if part not in PARTS:
+        raise UserError(f"dataset.args.part={part}: choose 1 or 2")
+    if role not in ("source", "target"):
+        raise UserError(f"dataset.args.role={role}: {did_you_mean(role, ('source', 'target'))}")
+    table = root / f"Class Labels of Dataset {part}.csv"
+    rows = _rows(name, table, ["image ID", PARTS[part].label])
+    numbers, labels = [], []
+    for line, row in enumerate(rows, start=2):
+        number, label = (row[key].strip() for key in ("image ID", PARTS[part].label))
+        if not number.isdecimal() or label not in ("1", "2", "3", "4", "5"):
+            raise UserError(f"'{table}' line {line}: expected the number of an image and of a class (1 to 5)")
+        if basophils or CELLS[int(label) - 1] != RARE:
+            numbers.append(int(number))
+            labels.append(CELLS[int(label) - 1])
+    files = [f"Dataset {part}/{number:03d}.bmp" for number in numbers]
+    for file in files:
+        for needed in (root / file, (root / file).with_suffix(".png")):
+            if not needed.is_file():
+                raise UserError(
+                    f"data set '{name}': '{table.name}' names '{needed.relative_to(root)}', which is not there"
+                )
+    classes = [cell for cell in CELLS if cell in set(labels)]
+    concepts = np.array([measure(read_mask(root / file), PARTS[part]) for file in files], dtype=np.float32)
+    whole = Split(MaskedCells(root, files), class_index(labels, classes), concepts)
+    run = (np.array(numbers) - 1) // RUN
+    fold = np.random.default_rng(0).permutation(run.max() + 1)[run] % 5
+    shares = {"train": fold < 3, "val": fold == 3, "test": fold == 4}
+    if role == "target":
+        shares = {"val": fold >= 0, "test": fold >= 0}
+    splits = {split: whole.take(np.flatnonzero(chosen)) for split, chosen in shares.items()}
+    return ImageDataset(name, classes, splits, [text for group in GROUPS.values() for text in group], GROUPS)
+
+
+@reader("wbcatt")
+def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
+    """WBCAtt (Tsutsui et al., NeurIPS 2023): eleven attributes of the blood cells of Acevedo et al. (2020).
+
+    ``annotations`` is the folder of ``pbc_attr_v1_{train,val,test}.csv``, seen from the root; their ``path`` column says
+    where a picture is under the root. A concept is an attribute's value; the values of an attribute exclude each other.
+    """
+    parts = {split: root / annotations / f"pbc_attr_v1_{split}.csv" for split in ("train", "val", "test")}
+    tables = {split: _rows(name, file, ["img_name", "label", "path"]) for split, file in parts.items()}
+    attributes = [key for key in tables["train"][0] if key not in ("img_name", "label", "path")]
+    everything = [row for rows in tables.values() for row in rows]
+    values = {key: sorted({row[key] for row in everything}) for key in attributes}
+    groups = {_words(key): [f"{_words(key)}: {value}" for value in values[key]] for key in attributes}
+    classes = sorted({row["label"] for row in everything})
+    splits = {}
+    for split, rows in tables.items():
+        if absent := [row["path"] for row in rows if not (root / row["path"]).is_file()]:
+            raise UserError(
+                f"data set '{name}': '{parts[split].name}' names {len(absent)} picture(s) that are not there, first: "
+                f"'{absent[0]}' (is dataset.root the folder that holds PBC_dataset_normal_DIB?)"
+            )
+        shown = [[float(row[key] == value) for key in attributes for value in values[key]] for row in rows]
+        pictures = ImageFiles(root, [row["path"] for row in rows])
+        labels = class_index([row["label"] for row in rows], classes)
+        splits[split] = Split(pictures, labels, np.array(shown, dtype=np.float32))
+    return ImageDataset(name, classes, splits, [text for group in groups.values() for text in group], groups)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _rows(name: str, table: Path, needed: list[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file that has these columns."""
+    if not table.is_file():
+        raise UserError(f"data set '{name}': no file '{table}' (is dataset.root the unpacked archive?)")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        found = csv.DictReader(file)
+        columns = found.fieldnames or []
+        for key in needed:
+            if key not in columns:
+                raise UserError(f"'{table}' has no column '{key}' (columns: {', '.join(columns) or 'none'})")
+        rows = list(found)
+    if not rows:
+        raise UserError(f"'{table}' has no rows")
+    return rows
