@@ -42,6 +42,10 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
         hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(job)()
     except (HydraException, OmegaConfBaseException) as error:
         _stop(explain(error, name, sys.argv[1:]))
+    except AssertionError as error:
+        if "Unexpected type for root: NoneType" not in str(error):
+            raise
+        _stop(explain_unchosen(sys.argv[1:]))
 
 
 def _stop(message: str, status: int = 2) -> NoReturn:
@@ -92,6 +96,18 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str:
         key = match.group(1) or match.group(2)
         return f"'{key}' is needed: say {key}=..."
     return next((str(cause) for cause in _chain(error) if str(cause)), type(error).__name__).split("\nfull_key")[0]
+
+
+def explain_unchosen(arguments: list[str]) -> str:
+    """One line for a setting of a group of which nothing was chosen (``dataset.root=...`` without ``dataset=...``)."""
+    settings = [a.partition("=")[0] for a in arguments if "=" in a]
+    for setting in settings:
+        group = setting.partition(".")[0]
+        if group != setting and group in config.groups() and group not in settings:
+            return (
+                f"'{setting}' belongs to a {group}: say {group}=... too ({', '.join(config.choices(group)[:6])}, ...)"
+            )
+    return "a setting of something that was not chosen"
 
 
 def _chain(error: BaseException | None) -> list[BaseException]:

@@ -207,6 +207,9 @@ def test_run_directories(command, folder: Path, tmp_path: Path):
     assert "split=tset: did you mean 'test'" in one_line(command("eval", "run=here", "split=tset"))
     assert "unknown dataset 'bird'" in one_line(command("eval", "run=here", "dataset=bird"))
     assert "which run? say run=" in one_line(command("eval"))
+    assert "'dataset.root' belongs to a dataset: say dataset=..." in one_line(
+        command("eval", "run=here", "dataset.root=x")
+    )
 
 
 def unfinished(command):

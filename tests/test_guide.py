@@ -20,8 +20,8 @@ def test_correct_a_model_in_ten_lines(command, tmp_path: Path, capsys: pytest.Ca
     ]
     (tmp_path / "cache").symlink_to(shared_folder() / "cache")
     (shared_folder() / "cache").mkdir(exist_ok=True)
-    status, errors = command("train", *shlex.split(train)[2:], *small("birds_spurious"), "report=false", "controls=false",
-                             "nec=[]", "trainer.progress=false")  # fmt: skip
+    quick = ("report=false", "controls=false", "nec=[]", "trainer.progress=false")
+    status, errors = command("train", *shlex.split(train)[2:], *small("birds_spurious"), *quick)
     assert status == 0, errors
     capsys.readouterr()
     blocks = re.findall(r"```python\n(.*?)```", GUIDE, re.DOTALL)
@@ -35,5 +35,5 @@ def test_correct_a_model_in_ten_lines(command, tmp_path: Path, capsys: pytest.Ca
     removed = [edit.concept for edit in load_edits("edits.yaml").edits]
     assert {"water in background", "wading in shallow water"} <= set(removed)
     assert cbm.load("runs/spurious").split("test", cache=tmp_path / "cache").names
-    status, errors = command("eval", *shlex.split(evaluate)[2:], *small("birds_spurious"), "output=out.json")
+    status, errors = command("eval", *shlex.split(evaluate)[2:])
     assert status == 0, errors

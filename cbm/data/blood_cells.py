@@ -141,21 +141,31 @@ def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophi
     classes = [cell for cell in CELLS if cell in set(labels)]
     concepts = np.array([measure(read_mask(root / file), PARTS[part]) for file in files], dtype=np.float32)
     whole = Split(MaskedCells(root, files), class_index(labels, classes), concepts)
-    run = (np.array(numbers) - 1) // RUN
-    fold = np.random.default_rng(0).permutation(run.max() + 1)[run] % 5
-    shares = {"train": fold < 3, "val": fold == 3, "test": fold == 4}
-    if role == "target":
-        shares = {"val": fold >= 0, "test": fold >= 0}
-    splits = {split: whole.take(np.flatnonzero(chosen)) for split, chosen in shares.items()}
+    every = np.arange(len(whole))
+    splits = {"val": whole.take(every), "test": whole.take(every)}
+    if role == "source":
+        part_of = divide_runs((np.array(numbers) - 1) // RUN, whole.labels)
+        splits = {split: whole.take(np.flatnonzero(part_of == split)) for split in ("train", "val", "test")}
     return ImageDataset(name, classes, splits, [text for group in GROUPS.values() for text in group], GROUPS)
+
+
+def divide_runs(run: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Names of splits ``[N]``, 60/20/20, the same for all pictures of a run; rare classes are divided first."""
+    turns = np.array(["train", "val", "test", "train", "train"], dtype=object)
+    generator, found = np.random.default_rng(0), np.full(len(run), "", dtype=object)
+    for label in np.argsort(np.bincount(labels), kind="stable"):
+        open_runs = generator.permutation(np.unique(run[(labels == label) & (found == "")]))
+        for number, one in enumerate(open_runs):
+            found[run == one] = turns[number % len(turns)]
+    return found
 
 
 @reader("wbcatt")
 def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
     """WBCAtt (Tsutsui et al., NeurIPS 2023): eleven attributes of the blood cells of Acevedo et al. (2020).
 
-    ``annotations`` is the folder of ``pbc_attr_v1_{train,val,test}.csv``, seen from the root; their ``path`` column says
-    where a picture is under the root. A concept is an attribute's value; the values of an attribute exclude each other.
+    ``annotations`` is the folder of ``pbc_attr_v1_{train,val,test}.csv``, seen from the root; their ``path`` column
+    says where a picture is under the root. A concept is an attribute's value; those of an attribute exclude each other.
     """
     parts = {split: root / annotations / f"pbc_attr_v1_{split}.csv" for split in ("train", "val", "test")}
     tables = {split: _rows(name, file, ["img_name", "label", "path"]) for split, file in parts.items()}

@@ -4,6 +4,8 @@ Laguna et al., "Beyond Concept Bottleneck Models: How to Make Black Boxes Interv
 gradient; for linear probes q(z) = sigmoid(Q z + b) the nearest such representation has a closed form,
 
     z' = z + Q_I^T (Q_I Q_I^T + rho 1)^-1 (t - Q_I z - b_I),        t = logit(.95) or logit(.05) of the told concepts I
+
+or, where the probe is more certain already, what it says: nothing is pulled back.
 """
 
 import math
@@ -72,7 +74,7 @@ def fit_concept_probe(
 
 
 def edit_representation(x: Tensor, probe: ConceptProbe, told: Tensor, *, rho: float = 1e-3) -> Tensor:
-    """The nearest features on which the probe sees what is told.
+    """The nearest features on which the probe is certain of what is told.
 
     Args:
         x: ``[N, D]``.
@@ -87,7 +89,8 @@ def edit_representation(x: Tensor, probe: ConceptProbe, told: Tensor, *, rho: fl
     parts = []
     for part, mask, goal in zip(*(each.split(max(1, NUMBERS_AT_ONCE // outer.numel())) for each in (x, known, wanted))):
         inner = outer * (mask[:, :, None] & mask[:, None, :]) + torch.diag_embed(torch.where(mask, ridge, 1.0))
-        lacking = torch.where(mask, (goal - probe(part)).double(), 0.0)
+        lacking = (goal - probe(part)).double()
+        lacking = torch.where(mask & (lacking * goal > 0), lacking, 0.0)
         step = torch.linalg.solve(inner, lacking[..., None])[..., 0] @ probe.directions.double()
         parts.append(torch.where(mask.any(dim=1, keepdim=True), part + step.to(part), part))
     return torch.cat(parts) if parts else x

@@ -65,6 +65,7 @@ def test_two_domains(root: Path, tmp_path: Path):
         runs = {split: {(int(Path(name).stem) - 1) // 5 for name in listed} for split, listed in names.items()}
         assert not runs["train"] & runs["test"]
         assert not runs["train"] & runs["val"]
+        assert all(set(part_.labels) == {0, 1, 2, 3} for part_ in source.splits.values())
         target = read_dataset("wbc", "cells", root, {"part": part, "role": "target"})
         assert "train" not in target.splits
         assert len(target.splits["test"]) == 80
