@@ -15,69 +15,11 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from cbm.kernels.scores import ordered_topk
+from cbm.kernels.noise import gumbel_noise
 from cbm.kernels.shapes import check_k, check_matrix, check_tau, compute_dtype
+from cbm.kernels.topk import ordered_topk
 
-_BLOCK = 64  # rows drawn by one generator: changing it changes every draw
 _CHUNK = 2**17  # entries per step, of which the relaxation keeps a few times k copies: 20 MB of float32 at k = 5
-
-
-def gumbel_noise(
-    rows: int,
-    columns: int,
-    seed: int,
-    *,
-    start: int = 0,
-    stream: int = 0,
-    device: torch.device | str | None = None,
-    dtype: torch.dtype = torch.float32,
-) -> Tensor:
-    """Rows ``start`` to ``start + rows`` of an endless matrix of standard Gumbel draws.
-
-    An entry depends on the seed, the stream, its row, its column, the number of columns and the kind of device, so the
-    rows may be drawn in any chunks. It comes from 23 random bits i as g = -log(-log((i + 1/2) / 2^23)), between -2.81
-    and 16.64: never infinite, and the same draw in float32 and in float64. Each block of 64 rows has a generator of its
-    own; on a CPU PyTorch seeds one from 32 bits, so among some ten thousand blocks two may repeat each other.
-
-    Args:
-        rows: How many rows.
-        columns: Columns of the matrix.
-        seed: Any integer.
-        start: The first row, >= 0.
-        stream: Independent matrices of one seed are numbered by it.
-        device: Where to draw; None for PyTorch's default device.
-        dtype: float32 or float64.
-
-    Returns:
-        ``[rows, columns]``.
-
-    Raises:
-        ValueError: If ``start`` is negative or ``dtype`` is another one.
-    """
-    if start < 0:
-        raise ValueError(f"start is {start}; expected >= 0")
-    if dtype not in (torch.float32, torch.float64):
-        raise ValueError(f"dtype is {dtype}; expected torch.float32 or torch.float64")
-    device = torch.get_default_device() if device is None else torch.device(device)
-    first, end = start // _BLOCK, -(-(start + rows) // _BLOCK)
-    bits = torch.empty(end - first, _BLOCK, columns, dtype=torch.int32, device=device)
-    generator = torch.Generator(device)
-    for block, values in enumerate(bits, first):
-        generator.manual_seed(_mix(seed, stream, block))
-        values.random_(0, 2**23, generator=generator)
-    bits = bits.view(-1, columns)[start - first * _BLOCK :][:rows]
-    return bits.to(dtype).add_(0.5).div_(2**23).log_().neg_().log_().neg_()
-
-
-def _mix(*parts: int) -> int:
-    """A 64-bit hash of integers: the output function of splitmix64, chained over them."""
-    mask, state = 2**64 - 1, 0
-    for part in parts:
-        state = (state + part + 0x9E3779B97F4A7C15) & mask
-        state = (state ^ (state >> 30)) * 0xBF58476D1CE4E5B9 & mask
-        state = (state ^ (state >> 27)) * 0x94D049BB133111EB & mask
-        state ^= state >> 31
-    return state
 
 
 def check_noise(seed: int | None, *noise: Tensor | None, shape: torch.Size) -> None:
@@ -90,8 +32,8 @@ def check_noise(seed: int | None, *noise: Tensor | None, shape: torch.Size) -> N
 
 
 def row_chunks(rows: int, columns: int) -> Iterator[slice]:
-    """Slices that cover the rows in order, of a bounded number of entries; they start where a block of noise does."""
-    step = max(1, _CHUNK // (columns * _BLOCK)) * _BLOCK
+    """Slices that cover the rows in order, of a bounded number of entries."""
+    step = max(1, _CHUNK // columns)
     return (slice(start, min(start + step, rows)) for start in range(0, rows, step))
 
 

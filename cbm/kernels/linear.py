@@ -20,7 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cbm.kernels.shapes import check_matrix, check_scale, check_vector, compute_dtype
+from cbm.kernels.shapes import check_matrix, check_row_factors, check_scale, check_vector, compute_dtype
 
 Plan = Literal["auto", "reassociated", "direct"]
 
@@ -94,6 +94,7 @@ def linear_bottleneck_logits(
     concepts: Tensor,
     head: Tensor,
     *,
+    inv_norm: Tensor | None = None,
     scale: float | Tensor = 1.0,
     mean: Tensor | None = None,
     std: Tensor | None = None,
@@ -114,6 +115,7 @@ def linear_bottleneck_logits(
         x: Image features [N, D].
         concepts: Concept embeddings [K, D].
         head: Class weights over concepts [C, K], after any softmax or ReLU of the raw parameter.
+        inv_norm: A factor on every row of x [N], such as 1 / |x|, or None for 1.
         scale: Factor on the scores, a number or a 0-d tensor.
         mean: Mean of every scaled score [K], or None for 0.
         std: Standard deviation of every scaled score [K], or None for 1.
@@ -132,7 +134,8 @@ def linear_bottleneck_logits(
         raise ValueError(f"plan is {plan!r}; expected 'auto', 'reassociated' or 'direct'")
     x = check_matrix("x", x)
     concepts, head, scale, mean, std, bias = _checked(x, concepts, head, scale, mean, std, bias)
-    x = x.to(concepts.dtype)
+    check_row_factors("inv_norm", inv_norm, len(x))
+    x = x.to(concepts.dtype) if inv_norm is None else x.to(concepts.dtype) * inv_norm.to(concepts.dtype)[:, None]
     if plan == "auto":
         plan = choose_plan(len(x), len(concepts), x.shape[1], len(head))
 

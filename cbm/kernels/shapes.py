@@ -59,6 +59,29 @@ def check_scale(scale: float | Tensor) -> float | Tensor:
     return scale
 
 
+def check_row_factors(name: str, value: Tensor | None, rows: int) -> Tensor | None:
+    """Return ``value`` if it is None or one constant floating-point factor per row [rows], else raise ValueError."""
+    check_vector(name, value, rows)
+    if value is not None and value.requires_grad:
+        raise ValueError(f"{name} requires a gradient; expected constants: normalise x itself to train through norms")
+    return value
+
+
+def scaled_alpha(scale: float | Tensor, alpha: Tensor | None, concepts: Tensor) -> Tensor | None:
+    """``scale * alpha`` [K], one factor per concept; None where it would be all ones.
+
+    Raises:
+        ValueError: If ``scale`` is neither a number nor a 0-d tensor, or ``alpha`` is not None or a [K] vector.
+    """
+    check_scale(scale)
+    check_vector("alpha", alpha, len(concepts))
+    if not isinstance(scale, Tensor) and scale == 1.0:
+        return alpha
+    if alpha is not None:
+        return scale * alpha
+    return torch.ones(len(concepts), dtype=compute_dtype(concepts), device=concepts.device) * scale
+
+
 def check_k(k: int, count: int) -> int:
     """Return ``k`` if 1 <= k <= count, the number of concepts to choose from, else raise ValueError."""
     if not 1 <= k <= count:

@@ -1,0 +1,503 @@
+"""Nonlinear concept bottleneck without the N x K scores: logits, and the loss with its gradients.
+
+    u = inv_norm_n (x_n . t_k)        a = phi(alpha_k u + beta_k)        logits = a W^T + bias
+
+Rows go through in chunks whose scores stay in cache: matrix products of the library, and between them one elementwise
+kernel (Triton on a GPU). The loss computes its gradients in the same pass, as the Liger kernels do for language-model
+heads; logits compute their scores again in the backward pass. Nothing of size N x K outlives a chunk.
+
+Plans:
+
+    torch      plain autograd through the scores: what small problems take, and what the others are tested against
+    chunked    the default
+    single     one kernel, scores in registers (cbm.kernels.gpu.bottleneck). A score computed again costs 2D FLOP, one
+               written and read in half precision 4 bytes: with D = 512 the two are close, so this is taken only where
+               it was measured to be faster. It has not been measured yet, and "auto" never takes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from cbm.kernels.backend import MOST_CLASSES, kernel_matrix, kernel_vector, triton_runs_on
+from cbm.kernels.chunks import accumulate, product, rows_per_chunk
+from cbm.kernels.scores import ACTIVATIONS, Activation, check_activation, concept_scores, slope
+from cbm.kernels.shapes import check_labels, check_matrix, check_row_factors, check_vector, compute_dtype, scaled_alpha
+
+Plan = Literal["auto", "torch", "chunked", "single"]
+_SMALL = 2**20  # scores that plain autograd may hold: 4 MB of float32
+
+
+def fused_bottleneck_logits(
+    x: Tensor,
+    concepts: Tensor,
+    head: Tensor,
+    *,
+    activation: Activation,
+    alpha: Tensor | None = None,
+    beta: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    inv_norm: Tensor | None = None,
+    backend: Plan = "auto",
+) -> Tensor:
+    """Logits of a nonlinear bottleneck, ``phi(scale * alpha * inv_norm * x T^T + beta) W^T + bias``.
+
+    Args:
+        x: Image features [N, D].
+        concepts: Concept embeddings [K, D].
+        head: Class weights over concepts [C, K].
+        activation: "identity", "sigmoid", "relu", "tanh" or "cube".
+        alpha: Factor on every concept's score [K]; None for 1.
+        beta: Added to every concept's score [K]; None for 0.
+        bias: Class bias [C]; None for 0.
+        scale: Factor on the scores, a number or a 0-d tensor.
+        inv_norm: A factor on every row of x [N], such as 1 / |x|; None for 1.
+        backend: A plan, see above; "auto" for "torch" if there are few scores, else "chunked".
+
+    Returns:
+        Logits [N, C], float32 or float64. Differentiable once in every other tensor.
+
+    Raises:
+        ValueError: If a shape does not fit, a word is unknown, or "single" cannot take the tensors.
+    """
+    problem, plan = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, backend)
+    if plan == "torch":
+        return problem.eager()[1]
+    logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, plan == "single")
+    return logits if bias is None else logits + bias.to(logits.dtype)
+
+
+def fused_bottleneck_loss(
+    x: Tensor,
+    concepts: Tensor,
+    head: Tensor,
+    y: Tensor,
+    *,
+    activation: Activation,
+    alpha: Tensor | None = None,
+    beta: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+    inv_norm: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    l1_scores: float = 0.0,
+    chunk_rows: int | Literal["auto"] = "auto",
+    backend: Plan = "auto",
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Mean cross-entropy of ``fused_bottleneck_logits``, plus ``l1_scores`` times the mean absolute activation.
+
+    Gradients are computed in the forward pass, for those tensors that require one, and handed on by the backward pass.
+
+    Args:
+        x: Image features [N, D].
+        concepts: Concept embeddings [K, D].
+        head: Class weights over concepts [C, K].
+        y: Classes [N] (int64).
+        activation: "identity", "sigmoid", "relu", "tanh" or "cube".
+        alpha: Factor on every concept's score [K]; None for 1.
+        beta: Added to every concept's score [K]; None for 0.
+        bias: Class bias [C]; None for 0.
+        scale: Factor on the scores, a number or a 0-d tensor.
+        inv_norm: A factor on every row of x [N]; None for 1.
+        label_smoothing: Share of the target that is spread over all classes, in [0, 1).
+        l1_scores: Weight of the mean of |a|.
+        chunk_rows: Rows per step; "auto" for as many as stay in cache.
+        backend: As for the logits.
+
+    Returns:
+        The loss, 0-d, and ``accuracy`` and ``mean_abs_score`` (mean of |a|; not under "single"), 0-d, without a
+        gradient.
+
+    Raises:
+        ValueError: If a shape does not fit, a word is unknown, or a number is out of range.
+    """
+    problem, plan = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, backend)
+    n, (c, k) = len(x), head.shape
+    if y.is_cuda:  # looking at the labels would wait for the GPU
+        if list(y.shape) != [n] or y.dtype != torch.int64:
+            raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [{n}] vector")
+    else:
+        check_labels(y, n, c)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 <= label_smoothing < 1")
+    if chunk_rows != "auto" and chunk_rows < 1:
+        raise ValueError(f"chunk_rows is {chunk_rows}; expected >= 1 or 'auto'")
+    if plan == "single":
+        if l1_scores:
+            raise ValueError(
+                f"l1_scores is {l1_scores} and backend 'single', which keeps no scores; expected 'chunked'"
+            )
+        logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, True)
+        logits = logits if bias is None else logits + bias.to(logits.dtype)
+        loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
+        return loss, {"accuracy": (logits.argmax(1) == y).to(loss.dtype).mean()}
+    if plan == "torch":
+        activations, logits = problem.eager()
+        loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
+        size = activations.abs().mean()
+        right = (logits.argmax(1) == y).to(loss.dtype).mean()
+        return loss + l1_scores * size, {"accuracy": right, "mean_abs_score": size.detach()}
+    need = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*problem.tensors[:5], bias)]
+    loss, right, size, *_ = torch.ops.cbm.bottleneck_loss(
+        *problem.tensors, bias, y, activation, label_smoothing, l1_scores,
+        rows_per_chunk(n, k, x.is_cuda) if chunk_rows == "auto" else chunk_rows, need,
+    )  # fmt: skip
+    return loss, {"accuracy": right, "mean_abs_score": size}
+
+
+def _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, plan) -> tuple[_Bottleneck, str]:
+    """Check the arguments against each other and pick the plan."""
+    check_activation(activation)
+    if plan not in ("auto", "torch", "chunked", "single"):
+        raise ValueError(f"backend is {plan!r}; expected 'auto', 'torch', 'chunked' or 'single'")
+    k = len(check_matrix("concepts", concepts, columns=check_matrix("x", x).shape[1]))
+    check_matrix("head", head, columns=k)
+    check_row_factors("inv_norm", inv_norm, len(x))
+    alpha = scaled_alpha(scale, alpha, concepts)
+    check_vector("beta", beta, k)
+    check_vector("bias", bias, len(head))
+    if plan == "auto":
+        plan = "torch" if len(x) * k <= _SMALL else "chunked"
+    if plan == "single":
+        if not triton_runs_on(x) or len(head) > MOST_CLASSES:
+            raise ValueError(
+                f"backend is 'single' with {len(head)} classes and {x.dtype} on {x.device}; expected at most "
+                f"{MOST_CLASSES} classes, and float32, bfloat16 or float16 on a CUDA device with triton installed"
+            )
+        if torch.is_grad_enabled() and (x.requires_grad or concepts.requires_grad):
+            raise ValueError("backend is 'single' and x or concepts require a gradient; expected 'chunked'")
+    return _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias), plan
+
+
+@dataclass
+class _Gradients:
+    """Sums over chunks, in float32 or float64; None where no gradient is wanted."""
+
+    x: Tensor | None = None
+    products: Tensor | None = None  # [K, D], the gradient of concepts but for alpha
+    head: Tensor | None = None
+    alpha: Tensor | None = None
+    beta: Tensor | None = None
+    bias: Tensor | None = None
+
+    @property
+    def inner(self) -> bool:
+        """Whether anything below the activation is wanted."""
+        return any(g is not None for g in (self.x, self.products, self.alpha, self.beta))
+
+
+@dataclass
+class _Bottleneck:
+    """The tensors of a problem, and what is done with a chunk of its rows."""
+
+    x: Tensor
+    concepts: Tensor
+    head: Tensor
+    alpha: Tensor | None
+    beta: Tensor | None
+    inv_norm: Tensor | None
+    activation: str
+    bias: Tensor | None = None
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def tensors(self) -> tuple[Tensor | None, ...]:
+        """Arguments of the registered operations."""
+        return self.x, self.concepts, self.head, self.alpha, self.beta, self.inv_norm
+
+    def eager(self) -> tuple[Tensor, Tensor]:
+        """Activations [N, K] and logits [N, C] by plain autograd."""
+        z = concept_scores(
+            self.x, self.concepts, inv_norm=self.inv_norm, alpha=self.alpha, beta=self.beta, backend="torch"
+        )
+        activations = ACTIVATIONS[self.activation](z)
+        with torch.autocast(self.x.device.type, enabled=False):
+            dtype = compute_dtype(activations, self.head, self.bias)
+            bias = None if self.bias is None else self.bias.to(dtype)
+            return activations, torch.nn.functional.linear(activations.to(dtype), self.head.to(dtype), bias)
+
+    def prepare(self, keep_scores: bool) -> _Bottleneck:
+        """Cast once: operands of products, and float vectors. PyTorch takes alpha into the concepts where it may."""
+        self.fused = triton_runs_on(self.x)
+        self.dtype = compute_dtype(*self.tensors, self.bias)
+        operand = torch.promote_types(torch.promote_types(self.x.dtype, self.concepts.dtype), self.head.dtype)
+        self.operand = operand if self.fused else self.dtype
+        self.keep_scores = keep_scores
+        self.folded = not self.fused and not keep_scores
+        vectors = (None if v is None else v.to(self.dtype) for v in (self.alpha, self.beta, self.inv_norm))
+        self.alpha, self.beta, self.inv_norm = vectors
+        self.weight = self.concepts.to(self.operand)
+        if self.folded and self.alpha is not None:
+            self.weight = self.weight * self.alpha[:, None]
+        self.votes = self.head.to(self.operand)
+        return self
+
+    def buffer(self, name: str, shape: torch.Size | tuple[int, int], dtype: torch.dtype) -> Tensor:
+        """Memory of this shape that is used again by the next chunk."""
+        size = shape[0] * shape[1]
+        if name not in self._buffers or self._buffers[name].numel() < size:
+            self._buffers[name] = torch.empty(size, dtype=dtype, device=self.x.device)
+        return self._buffers[name][:size].view(shape)
+
+    def chunks(self, rows: int) -> Iterator[slice]:
+        """Slices of so many rows."""
+        n = len(self.x)
+        return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
+
+    def activations(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
+        """Features [n, D], raw scores [n, K] (lost where they are not kept) and activations [n, K] of some rows."""
+        x = self.x[rows].to(self.operand)
+        inv_norm = None if self.inv_norm is None else self.inv_norm[rows]
+        if inv_norm is not None and not self.fused:
+            x, inv_norm = x * inv_norm[:, None], None
+        scores = self.buffer("scores", (len(x), len(self.weight)), self.dtype)
+        if self.folded:
+            if self.beta is None:
+                torch.mm(x, self.weight.T, out=scores)
+            else:
+                torch.addmm(self.beta, x, self.weight.T, out=scores)
+            return x, scores, _in_place(scores, self.activation)
+        product(x, self.weight.T, scores)
+        a = self.buffer("activations", scores.shape, self.operand)
+        if self.fused:
+            from cbm.kernels.gpu import elementwise
+
+            elementwise.activate_chunk(scores, inv_norm, self.alpha, self.beta, self.activation, a)
+            return x, scores, a
+        a.copy_(scores)
+        a = a if self.alpha is None else a.mul_(self.alpha)
+        a = a if self.beta is None else a.add_(self.beta)
+        return x, scores, _in_place(a, self.activation)
+
+    def logits(self, a: Tensor) -> Tensor:
+        """[n, C] of activations [n, K]."""
+        logits = product(a, self.votes.T, self.buffer("logits", (len(a), len(self.votes)), self.dtype))
+        return logits if self.bias is None else logits.add_(self.bias.to(self.dtype))
+
+    def gradients(self, need: list[bool]) -> _Gradients:
+        """Zeros for every gradient that is needed: of x, concepts, head, alpha, beta, bias."""
+        (n, d), (c, k) = self.x.shape, self.head.shape
+        shapes = [(n, d), (k, d), (c, k), (k,), (k,), (c,)]
+        return _Gradients(
+            *(self.x.new_zeros(s, dtype=self.dtype) if wanted else None for s, wanted in zip(shapes, need))
+        )
+
+    def pull(
+        self, rows: slice, x: Tensor, scores: Tensor, a: Tensor, upstream: Tensor, penalty: float, into: _Gradients
+    ) -> None:
+        """Add what a chunk contributes: ``upstream`` [n, C] is the gradient of its logits, ``penalty`` that of |a|."""
+        if into.head is not None:
+            accumulate(into.head, upstream.T, a)
+        if into.bias is not None:
+            into.bias += upstream.sum(0, dtype=self.dtype)
+        if not into.inner:
+            return
+        inv_norm = None if self.inv_norm is None or not self.fused else self.inv_norm[rows]
+        da = product(upstream, self.votes, self.buffer("upstream", a.shape, self.dtype))
+        if self.fused:
+            from cbm.kernels.gpu import elementwise
+
+            dz = self.buffer("dz", a.shape, self.operand)
+            d_alpha, d_beta = elementwise.slope_chunk(
+                da, a, scores if into.alpha is not None else None, inv_norm, self.activation, penalty,
+                into.beta is not None, dz,
+            )  # fmt: skip
+        else:
+            if penalty:
+                da.add_(torch.sign(a, out=self.buffer("signs", a.shape, self.dtype)), alpha=penalty)
+            dz = _slope_in_place(da, a, self.activation)
+            d_beta = dz.sum(0) if into.beta is not None else None
+            d_alpha = scores.mul_(dz).sum(0) if into.alpha is not None else None
+        if into.alpha is not None and d_alpha is not None:
+            into.alpha += d_alpha
+        if into.beta is not None and d_beta is not None:
+            into.beta += d_beta
+        if into.products is not None:
+            accumulate(into.products, dz.T, x)
+        if into.x is not None:
+            if not self.folded and self.alpha is not None:
+                dz = (dz * self.alpha).to(self.operand)
+            product(dz, self.weight, into.x[rows])
+            if self.inv_norm is not None and not self.fused:
+                into.x[rows] *= self.inv_norm[rows, None]
+
+    def finished(self, g: _Gradients) -> list[Tensor]:
+        """Gradients of x, concepts, head, alpha, beta and bias; empty where none is wanted."""
+        of_concepts = g.products
+        if of_concepts is not None and self.alpha is not None:
+            of_concepts = of_concepts * self.alpha[:, None]
+        found = g.x, of_concepts, g.head, g.alpha, g.beta, g.bias
+        return [self.x.new_empty(0) if gradient is None else gradient for gradient in found]
+
+
+def _in_place(z: Tensor, activation: str) -> Tensor:
+    """phi(z), written over z."""
+    if activation in ("sigmoid", "relu", "tanh"):
+        return {"sigmoid": torch.sigmoid_, "relu": torch.relu_, "tanh": torch.tanh_}[activation](z)
+    return z.copy_(ACTIVATIONS[activation](z)) if activation != "identity" else z
+
+
+def _slope_in_place(upstream: Tensor, a: Tensor, activation: str) -> Tensor:
+    """``upstream * phi'(z)`` written over ``upstream``: a new chunk of memory would cost more than the arithmetic."""
+    if activation == "sigmoid":
+        return torch.ops.aten.sigmoid_backward.grad_input(upstream, a, grad_input=upstream)
+    if activation == "tanh":
+        return torch.ops.aten.tanh_backward.grad_input(upstream, a, grad_input=upstream)
+    if activation == "relu":
+        return torch.ops.aten.threshold_backward.grad_input(upstream, a, 0, grad_input=upstream)
+    return upstream if activation == "identity" else upstream.mul_(slope(a, activation))
+
+
+@torch.library.custom_op("cbm::bottleneck_loss", mutates_args=())
+def _loss(
+    x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None,
+    bias: Tensor | None, y: Tensor, activation: str, smoothing: float, l1: float, rows: int, need: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Loss, accuracy and mean |a|, then gradients of x, concepts, head, alpha, beta and bias."""
+    with torch.autocast(x.device.type, enabled=False):
+        problem = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias)
+        problem = problem.prepare(keep_scores=need[3])
+        n, k = len(x), len(concepts)
+        into = problem.gradients(need)
+        loss, right, size = x.new_zeros(3, dtype=problem.dtype)
+
+        for chunk in problem.chunks(rows):
+            features, scores, a = problem.activations(chunk)
+            part, hits, upstream = _cross_entropy(problem.logits(a), y[chunk], 1 / n, smoothing, problem)
+            loss, right = loss + part, right + hits
+            size += torch.linalg.vector_norm(a, 1, dtype=problem.dtype)
+            problem.pull(chunk, features, scores, a, upstream, l1 / (n * k), into)
+        size = size / (n * k)
+        total = loss / n + l1 * size if l1 else loss / n
+        return (total, right / n, size, *problem.finished(into))
+
+
+def _cross_entropy(
+    logits: Tensor, y: Tensor, weight: float, smoothing: float, problem: _Bottleneck
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Sum of the losses, number of right answers, and ``weight`` times the gradient of the logits [n, C]."""
+    if problem.fused:
+        from cbm.kernels.gpu import elementwise
+
+        upstream = problem.buffer("errors", logits.shape, problem.operand)
+        return *elementwise.cross_entropy_chunk(logits, y, weight, smoothing, upstream), upstream
+    lse = logits.logsumexp(1, keepdim=True)
+    right = (logits.argmax(1) == y).sum()
+    losses = lse - (1 - smoothing) * logits.gather(1, y[:, None])
+    if smoothing:
+        losses -= smoothing * logits.mean(1, keepdim=True)
+    upstream = logits.sub_(lse).exp_()
+    upstream.scatter_add_(1, y[:, None], upstream.new_full((len(y), 1), smoothing - 1))
+    if smoothing:
+        upstream -= smoothing / logits.shape[1]
+    return losses.sum(), right, upstream.mul_(weight)
+
+
+@_loss.register_fake
+def _(x, concepts, head, alpha, beta, inv_norm, bias, y, activation, smoothing, l1, rows, need):
+    dtype = compute_dtype(x, concepts, head, alpha, beta, inv_norm, bias)
+    (n, d), (c, k) = x.shape, head.shape
+    shapes = [(n, d), (k, d), (c, k), (k,), (k,), (c,)]
+    numbers = (x.new_empty((), dtype=dtype) for _ in range(3))
+    return (*numbers, *(x.new_empty(s if w else (0,), dtype=dtype) for s, w in zip(shapes, need)))
+
+
+def _keep_gradients(ctx, inputs, output):
+    tensors = (*inputs[:5], inputs[6])
+    ctx.dtypes = [None if t is None else t.dtype for t in tensors]
+    ctx.need = inputs[-1]
+    ctx.save_for_backward(*output[3:])
+
+
+def _hand_on(ctx, upstream, *_):
+    gradients = [
+        (gradient * upstream).to(dtype) if wanted else None
+        for gradient, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.need)
+    ]
+    return (*gradients[:5], None, gradients[5], *[None] * 6)
+
+
+_loss.register_autograd(_hand_on, setup_context=_keep_gradients)
+
+
+def _for_kernel(
+    x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """Arguments of the single kernels: operands of one dtype, float32 vectors."""
+    dtype = torch.promote_types(torch.promote_types(x.dtype, concepts.dtype), head.dtype)
+    vectors = kernel_vector(alpha), kernel_vector(beta), kernel_vector(inv_norm)
+    return kernel_matrix(x, dtype), kernel_matrix(concepts, dtype), head.to(dtype), *vectors
+
+
+@torch.library.custom_op("cbm::bottleneck_logits", mutates_args=())
+def _logits(
+    x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None,
+    activation: str, single: bool,
+) -> Tensor:  # fmt: skip
+    if single:
+        from cbm.kernels.gpu import bottleneck as gpu
+
+        return gpu.logits(*_for_kernel(x, concepts, head, alpha, beta, inv_norm), activation)
+    with torch.autocast(x.device.type, enabled=False):
+        problem = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation).prepare(keep_scores=False)
+        logits = x.new_empty(len(x), len(head), dtype=problem.dtype)
+        for chunk in problem.chunks(rows_per_chunk(len(x), len(concepts), x.is_cuda)):
+            product(problem.activations(chunk)[2], problem.votes.T, logits[chunk])
+        return logits
+
+
+@_logits.register_fake
+def _(x, concepts, head, alpha, beta, inv_norm, activation, single):
+    return x.new_empty(len(x), len(head), dtype=compute_dtype(x, concepts, head, alpha, beta, inv_norm))
+
+
+@torch.library.custom_op("cbm::bottleneck_logits_backward", mutates_args=())
+def _logits_backward(
+    upstream: Tensor, x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None,
+    inv_norm: Tensor | None, activation: str, single: bool, need: list[bool],
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Gradients of x, concepts, head, alpha and beta; the scores are computed again."""
+    with torch.autocast(x.device.type, enabled=False):
+        problem = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation).prepare(keep_scores=need[3])
+        into = problem.gradients([*need, False])
+        if single:
+            from cbm.kernels.gpu import bottleneck as gpu
+
+            arguments = _for_kernel(x, concepts, head, alpha, beta, inv_norm)
+            into.head, into.alpha, into.beta = gpu.gradients(*arguments, activation, upstream, need[3] or need[4])
+        else:
+            for chunk in problem.chunks(rows_per_chunk(len(x), len(concepts), x.is_cuda)):
+                errors = upstream[chunk].to(problem.operand)
+                problem.pull(chunk, *problem.activations(chunk), errors, 0.0, into)
+        x_, concepts_, head_, alpha_, beta_, _ = problem.finished(into)
+        return x_, concepts_, head_, alpha_, beta_
+
+
+@_logits_backward.register_fake
+def _(upstream, x, concepts, head, alpha, beta, inv_norm, activation, single, need):
+    dtype = compute_dtype(x, concepts, head, alpha, beta, inv_norm)
+    (n, d), (c, k) = x.shape, head.shape
+    shapes = [(n, d), (k, d), (c, k), (k,), (k,)]
+    return tuple(x.new_empty(s if w else (0,), dtype=dtype) for s, w in zip(shapes, need))
+
+
+def _keep_inputs(ctx, inputs, output):
+    ctx.save_for_backward(*inputs[:6])
+    ctx.activation, ctx.single = inputs[6:]
+
+
+def _pull_logits(ctx, upstream):
+    tensors = ctx.saved_tensors
+    need = list(ctx.needs_input_grad[:5])
+    found = torch.ops.cbm.bottleneck_logits_backward(upstream.contiguous(), *tensors, ctx.activation, ctx.single, need)
+    gradients = (g.to(t.dtype) if w else None for g, t, w in zip(found, tensors, need))
+    return (*gradients, None, None, None)
+
+
+_logits.register_autograd(_pull_logits, setup_context=_keep_inputs)
