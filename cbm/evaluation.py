@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, FeatureSplit, spaced
-from cbm.kernels import class_vectors
+from cbm.kernels import class_vectors, concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid
 from cbm.metrics import (
     ConceptAlignment,
@@ -192,9 +192,8 @@ def concept_ground_truth(
         return {}, {}
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
     directions = model.concepts[columns]
-    values, aurocs = concept_label_metrics(
-        split.x @ directions.T, split.concepts[:, truth], val.x @ directions.T, val.concepts[:, truth]
-    )
+    scores, val_scores = concept_scores(split.x, directions), concept_scores(val.x, directions)
+    values, aurocs = concept_label_metrics(scores, split.concepts[:, truth], val_scores, val.concepts[:, truth])
     if model.activation is not None and model.activation.rests_at_zero:
         values |= used_concept_truth(model, split.x, columns, split.concepts[:, truth])
     return values, {column: auroc for column, auroc in zip(columns, aurocs) if not math.isnan(auroc)}

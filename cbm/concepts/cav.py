@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped
 from cbm.errors import UserError, did_you_mean
+from cbm.kernels import concept_scores
 
 if TYPE_CHECKING:
     from cbm.data.dataset import Split
@@ -178,7 +179,7 @@ def distances(bank: ConceptBank, x: Tensor) -> Tensor:
     """
     cavs = [concept.provenance.get("cav") for concept in bank.concepts]
     offsets = torch.tensor([cav["intercept"] / cav["norm"] if cav else 0.0 for cav in cavs], dtype=torch.float64)
-    return x @ bank.directions().to(x).T + offsets.to(x)
+    return concept_scores(x, bank.directions().to(x), beta=offsets.to(x))
 
 
 def majority_owners(truth: Tensor, labels: Tensor, num_classes: int) -> Tensor:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.concepts.bank import Concept, ConceptBank
+from cbm.kernels import concept_scores
 
 _ROWS = 512  # phrases compared with all others at a time
 _PICTURES = 8192  # pictures scored at a time
@@ -155,7 +156,7 @@ def top_activation(x: Tensor, concepts: Tensor, count: int = 5) -> Tensor:
         pictures = normalize(part.to(directions.device).float(), dim=1)
         tops = []
         for some, before in zip(directions.split(_ROWS), best.split(_ROWS)):
-            scores = some @ pictures.T
+            scores = concept_scores(pictures, some).T
             own = scores.topk(min(count, scores.shape[1]), dim=1).values
             tops.append(torch.cat([before, own], dim=1).topk(min(count, before.shape[1] + own.shape[1]), dim=1).values)
         best = torch.cat(tops)

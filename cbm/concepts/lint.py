@@ -9,6 +9,7 @@ from torch import Tensor
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.hygiene import class_name_pattern, hygiene_reason
 from cbm.concepts.readers import normalise_text
+from cbm.kernels import concept_scores
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def undetected(bank: ConceptBank, embeddings: Tensor, x: Tensor, y: Tensor, clas
     findings = []
     owners = bank.owners(classes)
     for start in range(0, len(bank), 1024):
-        scores = x @ embeddings[start : start + 1024].T  # [N, k]
+        scores = concept_scores(x, embeddings[start : start + 1024])  # [N, k]
         inside = owners[:, start : start + 1024][y]  # [N, k]
         n_in, n_out = inside.sum(0), (~inside).sum(0)
         mean_in = (scores * inside).sum(0) / n_in

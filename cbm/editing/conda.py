@@ -22,6 +22,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from cbm.editing.source_card import SourceStatistics
 from cbm.errors import UserError
+from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.layers.probe import LinearProbe
 
@@ -83,7 +84,7 @@ def adapt_unlabelled(
     centres = source.mean.to(x) @ whiten
 
     def activate(directions: Tensor, part: Tensor) -> Tensor:
-        scores = part @ directions.T
+        scores = concept_scores(part, directions)
         return scores if model.activation is None else model.activation(scores)
 
     def size(tensor: Tensor) -> float:

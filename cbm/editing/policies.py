@@ -27,6 +27,7 @@ from torch import Tensor
 from cbm.editing.apply import levels
 from cbm.editing.propagation import propagate
 from cbm.errors import UserError, did_you_mean
+from cbm.kernels import override_logits
 from cbm.layers import ConceptBottleneck
 
 Policy = Literal["random", "ucp", "cctp", "ectp", "eudtp", "coop", "oracle"]
@@ -112,15 +113,18 @@ def ask_in_turn(
     ends = levels(model)
     chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
     activation = seen = model.activations(x)
-    passed = model(x) - torch.nn.functional.linear(activation, model.weights())  # bias, residual
+    columns = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(list(unit)) for unit in units], batch_first=True, padding_value=-1
+    )
     right, spent, asked = [], [torch.zeros(len(x))], torch.full((len(x), questions), -1)
+    votes, logits = model.weights().T.contiguous(), model(x)
+    passed = logits - torch.nn.functional.linear(activation, model.weights())  # bias, residual
     given = torch.full((len(x), count), math.nan) if callable(answers) else answers
     open_units = (
         torch.full(given.shape, True) if callable(answers) else ~given.isnan()
     ).float() @ member.T > 0  # [N, U]
     told = torch.full(given.shape, False)
     for step in range(questions + 1):
-        logits = torch.nn.functional.linear(activation, model.weights()) + passed
         right.append((logits.argmax(dim=1) == y).double().mean())
         if step == questions:
             break
@@ -139,9 +143,13 @@ def ask_in_turn(
         told = told | (now & ~given.isnan())
         values = torch.where(given > 0.5, ends[1], ends[0])
         if covariance is None:
-            activation = torch.where(told, values, seen)
+            asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)
+            moved = torch.where(told, values, seen)
+            change = (moved - activation).gather(1, asked_now.clamp(min=0))
+            activation, logits = moved, override_logits(logits, asked_now, change, votes)
         else:
             activation = propagate(seen, told, values, covariance)
+            logits = torch.nn.functional.linear(activation, model.weights()) + passed
         open_units[torch.arange(len(x)), best] = False
         spent.append(spent[-1] + costs[best] * asking)
     return QuestionCurve(torch.stack(right), torch.stack(spent).mean(dim=1), asked)

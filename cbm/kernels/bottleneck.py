@@ -27,7 +27,16 @@ from torch import Tensor
 from cbm.kernels.backend import MOST_CLASSES, kernel_matrix, kernel_vector, triton_runs_on
 from cbm.kernels.chunks import accumulate, product, rows_per_chunk
 from cbm.kernels.scores import ACTIVATIONS, Activation, check_activation, concept_scores, slope
-from cbm.kernels.shapes import check_labels, check_matrix, check_row_factors, check_vector, compute_dtype, scaled_alpha
+from cbm.kernels.shapes import (
+    check_labels,
+    check_matrix,
+    check_row_factors,
+    check_vector,
+    compute_dtype,
+    may_read,
+    scaled_alpha,
+)
+
 
 Plan = Literal["auto", "torch", "chunked", "single"]
 _SMALL = 2**20  # scores that plain autograd may hold: 4 MB of float32
@@ -119,11 +128,10 @@ def fused_bottleneck_loss(
     """
     problem, plan = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, backend)
     n, (c, k) = len(x), head.shape
-    if y.is_cuda:  # looking at the labels would wait for the GPU
-        if list(y.shape) != [n] or y.dtype != torch.int64:
-            raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [{n}] vector")
-    else:
+    if may_read(y):
         check_labels(y, n, c)
+    elif list(y.shape) != [n] or y.dtype != torch.int64:
+        raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [{n}] vector")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 <= label_smoothing < 1")
     if chunk_rows != "auto" and chunk_rows < 1:

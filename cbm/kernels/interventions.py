@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from cbm.kernels.backend import Backend, use_triton
-from cbm.kernels.shapes import check_matrix
+from cbm.kernels.shapes import check_matrix, may_read
 
 _MOST_CLASSES = 4096  # whose logits a kernel keeps in registers
 _ROWS = 256  # pictures whose logits stay in a CPU's cache
@@ -80,7 +80,7 @@ def intervene(
         raise ValueError(f"order has shape {list(order.shape)} and change {list(change.shape)}; expected [P, {n}, M]")
     if list(y.shape) != [n]:
         raise ValueError(f"y has shape {list(y.shape)}; expected [{n}]")
-    if not order.is_cuda and order.numel() and int(order.max()) >= k:
+    if may_read(order) and order.numel() and int(order.max()) >= k:
         raise ValueError(f"order has concept {int(order.max())}; expected at most {k - 1}, the last row of votes")
     triton = use_triton(backend if c <= _MOST_CLASSES else "torch", logits, votes)
     right, target = torch.ops.cbm.intervene(logits, order, change, votes, y, return_target, triton)

@@ -36,6 +36,11 @@ def check_vector(name: str, value: Tensor | None, length: int) -> Tensor | None:
     return value
 
 
+def may_read(tensor: Tensor) -> bool:
+    """Whether values may be looked at: not on a GPU, which would have to be waited for, nor while a graph is traced."""
+    return not tensor.is_cuda and not torch.compiler.is_compiling()
+
+
 def check_labels(y: Tensor, rows: int, num_classes: int) -> Tensor:
     """Return ``y`` if it is an int64 [rows] vector of classes 0 .. num_classes - 1, of two or more, else raise.
 

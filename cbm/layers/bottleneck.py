@@ -79,7 +79,7 @@ class ConceptBottleneck(nn.Module):
         if self.activation is None:
             logits = linear_bottleneck_logits(x, self.concepts, weight, scale=self.scale, bias=bias)
         else:
-            logits = nn.functional.linear(self.activations(x), self.scale * weight, bias)
+            logits = self.activation.logits(x, self.concepts, self.scale * weight, bias)
         return logits if self.residual is None else logits + self.residual(x)
 
     def scores(self, x: Tensor) -> Tensor:
@@ -126,7 +126,7 @@ class ConceptBottleneck(nn.Module):
 
     @torch.no_grad()
     def logits(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Logits of any number of pictures ``[N, D]``, computed in chunks; ``[N, C]``.
+        """Logits of any number of pictures ``[N, D]``; ``[N, C]``.
 
         Args:
             x: unit-norm features.
@@ -138,15 +138,11 @@ class ConceptBottleneck(nn.Module):
         else:
             bias = self.base() - weights @ self.reference
         if self.activation is None:
-            rows = 65536
-            weights, bias = class_vectors(self.concepts, weights, bias=bias)
+            vectors, bias = class_vectors(self.concepts, weights, bias=bias)
+            logits = nn.functional.linear(x, vectors, bias)
         else:
-            rows = max(1, ACTIVATIONS_AT_ONCE // len(self.concepts))
-        parts = [
-            nn.functional.linear(part if self.activation is None else self.activations(part), weights, bias)
-            for part in x.split(rows)
-        ]
-        return torch.cat(parts) if self.residual is None else torch.cat(parts) + self.residual(x)
+            logits = self.activation.logits(x, self.concepts, weights, bias)
+        return logits if self.residual is None else logits + self.residual(x)
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> "ConceptBottleneck":

@@ -16,6 +16,7 @@ from torch import nn
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, spaced
 from cbm.errors import UserError
+from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, Cube, Largest, LinearHead
 from cbm.methods.base import Method, one_of, register_method
 from cbm.solvers import concept_matrix
@@ -72,7 +73,7 @@ class CMS(Method):
             offset = offset.masked_fill(matrix.weight == 0, 1e9)  # concepts that were left out are never the largest
             model = ConceptBottleneck(concepts, LinearHead(rows.float()), scale=logit_scale, activation=Largest(offset))
             return model.calibrate(x), bank
-        pictures = spaced(x, 4096) @ concepts.T - offset
+        pictures = concept_scores(spaced(x, 4096), concepts, beta=-offset)
         activation = None
         if self.config.rule == "cubed":
             activation, rows, pictures = Cube(offset), rows**3, pictures**3

@@ -9,6 +9,7 @@ from torch import Tensor
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
+from cbm.kernels import concept_scores
 from cbm.methods.base import one_of
 from cbm.metrics import match_concepts
 
@@ -95,7 +96,7 @@ def pseudo_labels(features: dict[str, Tensor], directions: Tensor, temperature: 
         Split to ``[N, K]`` in [0, 1].
     """
     centred = directions - directions.mean(dim=0)
-    scores = {name: x @ centred.T for name, x in features.items()}
+    scores = {name: concept_scores(x, centred) for name, x in features.items()}
     scale = scores["train"].std(dim=0).clamp(min=1e-12)
     cut = scores["train"].median(dim=0).values
     return {name: ((s - cut) / (scale * temperature)).sigmoid() for name, s in scores.items()}

@@ -117,7 +117,7 @@ class SparseBottleneck(nn.Module):
 
     def scores(self, x: Tensor) -> Tensor:
         """s ``[B, K]`` of features ``[B, D]``."""
-        return concept_scores(x, self.concepts) - self.offset
+        return concept_scores(x, self.concepts, beta=-self.offset)
 
     def mix(self, scores: Tensor) -> Tensor:
         """z ``[B, K]`` of scores ``[B, K]``."""

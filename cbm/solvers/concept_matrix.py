@@ -23,6 +23,7 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from cbm.kernels.scores import concept_scores
 from cbm.kernels.shapes import check_matrix, check_vector, compute_dtype
 
 Rule = Literal["similarity", "cubed", "max"]
@@ -160,7 +161,7 @@ def cms_scores(
             weighted, rows = root.flip(0), rows @ basis.flip(1)
         mean, weighted, rows = (t.to(concepts.device, dtype) for t in (mean, weighted, rows))
         blocks = x.split(max(1, _NUMBERS // max(*weighted.shape, len(classes))))
-        parts = ((block.to(weighted) - mean) @ weighted.T for block in blocks)
+        parts = (concept_scores(block.to(weighted) - mean, weighted) for block in blocks)
         return torch.cat([_apply_rule(v, rows, rule, left_out) for v in parts])
 
 

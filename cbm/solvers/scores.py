@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cbm.kernels.moments import score_moments
+from cbm.kernels.scores import concept_scores
 from cbm.kernels.shapes import check_matrix, check_vector, compute_dtype
 
 _HELD_BYTES = 2**31  # largest block of scores that is kept in memory
@@ -94,9 +95,10 @@ class LinearScores:
 
     def block(self, rows: slice | Tensor, columns: Tensor | slice = slice(None)) -> Tensor:
         """The scores of some rows, [rows, A]."""
-        x = self.features(rows)
-        raw = x[:, columns] if self.concepts is None else x @ self.concepts[columns].to(self.dtype).T
-        return (raw - self.mean[columns]) * self.inverse_std[columns]
+        x, mean, factor = self.features(rows), self.mean[columns], self.inverse_std[columns]
+        if self.concepts is None:
+            return (x[:, columns] - mean) * factor
+        return (concept_scores(x, self.concepts[columns].to(self.dtype)) - mean) * factor
 
     def on_raw(self, weight: Tensor, bias: Tensor) -> tuple[Tensor, Tensor]:
         """The classifier ``z W^T + b`` on the raw scores ``x T^T``: [R, K] and [R], from W [R, K] and b [R]."""

@@ -122,7 +122,11 @@ def table() -> None:
             kernel, arguments = launched(name, single, classes, tile)
             label = f"{name} {'fp32' if single else 'bf16'} C{classes} {tile.rows}x{tile.concepts}x{tile.dims}"
             try:
-                print(f"{label:36s} sm_{architecture}", compile_kernel(kernel, arguments, architecture, tile.warps, tile.stages), flush=True)
+                print(
+                    f"{label:36s} sm_{architecture}",
+                    compile_kernel(kernel, arguments, architecture, tile.warps, tile.stages),
+                    flush=True,
+                )
             except Exception as error:
                 print(f"{label:36s} sm_{architecture} FAILED {type(error).__name__} {str(error)[:200]}", flush=True)
         for name, (kernel, arguments) in SMALL_KERNELS.items():

@@ -1,0 +1,269 @@
+"""The Triton kernels against PyTorch in float64: on a GPU, or here by Triton's interpreter.
+
+The interpreter is chosen when a kernel is defined, so it needs a process of its own: ``test_interpreter.py`` starts one
+(``TRITON_INTERPRET=1 python -m pytest tests/kernels/test_triton.py``). Tile sizes are those that ship.
+"""
+
+import pytest
+import torch
+from bottleneck_problem import PHI, leaves, problem, relative
+
+from cbm.kernels import (
+    concept_scores,
+    fused_bottleneck_logits,
+    fused_bottleneck_loss,
+    gumbel_noise,
+    gumbel_topk,
+    intervene,
+    topk_concepts,
+)
+from cbm.kernels.backend import interpreted
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+pytestmark = pytest.mark.skipif(not (ON_GPU or interpreted()), reason="needs a GPU or TRITON_INTERPRET=1")
+
+TYPES = (torch.float32, torch.bfloat16, torch.float16)
+# rows, concepts, dimensions, classes: ragged in all, K below a tile, one of everything, exact tiles
+SHAPES = [(70, 90, 80, 13), (33, 5, 7, 2), (1, 1, 1, 2), (128, 128, 64, 64), (20, 300, 33, 65)]
+SUMS = {torch.float32: 1e-6, torch.bfloat16: 1e-6, torch.float16: 1e-6}  # products of half precision are exact
+ROUNDED = {torch.float32: 3e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # where an activation is an operand
+
+
+def put(tensors):
+    return {name: t.to(DEVICE) for name, t in tensors.items()}
+
+
+def exact(tensors):
+    """The same numbers in float64 on the CPU."""
+    return {n: t.detach().cpu().double() if t.is_floating_point() else t.detach().cpu() for n, t in tensors.items()}
+
+
+def affine(t):
+    return {name: t[name] for name in ("alpha", "beta", "inv_norm")}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_scores(shape, dtype):
+    t = put(problem(*shape, dtype))
+    e = exact(t)
+    for activation in PHI:
+        out = concept_scores(t["x"], t["concepts"], scale=3.0, activation=activation, backend="triton", **affine(t))
+        assert out.dtype == torch.float32
+        expected = concept_scores(e["x"], e["concepts"], scale=3.0, activation=activation, **affine(e))
+        assert relative(out, expected) < 5 * SUMS[dtype]
+    rows = torch.tensor([0, len(t["x"]) - 1, 0], device=DEVICE)
+    out = concept_scores(t["x"], t["concepts"], rows=rows, out_dtype=torch.bfloat16, backend="triton")
+    assert relative(out, e["x"][rows.cpu()] @ e["concepts"].T) < 4e-3
+
+
+def test_scores_of_strided_rows_and_zero_rows_and_infinities():
+    wide = torch.randn(40, 64, device=DEVICE)
+    x, concepts = wide[::2, :32], torch.randn(50, 32, device=DEVICE)
+    x[3], x[4, 0], x[5, 0] = 0.0, torch.inf, torch.nan
+    out, expected = (concept_scores(x, concepts, activation="relu", backend=b) for b in ("triton", "torch"))
+    assert torch.equal(out.isnan(), expected.isnan())
+    finite = expected.isfinite()
+    torch.testing.assert_close(out[finite], expected[finite], rtol=1e-5, atol=1e-5)
+    assert float(out[3].abs().max()) == 0
+
+
+@pytest.mark.parametrize("activation", sorted(PHI))
+def test_score_gradients(activation):
+    t, names = put(problem(30, 20, 16, 3, torch.float32)), ("x", "concepts", "alpha", "beta")
+    found, expected = leaves(t, *names), leaves(exact(t), *names)
+    upstream = torch.randn(4, 20)
+    rows = torch.tensor([7, 2, 7, 29])
+    for leaf, backend in ((found, "triton"), (expected, "torch")):
+        out = concept_scores(
+            leaf["x"], leaf["concepts"], activation=activation, rows=rows.to(leaf["x"].device), backend=backend,
+            **affine(leaf),
+        )  # fmt: skip
+        (out * upstream.to(out)).sum().backward()
+    for name in names:
+        assert relative(found[name].grad, expected[name].grad) < 1e-5, name
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", TYPES)
+@pytest.mark.parametrize("backend", ["chunked", "single"])
+def test_loss_and_gradients(shape, dtype, backend):
+    t = put(problem(*shape, dtype))
+    names = ("head", "alpha", "beta", "bias") + (("x", "concepts") if backend == "chunked" else ())
+    options = {"label_smoothing": 0.1, "chunk_rows": 32} | ({"l1_scores": 0.3} if backend == "chunked" else {})
+    for activation in PHI if dtype == torch.float32 else ("sigmoid", "relu"):
+        found, expected = leaves(t, *names), leaves(exact(t), *names)
+        results = []
+        for leaf, plan in ((found, backend), (expected, "torch")):
+            loss, about = fused_bottleneck_loss(
+                leaf["x"], leaf["concepts"], leaf["head"], leaf["y"], activation=activation, bias=leaf["bias"],
+                scale=3.0, backend=plan, **affine(leaf), **options,
+            )  # fmt: skip
+            loss.backward()
+            results.append((loss, about))
+        tolerance = ROUNDED[dtype]
+        assert relative(results[0][0], results[1][0]) < tolerance
+        if backend == "chunked":
+            assert relative(results[0][1]["mean_abs_score"], results[1][1]["mean_abs_score"]) < tolerance
+        for name in names:
+            size = expected[name].grad.norm()
+            error = (found[name].grad.cpu().double() - expected[name].grad).norm()
+            assert float(error) < 4 * tolerance * float(size) + 1e-7, (activation, name)
+
+
+def test_many_classes_and_the_row_of_the_best():
+    """More classes than one block of the cross-entropy kernel holds."""
+    t = put(problem(9, 12, 8, 5000, torch.float32))
+    loss, about = fused_bottleneck_loss(
+        t["x"], t["concepts"], t["head"], t["y"], activation="tanh", bias=t["bias"], backend="chunked", **affine(t)
+    )
+    e = exact(t)
+    exact_loss, exact_about = fused_bottleneck_loss(
+        e["x"], e["concepts"], e["head"], e["y"], activation="tanh", bias=e["bias"], backend="torch", **affine(e)
+    )
+    assert relative(loss, exact_loss) < 1e-6
+    assert float(about["accuracy"]) == float(exact_about["accuracy"])
+    with pytest.raises(ValueError, match="backend is 'single' with 5000 classes"):
+        fused_bottleneck_logits(t["x"], t["concepts"], t["head"], activation="tanh", backend="single")
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dtype", TYPES)
+def test_topk(shape, dtype):
+    t = put(problem(*shape, dtype))
+    e = exact(t)
+    scores = concept_scores(e["x"], e["concepts"], **affine(e))
+    for k in {1, min(5, len(t["concepts"])), min(16, len(t["concepts"]))}:
+        values, indices = topk_concepts(t["x"], t["concepts"], k, backend="triton", **affine(t))
+        expected = scores.sort(dim=1, descending=True, stable=True)
+        torch.testing.assert_close(values.cpu().double(), expected.values[:, :k], rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(scores.gather(1, indices.cpu()), expected.values[:, :k], rtol=1e-5, atol=1e-6)
+        assert all(len(set(row)) == k for row in indices.tolist())
+
+
+def test_topk_with_exact_ties_split_over_programs():
+    """Integers: equal scores everywhere, also across tiles and across the parts of a split vocabulary."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randint(-2, 3, (9, 4), generator=g).float()
+    concepts = torch.randint(-2, 3, (2500, 4), generator=g).float()
+    scores = x @ concepts.T
+    for k in (1, 7, 100):
+        values, indices = topk_concepts(x.to(DEVICE), concepts.to(DEVICE), k, backend="triton")
+        expected = scores.sort(dim=1, descending=True, stable=True)
+        assert torch.equal(indices.cpu(), expected.indices[:, :k])
+        assert torch.equal(values.cpu(), expected.values[:, :k])
+
+
+def test_topk_with_infinities_nan_and_forbidden_concepts():
+    odd = torch.zeros(300, 1, device=DEVICE)
+    odd[250], odd[260], odd[270], odd[280] = torch.nan, torch.inf, -torch.inf, -0.0
+    ones = torch.ones(2, 1, device=DEVICE)
+    for backend in ("triton", "torch"):
+        assert topk_concepts(ones, odd, 3, backend=backend)[1].tolist() == [[260, 0, 1]] * 2
+    allowed = torch.zeros(300, dtype=torch.bool, device=DEVICE)
+    allowed[[280, 5, 270]] = True
+    values, indices = topk_concepts(ones, odd, 5, allowed=allowed, backend="triton")
+    assert indices.tolist() == [[5, 280, -1, -1, -1]] * 2
+    assert values[0].tolist() == [0, 0, -torch.inf, -torch.inf, -torch.inf]
+
+
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("dtype", TYPES)
+def test_sampled_topk(dtype, hard):
+    t = put(problem(40, 300, 24, 5, dtype))
+    names = ("x", "concepts", "head", "alpha", "beta")
+    found, expected = leaves(t, *names), leaves(exact(t), *names)
+    ids = torch.randperm(10**6, generator=torch.Generator().manual_seed(0))[:40] + 2**33
+    upstream = torch.randn(40, 5, generator=torch.Generator().manual_seed(1)).double()
+    results = []
+    for leaf, backend in ((found, "triton"), (expected, "torch")):
+        indices, logits, lse = gumbel_topk(
+            leaf["x"], leaf["concepts"], 6, 0.7, 2**40 + 3, ids.to(leaf["x"].device), head=leaf["head"], scale=3.0,
+            hard=hard, backend=backend, **affine(leaf),
+        )  # fmt: skip
+        ((logits * upstream.to(logits)).sum() + lse.sum()).backward()
+        results.append((indices.cpu(), logits, lse))
+    assert torch.equal(results[0][0], results[1][0])
+    assert relative(results[0][1], results[1][1]) < 1e-5
+    assert float((results[0][2].cpu() - results[1][2]).abs().max()) < 5e-6
+    for name in names:
+        assert relative(found[name].grad, expected[name].grad) < max(2e-5, ROUNDED[dtype]), name
+
+
+def test_noise_in_kernels_is_that_of_the_function():
+    """Scores of zero: the values kept are the noise itself."""
+    from cbm.kernels.gpu import topk
+
+    x, concepts = torch.zeros(70, 8, device=DEVICE), torch.zeros(90, 8, device=DEVICE)
+    ids = torch.arange(70, device=DEVICE) * 2**31
+    for seed, stream in ((0, 0), (-7, 1), (2**62, 2**31 - 1)):
+        values, indices, lse = topk.topk(x, concepts, 90, row_ids=ids, seed=seed, stream=stream)
+        noise = gumbel_noise(ids.cpu(), 90, seed, stream=stream)
+        torch.testing.assert_close(values.cpu(), noise.gather(1, indices.cpu()), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(lse.cpu(), noise.logsumexp(1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", TYPES)
+def test_interventions(dtype):
+    g = torch.Generator().manual_seed(0)
+    order = torch.stack([torch.stack([torch.randperm(40, generator=g)[:9] for _ in range(21)]) for _ in range(2)])
+    order[0, 4, 3:] = -1
+    change, logits = torch.randn(2, 21, 9, generator=g), torch.randn(21, 13, generator=g)
+    votes, y = torch.randn(40, 13, generator=g).to(dtype), torch.randint(13, (21,), generator=g)
+    expected = intervene(
+        logits.double(), order, change.double(), votes.double(), y, return_target=True, backend="torch"
+    )
+    on = [t.to(DEVICE) for t in (logits, order, change, votes, y)]
+    accuracy, own = intervene(*on, return_target=True, backend="triton")
+    torch.testing.assert_close(accuracy.cpu(), expected[0])
+    torch.testing.assert_close(own.cpu().double(), expected[1], rtol=1e-5, atol=1e-5)
+    assert intervene(*on, backend="triton")[1] is None
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+def test_runs_are_bitwise_equal():
+    t = put(problem(5000, 3000, 512, 100, torch.bfloat16))
+    for plan in ("chunked", "single"):
+        runs = []
+        for _ in range(5):
+            leaf = leaves(t, "head", "alpha")
+            loss, _ = fused_bottleneck_loss(
+                leaf["x"], leaf["concepts"], leaf["head"], leaf["y"], activation="sigmoid", backend=plan, **affine(leaf)
+            )
+            loss.backward()
+            runs.append((loss.detach(), leaf["head"].grad, leaf["alpha"].grad))
+        for run in runs[1:]:
+            assert all(torch.equal(a, b) for a, b in zip(run, runs[0]))
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+def test_more_scores_than_32_bits_count():
+    x = torch.randn(50_000, 16, device=DEVICE, dtype=torch.bfloat16)
+    concepts = torch.randn(50_000, 16, device=DEVICE, dtype=torch.bfloat16)
+    out = concept_scores(x, concepts, out_dtype=torch.bfloat16)
+    assert relative(out[-3:], x[-3:].double() @ concepts.double().T) < 4e-3
+
+
+@pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
+def test_a_captured_step_replays_to_the_same_result():
+    t = leaves(put(problem(512, 1000, 64, 10, torch.bfloat16)), "head")
+
+    def step():
+        t["head"].grad = None
+        loss, _ = fused_bottleneck_loss(
+            t["x"], t["concepts"], t["head"], t["y"], activation="sigmoid", backend="chunked", **affine(t)
+        )
+        loss.backward()
+        return loss.detach()
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):
+        for _ in range(3):
+            expected = step()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        loss = step()
+    graph.replay()
+    torch.testing.assert_close(loss, expected)
