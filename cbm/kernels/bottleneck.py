@@ -37,7 +37,6 @@ from cbm.kernels.shapes import (
     scaled_alpha,
 )
 
-
 Plan = Literal["auto", "torch", "chunked", "single"]
 _SMALL = 2**20  # scores that plain autograd may hold: 4 MB of float32
 

@@ -16,7 +16,7 @@ TESTS = Path(__file__).with_name("test_triton.py")
 def test_kernels_are_right_by_the_interpreter():
     pytest.importorskip("triton", reason="triton is not installed")
     run = subprocess.run(
-        [sys.executable, "-m", "pytest", str(TESTS), "-n0", "-q", "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", str(TESTS), "-n0", "-p", "no:cacheprovider", "-W", "ignore"],
         env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS.parents[2], capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
