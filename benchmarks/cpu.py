@@ -1,6 +1,6 @@
-"""What the algebra saves on one CPU thread: linear bottleneck, score moments, concept selection.
+"""What the algebra saves on one CPU thread: bottlenecks, score moments, interventions, sampling, concept selection.
 
-    python benchmarks/cpu.py linear moments selection topk text [--out benchmarks/results]
+    python benchmarks/cpu.py linear nonlinear moments interventions gumbel selection topk text [--out FOLDER]
 
 Times are CPU time of the whole process (the machine may be shared), medians of interleaved runs with the 20th and 80th
 percentile, one thread. Every variant's result is checked against the others in the same run. Writes
@@ -12,118 +12,32 @@ percentile, one thread. Every variant's result is checked against the others in 
 from __future__ import annotations
 
 import argparse
-import datetime
-import json
-import platform
 import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import torch
+from runner import Report, Timing, environment, interleaved, relative
 from threadpoolctl import threadpool_limits
 from torch.nn.functional import cross_entropy, normalize
 
-from cbm.kernels import choose_plan, linear_bottleneck_logits, score_moments, topk_concepts
+from cbm.kernels import (
+    choose_plan,
+    fused_bottleneck_loss,
+    gumbel_topk,
+    intervene,
+    linear_bottleneck_logits,
+    score_moments,
+    topk_concepts,
+)
 from cbm.solvers import greedy_select
 from cbm.solvers.submodular import _Problem, _select_one
-
-
-@dataclass
-class Report:
-    """Lines of one benchmark: measurements for the JSON lines, rows and remarks for the table."""
-
-    name: str
-    title: str
-    header: list[str]
-    machine: str = "cpu"
-    rows: list[list[str]] = field(default_factory=list)
-    remarks: list[str] = field(default_factory=list)
-    measurements: list[dict] = field(default_factory=list)
-
-    def add(self, *cells: object) -> None:
-        """Append a row to the table and print it."""
-        self.rows.append([str(c) for c in cells])
-        print(" | ".join(self.rows[-1]), flush=True)
-
-    def write(self, folder: Path, about: dict[str, str]) -> None:
-        """Write the JSON lines and the Markdown table."""
-        lines = [json.dumps({**m, **about}) for m in self.measurements]
-        (folder / f"{self.machine}_{self.name}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        table = [self.header, ["---"] * len(self.header), *self.rows]
-        text = [f"# {self.title}", ""]
-        text += [f"{key}: {value}  " for key, value in about.items()]
-        text += ["", *("| " + " | ".join(row) + " |" for row in table), "", *(f"- {r}" for r in self.remarks)]
-        (folder / f"{self.machine}_{self.name}.md").write_text("\n".join(text) + "\n", encoding="utf-8")
-        print("\n".join(self.remarks))
-
-
-def environment() -> dict[str, str]:
-    cpu = platform.processor()
-    if Path("/proc/cpuinfo").exists():
-        models = [
-            x for x in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if x.startswith("model name")
-        ]
-        cpu = models[0].split(":")[1].strip() if models else cpu
-    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
-    return {
-        "date": datetime.date.today().isoformat(),
-        "cpu": f"{cpu}, one thread",
-        "versions": f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}",
-        "command": "python benchmarks/cpu.py " + " ".join(sys.argv[1:]),
-        "commit": commit.stdout.strip() or "unknown",
-    }
-
-
-@dataclass
-class Timing:
-    """CPU milliseconds."""
-
-    median: float
-    low: float
-    high: float
-    runs: int
-
-    def __str__(self) -> str:
-        return f"{self.median:.3g} ({self.low:.3g}-{self.high:.3g})"
-
-    def equals(self, other: Timing) -> bool:
-        """Whether the medians differ by less than either spread from the 20th to the 80th percentile."""
-        return abs(self.median - other.median) < max(self.high - self.low, other.high - other.low)
-
-    def fields(self) -> dict[str, float]:
-        """The timing as JSON fields."""
-        return {"ms_p20": self.low, "ms_p50": self.median, "ms_p80": self.high, "runs": self.runs}
-
-
-def interleaved(variants: dict[str, Callable], seconds: float) -> dict[str, Timing]:
-    """Time the variants in turn, one warm-up round first: 3 to 31 rounds, about ``seconds`` in all."""
-    spent: dict[str, list[float]] = {name: [] for name in variants}
-    start = time.perf_counter()
-    for run in range(-1, 31):
-        if run >= 3 and time.perf_counter() - start > seconds:
-            break
-        for name, step in variants.items():
-            before = time.process_time()
-            step()
-            if run >= 0:
-                spent[name].append(1e3 * (time.process_time() - before))
-    return {
-        name: Timing(statistics.median(t), *(float(np.percentile(t, p)) for p in (20, 80)), len(t))
-        for name, t in spent.items()
-    }
-
-
-def relative(a: torch.Tensor, b: torch.Tensor) -> float:
-    return float((a.double() - b.double()).norm() / b.double().norm())
-
 
 LINEAR_SHAPES = [  # rows of a batch, concepts, dimensions, classes
     (128, 500, 512, 10),
@@ -255,6 +169,195 @@ def moments() -> Report:
         "The covariance costs N D^2 whatever K is, the scores N D K: with fewer concepts than dimensions the scores "
         "are cheaper (ratio below 1) but still need the N x K memory.",
     ]
+    return report
+
+
+NONLINEAR_SHAPES = [  # rows of a batch, concepts, dimensions, classes
+    (8192, 5000, 512, 10),
+    (8192, 5000, 512, 100),
+    (8192, 5000, 512, 1000),
+    (65536, 1000, 512, 100),
+    (4096, 500, 512, 10),
+    (512, 216, 512, 20),
+    (64, 100, 512, 2),
+]
+
+_PEAK = """
+import resource, torch
+torch.set_num_threads(1)
+from torch.nn.functional import cross_entropy
+from cbm.kernels import fused_bottleneck_loss
+b, k, d, c = {shape}
+x, t, y = torch.randn(b, d), torch.randn(k, d), torch.randint(c, (b,))
+w = (torch.randn(c, k) * 0.02).requires_grad_()
+alpha, beta = torch.ones(k, requires_grad={affine}), torch.zeros(k, requires_grad={affine})
+def step(x, y, plan):
+    return fused_bottleneck_loss(x, t, w, y, activation="sigmoid", alpha=alpha, beta=beta, backend=plan)[0].backward()
+step(x[:64], y[:64], "torch")
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+if {ours}:
+    step(x, y, "chunked")
+else:
+    cross_entropy(torch.sigmoid(x @ t.T * alpha + beta) @ w.T, y).backward()
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+"""
+
+
+def peak_megabytes(shape: tuple[int, ...], affine: bool, ours: bool) -> float:
+    """By how much one step raises the largest memory of a fresh process; gradients are in it on both sides."""
+    code = _PEAK.format(shape=shape, affine=affine, ours=ours)
+    return float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+
+
+def nonlinear() -> Report:
+    report = Report(
+        "nonlinear",
+        "Sigmoid bottleneck, loss and gradients: chunks against plain autograd",
+        [
+            *("B", "K", "D", "C", "trained", "eager ms", "ours ms", "eager / ours", "peak MB, eager", "ours", "ratio"),
+            *("gradient error", "eager's"),
+        ],
+    )
+    for shape, affine in [(shape, affine) for shape in NONLINEAR_SHAPES for affine in (False, True)]:
+        b, k, d, c = shape
+        torch.manual_seed(0)
+        x, t = normalize(torch.randn(b, d), dim=1), normalize(torch.randn(k, d), dim=1)
+        w, y = torch.randn(c, k) * 0.02, torch.randint(c, (b,))
+        alpha, beta = torch.rand(k) + 0.5, torch.randn(k)
+
+        def step(variant: str, dtype=torch.float32, x=x, t=t, w=w, y=y, alpha=alpha, beta=beta, affine=affine):
+            head = w.to(dtype).detach().requires_grad_()
+            a, b = (v.to(dtype).detach().requires_grad_(affine) for v in (alpha, beta))
+            if variant == "eager":
+                z = 10 * (x.to(dtype) @ t.to(dtype).T) * a + b
+                loss = cross_entropy(torch.sigmoid(z) @ head.T, y)
+            else:
+                loss, _ = fused_bottleneck_loss(x, t, head, y, activation="sigmoid", alpha=a, beta=b, scale=10.0)
+            loss.backward()
+            return head.grad
+
+        times = interleaved({name: lambda step=step, name=name: step(name) for name in ("eager", "ours")}, seconds=30)
+        eager, ours = times["eager"], times["ours"]
+        exact = step("eager", torch.float64) if b * k * 8 < 2e9 else None
+        errors = {n: "not run" if exact is None else f"{relative(step(n), exact):.0e}" for n in times}
+        peaks = {n: peak_megabytes(shape, affine, n == "ours") if b * k > 2**24 else None for n in times}
+        report.add(
+            *shape, "head, alpha, beta" if affine else "head", eager, ours,
+            "equal" if eager.equals(ours) else f"{eager.median / ours.median:.2f}",
+            *("" if p is None else f"{p:.0f}" for p in peaks.values()),
+            "" if peaks["ours"] is None else f"{peaks['eager'] / max(peaks['ours'], 1):.0f}",
+            errors["ours"], errors["eager"],
+        )  # fmt: skip
+        for name, timing in times.items():
+            report.measurements.append(
+                {"op": "fused_bottleneck_loss", "variant": name, "shape": dict(zip("NKDC", shape)), "dtype": "float32"}
+                | {"mode": "step", "trained": report.rows[-1][4], "peak_mb": peaks[name], "rel_err": errors[name]}
+                | timing.fields()
+            )
+    report.remarks += [
+        "Loss, and gradients of what is trained; scale 10, affine map and sigmoid, no optimizer. `ours` decides by "
+        "itself between plain autograd and chunks (backend='auto').",
+        "`peak`: by how much one step of that size raises the largest memory of a fresh process (inputs and a small "
+        "step done before), gradients included; only where the scores are over 64 MB.",
+        "`equal`: the medians differ by less than the spread from the 20th to the 80th percentile.",
+        "Against float64; gradient of the head.",
+    ]
+    return report
+
+
+def interventions() -> Report:
+    report = Report(
+        "interventions",
+        "Accuracy while concepts are told one after the other",
+        ["N", "K", "C", "answers", "policies", "whole head ms", "ours ms", "ratio", "largest difference of a curve"],
+    )
+    for n, k, c, m, p in [
+        (1000, 1000, 100, 50, 4),
+        (2000, 312, 200, 28, 4),
+        (1000, 4500, 1000, 20, 1),
+        (500, 64, 10, 16, 4),
+    ]:
+        torch.manual_seed(0)
+        a, truth, w, y = torch.randn(n, k), torch.randn(n, k), torch.randn(c, k), torch.randint(c, (n,))
+        order = torch.stack([torch.rand(n, k).topk(m, dim=1).indices for _ in range(p)])
+
+        def whole(a=a, truth=truth, w=w, y=y, order=order):
+            curves = []
+            for steps in order:
+                now = a.clone()
+                curve = [((now @ w.T).argmax(1) == y).double().mean()]
+                for column in steps.T:
+                    now.scatter_(1, column[:, None], truth.gather(1, column[:, None]))
+                    curve.append(((now @ w.T).argmax(1) == y).double().mean())
+                curves.append(torch.stack(curve))
+            return torch.stack(curves)
+
+        def ours(a=a, truth=truth, w=w, y=y, order=order):
+            change = torch.stack([truth.gather(1, steps) - a.gather(1, steps) for steps in order])
+            return intervene(a @ w.T, order, change, w.T.contiguous(), y)[0]
+
+        times = interleaved({"whole": whole, "ours": ours}, seconds=20)
+        off = float((whole() - ours()).abs().max())
+        ratio = times["whole"].median / times["ours"].median
+        report.add(n, k, c, m, p, times["whole"], times["ours"], f"{ratio:.1f}", f"{off:.0e}")
+        report.measurements += [
+            {"op": "intervene", "variant": name, "shape": {"N": n, "K": k, "C": c, "m": m, "P": p}, "dtype": "float32"}
+            | {"largest_difference": off} | timing.fields()
+            for name, timing in times.items()
+        ]  # fmt: skip
+    report.remarks.append(
+        "The first logits, the changes and the transposed head are made anew in every run of ours. Curves may differ "
+        "by single pictures whose two best classes are equal to rounding."
+    )
+    return report
+
+
+def gumbel() -> Report:
+    report = Report(
+        "gumbel",
+        "Gumbel top-k: forward, and straight-through backward to the head and the concepts",
+        ["B", "K", "D", "C", "k", "", "eager ms", "ours ms", "ratio", "same concepts as float64"],
+    )
+    for b, k, d, c, top in [(4096, 5000, 512, 100, 16), (512, 1000, 512, 20, 5)]:
+        torch.manual_seed(0)
+        x, t = normalize(torch.randn(b, d), dim=1), normalize(torch.randn(k, d), dim=1)
+        w, y = torch.randn(c, k) * 0.02, torch.randint(c, (b,))
+
+        def eager(backward: bool, x=x, t=t, w=w, y=y, top=top):
+            text, head = (v.detach().requires_grad_(backward) for v in (t, w))
+            z = 10 * (x @ text.T)
+            z = z - torch.empty_like(z).exponential_().log()
+            p = z.softmax(1)
+            gate = torch.zeros_like(p).scatter_(1, z.topk(top, 1).indices, 1.0)
+            loss = cross_entropy((gate + p - p.detach() if backward else gate) @ head.T, y)
+            if backward:
+                loss.backward()
+
+        def ours(backward: bool, x=x, t=t, w=w, y=y, top=top):
+            text, head = (v.detach().requires_grad_(backward) for v in (t, w))
+            loss = cross_entropy(gumbel_topk(x, text, top, 1.0, 0, head=head, scale=10.0)[1], y)
+            if backward:
+                loss.backward()
+
+        found = gumbel_topk(x[:256], t, top, 1.0, 0, scale=10.0)[0]
+        exact = gumbel_topk(x[:256].double(), t.double(), top, 1.0, 0, scale=10.0)[0]
+        same = float((found == exact).double().mean())
+        for backward in (False, True):
+            times = interleaved(
+                {"eager": lambda e=eager, b=backward: e(b), "ours": lambda o=ours, b=backward: o(b)}, seconds=30
+            )
+            mode = "with backward" if backward else "forward"
+            ratio = times["eager"].median / times["ours"].median
+            report.add(b, k, d, c, top, mode, times["eager"], times["ours"], f"{ratio:.2f}", f"{same:.2%}")
+            report.measurements += [
+                {"op": "gumbel_topk", "variant": name, "shape": {"N": b, "K": k, "D": d, "C": c, "k": top}}
+                | {"dtype": "float32", "mode": mode, "same_ids": same} | timing.fields()
+                for name, timing in times.items()
+            ]  # fmt: skip
+    report.remarks.append(
+        "Noise that is a function of the picture's number costs integer arithmetic on a CPU (Philox): what is gained "
+        "here is memory (no N x K matrix between the passes) and noise that is the same in any batch and on any device."
+    )
     return report
 
 
@@ -529,14 +632,17 @@ def text() -> Report:
 
 
 def main() -> None:
-    benchmarks = {"linear": linear, "moments": moments, "selection": selection, "topk": topk, "text": text}
+    benchmarks = {
+        "linear": linear, "nonlinear": nonlinear, "moments": moments, "interventions": interventions, "gumbel": gumbel,
+        "selection": selection, "topk": topk, "text": text,
+    }  # fmt: skip
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="+", choices=benchmarks, help="what to measure")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    about = environment()
+    about = environment("cpu.py")
     for name in arguments.names:
         benchmarks[name]().write(arguments.out, about)
 

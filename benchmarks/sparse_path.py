@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from cpu import Report, environment
+from runner import Report, environment
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize, one_hot
 
@@ -371,7 +371,7 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)
-    about = environment() | {"command": " ".join(["python benchmarks/sparse_path.py", *sys.argv[1:]])}
+    about = environment("sparse_path.py") | {"command": " ".join(["python benchmarks/sparse_path.py", *sys.argv[1:]])}
     title = "Elastic-net optimum on concept scores: seconds to a relative gap"
     report = Report("sparse_path", title, HEADER, machine=arguments.device)
     if arguments.device == "cuda":

@@ -164,7 +164,7 @@ def test_small_problems_take_plain_autograd_and_large_ones_chunks(monkeypatch):
 
 
 @pytest.mark.parametrize(("n", "k", "cuda", "expected"), [
-    (10**6, 5000, False, 768), (10**6, 50_000, False, 128), (100, 5000, False, 100), (10**6, 5000, True, 1152),
+    (10**6, 5000, False, 256), (10**6, 50_000, False, 128), (100, 5000, False, 100), (10**6, 5000, True, 1152),
     (10**6, 50_000, True, 1024),
 ])  # fmt: skip
 def test_rows_per_chunk(n, k, cuda, expected):
