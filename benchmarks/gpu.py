@@ -1,7 +1,7 @@
 """The fused kernels on a GPU, against eager PyTorch and torch.compile in their best form, in one run.
 
-    python benchmarks/gpu.py [linear nonlinear sampled topk interventions moments] [--out benchmarks/results]
-    python benchmarks/gpu.py --rehearse          # tiny shapes on a CPU (TRITON_INTERPRET=1): does everything run, agree?
+    python benchmarks/gpu.py [linear association nonlinear sampled topk interventions moments] [--out DIR]
+    TRITON_INTERPRET=1 python benchmarks/gpu.py --rehearse      # tiny shapes on a CPU: does everything run, agree?
 
 Imports nothing but torch, triton and numpy. The first thing measured is the device itself: bfloat16 GEMM and copy
 bandwidth. Every row has milliseconds (20th-80th percentile, variants in turn, L2 overwritten before each), the share of
@@ -23,6 +23,8 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
 from cbm.kernels import (
+    association_adam_,
+    association_vectors,
     fused_bottleneck_loss,
     gumbel_topk,
     intervene,
@@ -56,6 +58,7 @@ class Bench:
 
     @property
     def device(self) -> str:
+        """Where tensors are made."""
         return "cpu" if self.rehearse else "cuda"
 
     def unit(self, n: int, d: int) -> Tensor:
@@ -175,6 +178,41 @@ def linear(bench: Bench, n: int, k: int, d: int, c: int) -> None:
     bench.compare(
         "linear step", {"N": n, "K": k, "D": d, "C": c}, variants, exact, 4 * d * c * (n + k),
         4 * (2 * n * d + 2 * k * d + 3 * c * k),
+    )  # fmt: skip
+
+
+def association(bench: Bench, n: int, k: int, d: int, c: int) -> None:
+    """A LaBo step with Adam: the weights after it."""
+    x, t, y = bench.unit(n, d).float(), bench.unit(k, d).float(), torch.randint(c, (n,), device=bench.device)
+    start = torch.randn(c, k, device=bench.device)
+
+    def eager(dtype: torch.dtype = torch.float32) -> Callable[[], Tensor]:
+        features, text, weight = x.to(dtype), t.to(dtype), start.to(dtype).clone().requires_grad_()
+        adam = torch.optim.Adam([weight], lr=1e-3, fused=dtype == torch.float32)
+
+        def step() -> Tensor:
+            adam.zero_grad()
+            cross_entropy(100 * features @ (weight.softmax(1) @ text).T, y).backward()
+            adam.step()
+            return weight
+
+        return step
+
+    weight, moments, steps = start.clone(), (torch.zeros_like(start), torch.zeros_like(start)), [0]
+
+    def ours() -> Tensor:
+        steps[0] += 1
+        vectors, lse = association_vectors(weight, t)
+        vectors.requires_grad_()
+        cross_entropy(100 * x @ vectors.T, y).backward()
+        assert vectors.grad is not None
+        association_adam_(weight, *moments, vectors.grad, vectors.detach(), lse, t, steps[0], lr=1e-3)
+        return weight
+
+    variants = {"eager, fused Adam": eager(), "ours": ours}
+    bench.compare(
+        "LaBo step with Adam", {"N": n, "K": k, "D": d, "C": c}, variants, eager(torch.float64), 4 * d * c * (n + k),
+        24 * c * k + 4 * (2 * n * d + 2 * k * d),
     )  # fmt: skip
 
 
@@ -314,6 +352,7 @@ def moments(bench: Bench, n: int, k: int, d: int) -> None:
 
 CASES: dict[str, tuple[Callable, list[tuple[int, ...]], tuple[int, ...]]] = {  # shapes, and that of a rehearsal
     "linear": (linear, [(50_000, 5000, 512, 100), (50_000, 500, 768, 10), (2048, 50_000, 768, 1000)], (64, 50, 16, 4)),
+    "association": (association, [(2048, 50_000, 768, 1000), (50_000, 5000, 512, 100)], (64, 50, 16, 4)),
     "nonlinear": (
         nonlinear,
         [*((65_536, 5000, 512, c) for c in (10, 100, 1000)), (16_384, 50_000, 768, 1000), (5994, 370, 512, 200)],

@@ -39,7 +39,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
 
     Args:
         model: features ``[N, D]`` to logits ``[N, C]``.
-        optimizer: from the parameters to an optimizer.
+        optimizer: from the model to an optimizer of what requires a gradient.
         loss: of the model on a batch: features ``[B, D]``, labels ``[B]``, and concept labels ``[B, K]`` where there
             are any. Cross-entropy by default.
         validate: loss and logits of a validation batch. Cross-entropy by default.
@@ -48,7 +48,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer],
+        optimizer: Callable[[Any], torch.optim.Optimizer],
         loss: Callable[..., Tensor] = cross_entropy,
         validate: Callable[..., tuple[Tensor, Tensor]] = score_batch,
     ):
@@ -67,7 +67,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """Only what requires a gradient is trained."""
-        return self._optimizer([p for p in self.model.parameters() if p.requires_grad])
+        return self._optimizer(self.model)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of a batch."""

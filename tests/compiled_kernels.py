@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from cbm.kernels.backend import LAUNCH, Launch
-from cbm.kernels.gpu import bottleneck, elementwise, interventions, scores, topk
+from cbm.kernels.gpu import association, bottleneck, elementwise, interventions, scores, topk
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may have
@@ -73,6 +73,13 @@ def launched(kernel: str, single: bool, classes: int, tile: Launch) -> tuple[Any
         "D": "i32", "x_stride": "i32", "t_stride": "i32", "HAS_INVERSE": True, "HAS_ALPHA": True, "HAS_BETA": True,
         **tiles, "PRECISION": "ieee", "WIDE": False,
     }  # fmt: skip
+    if kernel == "adam":
+        shared = {name: common[name] for name in ("X", "T", "N", "K", "D", "x_stride", "t_stride", *tiles)}
+        return association.adam_kernel, shared | {
+            "LOGITS": "*fp32", "MEAN": "*fp32", "SQUARE": "*fp32", "LSE": "*fp32", "LEVEL": "*fp32", "w_stride": "i32",
+            "rate": "fp32", "root": "fp32", "beta1": "fp32", "beta2": "fp32", "eps": "fp32", "PRECISION": "ieee",
+            "WIDE": False,
+        }  # fmt: skip
     if kernel == "scores":
         return scores.scores_kernel, common | {
             "ROWS": "*i64", "OUT": "*fp32", "HAS_ROWS": True, "ACTIVATION": 1, "GROUP": 8

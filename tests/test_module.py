@@ -31,7 +31,7 @@ def make_data(n: int = 90, seed: int = 0) -> FeatureData:
 
 def make_module(lr: float = 0.05) -> ConceptBottleneckModule:
     model = LinearProbe(torch.zeros(3, 8), torch.zeros(3))
-    return ConceptBottleneckModule(model, lambda parameters: torch.optim.Adam(parameters, lr=lr))
+    return ConceptBottleneckModule(model, lambda model: torch.optim.Adam(model.parameters(), lr=lr))
 
 
 def test_the_best_weights_are_kept_not_the_last():

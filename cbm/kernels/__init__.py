@@ -4,18 +4,22 @@ Pictures are unit-norm features x [N, D], concepts T [K, D], a head W [C, K]. Wh
 here. ``backend.py`` says which code runs; ``gpu/`` has the Triton kernels.
 """
 
+from cbm.kernels.association import association_adam_, association_vectors
 from cbm.kernels.bottleneck import fused_bottleneck_logits, fused_bottleneck_loss
 from cbm.kernels.gumbel import gumbel_topk_gate, soft_khot, topk_gate
 from cbm.kernels.gumbel_topk import gumbel_topk
 from cbm.kernels.interventions import intervene, override_logits
-from cbm.kernels.linear import choose_plan, class_vectors, linear_bottleneck_logits
+from cbm.kernels.linear import choose_plan, class_logits, class_vectors, linear_bottleneck_logits
 from cbm.kernels.moments import gram, score_moments
 from cbm.kernels.noise import gumbel_noise
 from cbm.kernels.scores import concept_scores
 from cbm.kernels.topk import topk_concepts
 
 __all__ = [
+    "association_adam_",
+    "association_vectors",
     "choose_plan",
+    "class_logits",
     "class_vectors",
     "concept_scores",
     "fused_bottleneck_logits",

@@ -55,6 +55,7 @@ LAUNCH: dict[tuple[str, bool, int], Launch] = {
     ("gradients", False, 256): Launch(32, 64, 32, 8, 3),
     ("gradients", True, 64): Launch(32, 64, 32, 8, 2),
     ("gradients", True, 256): Launch(16, 32, 32, 8, 2),
+    ("adam", True, 0): Launch(64, 64, 32, 8, 3),
 }
 MOST_CLASSES = 256  # that a single kernel keeps logits of in registers
 MOST_PICKS = 128  # concepts per picture that a kernel keeps in registers

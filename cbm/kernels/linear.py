@@ -161,6 +161,29 @@ def linear_bottleneck_logits(
         return torch.addr(logits, x @ center, scale * total)
 
 
+def class_logits(x: Tensor, vectors: Tensor, center: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """Logits ``scale * x V^T`` of class vectors that share a large part, which does not pass through the product.
+
+    Args:
+        x: Image features [N, D].
+        vectors: Class vectors [C, D].
+        center: What they share [D], such as the mean text vector where every class weighs texts with a mass of one.
+        scale: Factor on the logits, a number or a 0-d tensor.
+
+    Returns:
+        Logits [N, C], float32 or float64. Differentiable in every tensor.
+
+    Raises:
+        ValueError: If a shape does not fit.
+    """
+    d = check_matrix("vectors", vectors, columns=check_matrix("x", x).shape[1]).shape[1]
+    check_vector("center", center, d)
+    check_scale(scale)
+    with torch.autocast(x.device.type, enabled=False):
+        x = x.to(compute_dtype(x, vectors))
+        return scale * torch.addr(x @ (vectors - center).T, x @ center, x.new_ones(len(vectors)))
+
+
 def _class_bias(weights: Tensor, mean: Tensor | None, bias: Tensor | None) -> Tensor:
     """Class bias [C] with the mean score of every concept folded in: ``bias - weights @ mean``."""
     bias = weights.new_zeros(len(weights)) if bias is None else bias

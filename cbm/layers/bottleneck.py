@@ -5,9 +5,9 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from cbm.kernels import class_vectors, concept_scores, linear_bottleneck_logits, score_moments
+from cbm.kernels import class_logits, class_vectors, concept_scores, linear_bottleneck_logits, score_moments
 from cbm.layers.activations import Activation
-from cbm.layers.heads import Head, LinearHead
+from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
 
 ACTIVATIONS_AT_ONCE = 4_000_000  # 16 MB of float32
@@ -75,6 +75,8 @@ class ConceptBottleneck(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Unit-norm features ``[N, D]`` to logits ``[N, C]``."""
+        if isinstance(self.head, AssociationHead) and self.head.pending is not None:
+            return class_logits(x, self.head.vectors(self.concepts), self.concepts.mean(dim=0), self.scale)
         weight, bias = self.head.weight(), self.head.bias
         if self.activation is None:
             logits = linear_bottleneck_logits(x, self.concepts, weight, scale=self.scale, bias=bias)

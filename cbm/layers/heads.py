@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor, nn
 
+from cbm.kernels import association_vectors
+
 
 class Head(nn.Module):
     """What every head offers.
@@ -25,12 +27,24 @@ class AssociationHead(Head):
 
     Args:
         logits: ``[C, K]``, the initial W (see ``owner_prior``).
+
+    Attributes:
+        pending: class vectors that wait for their gradient, while ``cbm.solvers.AssociationAdam`` trains the head.
     """
 
     def __init__(self, logits: Tensor):
         super().__init__()
         self.logits = nn.Parameter(logits.clone())
         self.bias = None
+        self.pending: list[tuple[Tensor, Tensor, Tensor]] | None = None
+
+    def vectors(self, concepts: Tensor) -> Tensor:
+        """Class vectors ``softmax_k(W) T`` ``[C, D]`` of concepts ``[K, D]``, without the association."""
+        if self.pending is None or not torch.is_grad_enabled() or not self.logits.requires_grad:
+            return association_vectors(self.logits, concepts)[0]
+        vectors, lse = association_vectors(self.logits.detach(), concepts)
+        self.pending.append((vectors.requires_grad_(), lse, concepts))
+        return vectors
 
     def weight(self) -> Tensor:
         """``[C, K]``, rows sum to one."""

@@ -76,9 +76,14 @@ class Method:
         """The model that is saved and used, from the trained one."""
         return model
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-        """The optimizer of what ``build`` left to train."""
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
+        """The optimizer of what ``build`` left to train of its model."""
         raise NotImplementedError
+
+
+def trained(model: nn.Module) -> list[nn.Parameter]:
+    """The parameters that require a gradient."""
+    return [p for p in model.parameters() if p.requires_grad]
 
 
 def register_method(name: str) -> Callable[[type[Method]], type[Method]]:

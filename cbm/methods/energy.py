@@ -23,7 +23,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, spaced
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.losses.energy import complete_states, concept_loss, conditional_loss, disturb, pseudo_likelihood
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Method, one_of, register_method, trained
 from cbm.methods.concept_labels import concept_labels
 from cbm.solvers.concept_blocks import ConceptBlocks, concept_blocks, exclusive_groups
 
@@ -111,9 +111,9 @@ class Energy(Method):
             loss = self.loss(model, *(spaced(tensor, 512) for tensor in (x, y, concepts)))
         return loss, model.infer(x, method="direct").class_probability.log()
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """AdamW."""
-        return torch.optim.AdamW(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay)
+        return torch.optim.AdamW(trained(model), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
     def finish(self, model: Any, data: FeatureData) -> nn.Module:
         """Weigh the concepts' own evidence and the global energy on the validation split."""

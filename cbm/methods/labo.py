@@ -18,12 +18,14 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.selection import claim_concepts, select_concepts
 from cbm.data.features import FeatureData, spaced
-from cbm.kernels import class_vectors, score_moments
+from cbm.kernels import score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Method, one_of, register_method, trained
+from cbm.solvers import AssociationAdam
 
 SCORES = ("posterior_entropy", "mutual_information", "negative_entropy")
 COVERAGES = ("facility_cosine", "facility_cos2", "maxpool", "none")
+MANY_WEIGHTS = 2**24  # of a head: 64 MB for every matrix of that size
 
 
 @dataclass
@@ -101,14 +103,22 @@ class LaBo(Method):
         )
         return model, bank
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Adam at a constant rate, as published."""
-        return torch.optim.Adam(parameters, lr=self.config.lr)
+        return association_optimizer(model, self.config.lr)
+
+
+def association_optimizer(model: ConceptBottleneck, lr: float) -> torch.optim.Optimizer:
+    """Adam; for heads of many weights one that holds no gradient of their size."""
+    head = model.head
+    if isinstance(head, AssociationHead) and head.logits.numel() >= MANY_WEIGHTS:
+        return AssociationAdam(head, trained(model), lr=lr)
+    return torch.optim.Adam(trained(model), lr=lr, fused=True)
 
 
 def fitted_scale(data: FeatureData, concepts: Tensor, head: AssociationHead, start: float) -> float:
     """The factor on the scores that suits a head before its training (see ``fit_scale``); concepts ``[K, D]``."""
-    vectors, _ = class_vectors(concepts, head.weight().detach())
+    vectors = head.vectors(concepts).detach()
     few = 16384  # plenty for one number
     return fit_scale(spaced(data.train.x, few) @ vectors.T, spaced(data.train.y, few), start)
 

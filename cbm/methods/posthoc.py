@@ -15,6 +15,7 @@ absorbed by beta in all three.
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.layers import LinearProbe
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Method, one_of, register_method, trained
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
 
 
@@ -75,10 +76,10 @@ class Posthoc(Method):
             data.batch_size = config.batch_size
         return model, bank
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Adam with the published penalty on the residual's matrix as its weight decay (the gradients are the same)."""
-        matrices = [p for p in parameters if p.dim() == 2]
-        others = [p for p in parameters if p.dim() != 2]
+        matrices = [p for p in trained(model) if p.dim() == 2]
+        others = [p for p in trained(model) if p.dim() != 2]
         decay = 2 * self.config.residual_l2 / sum(p.numel() for p in matrices)
         return torch.optim.Adam([{"params": matrices, "weight_decay": decay}, {"params": others}], lr=self.config.lr)
 

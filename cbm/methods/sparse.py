@@ -37,7 +37,7 @@ from cbm.errors import UserError
 from cbm.kernels import concept_scores, gumbel_topk_gate, score_moments, topk_gate
 from cbm.layers import ConceptBottleneck, LinearHead, TopK
 from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Method, one_of, register_method, trained
 from cbm.solvers import ProximalAdam, solve_mixing
 
 log = logging.getLogger(__name__)
@@ -261,12 +261,12 @@ class Sparse(Method):
             return self.penalty / len(model.mixing) * model.mixing.abs().sum()
         return 0.0
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Adam, with proximal steps of the repaired l1 penalty on W."""
         if not (self.repaired and self.config.objective == "l1"):
-            return torch.optim.Adam(parameters, lr=self.config.lr)
-        square = [p for p in parameters if p.dim() == 2 and p.shape[0] == p.shape[1]]
-        others = [p for p in parameters if not any(p is q for q in square)]
+            return torch.optim.Adam(trained(model), lr=self.config.lr)
+        square = [p for p in trained(model) if p.dim() == 2 and p.shape[0] == p.shape[1]]
+        others = [p for p in trained(model) if not any(p is q for q in square)]
         return ProximalAdam(
             [{"params": square, "l1": self.penalty / len(square[0])}, {"params": others}], self.config.lr
         )

@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Method, one_of, register_method, trained
 from cbm.methods.concept_labels import concept_labels
 
 
@@ -97,9 +97,9 @@ class Supervised(Method):
         """The same loss, and the class logits by predicted concepts."""
         return self.loss(model, x, y, concepts), model(x)
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """AdamW."""
-        return torch.optim.AdamW(parameters, lr=self.config.lr, weight_decay=self.config.weight_decay)
+        return torch.optim.AdamW(trained(model), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
     def finish(self, model: Any, data: FeatureData) -> nn.Module:
         """The two heads as a bottleneck whose activations are probabilities."""

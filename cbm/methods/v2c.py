@@ -10,6 +10,7 @@ most two shots and at random with more, and multiplies by 100.
 
 import logging
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +21,7 @@ from cbm.data.features import FeatureData
 from cbm.kernels import score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
 from cbm.methods.base import Method, one_of, register_method
-from cbm.methods.labo import fitted_scale
+from cbm.methods.labo import association_optimizer, fitted_scale
 
 log = logging.getLogger(__name__)
 
@@ -116,6 +117,6 @@ class V2C(Method):
         generator = torch.Generator().manual_seed(data.seed)
         return torch.randn(owners.shape, generator=generator) * (2 / owners.shape[1]) ** 0.5
 
-    def optimizer(self, parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
+    def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Adam at a constant rate, as published."""
-        return torch.optim.Adam(parameters, lr=self.config.lr)
+        return association_optimizer(model, self.config.lr)

@@ -1,5 +1,6 @@
 """Solvers: pure tensors in, tensors out; no modules, no files, no progress bars."""
 
+from cbm.solvers.association_adam import AssociationAdam
 from cbm.solvers.concept_matrix import ConceptMatrix, cms_scores, concept_matrix
 from cbm.solvers.discriminability import (
     class_similarity,
@@ -17,6 +18,7 @@ from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, e
 from cbm.solvers.submodular import greedy_select
 
 __all__ = [
+    "AssociationAdam",
     "ConceptMatrix",
     "LinearScores",
     "ProximalAdam",

@@ -9,6 +9,8 @@ import torch
 from bottleneck_problem import PHI, leaves, problem, relative
 
 from cbm.kernels import (
+    association_adam_,
+    association_vectors,
     concept_scores,
     fused_bottleneck_logits,
     fused_bottleneck_loss,
@@ -219,6 +221,26 @@ def test_interventions(dtype):
     torch.testing.assert_close(accuracy.cpu(), expected[0])
     torch.testing.assert_close(own.cpu().double(), expected[1], rtol=1e-5, atol=1e-5)
     assert intervene(*on, backend="triton")[1] is None
+
+
+@pytest.mark.parametrize("shape", [(70, 90, 80, 13), (3, 5, 7, 2), (64, 64, 32, 128)])
+def test_steps_of_adam(shape):
+    """Three steps against those of PyTorch in float64; what lies beside the tiles stays as it was."""
+    k, d, c = shape[1], shape[2], shape[3]
+    g = torch.Generator().manual_seed(0)
+    logits, concepts = torch.randn(c, k, generator=g), torch.randn(k, d, generator=g)
+    results = []
+    for backend, dtype, device in (("triton", torch.float32, DEVICE), ("torch", torch.float64, "cpu")):
+        text = concepts.to(device, dtype)
+        state = [logits.clone().to(device, dtype), *(torch.zeros(c, k, device=device, dtype=dtype) for _ in range(2))]
+        targets = torch.Generator().manual_seed(1)
+        for step in (1, 2, 3):
+            vectors, lse = association_vectors(state[0], text)
+            upstream = vectors - torch.randn(c, d, generator=targets).to(vectors)
+            association_adam_(*state, upstream, vectors, lse, text, step, lr=0.1, backend=backend)
+        results.append(state)
+    for found, expected in zip(*results):
+        torch.testing.assert_close(found.cpu().double(), expected, rtol=2e-4, atol=2e-6)
 
 
 @pytest.mark.skipif(not ON_GPU, reason="needs a GPU")

@@ -217,7 +217,7 @@ def test_one_step_moves_the_layer_and_the_head_only(objective: str, fidelity: st
     if fidelity == "repaired":  # the head starts at zero, where the cross-entropy says nothing about W
         model.head.data.uniform_(-0.1, 0.1)
     start = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    optimizer = method.optimizer(list(model.parameters()))
+    optimizer = method.optimizer(model)
     method.loss(model, *batch(data, 64)).backward()
     optimizer.step()
     end = model.state_dict()
@@ -278,7 +278,7 @@ def test_without_the_cross_entropy_the_layer_follows_the_objective_alone(objecti
 def test_a_batch_of_one(objective: str, fidelity: str):
     data, bank = planted()
     method, model = build(data, bank, objective=objective, fidelity=fidelity)
-    optimizer = method.optimizer(list(model.parameters()))
+    optimizer = method.optimizer(model)
     for row in range(3):
         optimizer.zero_grad()
         loss = method.loss(model, data.train.x[row : row + 1], data.train.y[row : row + 1])
