@@ -41,6 +41,29 @@ from cbm.layers import AssociationHead, ConceptBottleneck
 from cbm.solvers import AssociationAdam, greedy_select
 from cbm.solvers.submodular import _Problem, _select_one
 
+
+@cache
+def ceiling() -> float:
+    """FLOP per millisecond of a float32 product of 2048^3 on this thread, measured once per run."""
+    a, b = torch.randn(2, 2048, 2048)
+    return 2 * 2048**3 / interleaved({"product": lambda: a @ b}, 10)["product"].median
+
+
+def share(flop: float, timing: Timing) -> dict[str, float]:
+    """The part of the ceiling that the least FLOP of the best algorithm make in this time."""
+    return {"flop": flop, "share_of_ceiling": flop / ceiling() / timing.median}
+
+
+def percent(flop: float, timing: Timing) -> str:
+    """The same for a table."""
+    return f"{share(flop, timing)['share_of_ceiling']:.0%}"
+
+
+CEILING = (
+    "`% of ceiling`: the FLOP of the best algorithm in the time of ours, against a float32 product of 2048^3 on the "
+    "same thread in the same run ({:.0f} GFLOP/s)."
+)
+
 LINEAR_SHAPES = [  # rows of a batch, concepts, dimensions, classes
     (128, 500, 512, 10),
     (512, 500, 512, 10),
@@ -62,6 +85,7 @@ def linear() -> Report:
         "LaBo training step: re-associated against the N x K scores",
         [
             *("B", "K", "D", "C", "N x K ms", "re-associated ms", "scores kept ms", "N x K / re", "kept / re"),
+            "% of ceiling",
             *("model N x K", "model kept", "gradient error fp32", "fp64"),
         ],
     )
@@ -108,13 +132,20 @@ def linear() -> Report:
         report.add(
             b, k, d, c, naive, ours, kept, f"{naive.median / ours.median:.2f}", f"{kept.median / ours.median:.2f}"
         )
-        report.rows[-1] += [*choices, f"{error32:.0e}", "not run" if error64 is None else f"{error64:.0e}"]
-        print("   ", *report.rows[-1][-4:])
+        flop = 4 * d * c * (b + k)
+        report.rows[-1] += [
+            percent(flop, ours),
+            *choices,
+            f"{error32:.0e}",
+            "not run" if error64 is None else f"{error64:.0e}",
+        ]
+        print("   ", *report.rows[-1][-5:])
         shape = {"N": b, "K": k, "D": d, "C": c}
         for name, timing in times.items():
             report.measurements.append(
                 {"op": "linear_bottleneck_logits", "variant": name, "shape": shape, "dtype": "float32", "mode": "step"}
                 | timing.fields()
+                | share(flop, timing)
                 | {"grad_rel_err_fp32": error32, "grad_rel_err_fp64": error64}
             )
     report.remarks += [
@@ -127,6 +158,7 @@ def linear() -> Report:
         "the difference is below the spread).",
         "Choices that were not the measured winner: " + ("; ".join(misses) if misses else "none") + ".",
         "Ratios below 1 are shapes where re-association loses; `plan='auto'` does not take it there.",
+        CEILING.format(ceiling() / 1e6),
     ]
     return report
 
@@ -136,7 +168,8 @@ def moments() -> Report:
         "moments",
         "Mean and standard deviation of every concept score",
         [
-            *("N", "D", "K", "from scores ms", "from covariance ms", "ratio", "largest temporary MB, before", "after"),
+            *("N", "D", "K", "from scores ms", "from covariance ms", "ratio", "% of ceiling"),
+            *("largest temporary MB, before", "after"),
             *("std error, scores", "covariance"),
         ],
     )
@@ -153,9 +186,9 @@ def moments() -> Report:
         times = interleaved(variants, seconds=20)
         exact = torch.cat([(x.double() @ t.double().T).std(0) for t in concepts.split(500)])
         errors = {name: relative(variant()[1], exact) for name, variant in variants.items()}
-        ratio = times["scores"].median / times["covariance"].median
+        ratio, flop = times["scores"].median / times["covariance"].median, 2 * d * d * (n + k)
         report.add(
-            *(n, d, k, times["scores"], times["covariance"], f"{ratio:.2f}"),
+            *(n, d, k, times["scores"], times["covariance"], f"{ratio:.2f}", percent(flop, times["covariance"])),
             *(f"{n * k * 4e-6:.0f}", f"{max(4096 * d * 4, d * d * 8, min(k, 4096) * d * 8) * 1e-6:.0f}"),
             *(f"{errors[name]:.0e}" for name in variants),
         )
@@ -163,6 +196,7 @@ def moments() -> Report:
             report.measurements.append(
                 {"op": "score_moments", "variant": name, "shape": {"N": n, "D": d, "K": k}, "dtype": "float32"}
                 | timing.fields()
+                | share(flop, timing)
                 | {"std_rel_err": errors[name]}
             )
     report.remarks += [
@@ -170,6 +204,7 @@ def moments() -> Report:
         "from the shapes, not measured.",
         "The covariance costs N D^2 whatever K is, the scores N D K: with fewer concepts than dimensions the scores "
         "are cheaper (ratio below 1) but still need the N x K memory.",
+        CEILING.format(ceiling() / 1e6),
     ]
     return report
 
@@ -208,7 +243,7 @@ def association() -> Report:
         "LaBo training step with Adam: head held by its class vectors against plain autograd",
         [
             *("B", "K", "D", "C", "Adam ms", "fused Adam ms", "ours ms", "Adam / ours", "fused / ours"),
-            *("peak MB, fused Adam", "ours", "largest difference of a weight"),
+            *("% of ceiling", "peak MB, fused Adam", "ours", "largest difference of a weight"),
         ],
     )
     for b, k, d, c in [(2048, 50_000, 768, 1000), (4096, 20_000, 512, 1000), (4096, 5000, 512, 100)]:
@@ -237,7 +272,7 @@ def association() -> Report:
             name: float(run_code(_ASSOCIATION_PEAK.format(shape=(b, k, d, c), ours=name == "ours")))
             for name in ("fused Adam", "ours")
         }
-        ours = times["ours"].median
+        ours, flop = times["ours"].median, 4 * d * c * (b + k)
         report.add(
             b, k, d, c, *times.values(), f"{times['Adam'].median / ours:.2f}",
             f"{times['fused Adam'].median / ours:.2f}", *(f"{peak:.0f}" for peak in peaks.values()), f"{off:.0e}",
@@ -246,6 +281,7 @@ def association() -> Report:
             {"op": "association_step", "variant": name, "shape": dict(zip("NKDC", (b, k, d, c)))}
             | {"dtype": "float32", "mode": "step", "peak_mb": peaks.get(name), "largest_difference": off}
             | timing.fields()
+            | share(flop, timing)
             for name, timing in times.items()
         ]  # fmt: skip
     report.remarks += [
@@ -254,6 +290,7 @@ def association() -> Report:
         "methods take it from 2^24 weights on, and PyTorch's fused Adam below.",
         "`peak`: by how much two steps raise the largest memory of a fresh process beyond model and data; Adam's two "
         "moments are in it on both sides.",
+        CEILING.format(ceiling() / 1e6),
     ]
     return report
 
@@ -307,7 +344,8 @@ def nonlinear() -> Report:
         "nonlinear",
         "Sigmoid bottleneck, loss and gradients: chunks against plain autograd",
         [
-            *("B", "K", "D", "C", "trained", "eager ms", "ours ms", "eager / ours", "peak MB, eager", "ours", "ratio"),
+            *("B", "K", "D", "C", "trained", "eager ms", "ours ms", "eager / ours", "% of ceiling"),
+            *("peak MB, eager", "ours", "ratio"),
             *("gradient error", "eager's"),
         ],
     )
@@ -333,10 +371,11 @@ def nonlinear() -> Report:
         eager, ours = times["eager"], times["ours"]
         exact = step("eager", torch.float64) if b * k * 8 < 2e9 else None
         errors = {n: "not run" if exact is None else f"{relative(step(n), exact):.0e}" for n in times}
+        flop = 2 * b * k * (d + (3 if affine else 2) * c)
         peaks = {n: peak_megabytes(shape, affine, n == "ours") if b * k > 2**24 else None for n in times}
         report.add(
             *shape, "head, alpha, beta" if affine else "head", eager, ours,
-            "equal" if eager.equals(ours) else f"{eager.median / ours.median:.2f}",
+            "equal" if eager.equals(ours) else f"{eager.median / ours.median:.2f}", percent(flop, ours),
             *("" if p is None else f"{p:.0f}" for p in peaks.values()),
             "" if peaks["ours"] is None else f"{peaks['eager'] / max(peaks['ours'], 1):.0f}",
             errors["ours"], errors["eager"],
@@ -346,6 +385,7 @@ def nonlinear() -> Report:
                 {"op": "fused_bottleneck_loss", "variant": name, "shape": dict(zip("NKDC", shape)), "dtype": "float32"}
                 | {"mode": "step", "trained": report.rows[-1][4], "peak_mb": peaks[name], "rel_err": errors[name]}
                 | timing.fields()
+                | share(flop, timing)
             )
     report.remarks += [
         "Loss, and gradients of what is trained; scale 10, affine map and sigmoid, no optimizer. `ours` decides by "
@@ -354,6 +394,7 @@ def nonlinear() -> Report:
         "step done before), gradients included; only where the scores are over 64 MB.",
         "`equal`: the medians differ by less than the spread from the 20th to the 80th percentile.",
         "Against float64; gradient of the head.",
+        CEILING.format(ceiling() / 1e6),
     ]
     return report
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, FeatureSplit, spaced
-from cbm.kernels import class_vectors, concept_scores
+from cbm.kernels import class_logits, class_vectors, concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid
 from cbm.metrics import (
     ConceptAlignment,
@@ -82,8 +82,8 @@ def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[S
     if heads:
         solved = {}
         for head in heads:
-            vectors, bias = class_vectors(model.concepts, head.weight, bias=head.bias)
-            solved[head.target] = accuracy(torch.nn.functional.linear(split.x, vectors, bias), split.y)
+            vectors = class_vectors(model.concepts, head.weight, bias=head.bias)
+            solved[head.target] = accuracy(class_logits(split.x, *vectors), split.y)
         values["accuracy_nec_avg"] = sum(truncated[head.target] for head in heads) / len(heads)
         values |= {f"accuracy_nec{count}_resolved": value for count, value in solved.items()}
         values["accuracy_nec_avg_resolved"] = sum(solved.values()) / len(solved)

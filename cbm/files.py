@@ -3,6 +3,7 @@
 import errno
 import os
 import tempfile
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from cbm.errors import UserError
@@ -24,20 +25,36 @@ def write_atomically(path: Path, content: bytes) -> None:
     Raises:
         UserError: the disk is full, or the place cannot be written to. The old file is untouched.
     """
+    write_in_parts(path.parent, [content], lambda: path.name)
+
+
+def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]) -> Path:
+    """Write ``parts`` one after the other to a file of ``folder`` that is there whole or not at all; returns its path.
+
+    Args:
+        folder: where; made if need be.
+        parts: the content.
+        name: of the file; asked for when all is written.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to. An old file of this name is untouched.
+    """
     temporary = None
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".partial.", delete=False) as file:
             temporary = Path(file.name)
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         temporary.chmod(0o644)
-        temporary.replace(path)
+        return temporary.replace(folder / name())
     except OSError as error:
+        raise cannot_write(folder if temporary is None else folder / name(), error) from error
+    finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
-        raise cannot_write(path, error) from error
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -104,18 +104,18 @@ def encode_splits(
         if teacher is not None and name != "test":
             stored.append(_encode(split, teacher, cfg.teacher, cfg, f"{dataset.name}/{name} (teacher)"))
         readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
-        split = split if len(readable) == len(split) else split.take(readable)
         shots = {"train": cfg.shots, "val": cfg.val_shots}.get(name, "all")
-        rows = few_shot(split.labels, shots, cfg.seed, dataset.classes, "val_shots" if name == "val" else "shots")
+        setting = "val_shots" if name == "val" else "shots"
+        rows = readable[few_shot(split.labels[readable], shots, cfg.seed, dataset.classes, setting)]
+        split = split if len(rows) == len(split) else split.take(rows)
         for part, features in zip((encoded, taught), stored):
-            whole = FeatureSplit(
-                unit_norm(features.tensor(readable), split.images.names),
+            part[name] = FeatureSplit(
+                features.unit_rows(rows, split.images.names),
                 torch.from_numpy(split.labels),
                 split.images.names,
                 None if split.concepts is None else torch.from_numpy(split.concepts),
             )
-            part[name] = whole if shots == "all" else whole.take(rows)
-        dataset.splits[name] = split if shots == "all" else split.take(rows)
+        dataset.splits[name] = split
     if "train" in splits:
         dataset.check()  # once more: a class may have lost all its pictures to bad files
     seen = None

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from cbm.data.splits import few_shot
 from cbm.errors import UserError
+from cbm.kernels import class_sums
 
 log = logging.getLogger(__name__)
 
@@ -21,7 +22,7 @@ class FeatureSplit:
     """Features of one split.
 
     Attributes:
-        x: ``[N, D]`` unit-norm float32 features.
+        x: ``[N, D]`` unit-norm features: float32, or mapped from disk, then perhaps in half precision.
         y: ``[N]`` class indices.
         names: N picture names.
         concepts: ``[N, A]`` ground truth (1, 0, NaN unknown) or None.
@@ -43,8 +44,10 @@ class FeatureSplit:
 
     def class_means(self, num_classes: int) -> Tensor:
         """Mean feature of every class, ``[C, D]``."""
-        sums = torch.zeros(num_classes, self.x.shape[1]).index_add_(0, self.y, self.x)
-        return sums / torch.bincount(self.y, minlength=num_classes).clamp(min=1)[:, None]
+        return (
+            class_sums(self.x, self.y, num_classes)
+            / torch.bincount(self.y, minlength=num_classes).clamp(min=1)[:, None]
+        )
 
 
 def unit_norm(features: Tensor, names: list[str]) -> Tensor:
@@ -119,12 +122,17 @@ class Batches:
 
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for turn in range(self.passes):
-            if not self.shuffle or self.per_pass == 1:
-                yield from zip(*(tensor.split(self.batch_size) for tensor in self.tensors))
-                continue
-            generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
-            for rows in torch.randperm(len(self.split), generator=generator).split(self.batch_size):
-                yield tuple(tensor[rows] for tensor in self.tensors)
+            for rows in self._order(turn):
+                x, *others = (tensor[rows] for tensor in self.tensors)
+                yield (x.float(), *others)
+
+    def _order(self, turn: int) -> Iterator[slice | Tensor]:
+        """The rows of every batch of one pass."""
+        count, size = len(self.split), self.batch_size
+        if not self.shuffle or self.per_pass == 1:
+            return (slice(start, start + size) for start in range(0, count, size))
+        generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
+        return iter(torch.randperm(count, generator=generator).split(size))
 
 
 class FeatureData(lightning.LightningDataModule):

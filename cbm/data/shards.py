@@ -7,14 +7,17 @@ there whole or not at all; a flipped byte no longer matches the name and the fil
 import hashlib
 import json
 import logging
+import struct
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import safetensors
 import safetensors.torch
+import torch
 from torch import Tensor
 
-from cbm.files import write_atomically
+from cbm.files import write_atomically, write_in_parts
 
 log = logging.getLogger(__name__)
 
@@ -27,6 +30,34 @@ def write_shard(folder: Path, stem: str, tensors: dict[str, Tensor], metadata: d
     path = folder / f"{stem}-{hashlib.blake2b(content, digest_size=16).hexdigest()}.safetensors"
     write_atomically(path, content)
     return path
+
+
+def write_rows(folder: Path, stem: str, parts: Iterable[Tensor], shape: tuple[int, int], dtype: torch.dtype) -> Path:
+    """Write rows that come in parts ``[n, D]``, and may be more than memory holds, as the tensor ``rows`` of one shard.
+
+    Args:
+        folder: where.
+        stem: the file's name without its checksum.
+        parts: the rows, in order.
+        shape: (N, D) of all of them.
+        dtype: what they are stored as, float16 or float32.
+    """
+    count = shape[0] * shape[1] * dtype.itemsize
+    entry = {"dtype": {torch.float16: "F16", torch.float32: "F32"}[dtype], "shape": shape, "data_offsets": [0, count]}
+    header = json.dumps({"__metadata__": {"json": "{}"}, "rows": entry}).encode()
+    header += b" " * (-len(header) % 64)  # rows begin at an aligned address
+    checksum = hashlib.blake2b(digest_size=16)
+
+    def content() -> Iterator[bytes]:
+        for piece in (struct.pack("<Q", len(header)), header):
+            checksum.update(piece)
+            yield piece
+        for part in parts:
+            piece = part.to(dtype).contiguous().numpy().tobytes()
+            checksum.update(piece)
+            yield piece
+
+    return write_in_parts(folder, content(), lambda: f"{stem}-{checksum.hexdigest()}.safetensors")
 
 
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:

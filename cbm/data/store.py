@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from cbm.data.features import unit_norm
 from cbm.data.images import Images
-from cbm.data.shards import find_shards, read_shard, write_shard
+from cbm.data.shards import find_shards, read_shard, write_rows, write_shard
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files import write_atomically
@@ -30,6 +31,8 @@ from cbm.files import write_atomically
 log = logging.getLogger(__name__)
 
 SHARD_ROWS = 4096
+IN_MEMORY = 2**31
+"""Bytes of float32 features that a split may take in memory: 700,000 pictures of 768 dimensions."""
 DTYPES = {"float32": torch.float32, "float16": torch.float16}
 
 
@@ -38,20 +41,59 @@ class StoredFeatures:
     """Features of N pictures, memory-mapped.
 
     Attributes:
+        folder: where they are.
         shards: the features in order, each ``[n, D]``.
         readable: ``[N]`` bool; the features of an unreadable picture are zero.
         errors: why, by picture name.
     """
 
+    folder: Path
     shards: list[Tensor]
     readable: np.ndarray
     errors: dict[str, str]
 
+    def parts(self, rows: np.ndarray) -> Iterator[Tensor]:
+        """Features of ``rows`` (ascending), shard by shard, in the stored dtype."""
+        for number, own in zip(*_runs(rows // SHARD_ROWS)):
+            shard, within = self.shards[number], rows[own] % SHARD_ROWS
+            yield shard if len(within) == len(shard) else shard[torch.from_numpy(within)]
+
     def tensor(self, rows: np.ndarray | None = None) -> Tensor:
-        """Features ``[n, D]`` of ``rows`` (of all readable pictures by default), in the stored dtype."""
-        rows = np.flatnonzero(self.readable) if rows is None else rows
-        whole = self.shards[0] if len(self.shards) == 1 else torch.cat(self.shards)
-        return whole if len(rows) == len(whole) else whole[torch.from_numpy(rows)]
+        """Features ``[n, D]`` of ``rows`` (ascending; all readable pictures by default), in the stored dtype."""
+        return torch.cat(list(self.parts(np.flatnonzero(self.readable) if rows is None else rows)))
+
+    def unit_rows(self, rows: np.ndarray, names: list[str]) -> Tensor:
+        """Unit-norm features ``[n, D]`` of ``rows`` (ascending): float32, or, where that would take more than
+        ``IN_MEMORY``, in the stored dtype and mapped from a file that is written once.
+
+        Raises:
+            UserError: NaN, infinite or zero features, naming the first (``names`` are those of the rows).
+        """
+        dim, dtype = self.shards[0].shape[1], self.shards[0].dtype
+        if len(rows) * dim * 4 <= IN_MEMORY:
+            return unit_norm(self.tensor(rows), names)
+        folder, stem = self.folder / "unit", hashlib.sha256(rows.tobytes()).hexdigest()[:16]
+        found = find_shards(folder).get(stem)
+        shard = read_shard(found) if found else None
+        if shard is None:
+            log.info("%d features of %d dimensions stay on disk: %s", len(rows), dim, folder)
+
+            def normalised() -> Iterator[Tensor]:
+                done = 0
+                for part in self.parts(rows):
+                    yield unit_norm(part, names[done : done + len(part)])
+                    done += len(part)
+
+            shard = read_shard(write_rows(folder, stem, normalised(), (len(rows), dim), dtype))
+        assert shard is not None
+        return shard[0]["rows"]
+
+
+def _runs(values: np.ndarray) -> tuple[list[int], list[slice]]:
+    """Every value of an ascending array, and where it stands."""
+    found, starts = np.unique(values, return_index=True)
+    ends = [*starts[1:].tolist(), len(values)]
+    return found.tolist(), [slice(start, end) for start, end in zip(starts.tolist(), ends)]
 
 
 class FeatureStore:
@@ -109,7 +151,7 @@ class FeatureStore:
         self._report(errors, len(images), on_error, label)
         if missing or not (folder / "index.parquet").is_file():
             self._write_index(folder, encoder, images, fingerprints, errors, dtype)
-        return StoredFeatures([tensors["features"] for tensors, _ in shards], readable, errors)
+        return StoredFeatures(folder, [tensors["features"] for tensors, _ in shards], readable, errors)
 
     @staticmethod
     def _report(errors: dict[str, str], total: int, on_error: str, label: str) -> None:

@@ -10,7 +10,7 @@ from cbm.kernels.gumbel import gumbel_topk_gate, soft_khot, topk_gate
 from cbm.kernels.gumbel_topk import gumbel_topk
 from cbm.kernels.interventions import intervene, override_logits
 from cbm.kernels.linear import choose_plan, class_logits, class_vectors, linear_bottleneck_logits
-from cbm.kernels.moments import gram, score_moments
+from cbm.kernels.moments import class_sums, feature_moments, gram, score_moments
 from cbm.kernels.noise import gumbel_noise
 from cbm.kernels.scores import concept_scores
 from cbm.kernels.topk import topk_concepts
@@ -20,8 +20,10 @@ __all__ = [
     "association_vectors",
     "choose_plan",
     "class_logits",
+    "class_sums",
     "class_vectors",
     "concept_scores",
+    "feature_moments",
     "fused_bottleneck_logits",
     "fused_bottleneck_loss",
     "gram",

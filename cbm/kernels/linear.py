@@ -24,6 +24,7 @@ from cbm.kernels.shapes import check_matrix, check_row_factors, check_scale, che
 
 Plan = Literal["auto", "reassociated", "direct"]
 
+_UPCAST_ROWS = 65536
 _OVERHEAD = 10_000_000  # FLOP that take as long as the reassociated plan's extra small operations
 
 
@@ -161,14 +162,19 @@ def linear_bottleneck_logits(
         return torch.addr(logits, x @ center, scale * total)
 
 
-def class_logits(x: Tensor, vectors: Tensor, center: Tensor, scale: float | Tensor = 1.0) -> Tensor:
-    """Logits ``scale * x V^T`` of class vectors that share a large part, which does not pass through the product.
+def class_logits(
+    x: Tensor, vectors: Tensor, bias: Tensor | None = None, *, center: Tensor | None = None,
+    scale: float | Tensor = 1.0,
+) -> Tensor:  # fmt: skip
+    """Logits ``scale * x V^T + bias`` of class vectors, of any number of pictures.
 
     Args:
-        x: Image features [N, D].
+        x: Image features [N, D]; may be memory-mapped, in half precision: it is upcast in chunks.
         vectors: Class vectors [C, D].
-        center: What they share [D], such as the mean text vector where every class weighs texts with a mass of one.
-        scale: Factor on the logits, a number or a 0-d tensor.
+        bias: Class bias [C], or None for 0.
+        center: What the vectors share [D], kept out of the product: the mean text vector where every class weighs
+            texts with a mass of one. None for nothing.
+        scale: Factor on the products, a number or a 0-d tensor.
 
     Returns:
         Logits [N, C], float32 or float64. Differentiable in every tensor.
@@ -176,12 +182,19 @@ def class_logits(x: Tensor, vectors: Tensor, center: Tensor, scale: float | Tens
     Raises:
         ValueError: If a shape does not fit.
     """
-    d = check_matrix("vectors", vectors, columns=check_matrix("x", x).shape[1]).shape[1]
+    c, d = check_matrix("vectors", vectors, columns=check_matrix("x", x).shape[1]).shape
+    check_vector("bias", bias, c)
     check_vector("center", center, d)
     check_scale(scale)
+    dtype = compute_dtype(x, vectors, bias)
     with torch.autocast(x.device.type, enabled=False):
-        x = x.to(compute_dtype(x, vectors))
-        return scale * torch.addr(x @ (vectors - center).T, x @ center, x.new_ones(len(vectors)))
+        vectors = scale * vectors.to(dtype) if center is None else scale * (vectors - center).to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        parts = [x] if x.dtype == dtype else x.split(_UPCAST_ROWS)
+        logits = torch.cat([torch.nn.functional.linear(part.to(dtype), vectors, bias) for part in parts])
+        if center is None:
+            return logits
+        return torch.addr(logits, x.to(dtype) @ center.to(dtype), scale * logits.new_ones(c))
 
 
 def _class_bias(weights: Tensor, mean: Tensor | None, bias: Tensor | None) -> Tensor:

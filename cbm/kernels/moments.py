@@ -14,7 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from cbm.kernels.shapes import check_matrix, check_vector, compute_dtype
+from cbm.kernels.shapes import check_labels, check_matrix, check_vector, compute_dtype
 
 _ROWS = 4096  # rows of x per step: 8 MB of float32 at D = 512
 _CONCEPTS = 4096  # concepts per step of the quadratic form
@@ -56,6 +56,49 @@ def score_moments(x: Tensor, concepts: Tensor, ddof: int = 1) -> tuple[Tensor, T
             variance = _quadratic_form(concepts, covariance)
         mean = concepts.double() @ center
     return mean.to(dtype), variance.clamp(min=0).sqrt().to(dtype)
+
+
+def feature_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation of every feature, ``x.mean(0), x.std(0)``, of any number of rows.
+
+    Args:
+        x: Image features [N, D], N >= 2; may be memory-mapped, in half precision.
+
+    Returns:
+        Mean [D] and standard deviation [D] (divided by N - 1), float32 or float64, from float64 sums.
+
+    Raises:
+        ValueError: If ``x`` is no matrix of two rows or more.
+    """
+    if len(check_matrix("x", x)) < 2:
+        raise ValueError(f"x has shape {list(x.shape)}; expected two rows or more")
+    mean, squares = x.new_zeros(2, x.shape[1], dtype=torch.float64)
+    for seen in range(0, len(x), _ROWS):
+        rows = x[seen : seen + _ROWS].double()
+        center, share = rows.mean(0), min(_ROWS, len(x) - seen) / min(seen + _ROWS, len(x))
+        squares += (rows - center).square().sum(0) + (center - mean).square() * (seen * share)
+        mean += (center - mean) * share
+    dtype = compute_dtype(x)
+    return mean.to(dtype), (squares / (len(x) - 1)).sqrt().to(dtype)
+
+
+def class_sums(x: Tensor, y: Tensor, num_classes: int) -> Tensor:
+    """Sum of the features of every class [C, D], in float32 or float64.
+
+    Args:
+        x: Image features [N, D]; may be memory-mapped, in half precision.
+        y: Their classes [N] (int64).
+        num_classes: C.
+
+    Raises:
+        ValueError: If a shape does not fit or a class is out of range.
+    """
+    check_matrix("x", x)
+    check_labels(y, len(x), max(num_classes, 2))
+    sums = x.new_zeros(num_classes, x.shape[1], dtype=compute_dtype(x))
+    for rows, labels in zip(x.split(_ROWS), y.split(_ROWS)):
+        sums.index_add_(0, labels, rows.to(sums.dtype))
+    return sums
 
 
 def gram(

@@ -76,7 +76,7 @@ class ConceptBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Unit-norm features ``[N, D]`` to logits ``[N, C]``."""
         if isinstance(self.head, AssociationHead) and self.head.pending is not None:
-            return class_logits(x, self.head.vectors(self.concepts), self.concepts.mean(dim=0), self.scale)
+            return class_logits(x, self.head.vectors(self.concepts), center=self.concepts.mean(dim=0), scale=self.scale)
         weight, bias = self.head.weight(), self.head.bias
         if self.activation is None:
             logits = linear_bottleneck_logits(x, self.concepts, weight, scale=self.scale, bias=bias)
@@ -140,8 +140,7 @@ class ConceptBottleneck(nn.Module):
         else:
             bias = self.base() - weights @ self.reference
         if self.activation is None:
-            vectors, bias = class_vectors(self.concepts, weights, bias=bias)
-            logits = nn.functional.linear(x, vectors, bias)
+            logits = class_logits(x, *class_vectors(self.concepts, weights, bias=bias))
         else:
             logits = self.activation.logits(x, self.concepts, weights, bias)
         return logits if self.residual is None else logits + self.residual(x)

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from cbm.kernels import class_logits
+
 
 class LinearProbe(nn.Module):
     """``x W^T + b`` with no concepts in between.
@@ -18,4 +20,4 @@ class LinearProbe(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[N, D]`` to logits ``[N, C]``."""
-        return nn.functional.linear(x, self.matrix, self.bias)
+        return class_logits(x, self.matrix, self.bias)

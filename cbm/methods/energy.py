@@ -21,6 +21,7 @@ from torch.nn.functional import cross_entropy
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, spaced
+from cbm.kernels import feature_moments
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.losses.energy import complete_states, concept_loss, conditional_loss, disturb, pseudo_likelihood
 from cbm.methods.base import Method, one_of, register_method, trained
@@ -80,10 +81,11 @@ class Energy(Method):
         vectors = None if labels.pseudo else class_vectors(train, data.train.y, len(data.classes), blocks)
         if vectors is not None and self.config.noise is None:
             self.noise = CLASS_LEVEL_NOISE
+        mean, std = feature_moments(data.train.x)
         kind = ReleasedEnergyBottleneck if self.config.fidelity == "released" else EnergyBottleneck
         model = kind(
             data.dim, len(data.classes), blocks, hidden=self.config.hidden, dropout=self.config.dropout,
-            mean=data.train.x.mean(dim=0), std=data.train.x.std(dim=0).clamp(min=1e-6), vectors=vectors,
+            mean=mean, std=std.clamp(min=1e-6), vectors=vectors,
         )  # fmt: skip
         model.class_weight.fill_(float(self.config.leaky))
         data.batch_size, data.concept_targets = self.config.batch_size, labels.targets

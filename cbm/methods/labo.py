@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.selection import claim_concepts, select_concepts
 from cbm.data.features import FeatureData, spaced
-from cbm.kernels import score_moments
+from cbm.kernels import class_logits, score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
 from cbm.methods.base import Method, one_of, register_method, trained
 from cbm.solvers import AssociationAdam
@@ -120,7 +120,7 @@ def fitted_scale(data: FeatureData, concepts: Tensor, head: AssociationHead, sta
     """The factor on the scores that suits a head before its training (see ``fit_scale``); concepts ``[K, D]``."""
     vectors = head.vectors(concepts).detach()
     few = 16384  # plenty for one number
-    return fit_scale(spaced(data.train.x, few) @ vectors.T, spaced(data.train.y, few), start)
+    return fit_scale(class_logits(spaced(data.train.x, few), vectors), spaced(data.train.y, few), start)
 
 
 def fit_scale(similarity: Tensor, labels: Tensor, start: float) -> float:

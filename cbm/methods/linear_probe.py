@@ -9,6 +9,7 @@ from torch import nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
+from cbm.kernels import class_logits, feature_moments
 from cbm.layers import LinearProbe
 from cbm.methods.base import Method, register_method
 from cbm.solvers import fit_logistic
@@ -38,16 +39,13 @@ class LinearProbeMethod(Method):
         self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
     ) -> tuple[nn.Module, ConceptBank | None]:
         """Solve the whole penalty path and keep the best; of equals the strongest penalty."""
-        center = data.train.x.mean(dim=0)
-        spread = (
-            (data.train.x - center).square().mean().sqrt().clamp(min=1e-12)
-        )  # one factor: directions keep their size
+        spread = feature_moments(data.train.x)[1].square().mean().sqrt()  # one factor: directions keep their size
         powers = torch.linspace(math.log10(self.config.l2_from), math.log10(self.config.l2_to), self.config.l2_steps)
         penalties = (10.0 ** powers.double()).tolist()
-        path = fit_logistic((data.train.x - center) / spread, data.train.y, l2=penalties, num_classes=len(data.classes))
-        val = (data.val.x - center) / spread
-        accuracy = [float(((val @ w.T + b).argmax(1) == data.val.y).float().mean()) for w, b in path]
+        path = fit_logistic(
+            data.train.x, data.train.y, l2=[p * float(spread) ** 2 for p in penalties], num_classes=len(data.classes)
+        )
+        accuracy = [float((class_logits(data.val.x, *each).argmax(1) == data.val.y).float().mean()) for each in path]
         best = accuracy.index(max(accuracy))
         log.info("linear probe: l2 = %.1e, validation accuracy %.4f", penalties[best], accuracy[best])
-        weight, bias = path[best]
-        return LinearProbe(weight / spread, bias - weight @ center / spread), None
+        return LinearProbe(*path[best]), None

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
-from cbm.kernels import score_moments
+from cbm.kernels import class_logits, score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.solvers import LinearScores, SparsePoint, elastic_net_path
 from cbm.solvers.elastic_net import Link
@@ -66,8 +66,8 @@ def fit_sparse_head(
 
     def past_best(newest: list[SparsePoint]) -> bool:
         """Note the validation accuracy; the path may end when it was higher ``PATIENCE`` points ago and all since."""
-        vectors, offset = scores.vectors(newest[0].weight(), newest[0].bias)
-        right = (data.val.x @ vectors.T + offset).argmax(dim=1) == data.val.y
+        logits = class_logits(data.val.x, *scores.vectors(newest[0].weight(), newest[0].bias))
+        right = logits.argmax(dim=1) == data.val.y
         accuracy.append(float(right.double().mean()))
         return accuracy.index(max(accuracy)) < len(accuracy) - PATIENCE
 

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
+from cbm.kernels import feature_moments
 from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid
 from cbm.methods.base import Method, one_of, register_method, trained
 from cbm.methods.concept_labels import concept_labels
@@ -47,8 +48,9 @@ class TwoHeads(nn.Module):
 
     def __init__(self, x: Tensor, num_concepts: int, num_classes: int):
         super().__init__()
-        self.register_buffer("mean", x.mean(dim=0))
-        self.register_buffer("std", x.std(dim=0).clamp(min=1e-6))
+        mean, std = feature_moments(x)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std.clamp(min=1e-6))
         self.concept, self.head = nn.Linear(x.shape[1], num_concepts), nn.Linear(num_concepts, num_classes)
 
     def concept_logits(self, x: Tensor) -> Tensor:

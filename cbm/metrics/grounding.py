@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from cbm.kernels import score_moments
+from cbm.kernels import class_sums, score_moments
 
 
 def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
@@ -24,7 +24,7 @@ def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tupl
     """
     classes = len(owners)
     counts = torch.bincount(y, minlength=classes).float()
-    sums = torch.zeros(classes, x.shape[1]).index_add_(0, y, x) @ concepts.T  # [C, K] summed scores per class
+    sums = class_sums(x, y, classes) @ concepts.T  # [C, K] summed scores per class
     own, rest = owners.float(), 1 - owners.float()
     inside, outside = (own * counts[:, None]).sum(0), (rest * counts[:, None]).sum(0)
     gap = (own * sums).sum(0) / inside - (rest * sums).sum(0) / outside  # NaN where a count is zero

@@ -59,6 +59,29 @@ def test_features_equal_the_encoder_and_are_encoded_once(tmp_path: Path, images,
     assert torch.equal(again.tensor(np.array([3, 59])), first.tensor()[[3, 59]])
 
 
+def test_many_features_stay_on_disk(tmp_path: Path, images, pixel_encoder, monkeypatch: pytest.MonkeyPatch):
+    stored = encode(FeatureStore(tmp_path), pixel_encoder, images, dtype="float16")
+    rows = np.array([0, 3, 15, 16, 17, 40, 59])
+    names = [images.names[row] for row in rows]
+    inside = stored.unit_rows(rows, names)
+    assert inside.dtype == torch.float32
+    torch.testing.assert_close(inside.norm(dim=1), torch.ones(7))
+    monkeypatch.setattr(store_module, "IN_MEMORY", 0)
+    mapped = stored.unit_rows(rows, names).clone()
+    assert mapped.dtype == torch.float16
+    torch.testing.assert_close(mapped.float(), inside, rtol=1e-3, atol=1e-4)
+    (file,) = (stored.folder / "unit").iterdir()
+    written = file.stat().st_mtime_ns
+    assert torch.equal(stored.unit_rows(rows, names), mapped)  # read again, not written again
+    assert file.stat().st_mtime_ns == written
+    stored.unit_rows(rows[1:], names[1:])
+    assert len(list((stored.folder / "unit").iterdir())) == 2
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 1  # a flipped bit in the features
+    file.write_bytes(bytes(content))
+    assert torch.equal(stored.unit_rows(rows, names), mapped)
+
+
 def test_workers_give_the_same(tmp_path: Path, images, pixel_encoder):
     one = encode(FeatureStore(tmp_path / "a"), pixel_encoder, images)
     two = FeatureStore(tmp_path / "b").encode(pixel_encoder, images, num_workers=2, batch_size=11, progress=False)

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbm.kernels import choose_plan, class_vectors, linear_bottleneck_logits
+from cbm.kernels import choose_plan, class_logits, class_vectors, linear, linear_bottleneck_logits
 
 # B, K, D, C and milliseconds of one step: through N x K, re-associated, with the scores kept (EPYC, 1 thread, float32).
 # The smallest shape is timed with the mean text vector taken out, the others without: there it makes no difference.
@@ -103,6 +103,23 @@ def test_class_vectors_are_the_same_classifier():
     assert vectors.shape == (4, 8)
     assert bias.shape == (4,)
     torch.testing.assert_close(x @ vectors.T + bias, linear_bottleneck_logits(x, **tensors))
+
+
+def test_logits_of_class_vectors(monkeypatch):
+    g = torch.Generator().manual_seed(0)
+    x, vectors, center = (torch.randn(*shape, generator=g).double() for shape in ((11, 5), (3, 5), (5,)))
+    bias, scale = torch.randn(3, generator=g).double(), torch.tensor(7.0).double().requires_grad_()
+    expected = 7 * (x @ vectors.T)
+    torch.testing.assert_close(class_logits(x, vectors, center=center, scale=scale), expected)
+    torch.testing.assert_close(class_logits(x, vectors, bias, scale=7.0), expected + bias)
+    (slope,) = torch.autograd.grad(class_logits(x, vectors, center=center, scale=scale).sum(), scale)
+    torch.testing.assert_close(slope, (x @ vectors.T).sum())
+    monkeypatch.setattr(linear, "_UPCAST_ROWS", 4)
+    half = class_logits(x.half(), vectors.float())
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, (x.half().double() @ vectors.T).float(), rtol=1e-5, atol=1e-5)
+    with pytest.raises(ValueError, match=r"center has shape \[4\]"):
+        class_logits(x, vectors, center=center[1:])
 
 
 def test_float_scale_and_missing_bias():

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cbm.kernels import moments, score_moments
+from cbm.kernels import class_sums, feature_moments, moments, score_moments
 
 
 @settings(max_examples=30, deadline=None)
@@ -82,3 +82,31 @@ def test_errors():
         score_moments(torch.zeros(5, 3), torch.zeros(2, 4))
     with pytest.raises(ValueError, match="ddof is 2"):
         score_moments(torch.zeros(5, 3), torch.zeros(2, 3), ddof=2)
+
+
+@given(st.integers(2, 30), st.integers(1, 6), st.integers(1, 9), st.floats(-100, 100))
+@settings(max_examples=40, deadline=None)
+def test_moments_of_features_do_not_cancel(n: int, d: int, rows: int, offset: float):
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(n * 100 + d), dtype=torch.float64) + offset
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "_ROWS", rows)
+        mean, std = feature_moments(x)
+        half = feature_moments(x.half())[0]
+    torch.testing.assert_close(mean, x.mean(0))
+    torch.testing.assert_close(std, x.std(0))
+    torch.testing.assert_close(half, x.half().double().mean(0).float())
+    with pytest.raises(ValueError, match="expected two rows or more"):
+        feature_moments(x[:1])
+
+
+@given(st.integers(1, 30), st.integers(1, 6), st.integers(1, 9))
+@settings(max_examples=20, deadline=None)
+def test_sums_of_classes(n: int, d: int, rows: int):
+    g = torch.Generator().manual_seed(n * 100 + d)
+    x, y = torch.randn(n, d, generator=g, dtype=torch.float64), torch.randint(4, (n,), generator=g)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moments, "_ROWS", rows)
+        sums = class_sums(x, y, 5)
+    torch.testing.assert_close(sums, torch.stack([x[y == c].sum(0) for c in range(5)]))
+    with pytest.raises(ValueError, match=r"y has classes from .* expected 0 to num_classes - 1 = 4"):
+        class_sums(x, y + 4, 5)
