@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cbm import config as schema
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
 
 if TYPE_CHECKING:
@@ -47,8 +47,13 @@ def encode(
     cache: Cache = Path("cache"),
     workers: Annotated[int, typer.Option(help="Processes that decode images.")] = 2,
     batch_size: Annotated[int, typer.Option(help="Images per forward pass.")] = 256,
+    dtype: Annotated[str, typer.Option(help="What the store keeps: float32 | float16.")] = "float32",
+    devices: Annotated[int, typer.Option(help="Processes on this machine, one per device.")] = 1,
+    nodes: Annotated[int, typer.Option(help="Machines (where SLURM or torchrun starts the processes).")] = 1,
 ) -> None:
     """Encode all splits of a data set into the feature store (interrupted: run it again, it goes on)."""
+    from lightning.pytorch.utilities import rank_zero_only
+
     from cbm.inputs import encode_splits, load_encoder, read_images
     from cbm.run import set_up_logging
 
@@ -57,9 +62,13 @@ def encode(
     cfg.dataset = schema.load_card(dataset)
     if root is not None:
         cfg.dataset.root = str(root)
+    if dtype not in (known := ("float32", "float16")):
+        raise UserError(f"--dtype {dtype}: {did_you_mean(dtype, known)}")
+    cfg.encoder.store_dtype = dtype
     images = read_images(cfg.dataset, cache)
-    data = encode_splits(images, load_encoder(cfg.encoder), cfg, tuple(images.splits))
-    for name, split in data.splits.items():
+    encoder_ = load_encoder(cfg.encoder)
+    data = encode_splits(images, encoder_, cfg, tuple(images.splits), devices=devices, nodes=nodes)
+    for name, split in data.splits.items() if getattr(rank_zero_only, "rank", 0) == 0 else ():
         out.print(f"{name}: {len(split)} images, {data.dim} dimensions")
 
 

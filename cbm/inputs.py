@@ -87,11 +87,13 @@ def load_teacher(method: Method, cfg: DictConfig, encoder: Encoder) -> Encoder |
 
 
 def encode_splits(
-    dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, splits: tuple[str, ...], teacher: Encoder | None = None
-) -> FeatureData:
+    dataset: ImageDataset, encoder: Encoder, cfg: DictConfig, splits: tuple[str, ...], teacher: Encoder | None = None,
+    *, devices: int = 1, nodes: int = 1,
+) -> FeatureData:  # fmt: skip
     """Features of the splits; every picture is encoded once, few-shot subsets are taken from the full split.
 
-    A teacher encodes the training and validation pictures too; those that either cannot read are left out.
+    A teacher encodes the training and validation pictures too; those that either cannot read are left out. Several
+    devices and nodes encode in as many processes.
     """
     encoded: dict[str, FeatureSplit] = {}
     taught: dict[str, FeatureSplit] = {}
@@ -100,7 +102,7 @@ def encode_splits(
             has = " and ".join(dataset.splits)
             raise UserError(f"data set '{dataset.name}' has no pictures for '{name}': it has {has}")
         split = dataset.splits[name]
-        stored = [_encode(split, encoder, cfg.encoder, cfg, f"{dataset.name}/{name}")]
+        stored = [_encode(split, encoder, cfg.encoder, cfg, f"{dataset.name}/{name}", devices, nodes)]
         if teacher is not None and name != "test":
             stored.append(_encode(split, teacher, cfg.teacher, cfg, f"{dataset.name}/{name} (teacher)"))
         readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
@@ -132,10 +134,13 @@ def encode_splits(
     )
 
 
-def _encode(split: Split, encoder: Encoder, settings: DictConfig, cfg: DictConfig, label: str) -> StoredFeatures:
+def _encode(
+    split: Split, encoder: Encoder, settings: DictConfig, cfg: DictConfig, label: str, devices: int = 1, nodes: int = 1
+) -> StoredFeatures:
     return FeatureStore(Path(cfg.cache)).encode(
         encoder, split.images, dtype=settings.store_dtype, batch_size=settings.batch_size,
         num_workers=settings.num_workers, on_error=cfg.dataset.on_error, label=label, progress=cfg.trainer.progress,
+        devices=devices, nodes=nodes,
     )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import seed_everything
+from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.logging import RichHandler
@@ -403,7 +404,7 @@ def set_up_logging() -> None:
                               show_time=False, show_level=False, markup=False, highlighter=None)  # fmt: skip
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
-    log.setLevel("INFO")
+    log.setLevel("INFO" if getattr(rank_zero_only, "rank", 0) == 0 else "ERROR")  # of several processes one speaks
     log.propagate = False
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel("ERROR")

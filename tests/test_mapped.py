@@ -12,7 +12,7 @@ from cbm.data.store import StoredFeatures
 
 METHODS = {
     "labo": ["method.max_epochs=5"], "v2c": ["method.max_epochs=5"], "posthoc": [], "sparse": ["method.max_epochs=2"],
-    "cms": [], "energy": ["method.max_epochs=1", "report=false"], "supervised": ["method.max_epochs=3"],
+    "cms": [], "supervised": ["method.max_epochs=3"],
     "zero_shot": [], "linear_probe": [], "label_free": [],
 }  # fmt: skip
 

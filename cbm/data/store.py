@@ -7,8 +7,7 @@ features lie in shards, each complete or absent, so an interrupted run goes on w
 import hashlib
 import json
 import logging
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
+from cbm.data.encoding import encode_shards
 from cbm.data.features import unit_norm
 from cbm.data.images import Images
-from cbm.data.shards import find_shards, read_shard, write_rows, write_shard
+from cbm.data.shards import find_shards, read_shard, write_rows
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files import write_atomically
@@ -89,6 +87,11 @@ class StoredFeatures:
         return shard[0]["rows"]
 
 
+def _read_shards(folder: Path) -> dict[int, tuple[dict[str, Tensor], dict[str, Any]]]:
+    """Number to content of the shards that are there and sound."""
+    return {int(stem): shard for stem, path in find_shards(folder).items() if (shard := read_shard(path))}
+
+
 def _runs(values: np.ndarray) -> tuple[list[int], list[slice]]:
     """Every value of an ascending array, and where it stands."""
     found, starts = np.unique(values, return_index=True)
@@ -113,8 +116,12 @@ class FeatureStore:
         on_error: str = "skip",
         label: str = "images",
         progress: bool = True,
+        devices: int = 1,
+        nodes: int = 1,
     ) -> StoredFeatures:
         """The features of ``images``: from the store where they are there, else encoded and stored.
+
+        With more than one device or node every process encodes shards of its own (``cbm.data.encoding``).
 
         Args:
             encoder: the frozen encoder.
@@ -125,6 +132,8 @@ class FeatureStore:
             on_error: ``skip`` unreadable pictures (they are reported) or ``fail``.
             label: what the progress bar calls them.
             progress: show it.
+            devices: processes on this machine, one per device.
+            nodes: machines.
 
         Raises:
             UserError: an unreadable picture under ``on_error="fail"``; features that are not finite; a full disk.
@@ -133,19 +142,15 @@ class FeatureStore:
         precision = encoder.precision if encoder.device.type == "cuda" else "fp32"
         key = hashlib.sha256("\n".join([encoder.fingerprint, precision, dtype, *fingerprints]).encode())
         folder = self.root / "features" / key.hexdigest()[:24]
-        starts = range(0, len(images), SHARD_ROWS)
-        found = {stem: shard for stem, path in find_shards(folder).items() if (shard := read_shard(path))}
-        missing = [start for start in starts if f"{start // SHARD_ROWS:05d}" not in found]
-        if missing:
-            rows = [row for start in missing for row in range(start, min(start + SHARD_ROWS, len(images)))]
-            if len(rows) < len(images):
-                log.info("%s: %d of %d already encoded", label, len(images) - len(rows), len(images))
-            options: dict[str, Any] = dict(
-                dtype=dtype, batch_size=batch_size, num_workers=num_workers, label=label, progress=progress
-            )
-            self._encode_shards(folder, encoder, images, rows, **options)
-            found = {stem: shard for stem, path in find_shards(folder).items() if (shard := read_shard(path))}
-        shards = [found[f"{start // SHARD_ROWS:05d}"] for start in starts]
+        count = -(-len(images) // SHARD_ROWS)
+        found = _read_shards(folder)
+        if missing := [number for number in range(count) if number not in found]:
+            encode_shards(
+                folder, encoder, images, missing, SHARD_ROWS, dtype=DTYPES[dtype], batch_size=batch_size,
+                num_workers=num_workers, label=label, progress=progress, devices=devices, nodes=nodes,
+            )  # fmt: skip
+            found = _read_shards(folder)
+        shards = [found[number] for number in range(count)]
         errors = {name: why for _, metadata in shards for name, why in metadata["errors"].items()}
         readable = np.concatenate([tensors["readable"].numpy() for tensors, _ in shards]).astype(bool)
         self._report(errors, len(images), on_error, label)
@@ -166,56 +171,6 @@ class FeatureStore:
             log.warning("%s: ... and %d more unreadable images", label, len(errors) - 20)
 
     @staticmethod
-    def _encode_shards(
-        folder: Path, encoder: Encoder, images: Images, rows: list[int], *, dtype: str, batch_size: int,
-        num_workers: int, label: str, progress: bool,
-    ) -> None:  # fmt: skip
-        loader = DataLoader(
-            _Pictures(images, rows, encoder.preprocess),
-            batch_size=batch_size,
-            num_workers=min(num_workers, max(1, len(rows) // batch_size)) if num_workers else 0,
-            collate_fn=_collate,
-            pin_memory=encoder.device.type == "cuda",
-        )
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[rate]}"),
-        )
-        features: list[Tensor] = []
-        readable: list[Tensor] = []
-        errors: dict[str, str] = {}
-        done, began = 0, time.perf_counter()
-        shard_ends = {row for row in rows if (row + 1) % SHARD_ROWS == 0 or row + 1 == len(images)}
-        with Progress(*columns, TimeRemainingColumn(), disable=not progress, transient=True) as bar:
-            task = bar.add_task(f"encoding {label}", total=len(rows), rate="")
-            for batch_rows, good, pictures, why in _iterate(loader):
-                encoded = torch.zeros(len(batch_rows), encoder.dim)
-                if len(pictures):
-                    encoded[good] = encoder.encode_images(pictures)
-                if not (finite := encoded.isfinite().all(dim=1)).all():
-                    name = images.names[batch_rows[int((~finite).nonzero()[0])]]
-                    raise UserError(f"encoder '{encoder.id}' gives NaN or infinite features, first for image '{name}'")
-                errors |= {images.names[row]: reason for row, reason in why.items()}
-                start = 0
-                for i, row in enumerate(batch_rows):  # cut at shard ends
-                    if row in shard_ends:
-                        features.append(encoded[start : i + 1])
-                        readable.append(good[start : i + 1])
-                        tensors = {
-                            "features": torch.cat(features).to(DTYPES[dtype]),
-                            "readable": torch.cat(readable).to(torch.uint8),
-                        }
-                        write_shard(folder, f"{row // SHARD_ROWS:05d}", tensors, {"errors": errors})
-                        features, readable, errors, start = [], [], {}, i + 1
-                features.append(encoded[start:])
-                readable.append(good[start:])
-                done += len(batch_rows)
-                bar.update(task, advance=len(batch_rows), rate=f"{done / (time.perf_counter() - began):.0f} images/s")
-        log.info("encoded %d %s at %.0f images/s", done, label, done / (time.perf_counter() - began))
-
-    @staticmethod
     def _write_index(
         folder: Path, encoder: Encoder, images: Images, fingerprints: list[str], errors: dict[str, str], dtype: str
     ) -> None:
@@ -233,39 +188,3 @@ class FeatureStore:
         write_atomically(folder / "index.parquet", buffer.getvalue().to_pybytes())
         about = {"encoder": encoder.id, "encoder_fingerprint": encoder.fingerprint, "dtype": dtype, "dim": encoder.dim}
         write_atomically(folder / "about.json", json.dumps({**about, "images": len(images)}, indent=1).encode())
-
-
-class _Pictures(Dataset):
-    """Row to (row, preprocessed picture or None, why not)."""
-
-    def __init__(self, images: Images, rows: Sequence[int], preprocess):
-        self.images, self.rows, self.preprocess = images, rows, preprocess
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def __getitem__(self, i: int) -> tuple[int, Tensor | None, str]:
-        row = self.rows[i]
-        try:
-            return row, self.preprocess(self.images.open(row)), ""
-        except Exception as error:  # a broken file can make a decoder raise anything
-            return row, None, f"{type(error).__name__}: {str(error).replace(str(self.images.names[row]), '...')[:120]}"
-
-
-def _collate(items: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Tensor, Tensor, dict[int, str]]:
-    rows = [row for row, _, _ in items]
-    pictures = [picture for _, picture, _ in items if picture is not None]
-    good = torch.tensor([picture is not None for _, picture, _ in items])
-    return rows, good, torch.stack(pictures) if pictures else torch.empty(0), {r: why for r, _, why in items if why}
-
-
-def _iterate(loader: DataLoader):
-    try:
-        yield from loader
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise UserError(
-            "a process that decodes images died (out of memory?): finished shards are kept, run the same command "
-            "again, perhaps with encoder.num_workers=0 or a smaller encoder.batch_size"
-        ) from error

@@ -48,6 +48,12 @@ class Encoder:
             picture = preprocess(Image.new("RGB", (32, 32)))[None]
             self.dim = int(self.encode_images(picture).shape[1])
 
+    def to(self, device: torch.device | str) -> "Encoder":
+        """Move the model; returns the encoder."""
+        self.model.to(device)
+        self.device = torch.device(device)
+        return self
+
     def autocast(self) -> AbstractContextManager:
         """Mixed precision on a GPU; CPUs compute in float32."""
         dtype = AUTOCAST[self.precision]

@@ -147,9 +147,9 @@ def fused_bottleneck_loss(
     if plan == "torch":
         activations, logits = problem.eager()
         loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
-        size = activations.abs().mean()
-        right = (logits.argmax(1) == y).to(loss.dtype).mean()
-        return loss + l1_scores * size, {"accuracy": right, "mean_abs_score": size.detach()}
+        right = (logits.detach().argmax(1) == y).to(loss.dtype).mean()
+        size = (activations if l1_scores else activations.detach()).abs().mean()
+        return loss + l1_scores * size if l1_scores else loss, {"accuracy": right, "mean_abs_score": size.detach()}
     need = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*problem.tensors[:5], bias)]
     loss, right, size, *_ = torch.ops.cbm.bottleneck_loss(
         *problem.tensors, bias, y, activation, label_smoothing, l1_scores,
@@ -220,9 +220,12 @@ class _Bottleneck:
 
     def eager(self) -> tuple[Tensor, Tensor]:
         """Activations [N, K] and logits [N, C] by plain autograd."""
-        z = concept_scores(
-            self.x, self.concepts, inv_norm=self.inv_norm, alpha=self.alpha, beta=self.beta, backend="torch"
-        )
+        # a factor that is trained stays out of the product: its gradient would be a product of the same size
+        apart = self.alpha if self.alpha is not None and self.alpha.requires_grad else None
+        alpha, beta = (self.alpha, self.beta) if apart is None else (None, None)
+        z = concept_scores(self.x, self.concepts, inv_norm=self.inv_norm, alpha=alpha, beta=beta, backend="torch")
+        if apart is not None:
+            z = z * apart if self.beta is None else torch.addcmul(self.beta, z, apart)
         activations = ACTIVATIONS[self.activation](z)
         with torch.autocast(self.x.device.type, enabled=False):
             dtype = compute_dtype(activations, self.head, self.bias)

@@ -109,13 +109,23 @@ def _intervene(
             rows = slice(start, start + _ROWS)
             now, label = logits[rows].clone(), y[rows]
             steps, changes = order[policy, rows].T.contiguous(), change[policy, rows].T.contiguous()[..., None]
+            told_votes = torch.empty_like(now)
             for step in range(m + 1):
                 if step:
-                    now.addcmul_(votes[steps[step - 1]], changes[step - 1])
-                right[policy, rows, step] = now.argmax(1) == label
+                    torch.index_select(votes, 0, steps[step - 1], out=told_votes)
+                    now.addcmul_(told_votes, changes[step - 1])
+                right[policy, rows, step] = _is_largest(now, label, told_votes)
                 if target:
                     own[policy, rows, step] = now.gather(1, label[:, None])[:, 0]
     return right, own
+
+
+def _is_largest(logits: Tensor, label: Tensor, scratch: Tensor) -> Tensor:
+    """Whether ``argmax`` of every row is its label ``[n]``, for a fraction of what ``argmax`` costs on a CPU."""
+    largest = logits.amax(1, keepdim=True)
+    if float(torch.eq(logits, largest, out=scratch).sum()) != len(logits):  # ties, or NaN
+        return logits.argmax(1) == label
+    return logits.gather(1, label[:, None])[:, 0] == largest[:, 0]
 
 
 @_intervene.register_fake

@@ -15,6 +15,7 @@ _WORD = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
+_BLOCKS = 2**15  # counters at a time, whose words stay in a CPU's cache
 
 
 def gumbel_noise(
@@ -56,22 +57,31 @@ def gumbel_noise(
     else:
         row = torch.arange(start, start + rows, device=torch.get_default_device() if device is None else device)
     block = torch.arange(-(-columns // 4), device=row.device)
-    words = torch.stack(_philox(block, row[:, None], stream, seed), 2).flatten(1)[:, :columns]
-    return (words >> 9).to(dtype).add_(0.5).div_(2**23).log_().neg_().log_().neg_()
+    noise = torch.empty(len(row), columns, dtype=dtype, device=row.device)
+    step = len(row) if row.is_cuda else max(1, _BLOCKS // len(block))
+    for part, numbers in zip(noise.split(max(step, 1)), row.split(max(step, 1))):
+        words = torch.stack(_philox(block, numbers[:, None], stream, seed), 2).flatten(1)[:, :columns]
+        part.copy_(words.bitwise_right_shift_(9))
+    return noise.add_(0.5).div_(2**23).log_().neg_().log_().neg_()
 
 
 def _philox(block: Tensor, row: Tensor, stream: int, seed: int) -> tuple[Tensor, ...]:
     """Four matrices [N, blocks] of 32-bit words, as int64, from block numbers [blocks] and row numbers [N, 1].
 
-    Products of 32-bit words are taken in int64: the sign of the wrapped product is masked away.
+    Products of 32-bit words are taken in int64: the sign of the wrapped product is masked away. Everything is written
+    to memory that is in cache already.
     """
     a, b = _MULTIPLIERS
     key = [seed & _WORD, seed >> 32 & _WORD]
-    c0, c1, c2, c3 = block & _WORD, row & _WORD, row >> 32 & _WORD, torch.full_like(block, stream & _WORD)
+    start = block & _WORD, row & _WORD, row >> 32 & _WORD, torch.full_like(block, stream & _WORD)
+    c0, c1, c2, c3 = (counter.expand(len(row), len(block)).clone() for counter in start)
+    from_c0, from_c2 = torch.empty_like(c0), torch.empty_like(c2)
     for _ in range(_ROUNDS):
-        from_c0, from_c2 = c0 * a, c2 * b
-        c0 = (from_c2 >> 32 & _WORD) ^ c1 ^ key[0]
-        c2 = (from_c0 >> 32 & _WORD) ^ c3 ^ key[1]
-        c1, c3 = from_c2 & _WORD, from_c0 & _WORD
+        torch.mul(c0, a, out=from_c0)
+        torch.mul(c2, b, out=from_c2)
+        torch.bitwise_right_shift(from_c2, 32, out=c0).bitwise_and_(_WORD).bitwise_xor_(c1).bitwise_xor_(key[0])
+        torch.bitwise_right_shift(from_c0, 32, out=c2).bitwise_and_(_WORD).bitwise_xor_(c3).bitwise_xor_(key[1])
+        torch.bitwise_and(from_c2, _WORD, out=c1)
+        torch.bitwise_and(from_c0, _WORD, out=c3)
         key = [(word + step) & _WORD for word, step in zip(key, _KEY_STEPS)]
     return c0, c1, c2, c3

@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import PROJECT, PixelEncoder
 
-from cbm.data import FeatureStore, TextStore, read_dataset
+from cbm.data import FeatureStore, TextStore, encoding, read_dataset
 from cbm.data import store as store_module
 from cbm.errors import UserError
 
@@ -151,7 +151,7 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
 
     store = FeatureStore(tmp_path / "c")
     writes = []
-    real = store_module.write_shard
+    real = encoding.write_shard
 
     def fill_up(folder, stem, tensors, metadata):
         if len(writes) == 2:
@@ -161,10 +161,10 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         writes.append(stem)
         return real(folder, stem, tensors, metadata)
 
-    monkeypatch.setattr(store_module, "write_shard", fill_up)
+    monkeypatch.setattr(encoding, "write_shard", fill_up)
     with pytest.raises(UserError, match="no space left"):
         encode(store, pixel_encoder, images)
-    monkeypatch.setattr(store_module, "write_shard", real)
+    monkeypatch.setattr(encoding, "write_shard", real)
     counting(pixel_encoder)
     encode(store, pixel_encoder, images)
     assert pixel_encoder.seen == 60 - 32

@@ -1,0 +1,101 @@
+"""Several processes encode into one store (gloo, on this machine): no gaps, nothing twice, one may be killed."""
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT, PixelEncoder
+
+from cbm.data import FeatureStore, read_dataset
+from cbm.data import store as store_module
+
+SCRIPT = textwrap.dedent("""
+    import logging, sys, time
+    from pathlib import Path
+    from conftest import PixelEncoder
+    from cbm.data import FeatureStore, read_dataset, store
+
+    logging.basicConfig(level="INFO", format="%(message)s")
+    root, cache, devices, pause = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    store.SHARD_ROWS = 4
+    encoder = PixelEncoder()
+    original = encoder.image_features
+    def slow(pictures):
+        time.sleep(pause)
+        return original(pictures)
+    encoder.image_features = slow
+    images = read_dataset("folder", "f", root, {}).splits["train"].images
+    FeatureStore(cache).encode(encoder, images, num_workers=0, batch_size=3, progress=False, devices=devices)
+""")
+
+
+def start(folder: Path, root: Path, devices: int, pause: float = 0.0) -> subprocess.Popen:
+    script = folder / "encode.py"
+    script.write_text(SCRIPT)
+    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+    return subprocess.Popen(
+        [sys.executable, str(script), str(root), str(folder / "cache"), str(devices), str(pause)],
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def shards(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("cache/features/*/*.safetensors"))
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = stat.read_text().rpartition(")")[2].split()
+        except OSError:  # it has just ended
+            continue
+        if int(fields[1]) == pid:
+            found.append(int(stat.parent.name))
+    return found
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the processes in /proc")
+def test_a_killed_process_costs_its_unfinished_shard_and_any_number_of_processes_goes_on(
+    tmp_path: Path, colour_folder: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = start(tmp_path, colour_folder, devices=2, pause=0.4)
+    try:
+        deadline = time.monotonic() + 120
+        while len(shards(tmp_path)) < 4:
+            assert first.poll() is None, first.communicate()[0]
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (second,) = children(first.pid)
+        os.kill(second, signal.SIGKILL)
+        output = first.communicate(timeout=120)[0]
+    finally:
+        if first.poll() is None:
+            os.killpg(first.pid, signal.SIGKILL)
+    assert first.returncode != 0, output
+    kept = shards(tmp_path)
+    assert 4 <= len(kept) < 15  # whole shards of four pictures each
+
+    again = start(tmp_path, colour_folder, devices=3)  # another number of processes
+    output = again.communicate(timeout=240)[0]
+    assert again.returncode == 0, output
+    assert f"{4 * len(kept)} of 60 already encoded" in output
+    assert f"encoded {60 - 4 * len(kept)} images" in output
+    assert "in 3 processes" in output
+    assert set(kept) < set(shards(tmp_path))
+    assert [name[:5] for name in shards(tmp_path)] == [f"{number:05d}" for number in range(15)]
+
+    monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
+    encoder = PixelEncoder()
+    images = read_dataset("folder", "f", colour_folder, {}).splits["train"].images
+    expected = torch.cat([encoder.encode_images(encoder.preprocess(images.open(i))[None]) for i in range(60)])
+    encoder.image_features = None  # nothing is left to encode
+    stored = FeatureStore(tmp_path / "cache").encode(encoder, images, num_workers=0, progress=False)
+    torch.testing.assert_close(stored.tensor(), expected)
