@@ -25,6 +25,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cbm.kernels import (
     association_adam_,
     association_vectors,
+    captured,
     fused_bottleneck_loss,
     gumbel_topk,
     intervene,
@@ -124,25 +125,6 @@ def measured_ceilings() -> Ceilings:
 
 def compiled(function: Callable) -> Callable:
     return torch.compile(function, mode="max-autotune-no-cudagraphs")
-
-
-def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
-    """The step as a CUDA graph."""
-    side = torch.cuda.Stream()
-    side.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(side):
-        for _ in range(3):
-            step()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        result = step()
-
-    def replay() -> Tensor:
-        graph.replay()
-        return result
-
-    return replay
 
 
 def linear(bench: Bench, n: int, k: int, d: int, c: int) -> None:

@@ -4,6 +4,8 @@ import csv
 import io
 import logging
 import math
+import re
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -14,7 +16,9 @@ import lightning
 import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor, nn
+from torch.multiprocessing import ProcessRaisedException
 
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
@@ -72,6 +76,9 @@ class ConceptBottleneckModule(lightning.LightningModule):
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
         """The loss of a batch."""
         loss = self._loss(self.model, *batch)
+        if self.trainer.world_size > 1:
+            batches: Any = self.trainer.train_dataloader
+            loss = loss * batches.weight(batch_idx)
         self._train_loss = loss.detach()
         return loss
 
@@ -85,7 +92,9 @@ class ConceptBottleneckModule(lightning.LightningModule):
         """Log, and remember the weights if they are the best so far."""
         loss, right, count = (sum(column) for column in zip(*self._val))
         self._val.clear()
-        values = {"train/loss": float(self._train_loss), "val/loss": loss / count, "val/accuracy": right / count}
+        losses: Any = self.all_gather(self._train_loss)
+        train_loss = float(losses.mean())
+        values = {"train/loss": train_loss, "val/loss": loss / count, "val/accuracy": right / count}
         self.log_dict(values, prog_bar=True)
         self.history.append({"step": self.global_step, **values})
         if not math.isfinite(values["train/loss"] + values["val/loss"]):
@@ -103,6 +112,23 @@ class ConceptBottleneckModule(lightning.LightningModule):
         self.best, self.history = checkpoint["cbm"]["best"], checkpoint["cbm"]["history"]
 
 
+class HandBack(Callback):
+    """Writes what training found, for the process that started the others and trains nothing itself."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """The new processes are as quiet as the first."""
+        logging.getLogger("lightning.pytorch").setLevel("ERROR")
+        warnings.simplefilter("ignore")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """One process writes."""
+        if trainer.is_global_zero:
+            torch.save({"best": pl_module.best, "history": pl_module.history}, self.path)
+
+
 class ResumeCheckpoint(Callback):
     """Writes ``last.ckpt`` at the end of an epoch (a stretch between two validations) every so many seconds."""
 
@@ -112,12 +138,13 @@ class ResumeCheckpoint(Callback):
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         """Write under a temporary name, then rename: a kill never leaves half a checkpoint."""
-        if time.monotonic() - self._written < self.every:
+        if not trainer.strategy.broadcast(time.monotonic() - self._written >= self.every):
             return
         temporary = self.path.with_suffix(".partial")
         try:
             trainer.save_checkpoint(temporary)
-            temporary.replace(self.path)
+            if trainer.is_global_zero:
+                temporary.replace(self.path)
         except OSError as error:
             temporary.unlink(missing_ok=True)
             raise cannot_write(self.path, error) from error
@@ -143,7 +170,8 @@ def fit(
         data: encoded splits.
         patience: validations without improvement.
         max_epochs: at most so many stretches between validations.
-        trainer: ``accelerator``, ``devices``, ``precision`` for Lightning's Trainer.
+        trainer: ``accelerator``, ``devices``, ``precision`` for Lightning's Trainer. More than one device: as many
+            processes, each with its part of every batch; the result is that of one process to rounding.
         checkpoint: where ``last.ckpt`` is written; if it is there, training goes on from it.
         checkpoint_seconds: how often.
         progress: show a progress bar.
@@ -156,12 +184,17 @@ def fit(
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     resume = checkpoint if checkpoint is not None and checkpoint.is_file() else None
-    with warnings.catch_warnings():
+    many = trainer["devices"] not in (1, "1")
+    # heads may train by other gradients than those of their parameters (cbm.solvers.AssociationAdam)
+    strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=True) if many else "auto"
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") as folder:
         warnings.simplefilter("ignore")  # Lightning's advice about workers, short epochs and missing test loops
+        if many:
+            callbacks.append(HandBack(results := Path(folder) / "results.pt"))
         runner = lightning.Trainer(
             max_epochs=max_epochs, callbacks=callbacks, logger=logger or False, enable_checkpointing=False,
             enable_progress_bar=progress, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
-            use_distributed_sampler=False, **trainer,
+            use_distributed_sampler=False, strategy=strategy, **trainer,
         )  # fmt: skip
         if resume:
             log.info("going on from %s", resume)
@@ -170,12 +203,19 @@ def fit(
             runner.fit(module, data, ckpt_path=resume, weights_only=True)
         except SystemExit as stop:  # what Lightning makes of Ctrl-C
             raise KeyboardInterrupt from stop
+        except ProcessRaisedException as error:
+            if found := re.search(r"cbm\.errors\.UserError: (.*)", str(error)):
+                raise UserError(found[1]) from error
+            raise
+        if many:
+            found_best = torch.load(results, weights_only=True)
+            module.best, module.history = found_best["best"], found_best["history"]
     if module.best["state"] is not None:
         module.model.load_state_dict(module.best["state"])
     module.model.cpu()
     log.info(
         "trained %d steps; best validation loss %.4f at step %d",
-        module.global_step, module.best["loss"], module.best["step"],
+        module.history[-1]["step"] if module.history else 0, module.best["loss"], module.best["step"],
     )  # fmt: skip
 
 

@@ -85,7 +85,8 @@ class Batches:
     """Batches over tensors in memory; Lightning iterates over it as over a DataLoader.
 
     An epoch is the stretch between two validations: as many passes over the data as make ``min_steps`` batches. Its
-    order depends on the seed and the epoch only, so a resumed run sees the batches it would have seen.
+    order depends on the seed and the epoch only, so a resumed run sees the batches it would have seen; of several
+    processes each gets its part of the same batches.
 
     Args:
         split: N pictures.
@@ -94,12 +95,15 @@ class Batches:
         shuffle: draw a new order for every pass.
         seed: of the order.
         concepts: ``[N, K]`` concept labels that go with every batch, if there are any.
+        rank: which of the processes this is.
+        world: how many there are.
     """
 
     def __init__(
         self, split: FeatureSplit, batch_size: int, *, min_steps: int = 1, shuffle: bool, seed: int = 0,
-        concepts: Tensor | None = None,
+        concepts: Tensor | None = None, rank: int = 0, world: int = 1,
     ):  # fmt: skip
+        self.rank, self.world = rank, world
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
         self.tensors = [split.x, split.y] if concepts is None else [split.x, split.y, concepts]
         self.per_pass = -(-len(split) // batch_size)
@@ -127,12 +131,21 @@ class Batches:
                 yield (x.float(), *others)
 
     def _order(self, turn: int) -> Iterator[slice | Tensor]:
-        """The rows of every batch of one pass."""
+        """The rows of every batch of one pass, or this process's part of them: where none is left, one of weight 0."""
         count, size = len(self.split), self.batch_size
-        if not self.shuffle or self.per_pass == 1:
+        if (not self.shuffle or self.per_pass == 1) and self.world == 1:
             return (slice(start, start + size) for start in range(0, count, size))
-        generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
-        return iter(torch.randperm(count, generator=generator).split(size))
+        order = torch.arange(count)
+        if self.shuffle and self.per_pass > 1:
+            generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
+            order = torch.randperm(count, generator=generator)
+        return (batch[self.rank :: self.world] if len(batch) > self.rank else batch[:1] for batch in order.split(size))
+
+    def weight(self, batch: int) -> float:
+        """What the mean loss of this process's part counts for, so that the mean over processes is the batch's mean."""
+        start = batch % self.per_pass * self.batch_size
+        whole = min(self.batch_size, len(self.split) - start)
+        return self.world * len(range(self.rank, whole, self.world)) / whole
 
 
 class FeatureData(lightning.LightningDataModule):
@@ -198,10 +211,11 @@ class FeatureData(lightning.LightningDataModule):
         return self.train.x.shape[1]
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training split, 10 steps or more between validations."""
+        """Shuffled batches of the training split, 10 steps or more between validations, dealt out to the processes."""
         return Batches(
             self.train, self.batch_size or len(self.train), min_steps=10, shuffle=True, seed=self.seed,
             concepts=self.concept_targets.get("train"),
+            rank=self.trainer.global_rank if self.trainer else 0, world=self.trainer.world_size if self.trainer else 1,
         )  # fmt: skip
 
     def val_dataloader(self) -> Batches:

@@ -6,6 +6,7 @@ here. ``backend.py`` says which code runs; ``gpu/`` has the Triton kernels.
 
 from cbm.kernels.association import association_adam_, association_vectors
 from cbm.kernels.bottleneck import fused_bottleneck_logits, fused_bottleneck_loss
+from cbm.kernels.graph import captured
 from cbm.kernels.gumbel import gumbel_topk_gate, soft_khot, topk_gate
 from cbm.kernels.gumbel_topk import gumbel_topk
 from cbm.kernels.interventions import intervene, override_logits
@@ -18,6 +19,7 @@ from cbm.kernels.topk import topk_concepts
 __all__ = [
     "association_adam_",
     "association_vectors",
+    "captured",
     "choose_plan",
     "class_logits",
     "class_sums",

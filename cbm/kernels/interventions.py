@@ -12,7 +12,7 @@ from cbm.kernels.backend import Backend, use_triton
 from cbm.kernels.shapes import check_matrix, may_read
 
 _MOST_CLASSES = 4096  # whose logits a kernel keeps in registers
-_ROWS = 256  # pictures whose logits stay in a CPU's cache
+_LOGITS = 2**16  # that stay in a CPU's cache
 
 
 def override_logits(logits: Tensor, columns: Tensor, change: Tensor, votes: Tensor) -> Tensor:
@@ -104,9 +104,10 @@ def _intervene(
     own = logits.new_empty(policies, n, m + 1) if target else logits.new_empty(0)
     told = order >= 0
     order, change = order.clamp(min=0), torch.where(told, change, 0).to(logits.dtype)
+    size = max(64, _LOGITS // logits.shape[1])
     for policy in range(policies):
-        for start in range(0, n, _ROWS):
-            rows = slice(start, start + _ROWS)
+        for start in range(0, n, size):
+            rows = slice(start, start + size)
             now, label = logits[rows].clone(), y[rows]
             steps, changes = order[policy, rows].T.contiguous(), change[policy, rows].T.contiguous()[..., None]
             told_votes = torch.empty_like(now)

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from large_tensors import LargeTensors
 
-from cbm.kernels import association, association_adam_, association_vectors
+from cbm.kernels import association, association_adam_, association_vectors, captured
 
 
 def problem(c: int, k: int, d: int, dtype: torch.dtype = torch.float64):
@@ -106,3 +106,9 @@ def test_errors_say_what_is_wrong():
     tensors = [t.float() for t in (logits, *moments, upstream, vectors, lse, concepts)]
     with pytest.raises(ValueError, match="backend is 'triton', but a tensor is torch.float32 on cpu"):
         association_adam_(*tensors, 1, lr=0.1, backend="triton")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what is missing where there is no GPU")
+def test_steps_are_captured_on_a_gpu_only():
+    with pytest.raises(ValueError, match="no CUDA device"):
+        captured(lambda: torch.ones(()))
