@@ -125,7 +125,7 @@ def known_keys(name: str, arguments: list[str]) -> list[str]:
         with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
             composed = hydra.compose(name, overrides=chosen)
     except (HydraException, OmegaConfBaseException):
-        return []
+        return known_keys(name, []) if chosen else []  # what was chosen may be what is wrong
     keys: list[str] = []
 
     def walk(settings: dict[Any, Any], prefix: str) -> None:

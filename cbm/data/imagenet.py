@@ -8,13 +8,11 @@ import re
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
-
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import list_names
 from cbm.data.lists import class_folders, find_root, folder_split, listed_split, read_lines, read_rows
 from cbm.data.readers import reader
-from cbm.errors import UserError, did_you_mean
+from cbm.errors import UserError
 
 KAGGLE = "ILSVRC/Data/CLS-LOC"
 SOLUTION = "LOC_val_solution.csv"
@@ -22,18 +20,17 @@ DEVKIT = "ILSVRC2012_devkit_t12/data"
 
 SAID = {
     "n01514668": "rooster",
-    "n01608432": "kite, a bird of prey",
+    "n01608432": "kite bird",
     "n01847000": "male duck",
-    "n02012849": "crane, a wading bird",
+    "n02012849": "crane bird",
     "n02086910": "papillon dog",
     "n02108089": "boxer dog",
     "n02111277": "Newfoundland dog",
     "n02113186": "Cardigan Welsh corgi",
     "n03126707": "construction crane",
-    "n03710637": "maillot, tights of a dancer",
-    "n03710721": "maillot, a swimsuit",
+    "n03710721": "tank suit",
 }
-"""Synsets whose first word is another class's as well, or means something else to most people."""
+"""Synsets whose first word is another class's as well (crane, maillot, cardigan), or means something else to most."""
 
 
 @reader("imagenet")
@@ -66,13 +63,16 @@ def _flat(name: str, root: Path, folder: str, synsets: list[str]) -> Split:
         pairs = [(f"{row['ImageId']}.JPEG", row["PredictionString"].split()[0]) for row in rows]
         source = SOLUTION
     elif (root / DEVKIT).is_dir():
-        numbers = [int(words[0]) for _, words in read_lines(name, root / DEVKIT / "ILSVRC2012_validation_ground_truth.txt")]
+        source = "ILSVRC2012_validation_ground_truth.txt"
+        numbers = [int(words[0]) for _, words in read_lines(name, root / DEVKIT / source)]
         synset_of = _devkit_synsets(root / DEVKIT / "meta.mat")
         pictures = list_names(root / folder)
         if len(pictures) != len(numbers):
-            raise UserError(f"data set '{name}': {len(pictures):,} pictures in '{root / folder}', {len(numbers):,} labels")
+            raise UserError(
+                f"data set '{name}': {len(pictures):,} pictures in '{root / folder}', but {len(numbers):,} labels in "
+                f"'{source}'"
+            )
         pairs = [(picture, synset_of.get(number, "")) for picture, number in zip(pictures, numbers)]
-        source = "ILSVRC2012_validation_ground_truth.txt"
     else:
         raise UserError(
             f"data set '{name}': nothing says what the pictures in '{root / folder}' show: put {SOLUTION} (Kaggle) or "
@@ -114,7 +114,7 @@ def synset_names(name: str, synsets: list[str]) -> list[str]:
     if unknown := [synset for synset in synsets if synset not in known]:
         raise UserError(
             f"data set '{name}': folder '{unknown[0]}' of train/ is not a WordNet synset such as n01440764 "
-            f"{did_you_mean(unknown[0], ['n01440764'])}".rstrip()
+            "(dataset=folder reads any class folders)"
         )
     lemmas = [[word.strip() for word in info.label_name_to_description(synset).split(",")] for synset in synsets]
     names = [SAID.get(synset, words[0]) for synset, words in zip(synsets, lemmas)]

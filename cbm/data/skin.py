@@ -7,7 +7,7 @@ import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageFiles, list_names
-from cbm.data.lists import UNPACKED, find_root, listed_split, missing_files, read_rows
+from cbm.data.lists import UNPACKED, find_root, listed_split, missing_files, read_rows, spoken
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
 
@@ -30,8 +30,8 @@ def read_ham10000(name: str, root: Path) -> ImageDataset:
 
     10,015 pictures of 7,470 lesions: pictures of one lesion stay in one split.
     """
-    table = next((root / file for file in ("HAM10000_metadata", "HAM10000_metadata.tab") if (root / file).is_file()),
-                 root / "HAM10000_metadata.csv")  # fmt: skip
+    bare = root / "HAM10000_metadata"  # as Harvard's archive names it
+    table = bare if bare.is_file() else root / "HAM10000_metadata.csv"
     rows = read_rows(name, table, ["lesion_id", "image_id", "dx"])
     folder_of: dict[str, str] = {}
     for folder in sorted(path for path in root.iterdir() if path.is_dir() and "images" in path.name.lower()):
@@ -121,7 +121,7 @@ MISCELLANEOUS = ("dermatofibroma", "lentigo", "melanosis", "miscellaneous", "vas
 
 @reader("derm7pt")
 def read_derm7pt(name: str, root: Path, task: str = "diagnosis", image: str = "derm") -> ImageDataset:
-    """Seven-point checklist (Kawahara et al., 2018): ``images/``, ``meta/meta.csv``, ``meta/{train,valid,test}_indexes.csv``.
+    """Seven-point checklist (Kawahara et al., 2018): ``images/``, ``meta/meta.csv``, ``meta/train_indexes.csv``, ...
 
     A concept is the value of a criterion; those of a criterion exclude each other. ``task=diagnosis``: the paper's five
     groups of diagnoses; ``task=melanoma``: nevi and melanomas alone. ``image=derm`` is the dermoscopic picture of a
@@ -135,12 +135,14 @@ def read_derm7pt(name: str, root: Path, task: str = "diagnosis", image: str = "d
             raise UserError(f"dataset.args.{setting}={value}: {did_you_mean(value, allowed)}")
     root = find_root(name, root, ["images", "meta"], [".", "release_v0"])
     rows = read_rows(name, root / "meta/meta.csv", ["diagnosis", image, *CRITERIA])
-    groups = {key.replace("_", " "): [f"{key.replace('_', ' ')}: {v}" for v in values] for key, values in CRITERIA.items()}
+    groups = {spoken(key): [f"{spoken(key)}: {value}" for value in values] for key, values in CRITERIA.items()}
     for line, row in enumerate(rows, start=2):
         for key, values in CRITERIA.items():
             if row[key] not in values:
                 raise UserError(f"'meta.csv' line {line}: {key} is '{row[key]}', {did_you_mean(row[key], values)}")
-    shown = np.array([[row[key] == v for key, values in CRITERIA.items() for v in values] for row in rows], np.float32)
+    shown = np.array(
+        [[row[key] == value for key, values in CRITERIA.items() for value in values] for row in rows], np.float32
+    )
     said = [_group(row["diagnosis"]) for row in rows]
     classes = sorted(set(said) if task == "diagnosis" else {"melanoma", "nevus"})
     splits = {}

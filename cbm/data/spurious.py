@@ -19,7 +19,7 @@ BIRDS, PLACES = ["landbird", "waterbird"], ["land background", "water background
 
 @reader("waterbirds")
 def read_waterbirds(name: str, root: Path) -> ImageDataset:
-    """Waterbirds (Sagawa et al., ICLR 2020): birds of CUB pasted into Places, ``metadata.csv`` and the folders it names.
+    """Waterbirds (Sagawa et al., ICLR 2020): birds of CUB pasted into Places; ``metadata.csv``.
 
     In training 95% of the birds are where they belong; in validation and test half of each kind are.
     """
