@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import list_names
-from cbm.data.lists import class_folders, find_root, folder_split, listed_split, read_lines, read_rows
+from cbm.data.lists import class_folders, find_root, folder_split, listed_split, read_lines, read_matlab, read_rows
 from cbm.data.readers import reader
 from cbm.errors import UserError
 
@@ -65,7 +65,8 @@ def _flat(name: str, root: Path, folder: str, synsets: list[str]) -> Split:
     elif (root / DEVKIT).is_dir():
         source = "ILSVRC2012_validation_ground_truth.txt"
         numbers = [int(words[0]) for _, words in read_lines(name, root / DEVKIT / source)]
-        synset_of = _devkit_synsets(root / DEVKIT / "meta.mat")
+        table = read_matlab(root / DEVKIT / "meta.mat", "synsets")  # numbered in an order of its own
+        synset_of = dict(zip(table["ILSVRC2012_ID"].tolist(), table["WNID"].tolist()))
         pictures = list_names(root / folder)
         if len(pictures) != len(numbers):
             raise UserError(
@@ -86,17 +87,6 @@ def _flat(name: str, root: Path, folder: str, synsets: list[str]) -> Split:
         )
     files = [f"{folder}/{picture}" for picture, _ in pairs]
     return listed_split(name, root, files, [index[synset] for _, synset in pairs], source)
-
-
-def _devkit_synsets(file: Path) -> dict[int, str]:
-    """The devkit's own numbers of the synsets (they are not in alphabetical order)."""
-    from scipy.io import loadmat
-
-    try:
-        table = loadmat(file, squeeze_me=True)["synsets"]
-        return {int(number): str(synset) for number, synset in zip(table["ILSVRC2012_ID"], table["WNID"])}
-    except (OSError, KeyError, ValueError, TypeError) as error:
-        raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
 
 
 def synset_names(name: str, synsets: list[str]) -> list[str]:

@@ -3,6 +3,7 @@
 import csv
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +38,17 @@ def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, s
     if not rows:
         raise UserError(f"'{table}' has no rows")
     return rows
+
+
+def read_matlab(file: Path, key: str) -> Any:
+    """A variable of a Matlab file."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return loadmat(file, squeeze_me=True)[key]
+    except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+        raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
 
 
 def find_root(name: str, root: Path, marks: Sequence[str], inside: Sequence[str] = (".",)) -> Path:

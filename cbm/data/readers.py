@@ -65,9 +65,7 @@ def read_folder(name: str, root: Path) -> ImageDataset:
     splits = {split: path for split, path in splits.items() if split in SPLITS}
     if "train" not in splits:
         splits = {"train": root}
-    found = {
-        split: class_folders(name, root, "" if path == root else path.name) for split, path in splits.items()
-    }
+    found = {split: class_folders(name, root, "" if path == root else path.name) for split, path in splits.items()}
     classes = list(found["train"])
     for split, by_class in found.items():
         check_classes(name, split, by_class, classes)

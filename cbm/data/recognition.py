@@ -21,6 +21,7 @@ from cbm.data.lists import (
     folder_split,
     listed_split,
     read_lines,
+    read_matlab,
     spoken,
 )
 from cbm.data.readers import from_torchvision, reader
@@ -114,10 +115,10 @@ def read_flowers(name: str, root: Path, protocol: str = "official", download: bo
         return read_coop_split(name, root, "jpg", "split_zhou_OxfordFlowers.json")
     from torchvision.datasets import Flowers102
 
-    labels = _matlab(root / "imagelabels.mat", "labels") - 1
+    labels = np.ravel(read_matlab(root / "imagelabels.mat", "labels")).astype(np.int64) - 1
     splits = {}
     for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
-        numbers = _matlab(root / "setid.mat", key)
+        numbers = np.ravel(read_matlab(root / "setid.mat", key)).astype(np.int64)
         if numbers.min() < 1 or numbers.max() > len(labels):
             raise UserError(f"data set '{name}': setid.mat names pictures that imagelabels.mat does not label")
         files = [f"jpg/image_{number:05d}.jpg" for number in numbers]
@@ -221,9 +222,7 @@ def read_resisc45(name: str, root: Path) -> ImageDataset:
     """NWPU-RESISC45 (Cheng et al., 2017): ``CLASS/CLASS_001.jpg``, 700 per class. There is no official split."""
     root = find_root(name, root, ["airplane"], [".", "NWPU-RESISC45"])
     found = class_folders(name, root)
-    return ImageDataset(
-        name, [spoken(each) for each in found], {"train": folder_split(root, found, list(found))}
-    )
+    return ImageDataset(name, [spoken(each) for each in found], {"train": folder_split(root, found, list(found))})
 
 
 AFTER = {"shop", "platform", "door", "water"}  # of the second parts of Places' names, those that are nouns
@@ -269,13 +268,3 @@ def place_name(category: str) -> str:
 
 def _first_words(name: str, file: Path) -> list[str]:
     return [words[0] for _, words in read_lines(name, file)]
-
-
-def _matlab(file: Path, key: str) -> np.ndarray:
-    """A vector of whole numbers in a Matlab file."""
-    from scipy.io import loadmat
-
-    try:
-        return np.asarray(loadmat(file)[key]).reshape(-1).astype(np.int64)
-    except (KeyError, ValueError, TypeError, NotImplementedError) as error:
-        raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error

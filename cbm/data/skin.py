@@ -54,9 +54,7 @@ NOT_CONCEPTS = {"", "ImageID", "Do not consider this image"}
 
 
 @reader("skincon")
-def read_skincon(
-    name: str, root: Path, label: str = "three_partition_label", min_pictures: int = 50
-) -> ImageDataset:
+def read_skincon(name: str, root: Path, label: str = "three_partition_label", min_pictures: int = 50) -> ImageDataset:
     """SkinCon (Daneshjou et al., NeurIPS 2022): 48 clinical concepts in pictures of Fitzpatrick17k (Groh et al., 2021).
 
     ``annotations_fitzpatrick17k.csv`` beside ``fitzpatrick17k.csv`` and a folder of pictures ``MD5HASH.jpg``. Only

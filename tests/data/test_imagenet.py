@@ -71,7 +71,9 @@ def test_as_kaggle_packs_it(tmp_path: Path):
     rows = [f"{name},{SYNSETS[i % 5]} 85 1 499 272 {SYNSETS[i % 5]} 2 3 4 5 " for i, name in enumerate(names)]
     (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows]))
     check(read(tmp_path))
-    (tmp_path / "LOC_val_solution.csv").write_text("\n".join(["ImageId,PredictionString", *rows, "x,n01443537 1 2 3 4"]))
+    (tmp_path / "LOC_val_solution.csv").write_text(
+        "\n".join(["ImageId,PredictionString", *rows, "x,n01443537 1 2 3 4"])
+    )
     with pytest.raises(UserError, match="1 synset.* without a folder in train/, first 'n01443537'"):
         read(tmp_path)
 

@@ -29,28 +29,21 @@ def coop(file: Path, **parts: list[tuple[str, int, str]]) -> None:
 
 
 def dtd(root: Path) -> Path:
-    for name in ("banded", "polka-dotted"):
-        files = [f"{name}/{name}_{i:04d}.jpg" for i in range(6)]
-        paint_all(root / "images", files)
-        for part, some in (("train", files[:2]), ("val", files[2:4]), ("test", files[4:])):
-            for number in (1, 2):
-                with (root / "labels" / f"{part}{number}.txt").open("a") if (root / "labels").is_dir() else _made(
-                    root / "labels" / f"{part}{number}.txt"
-                ) as lists:
-                    lists.writelines(f"{file}\n" for file in (some if number == 1 else some[::-1]))
+    files = {name: [f"{name}/{name}_{i:04d}.jpg" for i in range(6)] for name in ("banded", "polka-dotted")}
+    for p, part in enumerate(("train", "val", "test")):
+        for number in (1, 2):
+            listed = [file for of_class in files.values() for file in of_class[2 * p : 2 * p + 2][:: 3 - 2 * number]]
+            write(root / "labels" / f"{part}{number}.txt", *listed)
+    paint_all(root / "images", [file for of_class in files.values() for file in of_class])
     return root
 
 
-def _made(file: Path):
-    file.parent.mkdir(parents=True)
-    return file.open("a")
-
-
 def flowers(root: Path) -> Path:
-    paint_all(root, [f"jpg/image_{i:05d}.jpg" for i in range(1, 10)])
-    scipy.io.savemat(root / "imagelabels.mat", {"labels": np.array([[1, 2, 3, 1, 2, 3, 1, 2, 3]], np.uint8)})
-    ids = {"trnid": [[1, 2, 3]], "valid": [[4, 5, 6]], "tstid": [[9, 8, 7]]}
-    scipy.io.savemat(root / "setid.mat", {key: np.array(value, np.uint16) for key, value in ids.items()})
+    paint_all(root, [f"jpg/image_{i:05d}.jpg" for i in range(1, 1 + 3 * 102)])
+    labels = np.tile(np.arange(1, 103, dtype=np.uint8), 3)
+    scipy.io.savemat(root / "imagelabels.mat", {"labels": labels[None]})
+    ids = {"trnid": range(1, 103), "valid": range(103, 205), "tstid": range(306, 204, -1)}
+    scipy.io.savemat(root / "setid.mat", {key: np.array([value], np.uint16) for key, value in ids.items()})
     return root
 
 
@@ -59,7 +52,9 @@ def food(root: Path) -> Path:
     write(root / "meta/labels.txt", "Apple pie", "Sushi")
     write(root / "meta/train.txt", "apple_pie/1005649", "sushi/1", "sushi/2")
     write(root / "meta/test.txt", "apple_pie/1011328", "sushi/3")
-    paint_all(root / "images", ["apple_pie/1005649.jpg", "apple_pie/1011328.jpg", *(f"sushi/{i}.jpg" for i in (1, 2, 3))])
+    paint_all(
+        root / "images", ["apple_pie/1005649.jpg", "apple_pie/1011328.jpg", *(f"sushi/{i}.jpg" for i in (1, 2, 3))]
+    )
     return root
 
 
@@ -87,7 +82,9 @@ def ucf101(root: Path) -> Path:
             for clip in (1, 2, 3):
                 name = f"{action}/v_{film}_g{g:02d}_c{clip:02d}.avi"
                 train.append(f"{name} {c + 1}") if g > 2 else test.append(name)
-                folder = {"ApplyEyeMakeup": "Apply_Eye_Makeup", "HandstandPushups": "Handstand_Pushups"}.get(action, "Yo_Yo")
+                folder = {"ApplyEyeMakeup": "Apply_Eye_Makeup", "HandstandPushups": "Handstand_Pushups"}.get(
+                    action, "Yo_Yo"
+                )
                 paint(root / "UCF-101-midframes" / folder / f"v_{film}_g{g:02d}_c{clip:02d}.jpg", (9, 9, 9), g, size=8)
     write(lists / "trainlist01.txt", *train)
     write(lists / "testlist01.txt", *test)
@@ -96,7 +93,11 @@ def ucf101(root: Path) -> Path:
 
 def places(root: Path) -> Path:
     write(root / "categories_places365.txt", "/a/airfield 0", "/b/bakery/shop 1", "/c/church/indoor 2")
-    train = [f"/{f}/{i:08d}.jpg {c}" for c, f in enumerate(("a/airfield", "b/bakery/shop", "c/church/indoor")) for i in (1, 2)]
+    train = [
+        f"/{f}/{i:08d}.jpg {c}"
+        for c, f in enumerate(("a/airfield", "b/bakery/shop", "c/church/indoor"))
+        for i in (1, 2)
+    ]
     val = [f"Places365_val_{i:08d}.jpg {i % 3}" for i in range(1, 4)]
     write(root / "places365_train_standard.txt", *train)
     write(root / "places365_val.txt", *val)
@@ -143,12 +144,16 @@ def test_an_empty_folder_is_said_to_be_something_else(kind: str, tmp_path: Path)
         read_dataset(kind, kind, tmp_path / "nowhere", {})
 
 
-@pytest.mark.parametrize("kind", [kind for kind in WRITE if kind != "resisc45"])  # class folders: nobody lists its files
+@pytest.mark.parametrize(
+    "kind", [kind for kind in WRITE if kind != "resisc45"]
+)  # class folders: nobody lists its files
 def test_a_missing_picture_is_named(kind: str, tmp_path: Path):
     data = read_dataset(kind, kind, WRITE[kind](tmp_path), {})
     images = data.splits["test"].images
     (images.root / images.names[-1]).unlink()
-    with pytest.raises(UserError, match=f"1 of {len(images)} picture.*first: '{images.names[-1]}'.*unpacked to the end"):
+    with pytest.raises(
+        UserError, match=f"1 of {len(images)} picture.*first: '{images.names[-1]}'.*unpacked to the end"
+    ):
         read_dataset(kind, kind, tmp_path, {})
 
 
@@ -165,7 +170,7 @@ def test_dtd(tmp_path: Path):
 def test_flowers(tmp_path: Path):
     data = read_dataset("flowers102", "f", flowers(tmp_path), {})
     assert len(data.classes) == 102
-    assert by_name(data, "test")["jpg/image_00007.jpg"] == "pink primrose"
+    assert by_name(data, "test")["jpg/image_00205.jpg"] == "pink primrose"
     (tmp_path / "setid.mat").write_text("not Matlab")
     with pytest.raises(UserError, match="setid.mat' cannot be read"):
         read_dataset("flowers102", "f", tmp_path, {})
@@ -236,11 +241,19 @@ def test_the_split_of_coop(kind: str, tmp_path: Path):
     with pytest.raises(UserError, match=f"no file '.*{file}'.*protocol=official does not"):
         read_dataset(kind, kind, tmp_path, {"protocol": "coop"})
     files = [name.format(number) for number in range(1, 6)]
-    parts = {"train": [(files[0], 1, "b_b"), (files[1], 0, "a")], "val": [(files[2], 0, "a")], "test": [(files[3], 1, "b_b")]}
+    parts = {
+        "train": [(files[0], 1, "b_b"), (files[1], 0, "a")],
+        "val": [(files[2], 0, "a")],
+        "test": [(files[3], 1, "b_b")],
+    }
     coop(tmp_path / file, **parts)
     data = read_dataset(kind, kind, tmp_path, {"protocol": "coop"})
     assert data.classes == ["a", "b b"]
-    assert {split: part.labels.tolist() for split, part in data.splits.items()} == {"train": [1, 0], "val": [0], "test": [1]}
+    assert {split: part.labels.tolist() for split, part in data.splits.items()} == {
+        "train": [1, 0],
+        "val": [0],
+        "test": [1],
+    }
     assert data.splits["val"].images.names[0].endswith(files[2])
     coop(tmp_path / file, **{**parts, "train": [(files[0], 2, "b_b"), (files[1], 0, "a")]})
     with pytest.raises(UserError, match="labels of 'train' are not 0 to 1"):

@@ -52,7 +52,9 @@ def test_pictures_of_a_lesion_stay_in_one_split(tmp_path: Path):
     paint(tmp_path / "set/HAM10000_images_part_1/ISIC_9999999.jpg", (9, 9, 9), 1, size=8)
     more = read_dataset("ham10000", "ham10000", tmp_path / "set", {})
     parts = complete_splits(more, tmp_path / "cache", **settings, seed=0).splits  # a later picture follows its lesion
-    at = [s for s, part in parts.items() if {"ISIC_0000000", "ISIC_9999999"} & {Path(n).stem for n in part.images.names}]
+    at = [
+        s for s, part in parts.items() if {"ISIC_0000000", "ISIC_9999999"} & {Path(n).stem for n in part.images.names}
+    ]
     assert len(at) == 1
 
 
@@ -125,7 +127,10 @@ def test_derm7pt(tmp_path: Path):
     assert test.images.names[1] == "images/NEL/d11.jpg"
     assert data.classes[test.labels[1]] == "nevus"
     assert (test.concepts.sum(axis=1) == 7).all()
-    assert data.concept_names[int(np.flatnonzero(test.concepts[1])[0])] == f"pigment network: {rows[11]['pigment_network']}"
+    assert (
+        data.concept_names[int(np.flatnonzero(test.concepts[1])[0])]
+        == f"pigment network: {rows[11]['pigment_network']}"
+    )
     two = read_dataset("derm7pt", "derm7pt", tmp_path, {"task": "melanoma", "image": "clinic"})
     assert two.classes == ["melanoma", "nevus"]
     assert two.splits["train"].images.names == ["images/NEL/c1.jpg", "images/NEL/c2.jpg"]

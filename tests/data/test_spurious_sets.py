@@ -1,11 +1,10 @@
 """Waterbirds and MetaShift in the published formats."""
 
-import json
 from pathlib import Path
 
 import pytest
 from birds_run import QUICK
-from conftest import paint
+from conftest import one_line, paint
 
 from cbm.data import read_dataset
 from cbm.errors import UserError
@@ -40,15 +39,24 @@ def test_waterbirds(tmp_path: Path):
 
 def test_from_the_card_to_edited_models(tmp_path: Path, command, module):
     waterbirds(tmp_path / "set")
-    status, errors = command(
-        "train", "dataset=waterbirds", f"dataset.root={tmp_path / 'set'}", *QUICK, "method=posthoc", "concepts=cav",
-        "concepts.cav.per_concept=4", "run_dir=run", "cache=cache", "report=false", "controls=false",
-    )  # fmt: skip
+    run = [
+        f"dataset.root={tmp_path / 'set'}",
+        *QUICK,
+        "cache=cache",
+        "report=false",
+        "controls=false",
+        "method=posthoc",
+    ]
+    (tmp_path / "bank.txt").write_text("land background\nwater background\nwebbed feet\nhooked bill\norange belly\n")
+    status, errors = command("train", "dataset=waterbirds", *run, "concepts=bank.txt", "run_dir=run")
     assert status == 0, errors
-    assert "test/accuracy" in json.loads((tmp_path / "run/metrics.json").read_text())
     status, shown, errors = module("spurious", "run")
     assert status == 0, errors
     assert "prune" in shown
+    (tmp_path / "bank.txt").write_text("land background\nwater background\n")
+    status, errors = command("train", "dataset=waterbirds", *run, "concepts=bank.txt", "run_dir=bare")
+    assert status == 0, errors
+    assert "every concept of its bank is spurious" in one_line(module("spurious", "bare")[::2])
 
 
 def metashift(root: Path) -> Path:
