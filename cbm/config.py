@@ -259,7 +259,7 @@ def typed_settings(group: str, name: str, kind: type, settings: dict[str, Any]) 
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
     except OmegaConfBaseException as error:
-        raise UserError(f"{group}.{error.key}: {error.msg or str(error)}".split("\n")[0]) from error
+        raise UserError(f"{group}.{error.full_key or error.key}: {error.msg or str(error)}".split("\n")[0]) from error
 
 
 def choices(group: str) -> list[str]:

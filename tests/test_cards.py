@@ -2,6 +2,7 @@
 
 import inspect
 import re
+import shutil
 from dataclasses import fields
 
 import pytest
@@ -67,6 +68,7 @@ def own_card(tmp_path, monkeypatch):
     def write(text: str) -> None:
         (tmp_path / "cards").mkdir(exist_ok=True)
         (tmp_path / "cards/mine.yaml").write_text(text)
+        shutil.copy(config.CARDS / "birds.yaml", tmp_path / "cards")
         monkeypatch.setattr(config, "CARDS", tmp_path / "cards")
 
     return write
