@@ -1,6 +1,7 @@
 """Lists of files, as data sets are published with: text and CSV files that name pictures, and folders of classes."""
 
 import csv
+import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -76,7 +77,7 @@ def missing_files(root: Path, names: Iterable[str]) -> list[str]:
         folder, _, file = name.rpartition("/")
         if folder not in listed:
             path = root / folder
-            listed[folder] = {entry.name for entry in path.iterdir()} if path.is_dir() else set()
+            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()  # noqa: PTH208
         if file not in listed[folder]:
             absent.append(name)
     return absent

@@ -31,6 +31,7 @@ log = logging.getLogger(__name__)
 LABELS = ("cls", "json", "txt")
 JSON_KEYS = ("label", "cls", "class")
 SLOW = 64  # tar files from which on indexing shows its progress
+LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said
 
 
 class ImageTars:
@@ -105,6 +106,8 @@ def _index(tar: Path, cache: Path) -> pa.Table:
             return pyarrow.parquet.read_table(file)
         except (pa.ArrowException, OSError):
             log.warning("'%s' is damaged: '%s' is indexed again", file, tar)
+    if stat.st_size > LARGE:
+        log.info("indexing '%s' (once)", tar)
     table = _read_index(tar)
     buffer = pa.BufferOutputStream()
     pyarrow.parquet.write_table(table, buffer)
