@@ -203,8 +203,7 @@ def bank_names() -> list[str]:
 
 def load_card(name: str) -> DictConfig:
     """A data set card by name, with its defaults; without what it says about the set (``about_card``)."""
-    card = OmegaConf.to_container(_read_card(name))
-    assert isinstance(card, dict)
+    card = _read_card(name)
     card.pop("about", None)
     known = [entry.name for entry in fields(DatasetConfig)]
     for key in card:
@@ -233,17 +232,19 @@ def change_card(card: DictConfig, settings: list[str]) -> DictConfig:
 
 def about_card(name: str) -> AboutConfig:
     """What a card says about its data set."""
-    about: Any = OmegaConf.to_container(_read_card(name)).get("about") or {}  # type: ignore[union-attr]
-    return typed_settings("about", name, AboutConfig, about)
+    return typed_settings("about", name, AboutConfig, _read_card(name).get("about") or {})
 
 
-def _read_card(name: str) -> Any:
+def _read_card(name: str) -> dict[str, Any]:
     if name not in card_names():
         raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
     try:
-        return OmegaConf.load(CARDS / f"{name}.yaml")
+        card: Any = OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml"))
     except yaml.YAMLError as error:
         raise UserError(f"card datasets/{name}.yaml is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(card, dict):
+        raise UserError(f"card datasets/{name}.yaml: expected KEY: VALUE lines")
+    return card
 
 
 def typed_settings(group: str, name: str, kind: type, settings: dict[str, Any]) -> Any:
@@ -284,13 +285,13 @@ def register() -> None:
     store.store("train_schema", TrainConfig)
     store.store("eval_schema", EvalConfig)
     for name in card_names():
-        card: Any = OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml"))
-        store.store(name, {key: value for key, value in card.items() if key != "about"}, group="dataset")
+        settings = {key: value for key, value in _read_card(name).items() if key != "about"}
+        store.store(name, settings, group="dataset")
     for name in ("auto", "cav"):
         store.store(name, {"source": name}, group="concepts")
     for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")):
         store.store(bank.stem, {"source": str(bank.relative_to(PROJECT))}, group="concepts")
     for name in choices("teacher"):
-        settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / "encoder" / f"{name}.yaml"))
-        store.store(name, settings, group="teacher")
+        encoder = OmegaConf.to_container(OmegaConf.load(CONFIGS / "encoder" / f"{name}.yaml"))
+        store.store(name, encoder, group="teacher")
     store.store("any", {}, group="teacher")

@@ -85,6 +85,7 @@ def own_card(tmp_path, monkeypatch):
         ),
         ("name: mine\nreader: folder\nabout: {counts: {train: many}}\n", "about.counts"),
         ("name: [\n", "is not YAML"),
+        ("- name\n", "expected KEY: VALUE lines"),
     ],
 )
 def test_a_card_with_a_mistake(text: str, message: str, own_card, module):
@@ -97,6 +98,8 @@ def test_a_card_with_a_mistake_does_not_train(own_card, command):
     own_card("name: mine\nreader: folder\nroot: x\ntempalte: x\n")
     message = one_line(command("train", "dataset=mine"))
     assert "unknown setting 'dataset.tempalte': did you mean 'dataset.template'" in message
+    own_card("name: [\n")
+    assert "card datasets/mine.yaml is not YAML" in one_line(command("train", "dataset=birds"))
 
 
 def test_what_a_card_says_about_its_set_is_no_setting(own_card, command, colour_folder):

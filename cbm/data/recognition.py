@@ -56,12 +56,14 @@ def read_coop_split(name: str, root: Path, pictures: str, file: str) -> ImageDat
     names = {label: spoken(said) for _, label, said in listed["train"]}
     if sorted(names) != list(range(len(names))):
         raise UserError(f"'{root / file}': the labels of 'train' are not 0 to {len(names) - 1}")
+    classes = [names[label] for label in range(len(names))]
     splits = {}
     for split, rows in listed.items():
-        check_classes(name, split, {spoken(said) for _, _, said in rows}, list(names.values()))
+        labels = [spoken(said) for _, _, said in rows]
+        check_classes(name, split, labels, classes)
         files = [f"{pictures}/{picture}" for picture, _, _ in rows]
-        splits[split] = listed_split(name, root, files, [label for _, label, _ in rows], file)
-    return ImageDataset(name, [names[label] for label in range(len(names))], splits)
+        splits[split] = listed_split(name, root, files, class_index(labels, classes), file)
+    return ImageDataset(name, classes, splits)
 
 
 def check_protocol(protocol: str) -> None:

@@ -42,7 +42,7 @@ def complete_splits(
     by_class = np.split(np.argsort(train.labels, kind="stable"), counts[:-1].cumsum())
     for class_name, rows in zip(dataset.classes, by_class):
         new = rows[assigned[rows] == ""]
-        if train.subjects is not None and known:
+        if train.subjects is not None:
             new = _follow_subject(train.subjects, assigned, new)
         new, ends = _shuffled(new, train.subjects, generator)
         for split, share in missing.items():
@@ -65,7 +65,7 @@ def complete_splits(
 
 
 def _follow_subject(subjects: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Put new pictures where their subject is already; those of new subjects are left."""
+    """Put new pictures where their subject is already (of other classes too); returns those of new subjects."""
     old = np.flatnonzero(assigned != "")
     place = dict(zip(subjects[old].tolist(), assigned[old].tolist()))
     assigned[new] = [place.get(subject, "") for subject in subjects[new].tolist()]

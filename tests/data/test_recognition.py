@@ -52,6 +52,10 @@ def food(root: Path) -> Path:
     write(root / "meta/labels.txt", "Apple pie", "Sushi")
     write(root / "meta/train.txt", "apple_pie/1005649", "sushi/1", "sushi/2")
     write(root / "meta/test.txt", "apple_pie/1011328", "sushi/3")
+    for part in ("train", "test"):  # the same lists again
+        files = (root / f"meta/{part}.txt").read_text().split()
+        by_class = {c: [file for file in files if file.startswith(c)] for c in ("apple_pie", "sushi")}
+        (root / f"meta/{part}.json").write_text(json.dumps(by_class))
     paint_all(
         root / "images", ["apple_pie/1005649.jpg", "apple_pie/1011328.jpg", *(f"sushi/{i}.jpg" for i in (1, 2, 3))]
     )
@@ -225,6 +229,35 @@ def test_resisc45_is_divided_as_its_card_says(tmp_path: Path):
     assert data.classes == ["airplane", "baseball diamond"]
     fractions = {"val_fraction": card.val_fraction, "test_fraction": card.test_fraction}
     assert sizes(complete_splits(data, tmp_path, **fractions, seed=0)) == {"train": 2, "test": 16, "val": 2}
+
+
+TORCHVISION = {
+    "dtd": (dtd, "DTD", "dtd/dtd", {"train": "train", "val": "val", "test": "test"}),
+    "flowers102": (flowers, "Flowers102", "flowers-102", {"train": "train", "val": "val", "test": "test"}),
+    "food101": (food, "Food101", "food-101", {"train": "train", "test": "test"}),
+    "aircraft": (aircraft, "FGVCAircraft", "fgvc-aircraft-2013b", {"train": "train", "val": "val", "test": "test"}),
+    "places365": (places, "Places365", ".", {"train": "train-standard", "test": "val"}),
+}
+
+
+@pytest.mark.parametrize("kind", TORCHVISION)
+def test_the_same_as_torchvision_reads(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    import torchvision.datasets
+
+    build, of, folder, splits = TORCHVISION[kind]
+    build(tmp_path / folder)
+    for module in ("flowers102", "places365"):  # the checksums are those of the real files
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", lambda *a, **k: True)
+    data = read_dataset(kind, kind, tmp_path, {})
+    for split, called in splits.items():
+        theirs = getattr(torchvision.datasets, of)(
+            str(tmp_path), split=called, **({"small": True} if kind == "places365" else {})
+        )
+        part = data.splits[split]
+        ours = {np.asarray(part.images.open(row)).tobytes(): part.labels[row] for row in range(len(part))}
+        assert len(theirs) == len(part)
+        for picture, label in theirs:
+            assert ours[np.asarray(picture).tobytes()] == label
 
 
 COOP = {
