@@ -68,7 +68,7 @@ def own_card(tmp_path, monkeypatch):
     def write(text: str) -> None:
         (tmp_path / "cards").mkdir(exist_ok=True)
         (tmp_path / "cards/mine.yaml").write_text(text)
-        shutil.copy(config.CARDS / "birds.yaml", tmp_path / "cards")
+        shutil.copy(PROJECT / "datasets/birds.yaml", tmp_path / "cards")
         monkeypatch.setattr(config, "CARDS", tmp_path / "cards")
 
     return write
@@ -109,3 +109,12 @@ def test_what_a_card_says_about_its_set_is_no_setting(own_card, command, colour_
         "run_dir=run", "cache=cache", "report=false",
     )  # fmt: skip
     assert status == 0, errors
+
+
+def test_a_language_model_is_asked_about_what_the_card_says_the_classes_are(own_card, module, colour_folder):
+    own_card(f"name: mine\nreader: folder\nroot: {colour_folder}\nsuperclass: gemstone\n")
+    ask = ["concepts", "llm", "--out", "bank", "--dataset", "mine", "--model", "m", "--dry-run"]
+    status, shown, errors = module(*ask)
+    assert status == 0, errors
+    assert "gemstone" in shown
+    assert "gemstone" not in module(*ask, "--superclass", "crystal")[1]
