@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cbm import config as schema
@@ -43,6 +44,23 @@ def list_cards(context: typer.Context) -> None:
 
 
 @datasets.command()
+def show(name: Annotated[str, typer.Argument(help="A data set card.")]) -> None:
+    """Say what a data set is, where to get it and how to cite it, and how its card is set."""
+    from dataclasses import asdict
+
+    from omegaconf import OmegaConf
+
+    card: Any = OmegaConf.to_container(schema.load_card(name))
+    table = Table(show_header=False, box=None)
+    for key, value in {**asdict(schema.about_card(name)), **card}.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{entry} {said}" for entry, said in value.items())
+        if value not in (None, ""):
+            table.add_row(key, escape(str(value)))
+    out.print(table, highlight=False)
+
+
+@datasets.command()
 def check(
     name: Annotated[str, typer.Argument(help="A data set card.")],
     settings: Annotated[
@@ -55,7 +73,6 @@ def check(
     """Check a download: the published numbers of classes and pictures, missing and broken files, checksums. Exit
     status 1 if something is wrong."""
     import numpy as np
-    from rich.markup import escape
 
     from cbm.data import read_dataset
     from cbm.data.verify import Findings, verify_checksums, verify_counts, verify_images
@@ -279,8 +296,6 @@ def v2c(
     cache: Cache = Path("cache"),
 ) -> None:  # fmt: skip
     """Make a bank of what unlabelled pictures say most in a vocabulary of words (interrupted: run it again)."""
-    from rich.markup import escape
-
     from cbm.codebook import CodebookSettings, encode_pool, learn_codebook, name_prototypes, picture_prototypes
     from cbm.concepts.readers import read_bank
     from cbm.concepts.vocabulary import build_vocabulary
@@ -398,8 +413,6 @@ def _names_for(destination: Path, dataset: str | None, root: Path | None, file: 
 def _write_phrases(bank: "ConceptBank", names: list[str], destination: Path) -> None:
     """Write class -> phrases; say how many each class has and what was left out."""
     from collections import Counter
-
-    from rich.markup import escape
 
     from cbm.concepts.findings import phrases_by_class
     from cbm.files import write_atomically

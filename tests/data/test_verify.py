@@ -42,6 +42,13 @@ def test_the_list(card: Path, module):
     assert "30 / - / 15" in shown
 
 
+def test_what_a_card_says(module):
+    status, shown, errors = module("datasets", "show", "dtd")
+    assert status == 0, errors
+    for said in ("Describing textures in the wild", "https://www.robots.ox.ac.uk", "classes 47", "partition 1"):
+        assert said in " ".join(shown.split())
+
+
 def test_what_is_missing_broken_doubtful(card: Path, module):
     (card / "train/red/3.png").unlink()
     (card / "train/red/4.png").unlink()
