@@ -44,7 +44,10 @@ def read_dataset(
     if kind not in READERS:
         raise UserError(f"data set '{name}': unknown reader '{kind}', {did_you_mean(kind, READERS)}")
     if root is None:
-        raise UserError(f"data set '{name}' needs to know where the images are: say dataset.root=/path/to/images")
+        raise UserError(
+            f"data set '{name}' needs to know where the images are: say dataset.root=/path/to/images "
+            f"(where to get them: python -m cbm datasets show {name})"
+        )
     parameters = inspect.signature(READERS[kind]).parameters
     known = [key for key in parameters if key not in ("name", "root", "cache")]
     for key in args:

@@ -74,19 +74,20 @@ def read_skincon(name: str, root: Path, label: str = "three_partition_label", mi
     folder = next((each for each in folders if (root / each).is_dir()), None)
     if folder is None:
         raise UserError(f"data set '{name}': no folder of pictures in '{root}': expected {' or '.join(folders)}")
+    shown = np.array([[_mark(row, concept) for concept in concepts] for row in rows], dtype=np.float32)
+    shown = shown.reshape(len(rows), len(concepts))
+    kept = np.flatnonzero(np.nansum(shown, axis=0) >= min_pictures)  # whatever has vanished, the same concepts
+    if not len(kept):
+        raise UserError(f"dataset.args.min_pictures={min_pictures}: no concept of '{name}' is in so many pictures")
     lost = set(missing_files(root / folder, [row["ImageID"] for row in rows]))
     if lost:
         log.warning("%s: %d of %d annotated pictures are not there and are left out", name, len(lost), len(rows))
-    rows = [row for row in rows if row["ImageID"] not in lost]
-    files = [f"{folder}/{row['ImageID']}" for row in rows]
-    said = [diagnosis[row["ImageID"].removesuffix(".jpg")] for row in rows]
-    shown = np.array([[_mark(row, concept) for concept in concepts] for row in rows], dtype=np.float32)
-    shown = shown.reshape(len(rows), len(concepts))
-    kept = np.flatnonzero(np.nansum(shown, axis=0) >= min_pictures)
-    if not len(kept):
-        raise UserError(f"dataset.args.min_pictures={min_pictures}: no concept of '{name}' is in so many pictures")
+    here = np.array([i for i, row in enumerate(rows) if row["ImageID"] not in lost], dtype=np.int64)
+    files = [rows[i]["ImageID"] for i in here]
+    said = [diagnosis[file.removesuffix(".jpg")] for file in files]
     classes = sorted(set(said))
-    train = Split(ImageFiles(root, files), class_index(said, classes), shown[:, kept])
+    images = ImageFiles(root, [f"{folder}/{file}" for file in files])
+    train = Split(images, class_index(said, classes), shown[np.ix_(here, kept)])
     names = [concepts[k].replace("(", " (").lower() for k in kept]
     return ImageDataset(name, classes, {"train": train}, names)
 

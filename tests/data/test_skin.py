@@ -98,6 +98,10 @@ def test_skincon_keeps_frequent_concepts_and_the_pictures_that_are_left(tmp_path
         read_dataset("skincon", "skincon", tmp_path, {})
     with pytest.raises(UserError, match="dataset.args.label=three: did you mean 'three_partition_label'"):
         read_dataset("skincon", "skincon", tmp_path, {"label": "three"})
+    for file in (tmp_path / "images").glob("*[13579].jpg"):
+        file.unlink()
+    fewer = read_dataset("skincon", "skincon", tmp_path, {"min_pictures": 2})  # no papule is left, the concept is
+    assert fewer.concept_names == data.concept_names
 
 
 def derm7pt(root: Path) -> list[dict]:
