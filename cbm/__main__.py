@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from cbm import config as schema
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from cbm.concepts.bank import ConceptBank
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+datasets = typer.Typer(help="List the data set cards, or check a download.", invoke_without_command=True)
+app.add_typer(datasets, name="datasets")
 concepts = typer.Typer(help="Look after concept banks.", no_args_is_help=True)
 app.add_typer(concepts, name="concepts")
 out = Console(width=None if sys.stdout.isatty() else 120)
@@ -26,16 +29,84 @@ Encoder = Annotated[str, typer.Option(help="Encoder: a config name, or any model
 Cache = Annotated[Path, typer.Option(help="The feature store.")]
 
 
-@app.command()
-def datasets() -> None:
-    """List the data set cards."""
+@datasets.callback()
+def list_cards(context: typer.Context) -> None:
+    """List the data set cards (docs/datasets.md says more), or check a download."""
+    if context.invoked_subcommand is not None:
+        return
+    table = Table("name", "data set", "classes", "train / val / test", "concepts", "licence")
+    for name in schema.card_names():
+        about = schema.about_card(name)
+        counts = {key: f"{count:,}" for key, count in about.counts.items()}
+        pictures = " / ".join(counts.get(split, "-") for split in ("train", "val", "test")) if "train" in counts else ""
+        table.add_row(name, about.title, counts.get("classes"), pictures, counts.get("concepts"), about.licence)
+    out.print(table)
+
+
+@datasets.command()
+def show(name: Annotated[str, typer.Argument(help="A data set card.")]) -> None:
+    """Say what a data set is, where to get it and how to cite it, and how its card is set."""
+    from dataclasses import asdict
+
     from omegaconf import OmegaConf
 
-    table = Table("name", "reader", "images", "concept bank")
-    for name in schema.card_names():
-        card: Any = OmegaConf.load(schema.CARDS / f"{name}.yaml")
-        table.add_row(name, card.reader, card.get("root") or "say dataset.root=...", card.get("bank") or "auto")
+    card: Any = OmegaConf.to_container(schema.load_card(name))
+    table = Table(show_header=False, box=None)
+    for key, value in {**asdict(schema.about_card(name)), **card}.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{entry} {said}" for entry, said in value.items())
+        if value not in (None, ""):
+            table.add_row(key, escape(str(value)))
+    out.print(table, highlight=False)
+
+
+@datasets.command()
+def check(
+    name: Annotated[str, typer.Argument(help="A data set card.")],
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings of the card: root=PATH, args.level=image, ...")
+    ] = None,
+    root: Annotated[Path | None, typer.Option(help="Where the images are, if the card does not say.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="Open every picture, not some of each split.")] = False,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Check a download: the published numbers of classes and pictures, missing and broken files, checksums. Exit
+    status 1 if something is wrong."""
+    import numpy as np
+
+    from cbm.data import read_dataset
+    from cbm.data.verify import Findings, verify_checksums, verify_counts, verify_images
+    from cbm.run import set_up_logging
+
+    set_up_logging()
+    about = schema.about_card(name)
+    card = schema.change_card(schema.load_card(name), settings or [])
+    card.root = card.root if root is None else str(root)
+    published = {} if any(setting.startswith("args.") for setting in settings or []) else about.counts
+    place, found = card.root and resolve_path(card.root), Findings()
+    if place is not None:
+        verify_checksums(place, about.md5, found)
+    for problem in found.problems:  # at once: what was not whole may not be readable
+        out.print(escape(f"wrong: {problem}"), highlight=False)
+    dataset = read_dataset(card.reader, card.name, place, dict(card.args or {}), cache)
+    shown = len(found.problems)
+    verify_counts(dataset, published, found)
+    verify_images(dataset, found, every=every, progress=out.is_terminal)
+    table = Table("split", "pictures", "published", "classes", "per class", "concepts")
+    for split, part in dataset.splits.items():
+        counts = np.bincount(part.labels, minlength=len(dataset.classes))
+        expected = f"{published[split]:,}" if split in published else "-"
+        table.add_row(
+            split, f"{len(part):,}", expected, str((counts > 0).sum()), f"{counts.min():,} to {counts.max():,}",
+            str(len(dataset.concept_names)),
+        )  # fmt: skip
     out.print(table)
+    for note in found.notes:
+        out.print(escape(f"note: {note}"), highlight=False)
+    for problem in found.problems[shown:]:
+        out.print(escape(f"wrong: {problem}"), highlight=False)
+    out.print(f"{name}: {len(found.problems)} problem(s)" if found.problems else f"{name}: all right", highlight=False)
+    raise typer.Exit(1 if found.problems else 0)
 
 
 @app.command()
@@ -234,8 +305,6 @@ def v2c(
     cache: Cache = Path("cache"),
 ) -> None:  # fmt: skip
     """Make a bank of what unlabelled pictures say most in a vocabulary of words (interrupted: run it again)."""
-    from rich.markup import escape
-
     from cbm.codebook import CodebookSettings, encode_pool, learn_codebook, name_prototypes, picture_prototypes
     from cbm.concepts.readers import read_bank
     from cbm.concepts.vocabulary import build_vocabulary
@@ -301,7 +370,9 @@ def llm(
     prompts: Annotated[
         str, typer.Option(help="Of labo, label_free, descriptions, attributes, or YAML files of your own.")
     ] = "labo,label_free,descriptions",
-    superclass: Annotated[str, typer.Option(help="What all classes are, e.g. bird.")] = "object",
+    superclass: Annotated[
+        str | None, typer.Option(help="What all classes are, e.g. bird; the card's, or object, by default.")
+    ] = None,
     concurrency: Annotated[int, typer.Option(help="Requests in flight.")] = 8,
     timeout: Annotated[float, typer.Option(help="Seconds for one answer.")] = 120.0,
     retries: Annotated[int, typer.Option(help="Further tries when the server is busy or does not answer.")] = 6,
@@ -325,6 +396,8 @@ def llm(
 
     names = _names_for(destination, dataset, root, classes, Path("cache"))
     endpoint = Endpoint(model, base_url, concurrency, timeout, retries)
+    if superclass is None:
+        superclass = (dataset and schema.load_card(dataset).superclass) or "object"
     settings = Settings(superclass, temperature, max_tokens, samples, split, skip_failed)
     make_bank(
         names, destination, endpoint, prompts, settings, cache, dry_run=dry_run, price_in=price_in, price_out=price_out
@@ -349,8 +422,6 @@ def _names_for(destination: Path, dataset: str | None, root: Path | None, file: 
 def _write_phrases(bank: "ConceptBank", names: list[str], destination: Path) -> None:
     """Write class -> phrases; say how many each class has and what was left out."""
     from collections import Counter
-
-    from rich.markup import escape
 
     from cbm.concepts.findings import phrases_by_class
     from cbm.files import write_atomically

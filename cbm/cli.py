@@ -23,7 +23,10 @@ from cbm.errors import UserError, did_you_mean
 
 def launch(task: Callable[[DictConfig], object], name: str) -> None:
     """Compose ``configs/NAME.yaml`` with the command line and run ``task(cfg)``; exit status 2 on bad input."""
-    config.register()
+    try:
+        config.register()
+    except UserError as error:  # a card that cannot be read
+        _stop(str(error))
     sys.argv[1:] = _any_teacher([_bank_path_to_source(argument) for argument in sys.argv[1:]])
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -125,7 +128,7 @@ def known_keys(name: str, arguments: list[str]) -> list[str]:
         with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
             composed = hydra.compose(name, overrides=chosen)
     except (HydraException, OmegaConfBaseException):
-        return []
+        return known_keys(name, []) if chosen else []  # what was chosen may be what is wrong
     keys: list[str] = []
 
     def walk(settings: dict[Any, Any], prefix: str) -> None:

@@ -24,8 +24,8 @@ from cbm.concepts.tokenizer import (
 )
 from cbm.concepts.vocabulary import names_class
 from cbm.data import FeatureSplit, FeatureStore, few_shot, unit_norm
-from cbm.data.images import ImageFiles, list_images
 from cbm.data.vocabulary_store import EmbeddedVocabulary
+from cbm.data.webdataset import read_pool
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 
@@ -124,15 +124,14 @@ def learn_codebook(
 
 
 def encode_pool(folder: Path, encoder: Encoder, cfg: DictConfig) -> Tensor:
-    """Unit-norm features ``[N, D]`` of all pictures in a folder, at any depth; unreadable ones are left out, and said.
+    """Unit-norm features ``[N, D]`` of all pictures in a folder, or in its tar files; unreadable ones are left out.
 
     Raises:
         UserError: no pictures.
     """
-    paths = list_images(folder) if folder.is_dir() else []
-    if not paths:
+    images = read_pool(folder, Path(cfg.cache))
+    if not len(images):
         raise UserError(f"no pictures in '{folder}' for the pool")
-    images = ImageFiles(folder, [str(path.relative_to(folder)) for path in paths])
     stored = FeatureStore(Path(cfg.cache)).encode(
         encoder, images, dtype=cfg.encoder.store_dtype, batch_size=cfg.encoder.batch_size,
         num_workers=cfg.encoder.num_workers, label=str(folder),

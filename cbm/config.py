@@ -7,6 +7,7 @@ file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,13 +26,15 @@ class DatasetConfig:
 
     name: str = MISSING
     reader: str = MISSING
-    """birds | folder | csv | torchvision | cub | awa2 | celeba | wbc | wbcatt"""
+    """folder | csv | webdataset | cub | imagenet | ... (docs/datasets.md)"""
     root: str | None = None
     """Folder (or CSV file) with the images."""
     bank: str | None = None
     """The concept bank used when ``concepts`` is ``auto``."""
     template: str = "a photo of a {}."
     """How a class name is said to the text encoder by the zero-shot baseline."""
+    superclass: str | None = None
+    """What all classes are, say bird (``python -m cbm concepts llm`` asks by it)"""
     val_fraction: float = 0.1
     test_fraction: float = 0.2
     """Shares split off, stratified by class, when the set brings no validation or test split of its own."""
@@ -40,6 +43,23 @@ class DatasetConfig:
     """What to do about unreadable images: skip (and report) | fail"""
     args: dict[str, Any] = field(default_factory=dict)
     """Settings of this reader alone."""
+
+
+@dataclass
+class AboutConfig:
+    """What a card says about its data set, for people and for ``python -m cbm datasets`` (``about:`` of the card)."""
+
+    title: str = ""
+    homepage: str = ""
+    licence: str = ""
+    """As published; 'see homepage' where it is not one of the usual ones"""
+    citation: str = ""
+    get: str = ""
+    """How to get it"""
+    counts: dict[str, int] = field(default_factory=dict)
+    """Published numbers of classes and concepts, and of pictures in train, val and test, as the reader gives them"""
+    md5: dict[str, str] = field(default_factory=dict)
+    """Published checksums of files, seen from the root"""
 
 
 @dataclass
@@ -182,14 +202,49 @@ def bank_names() -> list[str]:
 
 
 def load_card(name: str) -> DictConfig:
-    """A data set card by name, with its defaults."""
-    if name not in card_names():
-        raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
+    """A data set card by name, with its defaults; without what it says about the set (``about_card``)."""
+    card = _read_card(name)
+    card.pop("about", None)
+    known = [entry.name for entry in fields(DatasetConfig)]
+    for key in card:
+        if key not in known:
+            near = did_you_mean(str(key), [*known, "about"])
+            raise UserError(f"card datasets/{name}.yaml: unknown key '{key!s}', {near}")
     try:
-        card = OmegaConf.load(CARDS / f"{name}.yaml")
         return OmegaConf.merge(OmegaConf.structured(DatasetConfig), card)  # type: ignore[return-value]
     except OmegaConfBaseException as error:
         raise UserError(f"card datasets/{name}.yaml: {str(error).splitlines()[0]}") from error
+
+
+def change_card(card: DictConfig, settings: list[str]) -> DictConfig:
+    """The card with some ``KEY=VALUE`` changed (``args.level=image``)."""
+    for setting in settings:
+        key = setting.partition("=")[0]
+        if "=" not in setting:
+            raise UserError(f"'{setting}': expected KEY=VALUE, such as root=/path/to/images")
+        if key.partition(".")[0] not in card:
+            raise UserError(f"unknown setting '{key}' of a card: {did_you_mean(key, [str(known) for known in card])}")
+    try:
+        return OmegaConf.merge(card, OmegaConf.from_dotlist(settings))  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise UserError(f"{' '.join(settings)}: {str(error).splitlines()[0]}") from error
+
+
+def about_card(name: str) -> AboutConfig:
+    """What a card says about its data set."""
+    return typed_settings("about", name, AboutConfig, _read_card(name).get("about") or {})
+
+
+def _read_card(name: str) -> dict[str, Any]:
+    if name not in card_names():
+        raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
+    try:
+        card: Any = OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml"))
+    except yaml.YAMLError as error:
+        raise UserError(f"card datasets/{name}.yaml is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(card, dict):
+        raise UserError(f"card datasets/{name}.yaml: expected KEY: VALUE lines")
+    return card
 
 
 def typed_settings(group: str, name: str, kind: type, settings: dict[str, Any]) -> Any:
@@ -205,7 +260,7 @@ def typed_settings(group: str, name: str, kind: type, settings: dict[str, Any]) 
     try:
         return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(kind), settings))
     except OmegaConfBaseException as error:
-        raise UserError(f"{group}.{error.key}: {error.msg or str(error)}".split("\n")[0]) from error
+        raise UserError(f"{group}.{error.full_key or error.key}: {error.msg or str(error)}".split("\n")[0]) from error
 
 
 def choices(group: str) -> list[str]:
@@ -230,12 +285,13 @@ def register() -> None:
     store.store("train_schema", TrainConfig)
     store.store("eval_schema", EvalConfig)
     for name in card_names():
-        store.store(name, OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml")), group="dataset")
+        settings = {key: value for key, value in _read_card(name).items() if key != "about"}
+        store.store(name, settings, group="dataset")
     for name in ("auto", "cav"):
         store.store(name, {"source": name}, group="concepts")
     for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")):
         store.store(bank.stem, {"source": str(bank.relative_to(PROJECT))}, group="concepts")
     for name in choices("teacher"):
-        settings = OmegaConf.to_container(OmegaConf.load(CONFIGS / "encoder" / f"{name}.yaml"))
-        store.store(name, settings, group="teacher")
+        encoder = OmegaConf.to_container(OmegaConf.load(CONFIGS / "encoder" / f"{name}.yaml"))
+        store.store(name, encoder, group="teacher")
     store.store("any", {}, group="teacher")

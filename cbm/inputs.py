@@ -42,7 +42,7 @@ log = logging.getLogger("cbm")
 def read_images(card: DictConfig, cache: Path) -> ImageDataset:
     """The data set of a card, with train, val and test splits."""
     root = None if card.root is None else resolve_path(card.root)
-    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}))
+    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}), cache)
     return complete_splits(
         dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
     )

@@ -65,6 +65,8 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
     if not removed.any():
         named = sorted({concept for concepts in dataset.spurious.values() for concept in concepts})
         raise UserError(f"run '{path}': none of the spurious concepts is in its bank, e.g. '{named[0]}'")
+    if removed.any(dim=0).all():
+        raise UserError(f"run '{path}': every concept of its bank is spurious, none would be left: use more concepts")
     encoder = load_encoder(cfg.encoder)
     data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
     shots = max(2, round(TARGET_SHARE * int(data.test.y.bincount(minlength=len(data.classes)).min())))

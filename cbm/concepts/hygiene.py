@@ -83,8 +83,8 @@ def hygiene_reason(text: str, max_words: int = 20) -> str | None:
 
 
 def clean_class_name(name: str) -> str:
-    """How a class name is said: ``001.Black_footed_Albatross`` is ``black footed albatross``."""
-    name = re.sub(r"^\d+[._ -]+", "", name)
+    """How a class name is said: ``001.Black_footed_Albatross`` is ``black footed albatross``; ``737-200`` stays."""
+    name = re.sub(r"^\d+[._ -]+(?=\D)", "", name)
     return " ".join(re.sub(r"[_\s]+", " ", name).split()).casefold()
 
 

@@ -1,6 +1,14 @@
 """Pictures in, encoded splits out."""
 
-from cbm.data import attribute_readers, blood_cells  # noqa: F401  they register themselves
+from cbm.data import (  # noqa: F401  they register themselves
+    attribute_readers,
+    blood_cells,
+    imagenet,
+    recognition,
+    skin,
+    spurious,
+    webdataset,
+)
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.features import FeatureData, FeatureSplit, unit_norm
 from cbm.data.readers import READERS, read_dataset

@@ -1,26 +1,16 @@
 """Data sets of the literature that say what their pictures show, in the formats they are published in."""
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import ImageFiles, list_images
+from cbm.data.lists import read_lines
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
 
 NOT_VISIBLE = 1  # of the certainties of CUB
-
-
-def read_lines(name: str, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and words of every line that is not empty."""
-    if not file.is_file():
-        raise UserError(f"data set '{name}': no file '{file}' (is dataset.root the unpacked archive?)")
-    with file.open(encoding="utf-8", errors="replace") as lines:
-        for number, line in enumerate(lines, start=1):
-            if words := line.split():
-                yield number, words
 
 
 def _numbers(name: str, file: Path, columns: int) -> np.ndarray:

@@ -1,6 +1,5 @@
 """White blood cells: two small sets from different microscopes, and the attributes of a large one."""
 
-import csv
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageFiles
+from cbm.data.lists import read_rows
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
 
@@ -122,7 +122,7 @@ def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophi
     if role not in ("source", "target"):
         raise UserError(f"dataset.args.role={role}: {did_you_mean(role, ('source', 'target'))}")
     table = root / f"Class Labels of Dataset {part}.csv"
-    rows = _rows(name, table, ["image ID", PARTS[part].label])
+    rows = read_rows(name, table, ["image ID", PARTS[part].label])
     numbers, labels = [], []
     for line, row in enumerate(rows, start=2):
         number, label = (row[key].strip() for key in ("image ID", PARTS[part].label))
@@ -168,7 +168,7 @@ def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
     says where a picture is under the root. A concept is an attribute's value; those of an attribute exclude each other.
     """
     parts = {split: root / annotations / f"pbc_attr_v1_{split}.csv" for split in ("train", "val", "test")}
-    tables = {split: _rows(name, file, ["img_name", "label", "path"]) for split, file in parts.items()}
+    tables = {split: read_rows(name, file, ["img_name", "label", "path"]) for split, file in parts.items()}
     attributes = [key for key in tables["train"][0] if key not in ("img_name", "label", "path")]
     everything = [row for rows in tables.values() for row in rows]
     values = {key: sorted({row[key] for row in everything}) for key in attributes}
@@ -190,19 +190,3 @@ def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
 
 def _words(key: str) -> str:
     return key.replace("_", " ")
-
-
-def _rows(name: str, table: Path, needed: list[str]) -> list[dict[str, str]]:
-    """Rows of a CSV file that has these columns."""
-    if not table.is_file():
-        raise UserError(f"data set '{name}': no file '{table}' (is dataset.root the unpacked archive?)")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        found = csv.DictReader(file)
-        columns = found.fieldnames or []
-        for key in needed:
-            if key not in columns:
-                raise UserError(f"'{table}' has no column '{key}' (columns: {', '.join(columns) or 'none'})")
-        rows = list(found)
-    if not rows:
-        raise UserError(f"'{table}' has no rows")
-    return rows

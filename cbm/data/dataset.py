@@ -16,11 +16,13 @@ class Split:
         images: N pictures.
         labels: ``[N]`` class index.
         concepts: ``[N, A]`` ground-truth concepts, 1 present, 0 absent, NaN unknown; None where nothing is known.
+        subjects: ``[N]`` what each picture was taken of (a lesion, a film); pictures of one stay in one split.
     """
 
     images: Images
     labels: np.ndarray
     concepts: np.ndarray | None = None
+    subjects: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -28,7 +30,8 @@ class Split:
     def take(self, rows: np.ndarray) -> "Split":
         """The pictures at ``rows``."""
         concepts = None if self.concepts is None else self.concepts[rows]
-        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts)
+        subjects = None if self.subjects is None else self.subjects[rows]
+        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects)
 
 
 @dataclass

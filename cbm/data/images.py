@@ -1,16 +1,42 @@
-"""Where pictures are: as files, or as arrays in memory. Both are read one by one, lazily."""
+"""Where pictures are: as files, or as arrays in memory (in tar files: ``webdataset.py``). All are read one by one."""
 
 import hashlib
+import os
 import sqlite3
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from PIL import Image
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+
+
+class Images(Protocol):
+    """N pictures, opened one by one.
+
+    Attributes:
+        names: how each picture is called in reports; no two alike.
+    """
+
+    names: list[str]
+
+    def __len__(self) -> int: ...
+
+    def open(self, row: int) -> Image.Image:
+        """The picture as RGB."""
+        ...
+
+    def take(self, rows: Sequence[int]) -> "Images":
+        """The pictures at ``rows``."""
+        ...
+
+    def fingerprints(self, cache: Path) -> list[str]:
+        """A hash of every picture's content."""
+        ...
 
 
 class ImageFiles:
@@ -82,9 +108,6 @@ class ImageArray:
         return [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in self.pixels]
 
 
-Images = ImageFiles | ImageArray
-
-
 def _file_key(path: Path) -> str:
     try:
         stat = path.stat()
@@ -101,10 +124,21 @@ def _file_hash(path: Path) -> str:
         return f"unreadable:{type(error).__name__}"
 
 
+def list_names(folder: Path) -> list[str]:
+    """All picture files below ``folder``, sorted, as paths from there; hidden files are passed over.
+
+    Folders are listed, files are not touched: a million files take seconds.
+    """
+    start = len(os.fspath(folder)) + 1
+    found = []
+    for path, _, files in os.walk(folder):
+        below = path[start:].replace(os.sep, "/")
+        for file in files:
+            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):  # noqa: PTH122
+                found.append(f"{below}/{file}" if below else file)
+    return sorted(found, key=lambda name: name.split("/"))
+
+
 def list_images(folder: Path) -> list[Path]:
-    """All picture files below ``folder``, sorted; hidden files are passed over."""
-    return sorted(
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith(".") and path.is_file()
-    )
+    """``list_names``, as paths."""
+    return [folder / name for name in list_names(folder)]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split, class_index
-from cbm.data.images import ImageArray, ImageFiles, list_images
+from cbm.data.images import ImageArray, ImageFiles
+from cbm.data.lists import check_classes, class_folders, folder_split
 from cbm.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
@@ -32,8 +33,10 @@ def reader(kind: str) -> Callable[[Callable[..., ImageDataset]], Callable[..., I
     return register
 
 
-def read_dataset(kind: str, name: str, root: Path | None, args: dict[str, Any]) -> ImageDataset:
-    """Run the reader ``kind``.
+def read_dataset(
+    kind: str, name: str, root: Path | None, args: dict[str, Any], cache: Path = Path("cache")
+) -> ImageDataset:
+    """Run the reader ``kind``; one that takes a ``cache`` keeps there what it found out about large files.
 
     Raises:
         UserError: unknown reader or argument, missing root, or whatever the reader finds wrong with the data.
@@ -41,12 +44,17 @@ def read_dataset(kind: str, name: str, root: Path | None, args: dict[str, Any]) 
     if kind not in READERS:
         raise UserError(f"data set '{name}': unknown reader '{kind}', {did_you_mean(kind, READERS)}")
     if root is None:
-        raise UserError(f"data set '{name}' needs to know where the images are: say dataset.root=/path/to/images")
-    known = [key for key in inspect.signature(READERS[kind]).parameters if key not in ("name", "root")]
+        raise UserError(
+            f"data set '{name}' needs to know where the images are: say dataset.root=/path/to/images "
+            f"(where to get them: python -m cbm datasets show {name})"
+        )
+    parameters = inspect.signature(READERS[kind]).parameters
+    known = [key for key in parameters if key not in ("name", "root", "cache")]
     for key in args:
         if key not in known:
             raise UserError(f"unknown setting 'dataset.args.{key}' of reader '{kind}': {did_you_mean(key, known)}")
-    return READERS[kind](name, Path(root), **args).check()
+    own = {"cache": cache} if "cache" in parameters else {}
+    return READERS[kind](name, Path(root), **args, **own).check()
 
 
 @reader("folder")
@@ -60,27 +68,13 @@ def read_folder(name: str, root: Path) -> ImageDataset:
     splits = {split: path for split, path in splits.items() if split in SPLITS}
     if "train" not in splits:
         splits = {"train": root}
-    found: dict[str, dict[str, list[str]]] = {}
-    for split, path in splits.items():
-        class_folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
-        if not class_folders:
-            raise UserError(f"data set '{name}': '{path}' has no class folders; expected {path}/CLASS/*.jpg")
-        found[split] = {p.name: [str(f.relative_to(root)) for f in list_images(p)] for p in class_folders}
-        if empty := [p.name for p in class_folders if not found[split][p.name]]:
-            raise UserError(f"data set '{name}': class folder '{path / empty[0]}' has no images")
+    found = {split: class_folders(name, root, "" if path == root else path.name) for split, path in splits.items()}
     classes = list(found["train"])
     for split, by_class in found.items():
-        if unknown := sorted(set(by_class) - set(classes)):
-            raise UserError(
-                f"data set '{name}': class '{unknown[0]}' is in {split} but not in train, "
-                f"{did_you_mean(unknown[0], classes)}"
-            )
-    result = {}
-    for split, by_class in found.items():
-        names = [file for files in by_class.values() for file in files]
-        labels = [label for label, files in by_class.items() for _ in files]
-        result[split] = Split(ImageFiles(root, names), class_index(labels, classes))
-    return ImageDataset(name, classes, result)
+        check_classes(name, split, by_class, classes)
+    return ImageDataset(
+        name, classes, {split: folder_split(root, by_class, classes) for split, by_class in found.items()}
+    )
 
 
 @reader("csv")
@@ -168,20 +162,29 @@ def read_birds(
 @reader("torchvision")
 def read_torchvision(name: str, root: Path, dataset: str, download: bool = True) -> ImageDataset:
     """A torchvision data set that keeps its pictures in one array (CIFAR10, CIFAR100)."""
-    import torchvision.datasets
-
     known = ["CIFAR10", "CIFAR100"]
     if dataset not in known:
         raise UserError(f"dataset.args.dataset={dataset}: {did_you_mean(dataset, known)}")
     splits = {}
     for split in ("train", "test"):
-        try:
-            source = getattr(torchvision.datasets, dataset)(str(root), train=split == "train", download=download)
-        except (RuntimeError, OSError) as error:
-            raise UserError(
-                f"data set '{name}' is not in '{root}' and could not be downloaded ({str(error).splitlines()[0]}): "
-                f"put torchvision's files there, or use dataset=folder dataset.root=..."
-            ) from error
+        source = from_torchvision(name, root, dataset, train=split == "train", download=download)
         images = ImageArray(source.data, [f"{split}/{row:05d}" for row in range(len(source.data))])
         splits[split] = Split(images, np.array(source.targets, dtype=np.int64))
     return ImageDataset(name, list(source.classes), splits)
+
+
+def from_torchvision(name: str, root: Path, kind: str, **settings: Any) -> Any:
+    """torchvision's data set ``kind`` (with ``download=True`` it fetches, verifies and unpacks the archives).
+
+    Raises:
+        UserError: it is not there and cannot be downloaded.
+    """
+    import torchvision.datasets
+
+    try:
+        return getattr(torchvision.datasets, kind)(str(root), **settings)
+    except (RuntimeError, OSError) as error:
+        raise UserError(
+            f"data set '{name}' is not in '{root}' and could not be downloaded ({str(error).splitlines()[0]}): "
+            f"put torchvision's files there, or use dataset=folder dataset.root=..."
+        ) from error

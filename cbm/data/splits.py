@@ -20,7 +20,8 @@ def complete_splits(
     """Give the data set a validation and a test split, taken from its training pictures where it lacks them.
 
     The choice is written to ``cache/splits`` and read again by later runs: a picture never moves between splits, also
-    when pictures are added to the set (new ones are divided by the same fractions).
+    when pictures are added to the set (new ones are divided by the same fractions). Pictures of one subject stay
+    together.
     """
     wanted = {"test": test_fraction, "val": val_fraction}
     missing = {split: share for split, share in wanted.items() if split not in dataset.splits}
@@ -37,16 +38,21 @@ def complete_splits(
     generator = np.random.default_rng(seed)
     names = train.images.names
     assigned = np.array([known.get(name, "") for name in names], dtype=object)
-    for label, class_name in enumerate(dataset.classes):
-        rows = np.flatnonzero((train.labels == label) & (assigned == ""))
-        rows = rows[generator.permutation(len(rows))]
+    counts = np.bincount(train.labels, minlength=len(dataset.classes))
+    by_class = np.split(np.argsort(train.labels, kind="stable"), counts[:-1].cumsum())
+    for class_name, rows in zip(dataset.classes, by_class):
+        new = rows[assigned[rows] == ""]
+        if train.subjects is not None:
+            new = _follow_subject(train.subjects, assigned, new)
+        new, ends = _shuffled(new, train.subjects, generator)
         for split, share in missing.items():
-            # while a class gives at least one picture to each split it keeps one for training
-            count = min(max(round(share * len(rows)), 1), len(rows) - 1) if not known else round(share * len(rows))
-            assigned[rows[: max(count, 0)]] = split
-            rows = rows[max(count, 0) :]
-        assigned[rows] = "train"
-        if not known and not all(np.any(assigned[train.labels == label] == split) for split in missing):
+            # at first a class gives something to each split and keeps something for training, if it can
+            cuts = [0, *ends] if known else [*ends[:-1]] or [0]
+            count = int(min(cuts, key=lambda cut: abs(cut - round(share * len(new)))))
+            assigned[new[:count]] = split
+            new, ends = new[count:], ends[ends > count] - count
+        assigned[new] = "train"
+        if not known and not all(np.any(assigned[rows] == split) for split in missing):
             log.warning("class '%s' has too few images to be in every split", class_name)
     if not set(names) <= set(known):
         write_atomically(file, json.dumps(dict(zip(names, assigned.tolist())), indent=0).encode())
@@ -56,6 +62,26 @@ def complete_splits(
         raise UserError(f"data set '{dataset.name}' is too small: nothing is left for the {empty[0]} split")
     dataset.splits = {**dataset.splits, **parts}
     return dataset
+
+
+def _follow_subject(subjects: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Put new pictures where their subject is already (of other classes too); returns those of new subjects."""
+    old = np.flatnonzero(assigned != "")
+    place = dict(zip(subjects[old].tolist(), assigned[old].tolist()))
+    assigned[new] = [place.get(subject, "") for subject in subjects[new].tolist()]
+    return new[assigned[new] == ""]
+
+
+def _shuffled(
+    rows: np.ndarray, subjects: np.ndarray | None, generator: np.random.Generator
+) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in the order of shuffled subjects (by default each is its own), and where each subject ends."""
+    _, member = np.unique(rows if subjects is None else subjects[rows], return_inverse=True)
+    sizes = np.bincount(member)
+    order = generator.permutation(len(sizes))
+    place = np.empty(len(sizes), dtype=np.int64)
+    place[order] = np.arange(len(sizes))
+    return rows[place[member].argsort(kind="stable")], sizes[order].cumsum()
 
 
 def _sizes(assigned: np.ndarray) -> str:

@@ -57,3 +57,4 @@ def test_own_and_any():
 def test_clean_class_name():
     assert clean_class_name("001.Black_footed_Albatross") == "black footed albatross"
     assert clean_class_name("maple_tree") == "maple tree"
+    assert clean_class_name("737-200") == "737-200"  # an aircraft, not number 737 of a list

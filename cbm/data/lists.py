@@ -1,0 +1,137 @@
+"""Lists of files, as data sets are published with: text and CSV files that name pictures, and folders of classes."""
+
+import csv
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cbm.data.dataset import Split
+from cbm.data.images import ImageFiles, list_names
+from cbm.errors import UserError, did_you_mean
+
+UNPACKED = "(is dataset.root the unpacked archive?)"
+
+
+def read_lines(name: str, file: Path) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of every line that is not empty."""
+    if not file.is_file():
+        raise UserError(f"data set '{name}': no file '{file}' {UNPACKED}")
+    with file.open(encoding="utf-8", errors="replace") as lines:
+        for number, line in enumerate(lines, start=1):
+            if words := line.split():
+                yield number, words
+
+
+def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
+    """Rows of a CSV file that has these columns."""
+    if not table.is_file():
+        raise UserError(f"data set '{name}': no file '{table}' {UNPACKED}")
+    with table.open(newline="", encoding="utf-8-sig") as file:
+        found = csv.DictReader(file)
+        columns = found.fieldnames or []
+        for key in needed:
+            if key not in columns:
+                raise UserError(f"'{table}' has no column '{key}' (columns: {', '.join(columns) or 'none'})")
+        rows = list(found)
+    if not rows:
+        raise UserError(f"'{table}' has no rows")
+    return rows
+
+
+def read_matlab(file: Path, key: str) -> Any:
+    """A variable of a Matlab file."""
+    from scipy.io import loadmat
+    from scipy.io.matlab import MatReadError
+
+    try:
+        return loadmat(file, squeeze_me=True)[key]
+    except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+        raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
+
+
+def find_root(name: str, root: Path, marks: Sequence[str], inside: Sequence[str] = (".",)) -> Path:
+    """The first of the folders ``inside`` the root that holds everything in ``marks``.
+
+    Raises:
+        UserError: there is none; it names the first mark that the root itself lacks.
+    """
+    for folder in inside:
+        if all((root / folder / mark).exists() for mark in marks):
+            return root / folder
+    if not root.is_dir():
+        siblings = [path.name for path in root.parent.iterdir() if path.is_dir()] if root.parent.is_dir() else []
+        raise UserError(f"data set '{name}': no folder '{root}' {did_you_mean(root.name, siblings)}".rstrip())
+    absent = next(mark for mark in marks if not (root / mark).exists())
+    places = " or ".join(f"'{root / folder / absent}'" for folder in inside)
+    raise UserError(f"data set '{name}': no {places} {UNPACKED}")
+
+
+def missing_files(root: Path, names: Iterable[str]) -> list[str]:
+    """Those of the ``names`` that are not below ``root``: every folder is listed once, no file is touched."""
+    listed: dict[str, set[str]] = {}
+    absent = []
+    for name in names:
+        folder, _, file = name.rpartition("/")
+        if folder not in listed:
+            path = root / folder
+            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()  # noqa: PTH208
+        if file not in listed[folder]:
+            absent.append(name)
+    return absent
+
+
+def listed_split(
+    name: str, root: Path, files: Sequence[str], labels: Sequence[int] | np.ndarray, source: str,
+    concepts: np.ndarray | None = None, subjects: np.ndarray | None = None,
+) -> Split:  # fmt: skip
+    """The pictures that the file ``source`` names.
+
+    Raises:
+        UserError: a picture is not there, or none is named.
+    """
+    if not files:
+        raise UserError(f"data set '{name}': '{source}' names no pictures")
+    if absent := missing_files(root, files):
+        raise UserError(
+            f"data set '{name}': '{source}' names {len(absent):,} of {len(files):,} picture(s) that are not in "
+            f"'{root}', first: '{absent[0]}' (was the archive unpacked to the end?)"
+        )
+    return Split(ImageFiles(root, files), np.asarray(labels, dtype=np.int64), concepts, subjects)
+
+
+def class_folders(name: str, root: Path, folder: str = "") -> dict[str, list[str]]:
+    """Pictures (seen from ``root``) of every class folder in ``ROOT/FOLDER``, by the class folder's name."""
+    path = root / folder
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    if not names:
+        raise UserError(f"data set '{name}': '{path}' has no class folders; expected {path}/CLASS/*.jpg")
+    prefix = f"{folder}/" if folder else ""
+    found = {each: [f"{prefix}{each}/{file}" for file in list_names(path / each)] for each in names}
+    if empty := [each for each in names if not found[each]]:
+        raise UserError(f"data set '{name}': class folder '{path / empty[0]}' has no images")
+    return found
+
+
+def folder_split(root: Path, by_class: dict[str, list[str]], classes: Sequence[str]) -> Split:
+    """The pictures of ``class_folders``; a label is the folder's index in ``classes``."""
+    index = {each: i for i, each in enumerate(classes)}
+    files = [file for names in by_class.values() for file in names]
+    labels = np.repeat([index[each] for each in by_class], [len(names) for names in by_class.values()])
+    return Split(ImageFiles(root, files), labels.astype(np.int64))
+
+
+def check_classes(name: str, split: str, found: Iterable[str], classes: Sequence[str]) -> None:
+    """Every class of a split must be one of training."""
+    if unknown := sorted(set(found) - set(classes)):
+        raise UserError(
+            f"data set '{name}': class '{unknown[0]}' is in {split} but not in train, "
+            f"{did_you_mean(unknown[0], classes)}"
+        )
+
+
+def spoken(name: str) -> str:
+    """A class name without underscores."""
+    return " ".join(name.replace("_", " ").split())

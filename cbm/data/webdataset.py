@@ -1,0 +1,228 @@
+"""Pictures in tar files (WebDataset), for pools too large for folders.
+
+A tar file is indexed once: where each picture's bytes begin and end, and its label. The index is kept in the cache by
+the file's path, size and modification time. Pictures are then read in any order straight from the tar files; nothing is
+unpacked, so that a path inside one means nothing but a name.
+"""
+
+import hashlib
+import io
+import json
+import logging
+import re
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
+from PIL import Image
+from rich.progress import track
+
+from cbm.data.dataset import ImageDataset, Split, class_index
+from cbm.data.images import EXTENSIONS, ImageFiles, Images, list_names
+from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
+from cbm.errors import UserError
+from cbm.files import write_atomically
+
+log = logging.getLogger(__name__)
+
+LABELS = ("cls", "json", "txt")
+JSON_KEYS = ("label", "cls", "class")
+SLOW = 64  # tar files from which on indexing shows its progress
+LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said
+
+
+class ImageTars:
+    """Pictures in tar files.
+
+    Attributes:
+        root: the folder of the tar files.
+        tars: T tar files, as paths from the root.
+        names: ``TAR/MEMBER`` of every picture.
+        places: ``[N, 3]`` int64: number of the tar file, first byte, count of bytes.
+    """
+
+    def __init__(self, root: Path, tars: Sequence[str], names: Sequence[str], places: np.ndarray):
+        self.root = Path(root)
+        self.tars = list(tars)
+        self.names = list(names)
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def open(self, row: int) -> Image.Image:
+        """The picture as RGB; raises what Pillow or the file system raises."""
+        tar, start, size = self.places[row].tolist()
+        with (self.root / self.tars[tar]).open("rb") as file:
+            file.seek(start)
+            content = file.read(size)
+        with Image.open(io.BytesIO(content)) as picture:
+            return picture.convert("RGB")
+
+    def take(self, rows: Sequence[int]) -> "ImageTars":
+        """The pictures at ``rows``."""
+        return ImageTars(self.root, self.tars, [self.names[row] for row in rows], self.places[np.asarray(rows, int)])
+
+    def fingerprints(self, cache: Path) -> list[str]:
+        """Of every picture: its tar file's hash (remembered in ``cache``) and its place in there."""
+        used = np.unique(self.places[:, 0]).tolist()
+        hashes = dict(zip(used, ImageFiles(self.root, [self.tars[tar] for tar in used]).fingerprints(cache)))
+        return [
+            hashlib.blake2b(f"{hashes[tar]}|{start}|{size}".encode(), digest_size=16).hexdigest()
+            for tar, start, size in self.places.tolist()
+        ]
+
+
+def read_pool(folder: Path, cache: Path) -> Images:
+    """All pictures below a folder, at any depth: in tar files if there are any, else as files."""
+    tars = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
+    return open_tars(folder, tars, cache)[0] if tars else ImageFiles(folder, list_names(folder))
+
+
+def open_tars(root: Path, tars: Sequence[str], cache: Path) -> tuple[ImageTars, list[str | None]]:
+    """The pictures of tar files, and what their labels say (None without one)."""
+    names: list[str] = []
+    labels: list[str | None] = []
+    places = [np.empty((0, 3), dtype=np.int64)]
+    for number, tar in enumerate(track(tars, "indexing tar files", transient=True, disable=len(tars) < SLOW)):
+        index = _index(root / tar, cache)
+        names += [f"{tar}/{member}" for member in index["name"].to_pylist()]
+        labels += index["label"].to_pylist()
+        start, size = index["start"].to_numpy(), index["size"].to_numpy()
+        places.append(np.stack([np.full(len(start), number), start, size], axis=1))
+    return ImageTars(root, tars, names, np.concatenate(places)), labels
+
+
+def _index(tar: Path, cache: Path) -> pa.Table:
+    """Name, first byte, size and label of every picture of a tar file: from the cache, or read and kept there."""
+    stat = tar.stat()
+    key = hashlib.sha256(f"{tar.absolute()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    file = cache / "tars" / f"{key}.parquet"
+    if file.is_file():
+        try:
+            return pyarrow.parquet.read_table(file)
+        except (pa.ArrowException, OSError):
+            log.warning("'%s' is damaged: '%s' is indexed again", file, tar)
+    if stat.st_size > LARGE:
+        log.info("indexing '%s' (once)", tar)
+    table = _read_index(tar)
+    buffer = pa.BufferOutputStream()
+    pyarrow.parquet.write_table(table, buffer)
+    write_atomically(file, buffer.getvalue().to_pybytes())
+    return table
+
+
+def _read_index(tar: Path) -> pa.Table:
+    pictures: list[tuple[str, str, int, int]] = []  # key, name, first byte, size
+    said: dict[str, dict[str, str]] = {}
+    try:
+        with tarfile.open(tar, mode="r:") as archive:
+            for member in iter(archive.next, None):
+                archive.members.clear()  # type: ignore[attr-defined]  # a million of them are a gigabyte
+                key, ending = _key(member.name)
+                if not member.isreg() or member.issparse() or key.rpartition("/")[2].startswith("."):
+                    continue
+                if f".{ending}" in EXTENSIONS:
+                    pictures.append((key, member.name, member.offset_data, member.size))
+                elif ending in LABELS:
+                    content = archive.extractfile(member)
+                    assert content is not None
+                    said.setdefault(key, {})[ending] = content.read().decode("utf-8", errors="replace").strip()
+    except tarfile.TarError as error:
+        raise UserError(f"'{tar}' is no tar file or is cut off after {len(pictures)} picture(s): {error}") from error
+    with tar.open("rb") as file:
+        file.seek(-tarfile.BLOCKSIZE, 2)
+        if any(file.read()):
+            raise UserError(f"'{tar}' is cut off after {len(pictures)} picture(s): it lacks the end of a tar file")
+    labels = [_label(tar, name, said.get(key, {})) for key, name, _, _ in pictures]
+    return pa.table(
+        {
+            "name": pa.array([name for _, name, _, _ in pictures], pa.string()),
+            "start": pa.array([start for _, _, start, _ in pictures], pa.int64()),
+            "size": pa.array([size for _, _, _, size in pictures], pa.int64()),
+            "label": pa.array(labels, pa.string()),
+        }
+    )
+
+
+def _key(member: str) -> tuple[str, str]:
+    """``a/0001.seg.png`` is the part ``seg.png`` of the sample ``a/0001``."""
+    folder, slash, file = member.rpartition("/")
+    key, _, ending = file.partition(".")
+    return folder + slash + key, ending.lower()
+
+
+def _label(tar: Path, picture: str, parts: dict[str, str]) -> str | None:
+    if "json" in parts and "cls" not in parts:
+        try:
+            content = json.loads(parts["json"])
+        except ValueError as error:
+            raise UserError(f"'{tar}': the JSON beside '{picture}' cannot be read: {error}") from error
+        for key in JSON_KEYS if isinstance(content, dict) else ():
+            if key in content:
+                return str(content[key])
+    return parts.get("cls", parts.get("txt"))
+
+
+@reader("webdataset")
+def read_webdataset(name: str, root: Path, cache: Path) -> ImageDataset:
+    """``ROOT/{train,val,test}/*.tar`` or ``ROOT/*.tar`` (a split's name may be part of a file's: ``val-0001.tar``).
+
+    A sample is ``KEY.jpg`` and ``KEY.cls`` (or a ``label``, ``cls`` or ``class`` in ``KEY.json``, or ``KEY.txt``): a
+    class name, or a number that a line of ``ROOT/classnames.txt`` names, counted from 0.
+    """
+    tars = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar")) if root.is_dir() else []
+    if not tars:
+        raise UserError(f"data set '{name}': no tar files in '{root}'; expected {root}/*.tar or {root}/train/*.tar")
+    by_split: dict[str, list[str]] = {}
+    for tar in tars:
+        by_split.setdefault(_split_of(tar), []).append(tar)
+    read = {split: open_tars(root, by_split[split], cache) for split in SPLITS if split in by_split}
+    labels = {split: _all_labelled(name, images, said) for split, (images, said) in read.items()}
+    classes, index = _classes(name, root, labels)
+    splits = {split: Split(images, class_index(labels[split], index)) for split, (images, _) in read.items()}
+    if "train" not in splits:
+        raise UserError(f"data set '{name}': no tar files for training in '{root}'")
+    return ImageDataset(name, classes, splits)
+
+
+def _split_of(tar: str) -> str:
+    for word in re.split(r"[^a-z]+", tar.lower().removesuffix(".tar")):
+        if (split := SPLIT_ALIASES.get(word, word)) in SPLITS:
+            return split
+    return "train"
+
+
+def _all_labelled(name: str, images: ImageTars, said: list[str | None]) -> list[str]:
+    labels = [label for label in said if label]
+    if len(labels) < len(said):
+        first = images.names[[bool(label) for label in said].index(False)]
+        raise UserError(
+            f"data set '{name}': {len(said) - len(labels):,} of {len(said):,} pictures have no label (KEY.cls or "
+            f"KEY.json), first '{first}'; without labels they can be a pool: python -m cbm concepts v2c --pool"
+        )
+    return labels
+
+
+def _classes(name: str, root: Path, labels: dict[str, list[str]]) -> tuple[list[str], list[str]]:
+    """Class names, and what the labels call them."""
+    found = sorted({label for part in labels.values() for label in part})
+    if not all(label.isdecimal() for label in found):
+        if len(found) > sum(map(len, labels.values())) // 2:
+            raise UserError(
+                f"data set '{name}': {len(found):,} different labels, such as '{found[0][:60]}': are they captions? "
+                "A pool needs no labels: python -m cbm concepts v2c --pool"
+            )
+        return found, found
+    listed = root / "classnames.txt"
+    if not listed.is_file():
+        log.warning("%s: no '%s': classes are called by their numbers", name, listed)
+        found.sort(key=int)
+        return [f"class {label}" for label in found], found
+    classes = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if beyond := [label for label in found if int(label) >= len(classes)]:
+        raise UserError(f"data set '{name}': label {beyond[0]}, but '{listed}' names {len(classes)} classes (0 first)")
+    return classes, [str(number) for number in range(len(classes))]

@@ -1,0 +1,189 @@
+"""Pictures in tar files."""
+
+import io
+import json
+import os
+import pickle
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import COLOURS
+from PIL import Image
+
+from cbm.data import FeatureStore, read_dataset
+from cbm.data.webdataset import open_tars, read_pool
+from cbm.errors import UserError
+
+
+def picture(colour: tuple[int, int, int], seed: int, kind: str = "PNG") -> bytes:
+    noise = np.random.default_rng(seed).normal(0, 20, (12, 12, 3))
+    content = io.BytesIO()
+    Image.fromarray(np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)).save(content, kind)
+    return content.getvalue()
+
+
+def pack(file: Path, members: dict[str, bytes | str]) -> Path:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(file, "w") as tar:
+        for name, content in members.items():
+            content = content.encode() if isinstance(content, str) else content
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return file
+
+
+def shards(root: Path, label=lambda c, name: {"cls": str(c)}) -> Path:
+    """Two tar files for training, one for test; three colours."""
+    for tar, (split, start) in enumerate((("train", 0), ("train", 12), ("test", 24))):
+        members: dict[str, bytes | str] = {}
+        for i in range(start, start + 12):
+            name = list(COLOURS)[i % 3]
+            members[f"s{i:04d}.png"] = picture(COLOURS[name], i)
+            members |= {f"s{i:04d}.{ending}": text for ending, text in label(i % 3, name).items()}
+        pack(root / split / f"{tar:05d}.tar", members)
+    return root
+
+
+def read(root: Path, cache: Path):
+    return read_dataset("webdataset", "tars", root, {}, cache)
+
+
+def test_numbers_with_class_names(tmp_path: Path):
+    root = shards(tmp_path / "tars")
+    (root / "classnames.txt").write_text("red\ngreen\nblue\n")
+    data = read(root, tmp_path / "cache")
+    assert data.classes == list(COLOURS)
+    assert {split: len(part) for split, part in data.splits.items()} == {"train": 24, "test": 12}
+    train = data.splits["train"]
+    assert train.images.names[:2] == ["train/00000.tar/s0000.png", "train/00000.tar/s0001.png"]
+    for row in (23, 0, 13):  # in any order, from either tar file
+        pixels = np.asarray(train.images.open(row)).mean(axis=(0, 1))
+        assert pixels.argmax() == train.labels[row]
+    part = pickle.loads(pickle.dumps(train.take(np.array([5, 20]))))  # as a process that decodes gets it
+    assert part.images.names == ["train/00000.tar/s0005.png", "train/00001.tar/s0020.png"]
+    assert np.array_equal(np.asarray(part.images.open(1)), np.asarray(train.images.open(20)))
+    (root / "classnames.txt").write_text("red\ngreen\n")
+    with pytest.raises(UserError, match="label 2, but '.*classnames.txt' names 2 classes"):
+        read(root, tmp_path / "cache")
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        lambda c, name: {"cls": name},
+        lambda c, name: {"json": json.dumps({"label": name, "url": "x"}), "txt": "a caption"},
+        lambda c, name: {"txt": name},
+    ],
+    ids=["cls", "json", "txt"],
+)
+def test_labels_in_words(label, tmp_path: Path):
+    data = read(shards(tmp_path, label), tmp_path / "cache")
+    assert data.classes == ["blue", "green", "red"]
+    assert data.splits["test"].labels.tolist() == [2, 1, 0] * 4
+
+
+def test_splits_in_the_names_of_files(tmp_path: Path):
+    for name in ("imagenet1k-train-0000", "imagenet1k-validation-00"):
+        pack(
+            tmp_path / f"{name}.tar",
+            {f"{c}.{e}": x for c in range(2) for e, x in (("jpg", picture((9, 9, 9), c, "JPEG")), ("cls", str(c)))},
+        )
+    assert {split: len(part) for split, part in read(tmp_path, tmp_path).splits.items()} == {"train": 2, "val": 2}
+
+
+@pytest.mark.parametrize(
+    ("label", "message"),
+    [
+        (lambda c, name: {}, "36 of 36|24 of 24 pictures have no label.*first 'train/00000.tar/s0000.png'.*--pool"),
+        (lambda c, name: {"txt": f"photo {os.urandom(8).hex()}"}, "36 different labels.*are they captions"),
+        (lambda c, name: {"json": "{"}, "00000.tar': the JSON beside 's0000.png' cannot be read"),
+    ],
+)
+def test_labels_that_are_none(label, message: str, tmp_path: Path):
+    with pytest.raises(UserError, match=message):
+        read(shards(tmp_path, label), tmp_path / "cache")
+
+
+def test_a_tar_file_is_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    root, cache = shards(tmp_path / "tars"), tmp_path / "cache"
+    first, _ = open_tars(root, ["train/00000.tar"], cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(tarfile, "open", lambda *a, **k: pytest.fail("read again"))
+        again, labels = open_tars(root, ["train/00000.tar"], cache)
+    assert again.names == first.names
+    assert labels[:3] == ["0", "1", "2"]
+    next((cache / "tars").iterdir()).write_bytes(b"damaged")
+    assert open_tars(root, ["train/00000.tar"], cache)[0].names == first.names
+    pack(root / "train/00000.tar", {"new.png": picture((1, 2, 3), 0), "new.cls": "7"})
+    changed, labels = open_tars(root, ["train/00000.tar"], cache)
+    assert (changed.names, labels) == (["train/00000.tar/new.png"], ["7"])
+
+
+def test_cut_off_and_compressed_files(tmp_path: Path):
+    whole = pack(tmp_path / "a.tar", {f"{i}.png": picture((9, 9, 9), i) for i in range(20)}).read_bytes()
+    for cut in (len(whole) // 2, 512 * 3, 512):
+        (tmp_path / "a.tar").write_bytes(whole[:cut])
+        with pytest.raises(UserError, match="a.tar' is (no tar file or is )?cut off after"):
+            read_pool(tmp_path, tmp_path / "cache")
+    with tarfile.open(tmp_path / "a.tar", "w:gz"):
+        pass
+    with pytest.raises(UserError, match="a.tar' is no tar file"):
+        read_pool(tmp_path, tmp_path / "cache")
+
+
+def test_nothing_is_unpacked_whatever_a_member_is_called(tmp_path: Path):
+    root = tmp_path / "tars"
+    file = pack(
+        root / "pool.tar",
+        {"../../evil.png": picture((250, 0, 0), 0), "/etc/x.png": picture((0, 250, 0), 1), "._a.png": b"mac"},
+    )
+    with tarfile.open(file, "a") as tar:
+        link = tarfile.TarInfo("link.png")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        tar.addfile(link)
+    before = sorted(tmp_path.rglob("*"))
+    pool = read_pool(root, tmp_path / "cache")
+    assert pool.names == ["pool.tar/../../evil.png", "pool.tar//etc/x.png"]
+    assert np.asarray(pool.open(0)).mean(axis=(0, 1)).argmax() == 0
+    left = [path for path in sorted(tmp_path.rglob("*")) if path not in before and "cache" not in path.parts]
+    assert left == []
+
+
+def test_through_the_feature_store(tmp_path: Path, pixel_encoder):
+    root = shards(tmp_path / "tars")
+    pack(root / "train/00009.tar", {"bad.png": b"no picture", "bad.cls": "1"})
+    images = read(root, tmp_path / "cache").splits["train"].images
+    store = FeatureStore(tmp_path / "cache")
+    options = dict(num_workers=0, progress=False)
+    stored = store.encode(pixel_encoder, images, **options)
+    assert stored.readable.tolist() == [True] * 24 + [False]
+    again = store.encode(pixel_encoder, images, **options)
+    assert np.array_equal(again.tensor().numpy(), stored.tensor().numpy())
+    one = store.encode(pixel_encoder, images.take([13]), **options)
+    np.testing.assert_allclose(one.tensor().numpy(), stored.tensor()[13:14].numpy(), atol=1e-6)
+
+
+def test_from_tar_files_to_a_run(tmp_path: Path, command):
+    from birds_run import QUICK
+
+    root = shards(tmp_path / "tars", lambda c, name: {"cls": name})
+    status, errors = command(
+        "train", "dataset=webdataset", f"dataset.root={root}", "method=linear_probe", *QUICK[:2], "cache=cache",
+        "run_dir=run", "report=false",
+    )  # fmt: skip
+    assert status == 0, errors
+    assert json.loads((tmp_path / "run/metrics.json").read_text())["data/n_test"] == 12
+
+
+def test_a_pool_of_tar_files(tmp_path: Path, pixel_encoder):
+    from omegaconf import OmegaConf
+
+    from cbm import config
+    from cbm.codebook import encode_pool
+
+    cfg = OmegaConf.merge(OmegaConf.structured(config.TrainConfig), {"encoder": {"num_workers": 0}})
+    cfg.cache = str(tmp_path / "cache")
+    assert encode_pool(shards(tmp_path / "tars", lambda c, name: {}), pixel_encoder, cfg).shape == (36, 16)
