@@ -275,7 +275,8 @@ def association() -> Report:
         ours, flop = times["ours"].median, 4 * d * c * (b + k)
         report.add(
             b, k, d, c, *times.values(), f"{times['Adam'].median / ours:.2f}",
-            f"{times['fused Adam'].median / ours:.2f}", *(f"{peak:.0f}" for peak in peaks.values()), f"{off:.0e}",
+            f"{times['fused Adam'].median / ours:.2f}", percent(flop, times["ours"]),
+            *(f"{peak:.0f}" for peak in peaks.values()), f"{off:.0e}",
         )  # fmt: skip
         report.measurements += [
             {"op": "association_step", "variant": name, "shape": dict(zip("NKDC", (b, k, d, c)))}
