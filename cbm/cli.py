@@ -13,7 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -37,12 +39,17 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
         try:
             return task(cfg)
         except UserError as error:
-            _stop(str(error))
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                _stop(str(error))
+            print(f"error: {_line(error)} ({' '.join(HydraConfig.get().overrides.task)})", file=sys.stderr)
+            raise  # Hydra goes on with the other runs and raises it again at the end
         except KeyboardInterrupt:
             _stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
 
     try:
         hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(job)()
+    except UserError:
+        _stop("not every run of the sweep could be made, see above; the same command skips those that were")
     except (HydraException, OmegaConfBaseException) as error:
         _stop(explain(error, name, sys.argv[1:]))
     except AssertionError as error:
@@ -52,8 +59,12 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
 
 
 def _stop(message: str, status: int = 2) -> NoReturn:
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {_line(message)}", file=sys.stderr)
     sys.exit(status)
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())
 
 
 def _bank_path_to_source(argument: str) -> str:

@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from lightning.pytorch import seed_everything
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
@@ -57,7 +59,7 @@ from cbm.metrics.integrity import (
 )
 from cbm.metrics.nec import SparseHead, load_heads, resolve_heads, save_heads
 from cbm.module import ConceptBottleneckModule, fit, write_history
-from cbm.run_directory import RunDirectory, choose_run_directory, open_run
+from cbm.run_directory import RunDirectory, choose_run_directory, finished_run, open_run
 
 log = logging.getLogger("cbm")
 
@@ -68,6 +70,8 @@ log = logging.getLogger("cbm")
 def train(cfg: DictConfig) -> dict[str, float]:
     """Train as configured (``cbm.config.TrainConfig``) and write the run directory.
 
+    A sweep (``train.py -m``) passes over the runs that are finished, so an interrupted one goes on.
+
     Returns:
         The contents of ``metrics.json``.
 
@@ -76,6 +80,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     began = time.perf_counter()
     set_up_logging()
+    if in_sweep() and (found := finished_run(cfg)):
+        log.info("%s is there already", found)
+        return json.loads((found / "metrics.json").read_text())
     method = create_method(cfg.method)  # wrong settings are found before anything is read
     check_settings(cfg, method)
     dataset = read_images(cfg.dataset, Path(cfg.cache))
@@ -150,6 +157,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
         log_results(logger, run.path, metrics, model, bank, data.classes)
     announce(run.path, metrics, heads, integrity, baselines, cfg)
     return metrics
+
+
+def in_sweep() -> bool:
+    """Whether this run is one of many that Hydra makes."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
 def check_settings(cfg: DictConfig, method: Method) -> None:

@@ -103,6 +103,15 @@ def choose_run_directory(cfg: DictConfig) -> Path:
     return path
 
 
+def finished_run(cfg: DictConfig) -> Path | None:
+    """Where a finished run of the same settings is, under ``run_dir`` or the name it would get; None if nowhere."""
+    code = settings_hash(cfg)
+    path = Path("runs") / f"{cfg.method.name}-{cfg.dataset.name}-{code}" if cfg.run_dir is None else Path(cfg.run_dir)
+    if _state(path, code) != "finished":
+        return None
+    return path if json.loads((path / "state.json").read_text())["settings"] == code else None
+
+
 def _state(path: Path, code: str) -> str:
     if not path.exists() or (path.is_dir() and not any(path.iterdir())):
         return "free"
