@@ -143,6 +143,38 @@ def encode(
         out.print(f"{name}: {len(split)} images, {data.dim} dimensions")
 
 
+@app.command()
+def plan(
+    sizes: Annotated[
+        list[str],
+        typer.Argument(help="N=pictures K=concepts, D=512 C=1000 candidates= shots= passes= encoder= dtype= hardware="),
+    ],
+) -> None:
+    """Say what a LaBo run will take before it begins: FLOP, least time, memory, disk, the way it is computed."""
+    from cbm.planning import HARDWARE, in_bytes, in_time, measure_here, read_job
+    from cbm.planning import plan as stages
+
+    job, name = read_job(sizes)
+    machine = measure_here() if name == "here" else HARDWARE[name]
+    table = Table("stage", "FLOP", "time, at least", "memory", "disk", "how")
+    found = stages(job, machine)
+    total = [sum(each.flop for each in found), sum(each.seconds for each in found)]
+    peak, disk = max(each.memory for each in found), sum(each.disk for each in found)
+    rows = [(each.name, each.flop, each.seconds, each.memory, each.disk, each.how) for each in found]
+    for stage, flop, seconds, memory, kept, how in [*rows, ("in all", *total, peak, disk, "")]:
+        table.add_row(stage, f"{flop:.1e}", in_time(seconds), in_bytes(memory), in_bytes(kept), how)
+    out.print(table, highlight=False)
+    out.print(
+        f"{machine.name} ({machine.source}): {machine.flops / 1e9:,.0f} GFLOP/s in float32, "
+        f"{machine.bandwidth / 1e9:,.0f} GB/s, {in_bytes(machine.memory)} of memory. Without controls and re-solved "
+        f"heads (controls=false nec=[]). Scores of all pictures on all concepts, {in_bytes(2 * job.N * job.K)} in half "
+        "precision, are never made.",
+        highlight=False,
+    )
+    if peak > machine.memory:
+        raise UserError(f"this needs {in_bytes(peak)} of memory, {machine.name} has {in_bytes(machine.memory)}")
+
+
 def _encoding(encoder: str, pretrained: str | None, cache: Path, workers: int = 2, batch_size: int = 256) -> Any:
     """A training configuration that only says how to encode."""
     from omegaconf import OmegaConf

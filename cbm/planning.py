@@ -1,0 +1,204 @@
+"""What a run will take, said before it begins: FLOP, memory, disk, and which way of computing will be chosen.
+
+Times are floors: the FLOP of a stage at the speed of a large matrix product, or its bytes at the speed of memory,
+whichever takes longer. Loading, launching and small sizes come on top; measured runs took one and a half to four times
+as long (docs/scale.md).
+"""
+
+import os
+import time
+from dataclasses import dataclass, fields
+
+from cbm.data.store import IN_MEMORY
+from cbm.errors import UserError, did_you_mean
+from cbm.kernels import choose_plan
+from cbm.methods.labo import MANY_WEIGHTS, LaBoConfig
+
+ENCODERS = {"vit_b32": 8.7, "vit_b16": 35.0, "vit_l14": 162.0}
+"""GFLOP of the image tower per picture."""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a machine can do.
+
+    Attributes:
+        name: how it is called.
+        flops: FLOP per second of a float32 product as the kernels make it.
+        half_flops: of a product in half precision, as encoders make it.
+        bandwidth: bytes per second that memory reads and writes.
+        memory: bytes.
+        source: where the numbers come from.
+    """
+
+    name: str
+    flops: float
+    half_flops: float
+    bandwidth: float
+    memory: float
+    source: str
+
+
+HARDWARE = {
+    machine.name: machine
+    for machine in (
+        Hardware("a100", 19.5e12, 312e12, 2.0e12, 80e9, "data sheet"),
+        Hardware("h100", 67e12, 989e12, 3.35e12, 80e9, "data sheet"),
+        Hardware("h200", 67e12, 989e12, 4.8e12, 141e9, "data sheet"),
+    )
+}
+
+
+def measure_here() -> Hardware:
+    """This machine's processor, measured for a second."""
+    import torch
+
+    def best(work, seconds: float = 0.5) -> float:
+        took, began = float("inf"), time.perf_counter()
+        while time.perf_counter() - began < seconds:
+            start = time.perf_counter()
+            work()
+            took = min(took, time.perf_counter() - start)
+        return took
+
+    a, b = torch.randn(2, 2048, 2048)
+    source, target = torch.randn(2, 2**25)
+    flops = 2 * 2048**3 / best(lambda: a @ b)
+    bandwidth = 2 * source.nbytes / best(lambda: target.copy_(source))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return Hardware(f"here, {torch.get_num_threads()} threads", flops, flops, bandwidth, memory, "measured now")
+
+
+@dataclass(frozen=True)
+class Job:
+    """The sizes of a LaBo run.
+
+    Attributes:
+        N: training pictures.
+        K: concepts of the bottleneck.
+        D: dimensions of the features.
+        C: classes.
+        candidates: phrases that the concepts are selected from.
+        shots: training pictures per class that are used; 0 for all.
+        passes: over the training pictures, until training stops.
+        encoder: whose image tower encodes them.
+        dtype: what the feature store keeps.
+    """
+
+    N: int
+    K: int
+    D: int = 512
+    C: int = 1000
+    candidates: int = 0
+    shots: int = 0
+    passes: int = 20
+    encoder: str = "vit_b32"
+    dtype: str = "float16"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One line of a plan; seconds are a floor, memory and disk in bytes."""
+
+    name: str
+    flop: float
+    seconds: float
+    memory: float
+    disk: float
+    how: str
+
+
+def read_job(settings: list[str]) -> tuple[Job, str]:
+    """Sizes and the name of the hardware from ``N=1281167 K=50000 hardware=h200``.
+
+    Raises:
+        UserError: an unknown size (with the nearest), one that is no number, or one that is missing.
+    """
+    known = {field.name: field.type for field in fields(Job)}
+    values: dict[str, int | str] = {}
+    hardware = "here"
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if key == "hardware" and equals:
+            hardware = value
+            continue
+        if key not in known or not equals:
+            raise UserError(f"'{setting}': expected NAME=NUMBER, {did_you_mean(key, [*known, 'hardware'])}")
+        if known[key] is str:
+            values[key] = value
+        elif value == "all" and key == "shots":
+            values[key] = 0
+        elif not value.replace("_", "").isdigit() or (int(value) < 1 and key not in ("shots", "candidates")):
+            raise UserError(f"{setting}: expected a whole number, 1 or more")
+        else:
+            values[key] = int(value)
+    for key in ("N", "K"):
+        if key not in values:
+            raise UserError(f"'{key}' is needed: say {key}=NUMBER ({'pictures' if key == 'N' else 'concepts'})")
+    for key, choices in (("encoder", ENCODERS), ("dtype", ("float16", "float32"))):
+        if key in values and values[key] not in choices:
+            raise UserError(f"{key}={values[key]}: {did_you_mean(str(values[key]), choices)}")
+    if hardware != "here" and hardware not in HARDWARE:
+        raise UserError(f"hardware={hardware}: {did_you_mean(hardware, ['here', *HARDWARE])}")
+    return Job(**values), hardware  # type: ignore[arg-type]
+
+
+def plan(job: Job, machine: Hardware) -> list[Stage]:
+    """The stages of a run in their order."""
+    n = min(job.N, job.shots * job.C) if job.shots else job.N
+    k, d, c = job.K, job.D, job.C
+    candidates = max(job.candidates, k)
+    width = 2 if job.dtype == "float16" else 4
+
+    def stage(name: str, flop: float, moved: float, memory: float, how: str, disk: float = 0.0, half=False) -> Stage:
+        speed = machine.half_flops if half else machine.flops
+        return Stage(name, flop, max(flop / speed, moved / machine.bandwidth), memory, disk, how)
+
+    mapped = n * d * 4 > IN_MEMORY
+    features = 0.0 if mapped else n * d * 4
+    kept = f"mapped from disk in {job.dtype}" if mapped else "in memory in float32"
+    batch = min(n, LaBoConfig.batch_size or n)
+    steps = -(-n // batch) * job.passes
+    association = choose_plan(batch, k, d, c)
+    tiles = k * c >= MANY_WEIGHTS
+    if association == "reassociated":
+        step = 4 * d * c * (batch + k)
+    else:
+        step = 2 * batch * k * d + 4 * batch * k * c
+    head = 12 * k * c if tiles else 28 * k * c  # weights and two moments; A, its gradient and that of W beside them
+    work = 12 * batch * c + (0 if association == "reassociated" else 8 * batch * k)
+    per_class = candidates // c + 1
+    return [
+        stage(
+            "encode", job.N * ENCODERS[job.encoder] * 1e9, job.N * d * width, 0.0,
+            f"{job.encoder}, once for all runs", job.N * d * width, half=True,
+        ),
+        stage(
+            "features of the run", 0.0, n * d * width, features, f"{n:,} pictures {kept}",
+            n * d * width if mapped else 0.0,
+        ),
+        stage(
+            "select concepts", 2 * candidates * c * d + c * per_class**2 * d * 2, n * d * width,
+            24 * candidates * c + 8 * per_class**2, f"{candidates:,} candidates by class means, greedily",
+        ),
+        stage("mean and deviation of scores", 2 * n * d * d + 2 * k * d * d, n * d * width, 16 * d * d, "covariance"),
+        stage(
+            "train the head", steps * step, steps * (24 if tiles else 60) * k * c,
+            features + head + work + 4 * k * d,
+            f"{steps:,} steps of {batch:,}, {association}" + (", Adam in tiles" if tiles else ""),
+        ),
+        stage("evaluate", 2 * d * c * (n / 25 + k), 0.0, features + 4 * n / 25 * c, "class vectors"),
+    ]  # fmt: skip
+
+
+def in_time(seconds: float) -> str:
+    """Seconds for people."""
+    for unit, length in (("h", 3600), ("min", 60), ("s", 1)):
+        if seconds >= 1.5 * length:
+            return f"{seconds / length:.0f} {unit}"
+    return f"{1e3 * seconds:.0f} ms"
+
+
+def in_bytes(count: float) -> str:
+    """Bytes for people."""
+    return "-" if not count else f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"
