@@ -151,7 +151,7 @@ def plan(
     ],
 ) -> None:
     """Say what a LaBo run will take before it begins: FLOP, least time, memory, disk, the way it is computed."""
-    from cbm.planning import HARDWARE, in_bytes, in_time, measure_here, read_job
+    from cbm.planning import HARDWARE, Stage, in_bytes, in_time, measure_here, read_job
     from cbm.planning import plan as stages
 
     job, name = read_job(sizes)
@@ -160,9 +160,10 @@ def plan(
     found = stages(job, machine)
     total = [sum(each.flop for each in found), sum(each.seconds for each in found)]
     peak, disk = max(each.memory for each in found), sum(each.disk for each in found)
-    rows = [(each.name, each.flop, each.seconds, each.memory, each.disk, each.how) for each in found]
-    for stage, flop, seconds, memory, kept, how in [*rows, ("in all", *total, peak, disk, "")]:
-        table.add_row(stage, f"{flop:.1e}", in_time(seconds), in_bytes(memory), in_bytes(kept), how)
+    for each in [*found, Stage("in all", *total, peak, disk, "")]:
+        table.add_row(
+            each.name, f"{each.flop:.1e}", in_time(each.seconds), in_bytes(each.memory), in_bytes(each.disk), each.how
+        )
     out.print(table, highlight=False)
     out.print(
         f"{machine.name} ({machine.source}): {machine.flops / 1e9:,.0f} GFLOP/s in float32, "

@@ -22,6 +22,7 @@ FLOORS = {
         "trained",
         "editor",
         "interventions",
+        "planning",
         "adaptation",
         "correction",
         "vision_expert",
