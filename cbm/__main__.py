@@ -158,9 +158,9 @@ def plan(
     machine = measure_here() if name == "here" else HARDWARE[name]
     table = Table("stage", "FLOP", "time, at least", "memory", "disk", "how")
     found = stages(job, machine)
-    total = [sum(each.flop for each in found), sum(each.seconds for each in found)]
-    peak, disk = max(each.memory for each in found), sum(each.disk for each in found)
-    for each in [*found, Stage("in all", *total, peak, disk, "")]:
+    flop, seconds, disk = (sum(getattr(each, name) for each in found) for name in ("flop", "seconds", "disk"))
+    peak = max(each.memory for each in found)
+    for each in [*found, Stage("in all", flop, seconds, peak, disk, "")]:
         table.add_row(
             each.name, f"{each.flop:.1e}", in_time(each.seconds), in_bytes(each.memory), in_bytes(each.disk), each.how
         )
@@ -555,6 +555,9 @@ def intervene(
         raise UserError("--answers and --expert: say one of them")
     endpoint = None
     if expert is not None:
+        from cbm.concepts.llm import check_installed
+
+        check_installed()
         from cbm.concepts.llm.client import Endpoint
 
         endpoint = Endpoint(expert, base_url, concurrency=concurrency)

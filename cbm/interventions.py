@@ -4,13 +4,14 @@ import csv
 import json
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
 
 from cbm.concepts import ConceptBank, load_bank
-from cbm.concepts.llm.client import Endpoint
+from cbm.data import Split
 from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn
 from cbm.editing.policies import POLICIES, QuestionCurve, ask_in_turn
 from cbm.errors import UserError, did_you_mean
@@ -22,7 +23,10 @@ from cbm.layers.probe import LinearProbe
 from cbm.metrics.intervention import told_together
 from cbm.run import set_up_logging
 from cbm.run_directory import open_run
-from cbm.vision_expert import VisionExpert
+
+if TYPE_CHECKING:  # needs the extra 'llm'
+    from cbm.concepts.llm.client import Endpoint
+    from cbm.vision_expert import VisionExpert
 
 log = logging.getLogger("cbm")
 
@@ -35,7 +39,7 @@ def question_curves(
     questions: int | None = None,
     noise: float = 0.0,
     answers: Path | None = None,
-    expert: Endpoint | None = None,
+    expert: "Endpoint | None" = None,
     propagate: bool = False,
     costs: dict[str, float] | None = None,
     seed: int = 0,
@@ -80,11 +84,10 @@ def question_curves(
     if bool(truth.isnan().all()):
         raise UserError(f"data set '{dataset.name}' knows the truth of no concept of run '{path}'")
     units = told_together(truth, list(groups.values()))
-    given: Tensor | VisionExpert = _noisy(truth, noise, seed)
+    asked = None if expert is None else _vision_expert(expert, dataset.splits["test"], bank, cache, truth)
+    given = asked or _noisy(truth, noise, seed)
     if answers is not None:
         given = read_answers(answers, data.test.names, bank)
-    elif expert is not None:
-        given = VisionExpert(expert, dataset.splits["test"].images, bank.texts, cache, truth)
     covariance = None
     if propagate:
         card = load_source_card(path / "source_card.safetensors")
@@ -99,10 +102,16 @@ def question_curves(
         )
         for name in policies
     }  # fmt: skip
-    if isinstance(given, VisionExpert):
-        log.info(given.summary())
+    if asked is not None:
+        log.info(asked.summary())
     write_curves(path, curves)
     return curves
+
+
+def _vision_expert(expert: "Endpoint", split: Split, bank: ConceptBank, cache: Path, truth: Tensor) -> "VisionExpert":
+    from cbm.vision_expert import VisionExpert
+
+    return VisionExpert(expert, split.images, bank.texts, cache, truth)
 
 
 def write_curves(path: Path, curves: dict[str, QuestionCurve]) -> None:

@@ -1,6 +1,7 @@
 """Imports go down only, and the rooms that run on a bare GPU machine need nothing but torch."""
 
 import ast
+import subprocess
 import sys
 from pathlib import Path
 
@@ -67,3 +68,17 @@ def test_bare_rooms_import_only_torch_and_numpy(room: str):
             if name.startswith("cbm."):
                 assert name.split(".")[1] in ("kernels", "solvers")
                 assert room == "solvers" or name.split(".")[1] == "kernels"
+
+
+OPTIONAL = ["openai", "pydantic", "tenacity", "wandb", "wordfreq", "lemminflect", "better_profanity", "gradio"]
+NEED_AN_EXTRA = ("cbm.concepts.llm.", "cbm.vision_expert", "cbm.app.")
+
+
+def test_everything_but_the_extras_works_without_their_packages():
+    """A plain install has none of them: what imports one at the top would fail for a command that never uses it."""
+    modules = [".".join(file.relative_to(PROJECT).with_suffix("").parts) for file in FILES]
+    core = [name for name in modules if not name.startswith(NEED_AN_EXTRA) and "gpu" not in name]
+    blocked = "\n".join(f"sys.modules[{name!r}] = None" for name in OPTIONAL)
+    code = f"import importlib, sys\n{blocked}\nfor name in {core!r}: importlib.import_module(name)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
