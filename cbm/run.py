@@ -8,7 +8,7 @@ import platform
 import sys
 import time
 import warnings
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     began = time.perf_counter()
     set_up_logging()
+    forget_peak()
     if in_sweep() and (found := finished_run(cfg)):
         log.info("%s is there already", found)
         return json.loads((found / "metrics.json").read_text())
@@ -144,6 +145,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         bank.save(run.path / "bank")
     timing["time/total_s"] = time.perf_counter() - began
     metrics |= {key: round(value, 3) for key, value in timing.items()}
+    metrics |= memory()
     run.write_json("about.json", about(encoder, data, integrity, baselines))
     if cfg.report:
         from cbm.report import write_report
@@ -430,6 +432,21 @@ def timed(timing: dict[str, float], key: str):
     began = time.perf_counter()
     yield
     timing[key] = timing.get(key, 0.0) + time.perf_counter() - began
+
+
+def forget_peak() -> None:
+    """Let the largest memory of this process be measured from here on (Linux; elsewhere from its beginning)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory() -> dict[str, float]:
+    """The largest memory of this process in MB, mapped files included."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return {}
+    peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+    return {} if peak is None else {"memory/peak_mb": round(int(peak) / 1024, 1)}
 
 
 def about(

@@ -7,7 +7,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,14 @@ COLUMNS = {
     "test/concept_accuracy": "concept acc.",
     "test/concept_auroc": "concept AUROC",
     "test/grounding_gap": "grounding gap",
+    "integrity/random_accuracy_nec5": "random concepts acc@5",
+    "integrity/shuffled_accuracy_nec5": "shuffled acc@5",
     "test/image_l0": "concepts/picture",
     "test/self_rank": "names kept",
     "top10_stability": "top-10 stability",
     "model/n_concepts": "concepts",
     "time/fit_s": "fit [s]",
+    "memory/peak_mb": "memory [MB]",
 }
 """Key in ``metrics.json`` (or ``STABILITY``) to the column's name; a column that no run has is left out."""
 
@@ -39,16 +42,24 @@ STABILITY = "top10_stability"
 """Not of a run but of all seeds of a row: overlap of every class's ten most important concepts."""
 
 DIGITS = {
-    "model/n_concepts": 0, "time/fit_s": 1, "test/ece": 3, "test/concept_auroc": 3, "test/grounding_gap": 3,
-    "test/image_l0": 1,
+    "model/n_concepts": 0, "memory/peak_mb": 0, "time/fit_s": 1, "test/ece": 3, "test/concept_auroc": 3,
+    "test/grounding_gap": 3, "test/image_l0": 1,
 }  # fmt: skip
 PERCENT = (
     "test/accuracy", "test/accuracy_macro", "test/accuracy_nec5", "test/accuracy_nec5_resolved",
-    "test/accuracy_nec_avg_resolved", "test/concept_accuracy", "test/self_rank",
+    "test/accuracy_nec_avg_resolved", "test/concept_accuracy", "test/self_rank", "integrity/random_accuracy_nec5",
+    "integrity/shuffled_accuracy_nec5",
 )  # fmt: skip
 LOWER_IS_BETTER = ("test/ece",)
-NOT_RANKED = ("model/n_concepts", "time/fit_s", "test/image_l0", "test/self_rank")
+NOT_RANKED = (
+    "model/n_concepts", "time/fit_s", "memory/peak_mb", "test/image_l0", "test/self_rank",
+    "integrity/random_accuracy_nec5", "integrity/shuffled_accuracy_nec5",
+)  # fmt: skip
 """Of no merit by themselves: a model that learns no names keeps them all."""
+SIGNIFICANT = 0.05
+"""Of a paired t-test over the seeds that a row shares with the best one, three or more."""
+EQUAL = "≈"
+"""Stands behind a number that is not significantly worse than the best."""
 LABELS = ("method", "dataset", "encoder", "concepts", "shots", "settings")
 
 
@@ -63,6 +74,7 @@ class Row:
         seeds: of the runs.
         paths: of the runs.
         best: metrics in which no row of the same data set and shots is better.
+        equal: metrics in which a better row is not significantly better.
     """
 
     labels: dict[str, str]
@@ -70,6 +82,7 @@ class Row:
     seeds: tuple[int, ...]
     paths: tuple[Path, ...]
     best: frozenset[str] = frozenset()
+    equal: frozenset[str] = frozenset()
 
     def mean(self, key: str) -> float | None:
         """Mean of a metric, or None if no run has it."""
@@ -105,7 +118,7 @@ def compare_runs(paths: list[Path]) -> list[Row]:
         for group in members
     ]
     rows.sort(key=lambda row: (row.labels["dataset"], _shots(row), -(row.mean("test/accuracy") or 0.0)))
-    return [Row(row.labels, row.values, row.seeds, row.paths, _best(row, rows)) for row in rows]
+    return [replace(row, best=_best(row, rows), equal=_equal(row, rows)) for row in rows]
 
 
 def _finished(paths: list[Path]) -> list[Path]:
@@ -244,6 +257,38 @@ def _best(row: Row, rows: list[Row]) -> frozenset[str]:
     return frozenset(best)
 
 
+def _equal(row: Row, rows: list[Row]) -> frozenset[str]:
+    """The metrics in which a row is worse than the best of its data set and shots, but not significantly so."""
+    rivals = [r for r in rows if all(r.labels[key] == row.labels[key] for key in ("dataset", "shots"))]
+    equal = set()
+    for key in COLUMNS:
+        if key in NOT_RANKED or key == STABILITY or not row.values.get(key):
+            continue
+        sign = -1 if key in LOWER_IS_BETTER else 1
+        top = max((r for r in rivals if r.values.get(key)), key=lambda r: sign * (r.mean(key) or 0.0))
+        p = _paired(row, top, key)
+        if top is not row and p is not None and p >= SIGNIFICANT:
+            equal.add(key)
+    return frozenset(equal - _best(row, rows))
+
+
+def _paired(row: Row, other: Row, key: str) -> float | None:
+    """The p-value of a paired t-test over the seeds of both rows; None with fewer than three that have the metric."""
+    mine, theirs = (
+        dict(zip(each.seeds, each.values[key])) if len(each.values[key]) == len(each.seeds) else {}
+        for each in (row, other)
+    )
+    shared = sorted(mine.keys() & theirs.keys())
+    if len(shared) < 3:
+        return None
+    differences = [theirs[seed] - mine[seed] for seed in shared]
+    if max(differences) - min(differences) < 1e-12:  # the same difference every time: no doubt about it
+        return 1.0 if abs(differences[0]) < 1e-12 else 0.0
+    from scipy.stats import ttest_rel
+
+    return float(ttest_rel([theirs[seed] for seed in shared], [mine[seed] for seed in shared]).pvalue)
+
+
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -274,14 +319,14 @@ def _number(key: str, value: float) -> str:
 
 
 def _cell(row: Row, key: str) -> str:
-    """``53.4 ± 0.6 (3)``; without ± for a single run; accuracies in per cent."""
+    """``53.4 ± 0.6 (3)``, with ≈ if it may be as good as the best; one run without ±; accuracies in per cent."""
     values = row.values.get(key)
     if not values:
         return "–"
     mean = _number(key, statistics.fmean(values))
     if len(values) == 1:
         return mean
-    return f"{mean} ± {_number(key, statistics.stdev(values))} ({len(values)})"
+    return f"{mean} ± {_number(key, statistics.stdev(values))} ({len(values)})" + f" {EQUAL}" * (key in row.equal)
 
 
 def _title(key: str) -> str:
@@ -336,7 +381,14 @@ def _latex(rows: list[Row]) -> str:
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
 
 
-LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "±": r"$\pm$", "–": "--"}
+LATEX = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "±": r"$\pm$",
+    "–": "--",
+    EQUAL: r"$\approx$",
+}
 
 
 def _escape(text: str) -> str:
