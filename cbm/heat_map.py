@@ -1,13 +1,12 @@
 """Where a picture shows a concept: a heat map of its score.
 
-    covering    a window is painted over with the picture's mean colour, and moved over all of it: by how much the
-                concept's score falls. Any encoder, any score; what it says is true by construction.
-                Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
-    positions   the score of every position of the encoder's last feature map (``cbm.encoders.positions``): one pass,
-                but a position of a deep network has seen its surroundings too.
+covering    a window is painted over with the picture's mean colour, and moved over all of it: by how much the
+            concept's score falls. Any encoder, any score; what it says is true by construction.
+            Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
+positions   the score of every position of the encoder's last feature map (``cbm.encoders.positions``): one pass,
+            but a position of a deep network has seen its surroundings too.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np

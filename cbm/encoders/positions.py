@@ -6,7 +6,6 @@ that can be compared with a concept as the picture's own can. Where there is att
 Zhou, Loy and Dai, "Extract Free Dense Labels from CLIP", ECCV 2022.
 """
 
-import torch
 from torch import Tensor, nn
 
 
