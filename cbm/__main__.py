@@ -545,9 +545,7 @@ def explore(
     explorer = Explorer(run.removeprefix("run="), cache, dataset=dataset, root=root, name=split)
     from cbm.app.page import launch
 
-    launch(
-        explorer, port, share=share, opened=lambda address: out.print(f"{run} is open at {address}", highlight=False)
-    )
+    launch(explorer, port, share=share, opened=lambda at: out.print(f"{run} is open at {at}", highlight=False))
 
 
 def main() -> None:

@@ -47,7 +47,7 @@ class HeatMap:
         strength = (smooth / smooth.abs().max().clamp(min=1e-12)).numpy()[:, :, None]
         opacity = 0.75 * np.abs(strength)
         grey = np.asarray(self.picture.resize(size, Image.Resampling.BICUBIC), np.float32)
-        colour = np.where(strength > 0, np.float32(RED), np.float32(BLUE))
+        colour = np.where(strength > 0, np.array(RED, np.float32), np.array(BLUE, np.float32))
         return Image.fromarray((grey * (1 - opacity) + colour * opacity).clip(0, 255).astype(np.uint8))
 
 

@@ -1,4 +1,4 @@
-"""What there is to know about a concept: which pictures show it, which classes use it, whether it agrees with labels."""
+"""A concept on the split: which pictures show it, which classes use it, whether it agrees with the labels."""
 
 from dataclasses import dataclass
 
@@ -65,15 +65,16 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
     """
     bank, split = explorer.bank, explorer.split
     concept, model = bank.concepts[column], explorer.bottleneck
-    energies = explorer.energies
-    scores = concept_score(energies if model is None else model, column, split.x)  # type: ignore[arg-type]
+    speaking = model or explorer.energies
+    assert speaking is not None
+    scores = concept_score(speaking, column, split.x)
     order = scores.argsort(descending=True, stable=True)
     spread = scores.std().clamp(min=1e-12)
     notes = (scores - scores.mean()) / spread
-    ends = [
+    top, bottom = (
         [tile(explorer, row, f"{deviations(float(notes[row]))} sd") for row in rows.tolist()]
         for rows in (order[:PICTURES], order.flip(0)[:PICTURES])
-    ]
+    )
     used: list[tuple[str, float]] = []
     same: list[str] = []
     if model is not None:
@@ -86,7 +87,7 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         same = [bank.texts[k] for k in near if k != column][:CLASSES]
     return ConceptFacts(
         column, concept.text, concept.classes, concept.group, str(concept.provenance.get("source", bank.source)),
-        *ends, used, _agreement(explorer, column, scores), _owners(explorer, column, scores), same,
+        top, bottom, used, _agreement(explorer, column, scores), _owners(explorer, column, scores), same,
     )  # fmt: skip
 
 

@@ -48,8 +48,8 @@ class Bar:
         text: the concept.
         before: what it added to the logit without edits; of energies, its probability.
         after: the same with them.
-        level: what is read of it without edits, in standard deviations from the average training picture; None where
-            they do not vary, and for energies.
+        level: what is read of it, in standard deviations from the average training picture; None where they do not
+            vary, where it is edited, and for energies.
         edited: some edit is about it, here.
         held: it is the one that is held.
     """
@@ -96,7 +96,7 @@ class Decision:
     @property
     def largest(self) -> float:
         """Length of the longest bar."""
-        return max([max(abs(bar.before), abs(bar.after)) for bar in self.bars] + [abs(self.others), 1e-12])
+        return max([max(abs(bar.before), abs(bar.after)) for bar in self.bars] + [1e-12])
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def _most(new: Tensor, change: Tensor, session: Session, explorer: Explorer) -> 
 def _bar(session: Session, column: int, before: float, after: float, level: float | None) -> Bar:
     text = session.explorer.bank.texts[column]
     edited = any(edit.concept == text for edit in here(session).edits)
-    known = level if level is not None and math.isfinite(level) else None
+    known = level if level is not None and math.isfinite(level) and not edited else None
     return Bar(column, text, before, after, known, edited, column == session.concept)
 
 

@@ -62,6 +62,6 @@ def effect_on_split(session: Session) -> Effect:
 def _tiles(session: Session, found: Comparison, rows: Tensor) -> list[Tile]:
     names, before, after = found.classes, found.before.argmax(dim=1), found.after.argmax(dim=1)
     return [
-        tile(session.explorer, row, f"{names[int(before[row])]} → {names[int(after[row])]}")
+        tile(session.explorer, row, f"{names[int(before[row])]} → {names[int(after[row])]}", after)
         for row in rows[:FLIPS].tolist()
     ]

@@ -65,8 +65,8 @@ class Explorer:
     """
 
     def __init__(
-        self, run: str | Path, cache: Path = Path("cache"), *, dataset: str | None = None, root: str | Path | None = None,
-        name: str = "test",
+        self, run: str | Path, cache: Path = Path("cache"), *, dataset: str | None = None,
+        root: str | Path | None = None, name: str = "test",
     ):  # fmt: skip
         self.model: TrainedModel = load(run)
         self.cfg: DictConfig = copy.deepcopy(self.model.config)

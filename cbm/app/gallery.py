@@ -10,7 +10,7 @@ from cbm.app.explorer import Explorer
 from cbm.errors import UserError, did_you_mean
 from cbm.report.thumbnails import Thumbnail, thumbnail
 
-PER_PAGE = 18
+PER_PAGE = 16
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Tile:
         row: of the split.
         picture: small.
         true: its class.
-        called: what it was called without edits.
+        called: what it is called.
         note: a few words more.
     """
 
@@ -90,10 +90,11 @@ def page_of(explorer: Explorer, rows: Tensor, number: int = 0) -> Page:
     return Page([tile(explorer, row) for row in shown], number, pages, len(rows))
 
 
-def tile(explorer: Explorer, row: int, note: str = "") -> Tile:
-    """One picture, small."""
-    true, called = int(explorer.split.y[row]), int(explorer.predicted[row])
-    return Tile(row, _small(explorer, row), explorer.classes[true], explorer.classes[called], note)
+def tile(explorer: Explorer, row: int, note: str = "", called: Tensor | None = None) -> Tile:
+    """One picture, small; ``called`` ``[N]`` are decisions other than those without edits."""
+    names, decided = explorer.classes, explorer.predicted if called is None else called
+    true = names[int(explorer.split.y[row])]
+    return Tile(row, _small(explorer, row), true, names[int(decided[row])], note)
 
 
 @lru_cache(maxsize=2000)

@@ -88,13 +88,13 @@ class Page:
             gr.HTML(self._header())
             if self.editable:
                 self._edits_bar()
-            with gr.Tabs():
+            with gr.Tabs() as self.tabs:
                 with gr.Tab("Picture", id="picture"):
                     self._picture_tab()
                 if self.editable:
                     with gr.Tab("Whole split"):
                         self._effect_tab()
-                with gr.Tab("Classes"):
+                with gr.Tab("Classes") as self.class_tab:
                     self._classes_tab()
                 if self.editable:
                     with gr.Tab("Concepts"):
@@ -129,7 +129,7 @@ class Page:
     def _picture_tab(self) -> None:
         with gr.Row():
             with gr.Column(scale=3, min_width=260):
-                self.drop = gr.File(label="Drop a picture here, or click", type="filepath", height=110)
+                self.drop = gr.File(label="Drop a picture here", show_label=False, type="filepath", height=120)
                 with gr.Row():
                     self.of_class = gr.Dropdown([ANY_CLASS, *self.explorer.classes], value=ANY_CLASS, label="Class")
                     self.mistakes = gr.Checkbox(label="Mistakes only")
@@ -145,8 +145,7 @@ class Page:
                     with gr.Row():
                         methods = [AUTOMATIC, "covering", "positions"] if self.linear else ["covering"]
                         self.where_how = gr.Dropdown(methods, value=methods[0], label="Heat map by", min_width=120)
-                        self.where = gr.Button("Where is it seen?", min_width=120)
-                    self.heat = gr.HTML(elem_id="heat")
+                        self.where = gr.Button("Where is the concept seen?", min_width=120)
             with gr.Column(scale=4, min_width=340):
                 if self.editable:
                     self._editor_panel()
@@ -167,11 +166,11 @@ class Page:
                     [ALL_CLASSES, *self.explorer.classes], value=ALL_CLASSES, label="As read by", min_width=160,
                     visible=self.linear,
                 )  # fmt: skip
-            with gr.Row():
-                self.present = gr.Button("Present", size="sm", min_width=70)
-                self.absent = gr.Button("Absent", size="sm", min_width=70)
-                self.mask = gr.Button("Mask", size="sm", min_width=70)
-                self.remove = gr.Button("Remove", size="sm", min_width=70, visible=self.linear)
+        with gr.Row():
+            self.present = gr.Button("Present", size="sm", min_width=70)
+            self.absent = gr.Button("Absent", size="sm", min_width=70)
+            self.mask = gr.Button("Mask", size="sm", min_width=70)
+            self.remove = gr.Button("Remove", size="sm", min_width=70, visible=self.linear)
         with gr.Accordion("Make it right", open=False):
             with gr.Row():
                 self.wanted = gr.Dropdown([ANY_FLIP, *self.explorer.classes], value=ANY_FLIP, label="It should be",
@@ -191,14 +190,12 @@ class Page:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
                 self.a_class = gr.Dropdown(self.explorer.classes, value=self.explorer.classes[0], label="Class")
-                self.class_concepts = choice(elem_id="class-concepts")
-                with gr.Group(visible=self.linear):
-                    self.weight = gr.Number(
-                        label="One standard deviation of the chosen concept adds", value=0.0, step=0.1
-                    )
+                if self.linear:
+                    self.weight = gr.Number(label="Weight of the chosen concept in this class", value=0.0, step=0.1)
                     with gr.Row():
-                        self.reweight = gr.Button("Give it this weight", min_width=120)
-                        self.forget = gr.Button("Remove it from this class", min_width=120)
+                        self.reweight = gr.Button("Give it this weight", size="sm", min_width=100)
+                        self.forget = gr.Button("Remove it from this class", size="sm", min_width=100)
+                self.class_concepts = choice(elem_id="class-concepts")
             with gr.Column(scale=3, min_width=300):
                 self.class_page = choice(elem_id="class-page")
 
@@ -215,7 +212,8 @@ class Page:
         with gr.Row():
             self.shots = gr.Number(label="1. Labelled pictures per class", value=4, minimum=1, precision=0)
             self.support = gr.Textbox(
-                label="2. A folder of them, a folder per class", placeholder="empty: drawn from the split; the rest is tested",
+                label="2. A folder of them, a folder per class",
+                placeholder="empty: drawn from the split; the rest is tested",
                 scale=2,
             )  # fmt: skip
             self.guard = gr.Dropdown(["lenient", "default", "strict"], value="default", label="3. How careful")
@@ -223,14 +221,18 @@ class Page:
         self.suggestion = gr.HTML(elem_id="suggestion")
         self.take = gr.Button("5. Apply them", visible=False)
 
-    # ---------------------------------------------------------------------------------------------------- what is shown
+    # -------------------------------------------------------------------------------------------------- what is shown
 
     def _picture(self, session: Session) -> dict:
         """Everything about the picture that is looked at, and the edits."""
-        decision, picture = decide(session), session.picture
+        decision, picture, heat = decide(session), session.picture, session.heat
         uri, tiny = data_uri(picture.image.copy())
+        held = session.held if heat is not None else ""
+        heat_uri = "" if heat is None else data_uri(heat.overlay())[0]
         shown = {
-            self.picture: render("picture", name=picture.name, uri=uri, tiny=tiny),
+            self.picture: render(
+                "picture", name=picture.name, uri=uri, tiny=tiny, heat=heat, held=held, heat_uri=heat_uri
+            ),
             self.verdict: render("decision", decision=decision),
             self.explanation: render(
                 "explanation", decision=decision, concepts=self.editable, energies=self.explorer.energies is not None
@@ -255,6 +257,7 @@ class Page:
             self.edits_list: render("edits", edits=edits, empty="Nothing is edited yet."),
             self.edits_title: gr.update(label=f"Edits: {len(edits) or 'none'}"),
             self.saved: gr.update(choices=[path.name for path in session.saved_files()]),
+            self.effect: gr.skip() if session.compared == session.edits else "",
         }
 
     def _gallery(self, session: Session, of: str, mistakes: bool, number: int) -> dict:
@@ -278,12 +281,12 @@ class Page:
         texts = [(column, self.explorer.bank.texts[column]) for column in columns[:LISTED]]
         return render("concept_list", texts=texts, count=len(columns), words=words, held=session.concept)
 
-    # ------------------------------------------------------------------------------------------------------- connections
+    # --------------------------------------------------------------------------------------------------- connections
 
     def _connect(self) -> None:
         session = self.session
         panel = [self.held, self.value, self.proposed, self.accept] if self.editable else []
-        edits = [self.edits_list, self.edits_title, self.saved] if self.editable else []
+        edits = [self.edits_list, self.edits_title, self.saved, self.effect] if self.editable else []
         seen = [self.picture, self.verdict, self.explanation, *panel, *edits]
         chooser = [self.of_class, self.mistakes, self.number]
 
@@ -306,13 +309,12 @@ class Page:
             self._connect_domain(seen)
 
     def _connect_pictures(self, seen: list, chooser: list) -> None:
-        session, heat = self.session, [self.heat] if self.editable else []
+        session = self.session
 
         @answered
         def choose(tab: Session, of: str, mistakes: bool, number: int, event: gr.EventData) -> dict:
             tab.look_at(self.explorer.picture(number_of(event)))
-            gone = {self.heat: ""} if self.editable else {}
-            return self._gallery(tab, of, mistakes, number) | self._picture(tab) | gone
+            return self._gallery(tab, of, mistakes, number) | self._picture(tab)
 
         def turn(step: int | None) -> Callable:
             @answered
@@ -325,7 +327,7 @@ class Page:
         def drop(tab: Session, file: str | None) -> dict:
             if file is not None:
                 tab.look_at(self.explorer.read(file))
-            return self._picture(tab) | ({self.heat: ""} if self.editable else {})
+            return self._picture(tab)
 
         @answered
         def explain(tab: Session, event: gr.EventData) -> dict:
@@ -333,12 +335,19 @@ class Page:
             return self._picture(tab)
 
         here = [session, *chooser]
-        self.gallery.select(choose, here, [self.gallery, self.number, *seen, *heat], show_progress="hidden")
+        self.gallery.select(choose, here, [self.gallery, self.number, *seen], show_progress="hidden")
         for button, step in ((self.previous, -1), (self.next, 1)):
             button.click(turn(step), here, [self.gallery, self.number], show_progress="hidden")
         for control in (self.of_class, self.mistakes):
             control.input(turn(None), here, [self.gallery, self.number], show_progress="hidden")
-        self.drop.upload(drop, [session, self.drop], seen + heat)
+
+        @answered
+        def go(tab: Session, of: str, mistakes: bool, number: int, event: gr.EventData) -> dict:
+            return choose(tab, of, mistakes, number, event) | {self.tabs: gr.Tabs(selected="picture")}
+
+        for view in [self.class_page, *((self.effect, self.concept_page) if self.editable else ())]:
+            view.select(go, here, [self.gallery, self.number, *seen, self.tabs], show_progress="hidden")
+        self.drop.upload(drop, [session, self.drop], seen)
         self.verdict.select(explain, session, seen, show_progress="hidden")
 
     def _connect_editor(self, seen: list, panel: list, edits: list) -> None:
@@ -347,7 +356,7 @@ class Page:
         @answered
         def hold(tab: Session, event: gr.EventData) -> dict:
             tab.hold(number_of(event))
-            return self._picture(tab) | {self.heat: ""}
+            return self._picture(tab)
 
         @answered
         def find(tab: Session, words: str) -> str:
@@ -411,18 +420,19 @@ class Page:
             return self._panel(tab)
 
         @answered
-        def where(tab: Session, how: str) -> str:
-            model = self.explorer.model
-            found = model.heat_map(tab.picture.image, tab.held, None if how == AUTOMATIC else how)
-            return render("heat", text=tab.held, uri=data_uri(found.overlay())[0], method=found.method)
+        def where(tab: Session, how: str) -> dict:
+            tab.look_for(None if how == AUTOMATIC else how)
+            return self._picture(tab)
 
         @answered
         def run(tab: Session) -> str:
-            return render("effect", effect=effect_on_split(tab))
+            found = effect_on_split(tab)
+            tab.compared = tab.edits
+            return render("effect", effect=found)
 
         quick: dict[str, Any] = {"show_progress": "hidden"}
         for view in (self.explanation, self.found):
-            view.select(hold, session, [*seen, self.heat], **quick)
+            view.select(hold, session, seen, **quick)
         self.search.input(find, [session, self.search], self.found, trigger_mode="always_last", **quick)
         still = [component for component in seen if component is not self.value]
         self.value.input(drag, [session, self.value, self.scope, self.told], still, trigger_mode="always_last", **quick)
@@ -439,7 +449,7 @@ class Page:
         self.correct.click(correct, [session, self.wanted], seen)
         self.flip.click(flip, [session, self.wanted], panel)
         self.follow.click(follow, session, panel)
-        self.where.click(where, [session, self.where_how], self.heat)
+        self.where.click(where, [session, self.where_how], seen)
         self.run.click(run, session, self.effect)
 
     def _connect_classes(self, classes: list, seen: list) -> None:
@@ -450,6 +460,7 @@ class Page:
             return self._class(tab, name)
 
         self.a_class.input(show, [session, self.a_class], classes)
+        self.class_tab.select(show, [session, self.a_class], classes, show_progress="hidden")
         if not self.editable:
             return
 

@@ -21,6 +21,6 @@ def _environment() -> Environment:
     return environment
 
 
-def render(name: str, **data: Any) -> str:
-    """``templates/NAME.html`` with the data."""
-    return _environment().get_template(f"{name}.html").render(data)
+def render(template: str, **data: Any) -> str:
+    """``templates/TEMPLATE.html`` with the data."""
+    return _environment().get_template(f"{template}.html").render(data)

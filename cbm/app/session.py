@@ -10,6 +10,7 @@ from cbm.app.gallery import class_index
 from cbm.editing import Comparison, Edit, EditSet, load_edits
 from cbm.editor import Editor
 from cbm.errors import UserError
+from cbm.heat_map import HeatMap
 
 ALL_CLASSES = "all classes"
 HERE, EVERYWHERE = "this picture", "all pictures"
@@ -27,6 +28,8 @@ class Session:
         concept: column of the concept that is held, if any.
         why: the class whose decision is explained; the decided one by default.
         proposed: edits to look at, which are not applied.
+        heat: where the picture shows the held concept, once that was asked.
+        compared: the edits that were last run over the split.
     """
 
     def __init__(self, explorer: Explorer):
@@ -38,6 +41,8 @@ class Session:
         self.concept: int | None = None
         self.why: str | None = None
         self.proposed = EditSet()
+        self.heat: HeatMap | None = None
+        self.compared: EditSet | None = None
 
     @property
     def editor(self) -> Editor:
@@ -71,7 +76,7 @@ class Session:
 
     def look_at(self, picture: Picture) -> None:
         """Go to another picture."""
-        self.picture, self.why, self.proposed = picture, None, EditSet()
+        self.picture, self.why, self.proposed, self.heat = picture, None, EditSet(), None
 
     def hold(self, column: int) -> None:
         """Take up a concept.
@@ -81,7 +86,11 @@ class Session:
         """
         if not 0 <= column < len(self.explorer.bank):
             raise UserError(f"no concept {column}: the model has {len(self.explorer.bank)}")
-        self.concept = column
+        self.concept, self.heat = column, None
+
+    def look_for(self, method: str | None = None) -> None:
+        """Find where the picture shows the held concept (``cbm.heat_map``)."""
+        self.heat = self.explorer.model.heat_map(self.picture.image, self.held, method)
 
     # -------------------------------------------------------------------------------------------------------- editing
 
@@ -159,7 +168,7 @@ class Session:
         told = {edit.concept: edit.value for edit in here if edit.op == "set" and isinstance(edit.value, str)}
         if self.explorer.energies is not None and not told:
             raise UserError("tell it something first: set a concept of this picture present or absent")
-        found = self.editor.follow(self.picture.x, told)  # type: ignore[arg-type]
+        found = self.editor.follow(self.picture.x, told)
         self.propose(EditSet(tuple(edit for edit in found.edits if edit.concept not in told)), scope=HERE)
 
     # ------------------------------------------------------------------------------------------- the whole split, files

@@ -36,19 +36,20 @@ def position_features(tower: nn.Module | None, pictures: Tensor) -> Tensor | Non
 
 def timm_position_features(trunk: nn.Module, head: nn.Module, pictures: Tensor) -> Tensor | None:
     """The same of a timm model and the projection that follows it: convolutions, and transformers that pool patches."""
-    if not hasattr(trunk, "forward_head") or getattr(trunk, "num_prefix_tokens", 0):
+    if not hasattr(trunk, "forward_head") or getattr(trunk, "num_prefix_tokens", False):
         return None
     found = trunk.forward_features(pictures)  # type: ignore[operator]
     if found.ndim == 4:
-        found = found.movedim(3, 1) if getattr(trunk, "output_fmt", "NCHW") == "NHWC" else found
-        (count, width, h, w), alone = found.shape, found.movedim(1, 3).reshape(-1, found.shape[1], 1, 1)
-        if getattr(trunk, "output_fmt", "NCHW") == "NHWC":
-            alone = alone.movedim(1, 3)
+        last = getattr(trunk, "output_fmt", "NCHW") == "NHWC"
+        found = found if last else found.movedim(1, 3)
+        count, h, w, width = found.shape
+        alone = found.reshape(-1, 1, 1, width) if last else found.reshape(-1, width, 1, 1)
     else:
-        (count, patches, width), h = found.shape, round(found.shape[1] ** 0.5)
-        if h * h != patches or getattr(trunk, "global_pool", None) not in ("avg", "map"):
+        count, patches, width = found.shape
+        h = w = round(patches**0.5)
+        if h * w != patches or getattr(trunk, "global_pool", None) not in ("avg", "map"):
             return None
-        w, alone = h, found.reshape(-1, 1, width)
+        alone = found.reshape(-1, 1, width)
     return _as_map(head(trunk.forward_head(alone)), count, h, w)  # type: ignore[operator]
 
 
