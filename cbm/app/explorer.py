@@ -173,10 +173,12 @@ class Explorer:
         try:
             with Image.open(path) as opened:
                 if opened.width * opened.height > LARGEST:
-                    raise UserError(f"'{path.name}' has {opened.width} x {opened.height} pixels: make it smaller first")
+                    raise UserError(f"'{path.name}' has more than {LARGEST:,} pixels: make it smaller first")
                 image = opened.convert("RGB")
         except UserError:
             raise
+        except Image.DecompressionBombError as error:
+            raise UserError(f"'{path.name}' has more than {LARGEST:,} pixels: make it smaller first") from error
         except Exception as error:  # whatever a decoder makes of a file that is no picture
             raise UserError(f"'{path.name}' is no picture that can be read (expected JPEG, PNG, WebP, ...)") from error
         return Picture(path.name, image, self.model.predict([image]).features[0])

@@ -68,9 +68,10 @@ class Session:
         Raises:
             UserError: none is.
         """
+        bank = self.explorer.bank
         if self.concept is None:
             raise UserError("choose a concept first: click one of the bars, or search for it")
-        return self.explorer.bank.texts[self.concept]
+        return bank.texts[self.concept]
 
     # ------------------------------------------------------------------------------------------------------- choosing
 
@@ -107,11 +108,20 @@ class Session:
         edit = Edit(op, self.held, value, told, (self.picture.name,) if scope == HERE else None)
         before = self._dragged
         self._dragged = None
-        if before is not None and replace(before, value=value) == edit:
+        if before is not None and before.op == op and replace(before, value=value) == edit:
             self.editor.undo()
-        self.editor.apply(edit)
+        self._apply(edit)
         self._dragged = edit
         return edit
+
+    def _apply(self, edits: Edit | EditSet) -> None:
+        """Add edits that the model has a place for, or none: a tab must go on after a refusal."""
+        self.editor.apply(edits)
+        try:
+            self.logits()
+        except UserError:
+            self.editor.undo()
+            raise
 
     def undo(self) -> None:
         """Take the last change back."""
@@ -138,7 +148,7 @@ class Session:
         if not len(self.proposed):
             raise UserError("nothing is proposed")
         self._dragged = None
-        self.editor.apply(self.proposed)
+        self._apply(self.proposed)
         self.proposed = EditSet()
 
     def correct(self, label: str, margin: float = 0.2) -> None:
@@ -217,7 +227,7 @@ class Session:
         edits = load_edits(found[file])
         begun = bool(len(self.edits))
         self._dragged = None
-        self.editor.apply(edits)
+        self._apply(edits)
         if not begun:
             self._saved = found[file]
         return found[file]
