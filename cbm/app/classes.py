@@ -9,7 +9,7 @@ from cbm.app.session import Session
 from cbm.layers import ConceptBottleneck
 from cbm.solvers.concept_distribution import from_joint
 
-CONCEPTS, CONFUSIONS, PICTURES = 16, 6, 6
+CONCEPTS, AGAINST, CONFUSIONS, PICTURES = 16, 6, 6, 6
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,8 @@ def class_concepts(session: Session, c: int) -> list[ClassConcept]:
     explorer = session.explorer
     if explorer.energies is not None:
         lift = from_joint(explorer.energies.joint()).lift()[c]
-        columns = lift.abs().topk(min(CONCEPTS, len(lift))).indices.tolist()
+        order = lift.argsort(descending=True, stable=True).tolist()
+        columns = list(dict.fromkeys([*order[: CONCEPTS - AGAINST], *order[-AGAINST:]]))
         values = [(float(lift[k]), float(lift[k])) for k in columns]
     elif explorer.bottleneck is not None:
         edited = session.editor.as_model()

@@ -1,5 +1,6 @@
 """A concept on the split: which pictures show it, which classes use it, whether it agrees with the labels."""
 
+import re
 from dataclasses import dataclass
 
 import torch
@@ -50,9 +51,10 @@ class ConceptFacts:
 
 
 def find_concepts(bank: ConceptBank, words: str) -> list[int]:
-    """Columns of the concepts with all of these words, or else of those whose text is nearest; all without words."""
-    wanted, texts = words.casefold().split(), bank.texts
-    found = [k for k, text in enumerate(texts) if all(word in text.casefold() for word in wanted)]
+    """Columns of the concepts with words that begin so, or else of those whose text is nearest; all without words."""
+    wanted = [re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in words.split()]
+    texts = bank.texts
+    found = [k for k, text in enumerate(texts) if all(word.search(text) for word in wanted)]
     return found or [texts.index(text) for text in nearest(words, texts, CLASSES)]
 
 

@@ -255,7 +255,7 @@ def reach(session: Session) -> Reach:
             found = Reach(0.0, 1.0, value, "probability", 0.0, 1.0)
         else:
             step = spread if spread > 0 else 1.0
-            unit = "standard deviations from the average picture"
+            unit = f"standard deviations from {'zero' if explorer.gated else 'the average picture'}"
             found = Reach(-4.0, 4.0, (value - mask) / step, unit, mask, step)
     activation = found.activation(found.now)
     for edit in here(session).edits:

@@ -122,6 +122,12 @@ class Explorer:
         """The model, if it is energy-based."""
         return self.model.model if self.has_concepts and isinstance(self.model.model, EnergyBottleneck) else None
 
+    @property
+    def gated(self) -> bool:
+        """Whether a gate lets only a few concepts of a picture through, so that zero is where they rest."""
+        activation = None if self.bottleneck is None else self.bottleneck.activation
+        return activation is not None and activation.rests_at_zero
+
     @cached_property
     def predicted(self) -> Tensor:
         """``[N]`` decisions without edits."""

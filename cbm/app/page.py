@@ -50,7 +50,7 @@ def answered(handler: Callable) -> Callable:
         try:
             return handler(*arguments)
         except UserError as error:
-            raise gr.Error(str(error), duration=10, title="", print_exception=False) from error
+            raise gr.Error(str(error), duration=10, title="Not done", print_exception=False) from error
 
     return answer
 
@@ -145,7 +145,7 @@ class Page:
                     with gr.Row():
                         methods = [AUTOMATIC, "covering", "positions"] if self.linear else ["covering"]
                         self.where_how = gr.Dropdown(methods, value=methods[0], label="Heat map by", min_width=120)
-                        self.where = gr.Button("Where is the concept seen?", min_width=120)
+                        self.where = gr.Button("Where is the concept seen?", size="sm", min_width=120)
             with gr.Column(scale=4, min_width=340):
                 if self.editable:
                     self._editor_panel()
@@ -172,14 +172,15 @@ class Page:
             self.mask = gr.Button("Mask", size="sm", min_width=70)
             self.remove = gr.Button("Remove", size="sm", min_width=70, visible=self.linear)
         with gr.Accordion("Make it right", open=False):
-            with gr.Row():
-                self.wanted = gr.Dropdown([ANY_FLIP, *self.explorer.classes], value=ANY_FLIP, label="It should be",
-                                          visible=self.linear)  # fmt: skip
-                self.correct = gr.Button("Reweight the held concept", visible=self.linear, min_width=120)
-                self.flip = gr.Button("Smallest change", visible=self.linear, min_width=120)
-                self.follow = gr.Button("What follows from what is told?", visible=not self.linear)
+            if self.linear:
+                self.wanted = gr.Dropdown([ANY_FLIP, *self.explorer.classes], value=ANY_FLIP, label="It should be")
+                with gr.Row():
+                    self.correct = gr.Button("Reweight the held concept", size="sm", min_width=120)
+                    self.flip = gr.Button("Smallest change of concepts", size="sm", min_width=120)
+            else:
+                self.follow = gr.Button("What follows from what is told?", size="sm")
             self.proposed = gr.HTML()
-            self.accept = gr.Button("Apply these edits", visible=False)
+            self.accept = gr.Button("Apply these edits", size="sm", variant="primary", visible=False)
 
     def _effect_tab(self) -> None:
         gr.HTML(f"<p class='quiet'>The edits of this tab, on all {len(self.explorer.split):,} pictures.</p>")
@@ -235,7 +236,11 @@ class Page:
             ),
             self.verdict: render("decision", decision=decision),
             self.explanation: render(
-                "explanation", decision=decision, concepts=self.editable, energies=self.explorer.energies is not None
+                "explanation",
+                decision=decision,
+                concepts=self.editable,
+                energies=self.explorer.energies is not None,
+                gated=self.explorer.gated,
             ),
         }
         return shown | (self._panel(session) | self._edits(session) if self.editable else {})
@@ -446,9 +451,11 @@ class Page:
         self.accept.click(act(Session.accept), session, seen, **quick)
         self.save.click(save, session, [self.saved_at, *edits])
         self.load_saved.click(add_saved, [session, self.saved], seen)
-        self.correct.click(correct, [session, self.wanted], seen)
-        self.flip.click(flip, [session, self.wanted], panel)
-        self.follow.click(follow, session, panel)
+        if self.linear:
+            self.correct.click(correct, [session, self.wanted], seen)
+            self.flip.click(flip, [session, self.wanted], panel)
+        else:
+            self.follow.click(follow, session, panel)
         self.where.click(where, [session, self.where_how], seen)
         self.run.click(run, session, self.effect)
 

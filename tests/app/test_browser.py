@@ -135,7 +135,7 @@ def test_dropped_files(page, tmp_path: Path):
 def test_where_which_class_which_concept(page):
     """Search, heat map, classes, concepts, and back to a picture from a tile."""
     explorer = explored()
-    page.get_by_label("Find a concept").first.fill("yellow belly")
+    page.get_by_label("Find a concept").first.press_sequentially("yellow belly")
     page.wait_for_selector("#found .bar")
     page.locator("#found .bar").first.click()
     page.wait_for_selector("#panel b")
