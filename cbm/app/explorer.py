@@ -1,7 +1,6 @@
 """``Explorer``: a finished run and labelled pictures, opened for looking at. All tabs share it; none changes it."""
 
 import copy
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +17,6 @@ from cbm.errors import UserError, did_you_mean
 from cbm.evaluation import predict_logits
 from cbm.inputs import encode_splits, read_images, reorder_classes
 from cbm.layers import ConceptBottleneck, EnergyBottleneck
-from cbm.report.classes import ConceptUse, class_accuracies
 from cbm.trained import TrainedModel, load
 
 LARGEST = 100_000_000  # pixels of a dropped picture
@@ -134,25 +132,9 @@ class Explorer:
         return self.logits.argmax(dim=1)
 
     @cached_property
-    def accuracies(self) -> Tensor:
-        """``[C]`` within every class, NaN without pictures."""
-        return class_accuracies(self.predicted, self.split.y, len(self.classes))
-
-    @cached_property
-    def use(self) -> ConceptUse | None:
-        """Which concepts every class uses."""
-        model = self.bottleneck
-        return None if model is None else ConceptUse(model, self.bank, self.classes, {}, count=20)
-
-    @cached_property
     def accuracy(self) -> float:
         """On the split, without edits."""
         return float((self.predicted == self.split.y).double().mean())
-
-    @cached_property
-    def trained_accuracy(self) -> float | None:
-        """What ``metrics.json`` says of the run's own test split."""
-        return json.loads((self.model.path / "metrics.json").read_text()).get("test/accuracy")
 
     def picture(self, row: int) -> Picture:
         """A picture of the split.

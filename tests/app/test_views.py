@@ -50,7 +50,8 @@ def test_a_class_before_and_after_its_weights_are_corrected():
     tab = Session(explored())
     explorer, name = tab.explorer, tab.explorer.classes[2]
     page = describe_class(tab, name)
-    assert page.before == page.after == pytest.approx(float(explorer.accuracies[2]))
+    right = (explorer.predicted == 2)[explorer.split.y == 2]
+    assert page.before == page.after == pytest.approx(float(right.double().mean()))
     assert sum(count for _, count in page.taken_for) == round(page.count * (1 - page.before))
     sizes = [abs(concept.before) for concept in page.concepts]
     assert sizes == sorted(sizes, reverse=True)
