@@ -20,6 +20,8 @@ def trained(method: str) -> Path:
     settings += [
         q for q in QUICK if not q.startswith("nec") and (METHODS[method].trains or not q.startswith("method."))
     ]
+    if method == "energy":
+        settings.append("method.max_epochs=5")
     config.register()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         train(hydra.compose("train", settings))

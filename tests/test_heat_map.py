@@ -9,7 +9,7 @@ from conftest import PROJECT, PixelEncoder
 from PIL import Image
 from torch.nn.functional import interpolate, normalize
 
-from cbm.data.birds import ATTRIBUTES, GROUPS, random_birds, render
+from cbm.data.birds import ATTRIBUTES, GROUPS, part_pixels, random_birds, render
 from cbm.encoders import create_encoder
 from cbm.errors import UserError
 from cbm.heat_map import heat_map
@@ -30,11 +30,7 @@ def birds(group: str) -> list[tuple[Image.Image, str, torch.Tensor]]:
     """Pictures, what they show of a group, and where: pixels ``[64, 64]`` that change with its value."""
     g, values, found = GROUPS.index(group), list(ATTRIBUTES[group].values()), []
     _, attributes = random_birds(BIRDS, seed=5)
-    other = attributes.copy()
-    other[:, g] = (other[:, g] + 1) % len(values)
-    drawn, changed = render(attributes, 7), render(other, 7)
-    for picture, another, value in zip(drawn, changed, attributes[:, g]):
-        part = np.abs(picture.astype(int) - another).max(axis=2) > 40
+    for picture, part, value in zip(render(attributes, 7), part_pixels(attributes, group, 7), attributes[:, g]):
         if part.sum() >= 12:
             found.append((Image.fromarray(picture), values[value], torch.from_numpy(part)))
     return found
