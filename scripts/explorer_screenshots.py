@@ -56,10 +56,11 @@ def take(page: Page) -> None:
     page.get_by_role("button", name="Undo").click()
     page.wait_for_selector("text=Edits: none")
     page.get_by_role("radio", name="all pictures").check()
-    for count, habitat in enumerate(HABITATS, start=1):
+    for habitat in HABITATS:
         hold(page, f"{habitat} in background")
-        page.get_by_role("button", name="Remove", exact=True).click()
-        page.wait_for_selector(f"text=Edits: {count}")
+        before = page.get_by_text("Edits: ").inner_text()
+        page.get_by_role("button", name="Remove with look-alikes").click()
+        page.get_by_text(before, exact=True).wait_for(state="detached")
     page.get_by_role("tab", name="Whole split").click()
     page.get_by_role("button", name="Run the edits").click()
     page.wait_for_selector("#effect .figures")

@@ -68,6 +68,13 @@ def number_of(event: gr.EventData) -> int:
     return int(key)
 
 
+def given(value: float | None) -> float:
+    """A number that was not left empty."""
+    if value is None:
+        raise UserError("a number is needed here")
+    return float(value)
+
+
 class Page:
     """The page of one explorer.
 
@@ -166,11 +173,13 @@ class Page:
                     [ALL_CLASSES, *self.explorer.classes], value=ALL_CLASSES, label="As read by", min_width=160,
                     visible=self.linear,
                 )  # fmt: skip
+            self.because = gr.Textbox(label="Why", placeholder="kept with the edit", max_lines=1)
         with gr.Row():
             self.present = gr.Button("Present", size="sm", min_width=70)
             self.absent = gr.Button("Absent", size="sm", min_width=70)
             self.mask = gr.Button("Mask", size="sm", min_width=70)
             self.remove = gr.Button("Remove", size="sm", min_width=70, visible=self.linear)
+            self.remove_alike = gr.Button("Remove with look-alikes", size="sm", min_width=70, visible=self.linear)
         with gr.Accordion("Make it right", open=False):
             if self.linear:
                 self.wanted = gr.Dropdown([ANY_FLIP, *self.explorer.classes], value=ANY_FLIP, label="It should be")
@@ -356,7 +365,7 @@ class Page:
         self.verdict.select(explain, session, seen, show_progress="hidden")
 
     def _connect_editor(self, seen: list, panel: list, edits: list) -> None:
-        session, place = self.session, [self.session, self.scope, self.told]
+        session, place = self.session, [self.session, self.scope, self.told, self.because]
 
         @answered
         def hold(tab: Session, event: gr.EventData) -> dict:
@@ -370,19 +379,24 @@ class Page:
             return render("found", words=words, bars=bars, largest=largest, energies=not self.linear)
 
         @answered
-        def drag(tab: Session, value: float, scope: str, told: str) -> dict:
-            tab.edit("set", reach(tab).activation(value), scope=scope, classes=told)
+        def drag(tab: Session, value: float | None, scope: str, told: str, why: str) -> dict:
+            tab.edit("set", reach(tab).activation(given(value)), scope=scope, classes=told, why=why)
             shown = self._picture(tab)
             del shown[self.value]  # the hand is on it
             return shown
 
         def operation(op: str, value: str | None = None) -> Callable:
             @answered
-            def operate(tab: Session, scope: str, told: str) -> dict:
-                tab.edit(op, value, scope=scope, classes=told)
+            def operate(tab: Session, scope: str, told: str, why: str) -> dict:
+                tab.edit(op, value, scope=scope, classes=told, why=why)
                 return self._picture(tab)
 
             return operate
+
+        @answered
+        def remove_alike(tab: Session, scope: str, told: str, why: str) -> dict:
+            tab.remove_alike(scope=scope, classes=told, why=why)
+            return self._picture(tab)
 
         def act(do: Callable[[Session], Any]) -> Callable:
             @answered
@@ -440,12 +454,15 @@ class Page:
             view.select(hold, session, seen, **quick)
         self.search.input(find, [session, self.search], self.found, trigger_mode="always_last", **quick)
         still = [component for component in seen if component is not self.value]
-        self.value.input(drag, [session, self.value, self.scope, self.told], still, trigger_mode="always_last", **quick)
+        self.value.input(
+            drag, [session, self.value, self.scope, self.told, self.because], still, trigger_mode="always_last", **quick
+        )
         for button, op, value in (
             (self.present, "set", "present"), (self.absent, "set", "absent"), (self.mask, "mask", None),
             (self.remove, "remove", None),
         ):  # fmt: skip
             button.click(operation(op, value), place, seen, **quick)
+        self.remove_alike.click(remove_alike, place, seen, **quick)
         self.undo.click(act(Session.undo), session, seen, **quick)
         self.redo.click(act(Session.redo), session, seen, **quick)
         self.accept.click(act(Session.accept), session, seen, **quick)
@@ -482,8 +499,8 @@ class Page:
             return
 
         @answered
-        def reweight(tab: Session, name: str, weight: float) -> dict:
-            tab.edit("reweight", float(weight), scope=EVERYWHERE, classes=name)
+        def reweight(tab: Session, name: str, weight: float | None) -> dict:
+            tab.edit("reweight", given(weight), scope=EVERYWHERE, classes=name)
             return self._class(tab, name) | self._picture(tab)
 
         @answered

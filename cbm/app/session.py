@@ -37,6 +37,7 @@ class Session:
         self._editor = Editor(explorer.model, domain=explorer.domain) if explorer.has_concepts else None
         self._saved: Path | None = None
         self._dragged: Edit | None = None
+        self._comparison: tuple[EditSet, Comparison] | None = None
         self.picture: Picture = explorer.picture(0)
         self.concept: int | None = None
         self.why: str | None = None
@@ -95,7 +96,9 @@ class Session:
 
     # -------------------------------------------------------------------------------------------------------- editing
 
-    def edit(self, op: str, value: float | str | None = None, *, scope: str = HERE, classes: str = ALL_CLASSES) -> Edit:
+    def edit(
+        self, op: str, value: float | str | None = None, *, scope: str = HERE, classes: str = ALL_CLASSES, why: str = ""
+    ) -> Edit:
         """Edit the held concept. Setting it again takes the place of the last edit, so that a dragged value is one.
 
         Args:
@@ -103,9 +106,9 @@ class Session:
             value: if it takes one.
             scope: "this picture" or "all pictures".
             classes: the class that is told, or "all classes".
+            why: kept with the edit.
         """
-        told = None if classes == ALL_CLASSES else (self.explorer.classes[class_index(self.explorer, classes)],)
-        edit = Edit(op, self.held, value, told, (self.picture.name,) if scope == HERE else None)
+        edit = self._edit(self.held, op, value, scope, classes, why)
         before = self._dragged
         self._dragged = None
         if before is not None and before.op == op and replace(before, value=value) == edit:
@@ -113,6 +116,16 @@ class Session:
         self._apply(edit)
         self._dragged = edit
         return edit
+
+    def remove_alike(self, *, scope: str = HERE, classes: str = ALL_CLASSES, why: str = "") -> None:
+        """Remove the held concept and all that the encoder cannot tell from it: one would read on for the other."""
+        self._dragged = None
+        texts = self.editor.alike(self.held)
+        self._apply(EditSet(tuple(self._edit(text, "remove", None, scope, classes, why) for text in texts)))
+
+    def _edit(self, concept: str, op: str, value: float | str | None, scope: str, classes: str, why: str) -> Edit:
+        told = None if classes == ALL_CLASSES else (self.explorer.classes[class_index(self.explorer, classes)],)
+        return Edit(op, concept, value, told, (self.picture.name,) if scope == HERE else None, why=why.strip() or None)
 
     def _apply(self, edits: Edit | EditSet) -> None:
         """Add edits that the model has a place for, or none: a tab must go on after a refusal."""
@@ -184,10 +197,12 @@ class Session:
     # ------------------------------------------------------------------------------------------- the whole split, files
 
     def compare(self) -> Comparison:
-        """Decisions about all pictures of the split, before and after."""
-        explorer, split = self.explorer, self.explorer.split
-        after = self.editor.logits(split.x, split.names, explorer.logits)
-        return Comparison(explorer.logits, after, split.y, explorer.classes)
+        """Decisions about all pictures of the split, before and after; remembered until the edits change."""
+        if self._comparison is None or self._comparison[0] != self.edits:
+            explorer, split = self.explorer, self.explorer.split
+            after = self.editor.logits(split.x, split.names, explorer.logits)
+            self._comparison = self.edits, Comparison(explorer.logits, after, split.y, explorer.classes)
+        return self._comparison[1]
 
     def save(self) -> tuple[Path, int]:
         """Write the edits into the run directory: ``edits.yaml``, or the next free ``edits-2.yaml``, ...

@@ -172,6 +172,19 @@ def test_make_it_right(tab: Session):
         tab.follow()
 
 
+def test_look_alikes_go_together(tab: Session):
+    bank, model = tab.explorer.bank, tab.explorer.bottleneck
+    same = model.concepts @ model.concepts.T - 2 * torch.eye(len(bank))
+    column = int(same.amax(dim=1).argmax())
+    tab.hold(column)
+    tab.remove_alike(scope=EVERYWHERE, why="paraphrases")
+    assert {edit.concept for edit in tab.edits.edits} == set(tab.editor.alike(bank.texts[column]))
+    assert bank.texts[int(same[column].argmax())] in {edit.concept for edit in tab.edits.edits}
+    assert {(edit.op, edit.why) for edit in tab.edits.edits} == {("remove", "paraphrases")}
+    tab.undo()
+    assert len(tab.edits) == 0
+
+
 def test_search(tab: Session):
     texts = [bar.text for bar in search_bars(tab, "Yellow BELLY")]
     assert texts
