@@ -173,13 +173,13 @@ class Page:
                     [ALL_CLASSES, *self.explorer.classes], value=ALL_CLASSES, label="As read by", min_width=160,
                     visible=self.linear,
                 )  # fmt: skip
-            self.because = gr.Textbox(label="Why", placeholder="kept with the edit", max_lines=1)
+            self.because = gr.Textbox(label="Why", container=False, placeholder="why (kept with the edit)", max_lines=1)
         with gr.Row():
-            self.present = gr.Button("Present", size="sm", min_width=70)
-            self.absent = gr.Button("Absent", size="sm", min_width=70)
-            self.mask = gr.Button("Mask", size="sm", min_width=70)
-            self.remove = gr.Button("Remove", size="sm", min_width=70, visible=self.linear)
-            self.remove_alike = gr.Button("Remove with look-alikes", size="sm", min_width=70, visible=self.linear)
+            self.present = gr.Button("Present", size="sm", min_width=56)
+            self.absent = gr.Button("Absent", size="sm", min_width=56)
+            self.mask = gr.Button("Mask", size="sm", min_width=56)
+            self.remove = gr.Button("Remove", size="sm", min_width=56, visible=self.linear)
+            self.remove_alike = gr.Button("Remove with look-alikes", size="sm", min_width=160, visible=self.linear)
         with gr.Accordion("Make it right", open=False):
             if self.linear:
                 self.wanted = gr.Dropdown([ANY_FLIP, *self.explorer.classes], value=ANY_FLIP, label="It should be")

@@ -38,7 +38,7 @@ def test_the_port_is_taken(module, monkeypatch: pytest.MonkeyPatch):
 def test_no_such_run(module):
     status, _, errors = module("app", str(trained("labo").with_name("explored-lab")))
     assert status == 2
-    assert "did you mean 'explored-labo'?" in errors.splitlines()[-1]
+    assert "did you mean 'explored-labo'" in errors.splitlines()[-1]
 
 
 def test_without_gradio(module, monkeypatch: pytest.MonkeyPatch):
