@@ -124,12 +124,6 @@ class Reach:
         return self.average + self.step * value
 
 
-def here(session: Session) -> EditSet:
-    """The edits that act on the picture, as edits of all pictures."""
-    acting = session.edits.for_picture(session.picture.name, session.explorer.domain)
-    return EditSet(tuple(replace(edit, samples=None, domain=None) for edit in acting.edits))
-
-
 @torch.no_grad()
 def decide(session: Session) -> Decision:
     """What is decided about the session's picture."""
@@ -165,7 +159,7 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
     visible = float(new.abs().max()) / 50  # shorter bars are no news
     columns = [k for k in order[:FOR] if new[k] > visible]
     columns += [k for k in order[::-1][:AGAINST] if new[k] < -visible][::-1]
-    edited = [session.explorer.bank.index(text) for text in dict.fromkeys(e.concept for e in here(session).edits)]
+    edited = [session.explorer.bank.index(text) for text in dict.fromkeys(e.concept for e in session.here.edits)]
     columns += [k for k in edited[-FOUND:] if k not in columns]
     columns += [session.concept] if session.concept is not None and session.concept not in columns else []
     rest = new.clone()
@@ -189,7 +183,7 @@ def contributions(session: Session, model: ConceptBottleneck, c: int) -> tuple[T
     x, explorer = session.picture.x[None], session.explorer
     old = model.contributions(x, torch.tensor([c]))[0]
     activation, new = model.activations(x)[0], old.clone()
-    acting = here(session)
+    acting = session.here
     for text in dict.fromkeys(edit.concept for edit in acting.edits):
         own = EditSet(tuple(edit for edit in acting.edits if edit.concept == text))
         change = logit_change(model, own, explorer.bank.texts, explorer.classes)
@@ -203,14 +197,14 @@ def believed(session: Session, model: EnergyBottleneck) -> tuple[Tensor, Tensor]
     """Probability of every concept on the picture, ``[K]``, before and after the edits."""
     texts, x = session.explorer.bank.texts, session.picture.x[None]
     old, new = (
-        EditedEnergies(model, edits, texts).infer(x).concept_probability[0] for edits in (EditSet(), here(session))
+        EditedEnergies(model, edits, texts).infer(x).concept_probability[0] for edits in (EditSet(), session.here)
     )
     return old, new
 
 
 def _most(new: Tensor, change: Tensor, session: Session, explorer: Explorer) -> list[int]:
     """Concepts of energies that are shown: edited, moved most, most probable."""
-    edited = [explorer.bank.index(text) for text in dict.fromkeys(edit.concept for edit in here(session).edits)]
+    edited = [explorer.bank.index(text) for text in dict.fromkeys(edit.concept for edit in session.here.edits)]
     moved = [k for k in change.abs().topk(min(6, len(change))).indices.tolist() if abs(float(change[k])) > 0.02]
     likely = new.topk(min(FOR + AGAINST, len(new))).indices.tolist()
     held = [] if session.concept is None else [session.concept]
@@ -219,7 +213,7 @@ def _most(new: Tensor, change: Tensor, session: Session, explorer: Explorer) -> 
 
 def _bar(session: Session, column: int, before: float, after: float, level: float | None) -> Bar:
     text = session.explorer.bank.texts[column]
-    edited = any(edit.concept == text for edit in here(session).edits)
+    edited = any(edit.concept == text for edit in session.here.edits)
     known = level if level is not None and math.isfinite(level) and not edited else None
     return Bar(column, text, before, after, known, edited, column == session.concept)
 
@@ -258,7 +252,7 @@ def reach(session: Session) -> Reach:
             unit = f"standard deviations from {'zero' if explorer.gated else 'the average picture'}"
             found = Reach(-4.0, 4.0, (value - mask) / step, unit, mask, step)
     activation = found.activation(found.now)
-    for edit in here(session).edits:
+    for edit in session.here.edits:
         if edit.concept == session.held and edit.classes is None:
             activation = _after(edit, activation, mask, named)
     now = (activation - found.average) / found.step

@@ -63,6 +63,12 @@ class Session:
         return EditSet() if self._editor is None else self._editor.edits
 
     @property
+    def here(self) -> EditSet:
+        """The edits that act on the picture that is looked at, as edits of all pictures."""
+        acting = self.edits.for_picture(self.picture.name, self.explorer.domain)
+        return EditSet(tuple(replace(edit, samples=None, domain=None) for edit in acting.edits))
+
+    @property
     def held(self) -> str:
         """Text of the concept that is held.
 
@@ -167,7 +173,9 @@ class Session:
     def correct(self, label: str, margin: float = 0.2) -> None:
         """Give the held concept just the weight by which this picture becomes ``label``."""
         self._dragged = None
-        self.editor.correct(self.picture.x, label, self.held, margin=margin, why=f"'{self.picture.name}' is {label}")
+        there, why = Editor(self.explorer.model, self.here), f"'{self.picture.name}' is {label}"
+        there.correct(self.picture.x, label, self.held, margin=margin, why=why)
+        self._apply(EditSet(there.edits.edits[len(self.here) :]))
 
     def smallest_flip(self, label: str | None = None) -> None:
         """Propose the fewest concepts that would change the decision about this picture.
@@ -175,7 +183,7 @@ class Session:
         Raises:
             UserError: no change of five concepts or fewer does it.
         """
-        found = self.editor.smallest_flip(self.picture.x, label)
+        found = Editor(self.explorer.model, self.here).smallest_flip(self.picture.x, label)
         if found is None:
             to = "the decision" if label is None else f"the decision to {label}"
             raise UserError(f"no change of five concepts or fewer, within what training pictures show, flips {to}")
@@ -187,8 +195,9 @@ class Session:
         Raises:
             UserError: the model is not energy-based, or nothing was told yet.
         """
-        here = self.edits.for_picture(self.picture.name, self.explorer.domain).edits
-        told = {edit.concept: edit.value for edit in here if edit.op == "set" and isinstance(edit.value, str)}
+        told = {
+            edit.concept: edit.value for edit in self.here.edits if edit.op == "set" and isinstance(edit.value, str)
+        }
         if self.explorer.energies is not None and not told:
             raise UserError("tell it something first: set a concept of this picture present or absent")
         found = self.editor.follow(self.picture.x, told)

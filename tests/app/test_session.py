@@ -9,7 +9,7 @@ from explored_run import explored
 from PIL import Image
 
 from cbm.app import Session
-from cbm.app.decision import contributions, decide, here, reach, search_bars
+from cbm.app.decision import contributions, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.session import EVERYWHERE, HERE
 from cbm.editing import load_edits
@@ -72,7 +72,7 @@ def test_an_edit_of_one_picture_leaves_the_others(tab: Session):
     assert (comparison.before != comparison.after).any(dim=1).nonzero()[:, 0].tolist() == [7]
     assert decide(tab).bars[[bar.column for bar in decide(tab).bars].index(strongest.column)].after < strongest.after
     tab.look_at(tab.explorer.picture(8))
-    assert len(here(tab)) == 0
+    assert len(tab.here) == 0
 
 
 def test_contributions_after_edits_are_those_of_the_edited_model(tab: Session):
@@ -164,6 +164,11 @@ def test_make_it_right(tab: Session):
     tab.hold(max(decide(tab).bars, key=lambda bar: abs(bar.level or 0)).column)
     tab.correct(second)
     assert decide(tab).called == second
+    tab.edit("set", "absent")  # told about this picture: both go on from there
+    third = decide(tab).classes[2].name
+    tab.smallest_flip(third)
+    tab.accept()
+    assert decide(tab).called == third
     with pytest.raises(UserError, match="no class 'Wren'"):
         tab.correct("Wren")
     with pytest.raises(UserError, match="nothing is proposed"):
