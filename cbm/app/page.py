@@ -173,7 +173,7 @@ class Page:
                     [ALL_CLASSES, *self.explorer.classes], value=ALL_CLASSES, label="As read by", min_width=160,
                     visible=self.linear,
                 )  # fmt: skip
-            self.because = gr.Textbox(label="Why", container=False, placeholder="why (kept with the edit)", max_lines=1)
+        self.because = gr.Textbox(label="Why", container=False, placeholder="why (kept with the edit)", max_lines=1)
         with gr.Row():
             self.present = gr.Button("Present", size="sm", min_width=56)
             self.absent = gr.Button("Absent", size="sm", min_width=56)
