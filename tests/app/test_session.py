@@ -9,6 +9,7 @@ from explored_run import explored
 from PIL import Image
 
 from cbm.app import Session
+from cbm.app.concepts import describe_concept
 from cbm.app.decision import contributions, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.session import EVERYWHERE, HERE
@@ -221,6 +222,7 @@ def test_energies_follow():
         tab.follow()
         if len(tab.proposed):
             break
+    assert describe_concept(explorer, told.column).used_by == []  # no class has a weight of it
     proposed = tab.proposed
     assert len(proposed) > 0
     assert told.text not in [edit.concept for edit in proposed.edits]
