@@ -1,5 +1,6 @@
 """``python -m cbm``: everything that is not training or evaluating."""
 
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -638,6 +639,29 @@ def compare(
     from cbm.report.compare import compare_runs, format_table
 
     print(format_table(compare_runs(runs), style))
+
+
+@app.command(name="app")
+def explore(
+    run: Annotated[str, typer.Argument(help="A finished run (RUN, or run=RUN).")],
+    port: Annotated[int | None, typer.Option(help="By default the first free one from 7860 on.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Look at the pictures of this card: the same classes.")] = None,
+    root: Annotated[Path | None, typer.Option(help="Where its images are, if the card does not say.")] = None,
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "test",
+    share: Annotated[bool, typer.Option("--share", help="A public address too, through Gradio's server.")] = False,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Open a run in the browser: see why, change it, and see what follows. On this computer only; Ctrl-C ends it."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the explorer needs Gradio: uv pip install -e '.[app]' -c constraints.txt")
+    from cbm.app import Explorer
+    from cbm.run import set_up_logging
+
+    set_up_logging()
+    explorer = Explorer(run.removeprefix("run="), cache, dataset=dataset, root=root, name=split)
+    from cbm.app.page import launch
+
+    launch(explorer, port, share=share, opened=lambda at: out.print(f"{run} is open at {at}", highlight=False))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ from cbm.data import FeatureSplit, unit_norm
 from cbm.editing import Edit, EditSet, edited_model, load_edits
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
+from cbm.heat_map import HeatMap, heat_map
 from cbm.inputs import encode_splits, read_images, reorder_classes
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, load_model
 from cbm.run_directory import open_run
@@ -174,6 +175,16 @@ class TrainedModel:
             images = torch.stack([self.encoder.preprocess(_open(image)) for image in images])
         features = torch.cat([self.encoder.encode_images(part) for part in images.split(256)])
         return self.predict_features(features)
+
+    def heat_map(self, image: Picture, concept: str, method: str | None = None) -> HeatMap:
+        """Where a picture shows a concept (``cbm.heat_map``): ``model.heat_map("bird.png", "yellow belly").overlay()``.
+
+        Raises:
+            UserError: a picture that cannot be read, an unknown concept or method, or a model without concepts.
+        """
+        if self.bank is None:
+            raise UserError("this model has no concepts, so there is nothing to look for in a picture")
+        return heat_map(self.encoder, self.model, self.bank.index(concept), _open(image), method)
 
     @torch.no_grad()
     def predict_features(self, features: Tensor) -> Prediction:

@@ -15,6 +15,8 @@ FLOORS = {
     3: ["module", "evaluation", "tracking"],
     4: ["methods", "editing"],
     5: [
+        "app",
+        "heat_map",
         "report",
         "run",
         "inputs",

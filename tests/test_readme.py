@@ -55,7 +55,10 @@ def test_command(line: str, workspace: Path, command, monkeypatch: pytest.Monkey
     else:
         import cbm.__main__
 
-        if "birds" in arguments or "report" in arguments:
+        if "app" in arguments:  # the page is opened, and closed at once
+            pytest.importorskip("gradio")
+            monkeypatch.setattr("gradio.Blocks.block_thread", lambda blocks: blocks.close())
+        if {"birds", "report", "app"} & set(arguments):
             arguments += ["--cache", str(shared_folder() / "cache")]
         monkeypatch.setattr(sys, "argv", ["cbm", *arguments[2:]])
         with pytest.raises(SystemExit) as stop:

@@ -507,6 +507,15 @@ def render(attributes: np.ndarray, keys: np.ndarray | int = 0, size: int = 64, s
     return np.concatenate(chunks) if chunks else np.empty((0, size, size, 3), np.uint8)
 
 
+def part_pixels(attributes: np.ndarray, group: str, keys: np.ndarray | int = 0, size: int = 64) -> np.ndarray:
+    """Where birds show a group: pixels that change clearly if it has its next value; ``[N, size, size]`` bool."""
+    attributes, g = np.asarray(attributes), GROUPS.index(group)
+    other = attributes.copy()
+    other[:, g] = (other[:, g] + 1) % _COUNTS[g]
+    drawn, changed = (render(each, keys, size).astype(int) for each in (attributes, other))
+    return np.abs(drawn - changed).max(axis=3) > 40
+
+
 # --------------------------------------------------------------------------------------------------------------------
 # the data set on disk
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
@@ -52,15 +53,13 @@ class Comparison:
 
     def recall(self) -> list[tuple[str, int, float, float]]:
         """(class, pictures, share that is right before, after) of every class with pictures."""
-        rows = []
-        for c, name in enumerate(self.classes):
-            own = self.y == c
-            if count := int(own.sum()):
-                before, after = (
-                    float((logits.argmax(1)[own] == c).float().mean()) for logits in (self.before, self.after)
-                )
-                rows.append((name, count, before, after))
-        return rows
+        counts = torch.bincount(self.y, minlength=len(self.classes))
+        right = [
+            torch.bincount(self.y[logits.argmax(1) == self.y], minlength=len(self.classes)) / counts
+            for logits in (self.before, self.after)
+        ]
+        rows = zip(self.classes, counts.tolist(), *(share.tolist() for share in right))
+        return [row for row in rows if row[1]]
 
     def accept(self, max_class_loss: float = 1.0) -> bool:
         """Whether to keep the edits: more decisions gained than lost, and no class loses more than this share."""

@@ -84,9 +84,12 @@ class Edit:
         return float(self.value)
 
     def __str__(self) -> str:
-        text = f"{self.op} '{self.concept}'" + ("" if self.value is None else f" to {self.value}")
+        text = f"{self.op} '{self.concept}'"
+        if self.value is not None:
+            text += f" to {self.value if isinstance(self.value, str) else format(self.value, 'g')}"
         text += "" if self.classes is None else f" for {', '.join(self.classes)}"
-        text += "" if self.samples is None else f" on {len(self.samples)} picture(s)"
+        if self.samples is not None:
+            text += f" on {self.samples[0] if len(self.samples) == 1 else f'{len(self.samples)} pictures'}"
         return text + ("" if self.domain is None else f" in {self.domain}")
 
 

@@ -72,6 +72,27 @@ class Encoder:
         """The image tower itself: ``[N, 3, H, W]`` to ``[N, D]``."""
         raise NotImplementedError
 
+    @torch.inference_mode()
+    def encode_positions(self, pictures: Tensor) -> Tensor | None:
+        """Raw float32 features of every position of the last feature map, ``[N, D, h, w]`` on the CPU.
+
+        None where the tower's end is of a kind that has none (see ``cbm.encoders.positions``).
+        """
+        with self.autocast():
+            features = self.position_features(pictures.to(self.device, non_blocking=True))
+        return None if features is None else features.float().cpu()
+
+    def position_features(self, pictures: Tensor) -> Tensor | None:
+        """The image tower, position by position: ``[N, 3, H, W]`` to ``[N, D, h, w]``."""
+        return None
+
+    def seen(self, picture: Image.Image) -> Image.Image:
+        """What the encoder sees of a picture: cropped and scaled, in its colours."""
+        black, white = (self.preprocess(Image.new("RGB", (32, 32), colour)) for colour in ("black", "white"))
+        low, high = (plain.mean(dim=(1, 2), keepdim=True) for plain in (black, white))
+        pixels = (self.preprocess(picture.convert("RGB")) - low) / (high - low)
+        return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
+
     def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
         """Texts to raw float32 features ``[M, D]``.
 

@@ -5,6 +5,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from cbm.encoders.base import Encoder
+from cbm.encoders.positions import timm_position_features
 from cbm.errors import UserError, did_you_mean
 
 
@@ -14,6 +15,10 @@ class ImageEncoder(Encoder):
     def image_features(self, pictures: Tensor) -> Tensor:
         """Pooled features before the classifier: ``[N, 3, H, W]`` to ``[N, D]``."""
         return self.model(pictures).flatten(1)
+
+    def position_features(self, pictures: Tensor) -> Tensor | None:
+        """Position by position, of a timm model: ``[N, 3, H, W]`` to ``[N, D, h, w]``."""
+        return timm_position_features(self.model, nn.Identity(), pictures)
 
 
 def load(library: str, name: str, pretrained: str | None) -> tuple[nn.Module, Any]:

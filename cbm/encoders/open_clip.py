@@ -10,6 +10,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from cbm.encoders.base import Encoder
+from cbm.encoders.positions import position_features
 
 log = logging.getLogger(__name__)
 
@@ -31,6 +32,10 @@ class ClipEncoder(Encoder):
     def image_features(self, pictures: Tensor) -> Tensor:
         """The image tower with its projection: ``[N, 3, H, W]`` to ``[N, D]``."""
         return self._clip.encode_image(pictures)
+
+    def position_features(self, pictures: Tensor) -> Tensor | None:
+        """The image tower with its projection, position by position: ``[N, 3, H, W]`` to ``[N, D, h, w]``."""
+        return position_features(getattr(self._clip, "visual", None), pictures)
 
     @torch.inference_mode()
     def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:

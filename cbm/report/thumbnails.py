@@ -38,6 +38,12 @@ def thumbnail(images: Images, row: int) -> Thumbnail:
     except Exception as error:  # a missing or broken file makes a decoder raise anything; the report goes on without it
         log.warning("report: picture '%s' cannot be read (%s)", name, type(error).__name__)
         return Thumbnail(name, None)
+    uri, tiny = data_uri(picture)
+    return Thumbnail(name, uri, tiny)
+
+
+def data_uri(picture: Image.Image) -> tuple[str, bool]:
+    """An RGB picture as a data URI, and whether it is tiny; it may be scaled down in place."""
     tiny = max(picture.size) < SIDE // 2
     buffer = io.BytesIO()
     if tiny:
@@ -46,4 +52,4 @@ def thumbnail(images: Images, row: int) -> Thumbnail:
         picture.thumbnail((SIDE, SIDE), Image.Resampling.LANCZOS)
         picture.save(buffer, "JPEG", quality=84, optimize=True)
     kind = "png" if tiny else "jpeg"
-    return Thumbnail(name, f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny)
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", tiny

@@ -120,7 +120,7 @@ def test_sets_of_edits():
     assert gone == [EDITS.edits[0]]
     assert EDITS.samples == {"picture 3", "picture 7"}
     assert str(EDITS.edits[1]) == "scale 'concept 1' to 2 for bee"
-    assert str(EDITS.edits[7]) == "set 'concept 5' to present on 2 picture(s)"
+    assert str(EDITS.edits[7]) == "set 'concept 5' to present on 2 pictures"
 
 
 @pytest.mark.parametrize(

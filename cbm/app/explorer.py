@@ -1,0 +1,172 @@
+"""``Explorer``: a finished run and labelled pictures, opened for looking at. All tabs share it; none changes it."""
+
+import copy
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+from omegaconf import DictConfig
+from PIL import Image
+from torch import Tensor
+
+from cbm.concepts import ConceptBank
+from cbm.config import load_card
+from cbm.data import FeatureData, FeatureSplit
+from cbm.data.images import Images
+from cbm.errors import UserError, did_you_mean
+from cbm.evaluation import predict_logits
+from cbm.inputs import encode_splits, read_images, reorder_classes
+from cbm.layers import ConceptBottleneck, EnergyBottleneck
+from cbm.trained import TrainedModel, load
+
+LARGEST = 100_000_000  # pixels of a dropped picture
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is looked at.
+
+    Attributes:
+        name: how an edit calls it.
+        image: the picture itself.
+        x: ``[D]`` unit-norm features.
+        label: its class, if that is known.
+        row: of the split, or None for a dropped file.
+    """
+
+    name: str
+    image: Image.Image
+    x: Tensor
+    label: int | None = None
+    row: int | None = None
+
+
+class Explorer:
+    """A run with one split of pictures.
+
+    Args:
+        run: the run directory.
+        cache: the feature store.
+        dataset: a card of other pictures with the same classes; by default those of the run.
+        root: where they are, if the card does not say.
+        name: train, val or test.
+
+    Raises:
+        UserError: no such run, card or split, or a class that the model does not know.
+
+    Attributes:
+        model: the trained model.
+        cfg: its configuration, with the pictures that are shown.
+        data: the encoded split, and the validation split where there is one.
+        images: N pictures of the split.
+        logits: ``[N, C]`` without edits.
+    """
+
+    def __init__(
+        self, run: str | Path, cache: Path = Path("cache"), *, dataset: str | None = None,
+        root: str | Path | None = None, name: str = "test",
+    ):  # fmt: skip
+        self.model: TrainedModel = load(run)
+        self.cfg: DictConfig = copy.deepcopy(self.model.config)
+        self.cfg.cache, self.cfg.shots, self.cfg.val_shots = str(cache), "all", "all"
+        if dataset is not None:
+            self.cfg.dataset = load_card(dataset)
+        if root is not None:
+            self.cfg.dataset.root = str(root)
+        pictures = reorder_classes(read_images(self.cfg.dataset, cache), self.model.classes)
+        if name not in pictures.splits:
+            raise UserError(f"data set '{pictures.name}' has no split '{name}': {did_you_mean(name, pictures.splits)}")
+        wanted = [split for split in dict.fromkeys(["val", name]) if split in pictures.splits]
+        self.data: FeatureData = encode_splits(pictures, self.model.encoder, self.cfg, tuple(wanted))
+        self.name, self.domain = name, pictures.name
+        self.images: Images = pictures.splits[name].images
+        self.logits = predict_logits(self.model.model, self.split.x)
+
+    @property
+    def split(self) -> FeatureSplit:
+        """The encoded pictures."""
+        return self.data.splits[self.name]
+
+    @property
+    def classes(self) -> list[str]:
+        """C class names."""
+        return self.model.classes
+
+    @property
+    def bank(self) -> ConceptBank:
+        """The concepts.
+
+        Raises:
+            UserError: the model has none.
+        """
+        if self.model.bank is None or not self.has_concepts:
+            raise UserError(
+                f"method '{self.cfg.method.name}' reads no concepts: there is nothing to edit or to explain"
+            )
+        return self.model.bank
+
+    @property
+    def has_concepts(self) -> bool:
+        """Whether there is anything to explain by, and to edit."""
+        return self.model.bank is not None and isinstance(self.model.model, ConceptBottleneck | EnergyBottleneck)
+
+    @property
+    def bottleneck(self) -> ConceptBottleneck | None:
+        """The model, if a linear head reads its concepts; None for energies, and without concepts."""
+        return self.model.model if self.has_concepts and isinstance(self.model.model, ConceptBottleneck) else None
+
+    @property
+    def energies(self) -> EnergyBottleneck | None:
+        """The model, if it is energy-based."""
+        return self.model.model if self.has_concepts and isinstance(self.model.model, EnergyBottleneck) else None
+
+    @property
+    def gated(self) -> bool:
+        """Whether a gate lets only a few concepts of a picture through, so that zero is where they rest."""
+        activation = None if self.bottleneck is None else self.bottleneck.activation
+        return activation is not None and activation.rests_at_zero
+
+    @cached_property
+    def predicted(self) -> Tensor:
+        """``[N]`` decisions without edits."""
+        return self.logits.argmax(dim=1)
+
+    @cached_property
+    def accuracy(self) -> float:
+        """On the split, without edits."""
+        return float((self.predicted == self.split.y).double().mean())
+
+    def picture(self, row: int) -> Picture:
+        """A picture of the split.
+
+        Raises:
+            UserError: there is no such row, or the file cannot be read any more.
+        """
+        if not 0 <= row < len(self.split):
+            raise UserError(f"no picture {row}: the split has {len(self.split)}")
+        name = self.images.names[row]
+        try:
+            image = self.images.open(row)
+        except Exception as error:  # a missing or broken file makes a decoder raise anything
+            raise UserError(f"picture '{name}' cannot be read any more ({type(error).__name__})") from error
+        return Picture(name, image, self.split.x[row], int(self.split.y[row]), row)
+
+    def read(self, file: str | Path) -> Picture:
+        """A file from anywhere. It is decoded as a picture and as nothing else.
+
+        Raises:
+            UserError: it is no picture, or a very large one.
+        """
+        path = Path(file)
+        try:
+            with Image.open(path) as opened:
+                if opened.width * opened.height > LARGEST:
+                    raise UserError(f"'{path.name}' has more than {LARGEST:,} pixels: make it smaller first")
+                image = opened.convert("RGB")
+        except UserError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise UserError(f"'{path.name}' has more than {LARGEST:,} pixels: make it smaller first") from error
+        except Exception as error:  # whatever a decoder makes of a file that is no picture
+            raise UserError(f"'{path.name}' is no picture that can be read (expected JPEG, PNG, WebP, ...)") from error
+        return Picture(path.name, image, self.model.predict([image]).features[0])

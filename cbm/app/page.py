@@ -1,0 +1,599 @@
+"""The page: Gradio components over ``Session``. Nothing is computed here, and nothing else knows of Gradio."""
+
+import functools
+import os
+from collections.abc import Callable
+from typing import Any
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+
+import gradio as gr
+from starlette.middleware import Middleware
+
+from cbm.app.adapt import suggest
+from cbm.app.classes import describe_class
+from cbm.app.concepts import describe_concept, find_concepts
+from cbm.app.decision import decide, reach, search_bars
+from cbm.app.effect import effect_on_split
+from cbm.app.explorer import Explorer
+from cbm.app.gallery import find_pictures
+from cbm.app.render import TEMPLATES, render
+from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
+from cbm.errors import UserError
+from cbm.report.thumbnails import data_uri
+
+ANY_CLASS, ANY_FLIP = "any class", "any other class"
+LISTED = 40  # concepts of a list
+AUTOMATIC = "automatic"
+CHOOSE = """
+let last = null;
+element.addEventListener('click', (event) => {
+  const button = event.target.closest('button[data-key]');
+  if (!button) return;
+  last = button.dataset.key;
+  trigger('select', {key: last});
+});
+watch('value', () => {
+  if (last === null || document.activeElement !== document.body) return;
+  const again = [...element.querySelectorAll('button[data-key]')].find((button) => button.dataset.key === last);
+  if (again) again.focus({preventScroll: true});
+});
+"""
+"""A click on a button with a key selects it; a view that is drawn again gives the focus back to it."""
+
+
+def answered(handler: Callable) -> Callable:
+    """Mistakes of the reader become a message in the page."""
+
+    @functools.wraps(handler)
+    def answer(*arguments: Any) -> Any:
+        try:
+            return handler(*arguments)
+        except UserError as error:
+            raise gr.Error(str(error), duration=10, title="Not done", print_exception=False) from error
+
+    return answer
+
+
+def choice(value: str = "", **settings: Any) -> gr.HTML:
+    """A view whose buttons can be chosen."""
+    return gr.HTML(value, js_on_load=CHOOSE, **settings)
+
+
+def number_of(event: gr.EventData) -> int:
+    """The key of a button that stands for a picture or a concept."""
+    key = str(event.key)
+    if not key.isdecimal():
+        raise UserError(f"'{key}' stands for nothing here")
+    return int(key)
+
+
+def given(value: float | None) -> float:
+    """A number that was not left empty."""
+    if value is None:
+        raise UserError("a number is needed here")
+    return float(value)
+
+
+class Page:
+    """The page of one explorer.
+
+    Args:
+        explorer: what all tabs look at.
+
+    Attributes:
+        blocks: the Gradio application.
+    """
+
+    def __init__(self, explorer: Explorer):
+        self.explorer = explorer
+        self.editable = explorer.has_concepts
+        self.linear = explorer.bottleneck is not None
+        with gr.Blocks(title=f"cbm: {explorer.model.path.name}", analytics_enabled=False, fill_width=True,
+                       delete_cache=(600, 3600)) as self.blocks:  # fmt: skip
+            self.session = gr.State(None)
+            gr.HTML(self._header())
+            if self.editable:
+                self._edits_bar()
+            with gr.Tabs() as self.tabs:
+                with gr.Tab("Picture", id="picture"):
+                    self._picture_tab()
+                if self.editable:
+                    with gr.Tab("Whole split"):
+                        self._effect_tab()
+                with gr.Tab("Classes") as self.class_tab:
+                    self._classes_tab()
+                if self.editable:
+                    with gr.Tab("Concepts"):
+                        self._concepts_tab()
+                if self.linear:
+                    with gr.Tab("Another domain"):
+                        self._domain_tab()
+            self._connect()
+
+    # --------------------------------------------------------------------------------------------------------- layout
+
+    def _header(self) -> str:
+        explorer = self.explorer
+        return render(
+            "header", run=str(explorer.model.path), method=str(explorer.cfg.method.name), dataset=explorer.domain,
+            split=explorer.name, pictures=len(explorer.split), classes=len(explorer.classes),
+            concepts=len(explorer.bank) if self.editable else None, accuracy=explorer.accuracy,
+        )  # fmt: skip
+
+    def _edits_bar(self) -> None:
+        with gr.Accordion("Edits: none", open=False) as self.edits_title:
+            self.edits_list = gr.HTML()
+            with gr.Row():
+                self.saved = gr.Dropdown([], label="Edits saved with the run", scale=3)
+                self.load_saved = gr.Button("Add these edits", scale=1)
+        with gr.Row(elem_classes="toolbar"):
+            self.undo = gr.Button("Undo", size="sm", min_width=80)
+            self.redo = gr.Button("Redo", size="sm", min_width=80)
+            self.save = gr.Button("Save edits", size="sm", variant="primary", min_width=80)
+            self.saved_at = gr.HTML(elem_classes="saved-at")
+
+    def _picture_tab(self) -> None:
+        with gr.Row():
+            with gr.Column(scale=3, min_width=260):
+                self.drop = gr.File(label="Drop a picture here", show_label=False, type="filepath", height=120)
+                with gr.Row():
+                    self.of_class = gr.Dropdown([ANY_CLASS, *self.explorer.classes], value=ANY_CLASS, label="Class")
+                    self.mistakes = gr.Checkbox(label="Mistakes only")
+                self.gallery = choice(elem_id="gallery")
+                with gr.Row():
+                    self.previous = gr.Button("← Previous", size="sm", min_width=60)
+                    self.next = gr.Button("Next →", size="sm", min_width=60)
+                self.number = gr.State(0)
+            with gr.Column(scale=3, min_width=280):
+                self.picture = gr.HTML(elem_id="picture")
+                self.verdict = choice(elem_id="verdict")
+                if self.editable:
+                    with gr.Row():
+                        methods = [AUTOMATIC, "covering", "positions"] if self.linear else ["covering"]
+                        self.where_how = gr.Dropdown(methods, value=methods[0], label="Heat map by", min_width=120)
+                        self.where = gr.Button("Where is the concept seen?", size="sm", min_width=120)
+            with gr.Column(scale=4, min_width=340):
+                if self.editable:
+                    self._editor_panel()
+                self.explanation = choice(elem_id="explanation")
+                if self.editable:
+                    self.search = gr.Textbox(label="Find a concept", placeholder="any words of it", elem_id="search")
+                    self.found = choice(elem_id="found")
+
+    def _editor_panel(self) -> None:
+        with gr.Group(elem_id="panel"):
+            self.held = gr.HTML(padding=True)
+            self.value = gr.Slider(
+                -4, 4, value=0, step=0.01, label="Value", interactive=True, buttons=[], elem_id="value"
+            )
+            with gr.Row():
+                self.scope = gr.Radio([HERE, EVERYWHERE], value=HERE, label="For", min_width=160)
+                self.told = gr.Dropdown(
+                    [ALL_CLASSES, *self.explorer.classes], value=ALL_CLASSES, label="As read by", min_width=160,
+                    visible=self.linear,
+                )  # fmt: skip
+        self.because = gr.Textbox(label="Why", container=False, placeholder="why (kept with the edit)", max_lines=1)
+        with gr.Row():
+            self.present = gr.Button("Present", size="sm", min_width=56)
+            self.absent = gr.Button("Absent", size="sm", min_width=56)
+            self.mask = gr.Button("Mask", size="sm", min_width=56)
+            self.remove = gr.Button("Remove", size="sm", min_width=56, visible=self.linear)
+            self.remove_alike = gr.Button("Remove with look-alikes", size="sm", min_width=160, visible=self.linear)
+        with gr.Accordion("Make it right", open=False):
+            if self.linear:
+                self.wanted = gr.Dropdown([ANY_FLIP, *self.explorer.classes], value=ANY_FLIP, label="It should be")
+                with gr.Row():
+                    self.correct = gr.Button("Reweight the held concept", size="sm", min_width=120)
+                    self.flip = gr.Button("Smallest change of concepts", size="sm", min_width=120)
+            else:
+                self.follow = gr.Button("What follows from what is told?", size="sm")
+            self.proposed = gr.HTML()
+            self.accept = gr.Button("Apply these edits", size="sm", variant="primary", visible=False)
+
+    def _effect_tab(self) -> None:
+        gr.HTML(f"<p class='quiet'>The edits of this tab, on all {len(self.explorer.split):,} pictures.</p>")
+        self.run = gr.Button("Run the edits over the split", variant="primary")
+        self.effect = choice(elem_id="effect")
+
+    def _classes_tab(self) -> None:
+        with gr.Row():
+            with gr.Column(scale=2, min_width=300):
+                self.a_class = gr.Dropdown(self.explorer.classes, value=self.explorer.classes[0], label="Class")
+                if self.linear:
+                    self.weight = gr.Number(label="Weight of the chosen concept in this class", value=0.0, step=0.1)
+                    with gr.Row():
+                        self.reweight = gr.Button("Give it this weight", size="sm", min_width=100)
+                        self.forget = gr.Button("Remove it from this class", size="sm", min_width=100)
+                self.class_concepts = choice(elem_id="class-concepts")
+            with gr.Column(scale=3, min_width=300):
+                self.class_page = choice(elem_id="class-page")
+
+    def _concepts_tab(self) -> None:
+        with gr.Row():
+            with gr.Column(scale=2, min_width=260):
+                self.concept_words = gr.Textbox(label="Find a concept", placeholder="any words of it")
+                self.concept_list = choice(elem_id="concept-list")
+            with gr.Column(scale=4, min_width=340):
+                self.concept_page = choice("<p class='quiet'>Choose a concept on the left.</p>", elem_id="concept-page")
+
+    def _domain_tab(self) -> None:
+        gr.HTML(render("domain", domain=self.explorer.domain, home=str(self.explorer.model.config.dataset.name)))
+        with gr.Row():
+            self.shots = gr.Number(label="1. Labelled pictures per class", value=4, minimum=1, precision=0)
+            self.support = gr.Textbox(
+                label="2. A folder of them, a folder per class",
+                placeholder="empty: drawn from the split; the rest is tested",
+                scale=2,
+            )  # fmt: skip
+            self.guard = gr.Dropdown(["lenient", "default", "strict"], value="default", label="3. How careful")
+        self.suggest = gr.Button("4. Propose edits", variant="primary")
+        self.suggestion = gr.HTML(elem_id="suggestion")
+        self.take = gr.Button("5. Apply them", visible=False)
+
+    # -------------------------------------------------------------------------------------------------- what is shown
+
+    def _picture(self, session: Session) -> dict:
+        """Everything about the picture that is looked at, and the edits."""
+        decision, picture, heat = decide(session), session.picture, session.heat
+        uri, tiny = data_uri(picture.image.copy())
+        held = session.held if heat is not None else ""
+        heat_uri = "" if heat is None else data_uri(heat.overlay())[0]
+        shown = {
+            self.picture: render(
+                "picture", name=picture.name, uri=uri, tiny=tiny, heat=heat, held=held, heat_uri=heat_uri
+            ),
+            self.verdict: render("decision", decision=decision),
+            self.explanation: render(
+                "explanation",
+                decision=decision,
+                concepts=self.editable,
+                energies=self.explorer.energies is not None,
+                gated=self.explorer.gated,
+            ),
+        }
+        return shown | (self._panel(session) | self._edits(session) if self.editable else {})
+
+    def _panel(self, session: Session) -> dict:
+        held: dict = {self.held: render("held", text=None, unit="")}
+        if session.concept is not None:
+            place = reach(session)
+            held = {
+                self.held: render("held", text=session.held, unit=place.unit),
+                self.value: gr.update(minimum=place.low, maximum=place.high, value=round(place.now, 2)),
+            }
+        proposed = render("edits", edits=session.proposed.edits, empty="") if len(session.proposed) else ""
+        return held | {self.proposed: proposed, self.accept: gr.update(visible=bool(len(session.proposed)))}
+
+    def _edits(self, session: Session) -> dict:
+        edits = session.edits.edits
+        return {
+            self.edits_list: render("edits", edits=edits, empty="Nothing is edited yet."),
+            self.edits_title: gr.update(label=f"Edits: {len(edits) or 'none'}"),
+            self.saved: gr.update(choices=[path.name for path in session.saved_files()]),
+            self.effect: gr.skip() if session.compared == session.edits else "",
+        }
+
+    def _gallery(self, session: Session, of: str, mistakes: bool, number: int) -> dict:
+        page = find_pictures(self.explorer, of=None if of == ANY_CLASS else of, mistakes=mistakes, number=number)
+        return {self.gallery: render("gallery", page=page, chosen=session.picture.row), self.number: page.number}
+
+    def _class(self, session: Session, name: str) -> dict:
+        page = describe_class(session, name)
+        shown: dict = {
+            self.class_page: render("class", page=page, edited=bool(len(session.edits))),
+            self.class_concepts: render(
+                "class_concepts", page=page, held=session.concept, concepts=self.editable,
+                energies=self.explorer.energies is not None,
+            ),
+        }  # fmt: skip
+        now = [concept.after for concept in page.concepts if concept.column == session.concept]
+        return shown | ({self.weight: round(now[0], 3)} if now and self.linear else {})
+
+    def _concept_list(self, session: Session, words: str) -> str:
+        columns = find_concepts(self.explorer.bank, words)
+        texts = [(column, self.explorer.bank.texts[column]) for column in columns[:LISTED]]
+        return render("concept_list", texts=texts, count=len(columns), words=words, held=session.concept)
+
+    # --------------------------------------------------------------------------------------------------- connections
+
+    def _connect(self) -> None:
+        session = self.session
+        panel = [self.held, self.value, self.proposed, self.accept] if self.editable else []
+        edits = [self.edits_list, self.edits_title, self.saved, self.effect] if self.editable else []
+        seen = [self.picture, self.verdict, self.explanation, *panel, *edits]
+        chooser = [self.of_class, self.mistakes, self.number]
+
+        @answered
+        def begin(of: str, mistakes: bool, number: int) -> dict:
+            fresh = Session(self.explorer)
+            listed = {self.concept_list: self._concept_list(fresh, "")} if self.editable else {}
+            gallery, looked = self._gallery(fresh, of, mistakes, number), self._picture(fresh)
+            return {session: fresh} | gallery | looked | self._class(fresh, self.explorer.classes[0]) | listed
+
+        classes = [self.class_page, self.class_concepts] + ([self.weight] if self.linear else [])
+        start = [session, self.gallery, self.number, *seen, *classes]
+        self.blocks.load(begin, chooser, start + ([self.concept_list] if self.editable else []))
+        self._connect_pictures(seen, chooser)
+        self._connect_classes(classes, seen)
+        if self.editable:
+            self._connect_editor(seen, panel, edits)
+            self._connect_concepts(seen)
+        if self.linear:
+            self._connect_domain(seen)
+
+    def _connect_pictures(self, seen: list, chooser: list) -> None:
+        session = self.session
+
+        @answered
+        def choose(tab: Session, of: str, mistakes: bool, number: int, event: gr.EventData) -> dict:
+            tab.look_at(self.explorer.picture(number_of(event)))
+            return self._gallery(tab, of, mistakes, number) | self._picture(tab)
+
+        def turn(step: int | None) -> Callable:
+            @answered
+            def turned(tab: Session, of: str, mistakes: bool, number: int) -> dict:
+                return self._gallery(tab, of, mistakes, 0 if step is None else number + step)
+
+            return turned
+
+        @answered
+        def drop(tab: Session, file: str | None) -> dict:
+            if file is not None:
+                tab.look_at(self.explorer.read(file))
+            return self._picture(tab)
+
+        @answered
+        def explain(tab: Session, event: gr.EventData) -> dict:
+            tab.why = str(event.key)
+            return self._picture(tab)
+
+        here = [session, *chooser]
+        self.gallery.select(choose, here, [self.gallery, self.number, *seen], show_progress="hidden")
+        for button, step in ((self.previous, -1), (self.next, 1)):
+            button.click(turn(step), here, [self.gallery, self.number], show_progress="hidden")
+        for control in (self.of_class, self.mistakes):
+            control.input(turn(None), here, [self.gallery, self.number], show_progress="hidden")
+
+        @answered
+        def go(tab: Session, of: str, mistakes: bool, number: int, event: gr.EventData) -> dict:
+            return choose(tab, of, mistakes, number, event) | {self.tabs: gr.Tabs(selected="picture")}
+
+        for view in [self.class_page, *((self.effect, self.concept_page) if self.editable else ())]:
+            view.select(go, here, [self.gallery, self.number, *seen, self.tabs], show_progress="hidden")
+        self.drop.upload(drop, [session, self.drop], seen)
+        self.verdict.select(explain, session, seen, show_progress="hidden")
+
+    def _connect_editor(self, seen: list, panel: list, edits: list) -> None:
+        session, place = self.session, [self.session, self.scope, self.told, self.because]
+
+        @answered
+        def hold(tab: Session, event: gr.EventData) -> dict:
+            tab.hold(number_of(event))
+            return self._picture(tab)
+
+        @answered
+        def find(tab: Session, words: str) -> str:
+            bars = search_bars(tab, words)
+            largest = max([abs(bar.after) for bar in bars] + [1e-12])
+            return render("found", words=words, bars=bars, largest=largest, energies=not self.linear)
+
+        @answered
+        def drag(tab: Session, value: float | None, scope: str, told: str, why: str) -> dict:
+            tab.edit("set", reach(tab).activation(given(value)), scope=scope, classes=told, why=why)
+            shown = self._picture(tab)
+            del shown[self.value]  # the hand is on it
+            return shown
+
+        def operation(op: str, value: str | None = None) -> Callable:
+            @answered
+            def operate(tab: Session, scope: str, told: str, why: str) -> dict:
+                tab.edit(op, value, scope=scope, classes=told, why=why)
+                return self._picture(tab)
+
+            return operate
+
+        @answered
+        def remove_alike(tab: Session, scope: str, told: str, why: str) -> dict:
+            tab.remove_alike(scope=scope, classes=told, why=why)
+            return self._picture(tab)
+
+        def act(do: Callable[[Session], Any]) -> Callable:
+            @answered
+            def acted(tab: Session) -> dict:
+                do(tab)
+                return self._picture(tab)
+
+            return acted
+
+        @answered
+        def save(tab: Session) -> dict:
+            path, left_out = tab.save()
+            return {self.saved_at: render("saved", path=str(path), run=str(tab.explorer.model.path), left_out=left_out),
+                    **self._edits(tab)}  # fmt: skip
+
+        @answered
+        def add_saved(tab: Session, file: str | None) -> dict:
+            if file is None:
+                raise UserError("choose a file of edits first")
+            tab.read(file)
+            return self._picture(tab)
+
+        @answered
+        def correct(tab: Session, wanted: str) -> dict:
+            if wanted == ANY_FLIP:
+                raise UserError("say which class it should be")
+            tab.correct(wanted)
+            return self._picture(tab)
+
+        @answered
+        def flip(tab: Session, wanted: str) -> dict:
+            tab.smallest_flip(None if wanted == ANY_FLIP else wanted)
+            return self._panel(tab)
+
+        @answered
+        def follow(tab: Session) -> dict:
+            tab.follow()
+            if not len(tab.proposed):
+                raise UserError("nothing else follows: no other concept changes")
+            return self._panel(tab)
+
+        @answered
+        def where(tab: Session, how: str) -> dict:
+            tab.look_for(None if how == AUTOMATIC else how)
+            return self._picture(tab)
+
+        @answered
+        def run(tab: Session) -> str:
+            found = effect_on_split(tab)
+            tab.compared = tab.edits
+            return render("effect", effect=found)
+
+        quick: dict[str, Any] = {"show_progress": "hidden"}
+        for view in (self.explanation, self.found):
+            view.select(hold, session, seen, **quick)
+        self.search.input(find, [session, self.search], self.found, trigger_mode="always_last", **quick)
+        still = [component for component in seen if component is not self.value]
+        self.value.input(
+            drag, [session, self.value, self.scope, self.told, self.because], still, trigger_mode="always_last", **quick
+        )
+        for button, op, value in (
+            (self.present, "set", "present"), (self.absent, "set", "absent"), (self.mask, "mask", None),
+            (self.remove, "remove", None),
+        ):  # fmt: skip
+            button.click(operation(op, value), place, seen, **quick)
+        self.remove_alike.click(remove_alike, place, seen, **quick)
+        self.undo.click(act(Session.undo), session, seen, **quick)
+        self.redo.click(act(Session.redo), session, seen, **quick)
+        self.accept.click(act(Session.accept), session, seen, **quick)
+        self.save.click(save, session, [self.saved_at, *edits])
+        self.load_saved.click(add_saved, [session, self.saved], seen)
+        if self.linear:
+            self.correct.click(correct, [session, self.wanted], seen)
+            self.flip.click(flip, [session, self.wanted], panel)
+        else:
+            self.follow.click(follow, session, panel)
+        self.where.click(where, [session, self.where_how], seen)
+        self.run.click(run, session, self.effect)
+
+    def _connect_classes(self, classes: list, seen: list) -> None:
+        session = self.session
+
+        @answered
+        def show(tab: Session, name: str) -> dict:
+            return self._class(tab, name)
+
+        self.a_class.input(show, [session, self.a_class], classes)
+        self.class_tab.select(show, [session, self.a_class], classes, show_progress="hidden")
+        if not self.editable:
+            return
+
+        @answered
+        def hold(tab: Session, name: str, event: gr.EventData) -> dict:
+            tab.hold(number_of(event))
+            return self._class(tab, name) | self._picture(tab)
+
+        both = [*classes, *seen]
+        self.class_concepts.select(hold, [session, self.a_class], both, show_progress="hidden")
+        if not self.linear:
+            return
+
+        @answered
+        def reweight(tab: Session, name: str, weight: float | None) -> dict:
+            tab.edit("reweight", given(weight), scope=EVERYWHERE, classes=name)
+            return self._class(tab, name) | self._picture(tab)
+
+        @answered
+        def forget(tab: Session, name: str) -> dict:
+            tab.edit("remove", scope=EVERYWHERE, classes=name)
+            return self._class(tab, name) | self._picture(tab)
+
+        self.reweight.click(reweight, [session, self.a_class, self.weight], both)
+        self.forget.click(forget, [session, self.a_class], both)
+
+    def _connect_concepts(self, seen: list) -> None:
+        session = self.session
+
+        @answered
+        def find(tab: Session, words: str) -> str:
+            return self._concept_list(tab, words)
+
+        @answered
+        def show(tab: Session, words: str, event: gr.EventData) -> dict:
+            column = number_of(event)
+            tab.hold(column)
+            facts = render("concept", facts=describe_concept(self.explorer, column))
+            listed = self._concept_list(tab, words)
+            return {self.concept_page: facts, self.concept_list: listed} | self._picture(tab)
+
+        self.concept_words.input(
+            find, [session, self.concept_words], self.concept_list, trigger_mode="always_last", show_progress="hidden"
+        )
+        self.concept_list.select(show, [session, self.concept_words], [self.concept_page, self.concept_list, *seen])
+
+    def _connect_domain(self, seen: list) -> None:
+        session = self.session
+
+        @answered
+        def propose(tab: Session, shots: float, support: str, guard: str) -> dict:
+            found = suggest(self.explorer, shots=int(shots or 0), support=support.strip(), guard=guard)
+            tab.propose(found.edits)
+            some = gr.update(visible=bool(len(found.edits)))
+            return {self.suggestion: render("suggestion", s=found), self.take: some}
+
+        @answered
+        def take(tab: Session) -> dict:
+            tab.accept()
+            return self._picture(tab) | {self.take: gr.update(visible=False)}
+
+        self.suggest.click(propose, [session, self.shots, self.support, self.guard], [self.suggestion, self.take])
+        self.take.click(take, session, [*seen, self.take])
+
+
+class LocalOnly:
+    """ASGI middleware: the browser is told to load nothing from, and send nothing to, any other host."""
+
+    POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+
+    def __init__(self, app: Any):
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Add the header to every answer."""
+
+        async def send_with_policy(message: Any) -> None:
+            if message["type"] == "http.response.start":
+                message = {**message, "headers": [*message["headers"], (b"content-security-policy", self.POLICY)]}
+            await send(message)
+
+        await self.app(scope, receive, send_with_policy)
+
+
+def launch(
+    explorer: Explorer, port: int | None = None, *, share: bool = False, opened: Callable[[str], object] | None = None
+) -> None:
+    """Serve the page, on this computer only, until the process is interrupted.
+
+    Args:
+        explorer: the run.
+        port: by default the first that is free from 7860 on.
+        share: make a public address too, through Gradio's server.
+        opened: told the address.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    blocks = Page(explorer).blocks
+    blocks.queue(default_concurrency_limit=4)
+    try:
+        _, address, public = blocks.launch(
+            server_name="127.0.0.1", server_port=port, share=share, quiet=True, prevent_thread_lock=True,
+            max_file_size="50mb", theme=theme, css_paths=[TEMPLATES / "style.css"], footer_links=[], ssr_mode=False,
+            app_kwargs={"middleware": [Middleware(LocalOnly)]},
+        )  # fmt: skip
+    except OSError as error:
+        raise UserError(f"cannot serve on port {port}: {error}") from error
+    if opened is not None:
+        opened(public or address)
+    blocks.block_thread()

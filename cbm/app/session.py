@@ -1,0 +1,263 @@
+"""``Session``: what one browser tab does: the picture it looks at, the concept it holds, the edits it made."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from cbm.app.explorer import Explorer, Picture
+from cbm.app.gallery import class_index
+from cbm.editing import Comparison, Edit, EditSet, load_edits
+from cbm.editor import Editor
+from cbm.errors import UserError
+from cbm.heat_map import HeatMap
+
+ALL_CLASSES = "all classes"
+HERE, EVERYWHERE = "this picture", "all pictures"
+
+
+class Session:
+    """One tab.
+
+    Args:
+        explorer: the run it looks at.
+
+    Attributes:
+        editor: its edits; None for a model without concepts.
+        picture: the picture that is looked at.
+        concept: column of the concept that is held, if any.
+        why: the class whose decision is explained; the decided one by default.
+        proposed: edits to look at, which are not applied.
+        heat: where the picture shows the held concept, once that was asked.
+        compared: the edits that were last run over the split.
+    """
+
+    def __init__(self, explorer: Explorer):
+        self.explorer = explorer
+        self._editor = Editor(explorer.model, domain=explorer.domain) if explorer.has_concepts else None
+        self._saved: Path | None = None
+        self._dragged: Edit | None = None
+        self._comparison: tuple[EditSet, Comparison] | None = None
+        self.picture: Picture = explorer.picture(0)
+        self.concept: int | None = None
+        self.why: str | None = None
+        self.proposed = EditSet()
+        self.heat: HeatMap | None = None
+        self.compared: EditSet | None = None
+
+    @property
+    def editor(self) -> Editor:
+        """Its edits.
+
+        Raises:
+            UserError: the model has no concepts.
+        """
+        if self._editor is None:
+            _ = self.explorer.bank  # says so
+        assert self._editor is not None
+        return self._editor
+
+    @property
+    def edits(self) -> EditSet:
+        """What was edited so far; nothing in a model without concepts."""
+        return EditSet() if self._editor is None else self._editor.edits
+
+    @property
+    def here(self) -> EditSet:
+        """The edits that act on the picture that is looked at, as edits of all pictures."""
+        acting = self.edits.for_picture(self.picture.name, self.explorer.domain)
+        return EditSet(tuple(replace(edit, samples=None, domain=None) for edit in acting.edits))
+
+    @property
+    def held(self) -> str:
+        """Text of the concept that is held.
+
+        Raises:
+            UserError: none is.
+        """
+        bank = self.explorer.bank
+        if self.concept is None:
+            raise UserError("choose a concept first: click one of the bars, or search for it")
+        return bank.texts[self.concept]
+
+    # ------------------------------------------------------------------------------------------------------- choosing
+
+    def look_at(self, picture: Picture) -> None:
+        """Go to another picture."""
+        self.picture, self.why, self.proposed, self.heat = picture, None, EditSet(), None
+
+    def hold(self, column: int) -> None:
+        """Take up a concept.
+
+        Raises:
+            UserError: there is no such column.
+        """
+        if not 0 <= column < len(self.explorer.bank):
+            raise UserError(f"no concept {column}: the model has {len(self.explorer.bank)}")
+        self.concept, self.heat = column, None
+
+    def look_for(self, method: str | None = None) -> None:
+        """Find where the picture shows the held concept (``cbm.heat_map``)."""
+        self.heat = self.explorer.model.heat_map(self.picture.image, self.held, method)
+
+    # -------------------------------------------------------------------------------------------------------- editing
+
+    def edit(
+        self, op: str, value: float | str | None = None, *, scope: str = HERE, classes: str = ALL_CLASSES, why: str = ""
+    ) -> Edit:
+        """Edit the held concept. Setting it again takes the place of the last edit, so that a dragged value is one.
+
+        Args:
+            op: of ``cbm.editing.OPS``.
+            value: if it takes one.
+            scope: "this picture" or "all pictures".
+            classes: the class that is told, or "all classes".
+            why: kept with the edit.
+        """
+        edit = self._edit(self.held, op, value, scope, classes, why)
+        before = self._dragged
+        self._dragged = None
+        if before is not None and before.op == op and replace(before, value=value) == edit:
+            self.editor.undo()
+        self._apply(edit)
+        self._dragged = edit
+        return edit
+
+    def remove_alike(self, *, scope: str = HERE, classes: str = ALL_CLASSES, why: str = "") -> None:
+        """Remove the held concept and all that the encoder cannot tell from it: one would read on for the other."""
+        self._dragged = None
+        texts = self.editor.alike(self.held)
+        self._apply(EditSet(tuple(self._edit(text, "remove", None, scope, classes, why) for text in texts)))
+
+    def _edit(self, concept: str, op: str, value: float | str | None, scope: str, classes: str, why: str) -> Edit:
+        told = None if classes == ALL_CLASSES else (self.explorer.classes[class_index(self.explorer, classes)],)
+        return Edit(op, concept, value, told, (self.picture.name,) if scope == HERE else None, why=why.strip() or None)
+
+    def _apply(self, edits: Edit | EditSet) -> None:
+        """Add edits that the model has a place for, or none: a tab must go on after a refusal."""
+        self.editor.apply(edits)
+        try:
+            self.logits()
+        except UserError:
+            self.editor.undo()
+            raise
+
+    def undo(self) -> None:
+        """Take the last change back."""
+        self._dragged = None
+        self.editor.undo()
+
+    def redo(self) -> None:
+        """Make it again."""
+        self._dragged = None
+        self.editor.redo()
+
+    def propose(self, edits: EditSet, *, scope: str = EVERYWHERE) -> None:
+        """Keep edits to look at, for this picture or for all."""
+        if scope == HERE:
+            edits = EditSet(tuple(replace(edit, samples=(self.picture.name,)) for edit in edits.edits))
+        self.proposed = edits
+
+    def accept(self) -> None:
+        """Apply what was proposed.
+
+        Raises:
+            UserError: nothing was.
+        """
+        if not len(self.proposed):
+            raise UserError("nothing is proposed")
+        self._dragged = None
+        self._apply(self.proposed)
+        self.proposed = EditSet()
+
+    def correct(self, label: str, margin: float = 0.2) -> None:
+        """Give the held concept just the weight by which this picture becomes ``label``."""
+        self._dragged = None
+        there, why = Editor(self.explorer.model, self.here), f"'{self.picture.name}' is {label}"
+        there.correct(self.picture.x, label, self.held, margin=margin, why=why)
+        self._apply(EditSet(there.edits.edits[len(self.here) :]))
+
+    def smallest_flip(self, label: str | None = None) -> None:
+        """Propose the fewest concepts that would change the decision about this picture.
+
+        Raises:
+            UserError: no change of five concepts or fewer does it.
+        """
+        found = Editor(self.explorer.model, self.here).smallest_flip(self.picture.x, label)
+        if found is None:
+            to = "the decision" if label is None else f"the decision to {label}"
+            raise UserError(f"no change of five concepts or fewer, within what training pictures show, flips {to}")
+        self.propose(found, scope=HERE)
+
+    def follow(self) -> None:
+        """Propose what follows from the concepts that were set present or absent on this picture.
+
+        Raises:
+            UserError: the model is not energy-based, or nothing was told yet.
+        """
+        told = {
+            edit.concept: edit.value for edit in self.here.edits if edit.op == "set" and isinstance(edit.value, str)
+        }
+        if self.explorer.energies is not None and not told:
+            raise UserError("tell it something first: set a concept of this picture present or absent")
+        found = self.editor.follow(self.picture.x, told)
+        self.propose(EditSet(tuple(edit for edit in found.edits if edit.concept not in told)), scope=HERE)
+
+    # ------------------------------------------------------------------------------------------- the whole split, files
+
+    def compare(self) -> Comparison:
+        """Decisions about all pictures of the split, before and after; remembered until the edits change."""
+        if self._comparison is None or self._comparison[0] != self.edits:
+            explorer, split = self.explorer, self.explorer.split
+            after = self.editor.logits(split.x, split.names, explorer.logits)
+            self._comparison = self.edits, Comparison(explorer.logits, after, split.y, explorer.classes)
+        return self._comparison[1]
+
+    def save(self) -> tuple[Path, int]:
+        """Write the edits into the run directory: ``edits.yaml``, or the next free ``edits-2.yaml``, ...
+
+        A file that this tab wrote or read is written again; others are left alone.
+
+        Returns:
+            The file, and how many edits are not in it: those of dropped pictures, which no split knows.
+
+        Raises:
+            UserError: there is nothing to save.
+        """
+        known = set(self.explorer.split.names)
+        kept = EditSet(tuple(edit for edit in self.edits.edits if known.issuperset(edit.samples or ())))
+        if not len(kept):
+            raise UserError("there is no edit to save" + (" but of dropped pictures" if len(self.edits) else ""))
+        number, path = 2, self.explorer.model.path / "edits.yaml"
+        while path.exists() and path != self._saved:
+            path, number = path.with_name(f"edits-{number}.yaml"), number + 1
+        kept.save(path)
+        self._saved = path
+        return path, len(self.edits) - len(kept)
+
+    def saved_files(self) -> list[Path]:
+        """Edits that are in the run directory."""
+        return sorted(self.explorer.model.path.glob("edits*.yaml"))
+
+    def read(self, file: str) -> Path:
+        """Add the edits of a file of the run directory.
+
+        Raises:
+            UserError: there is no such file, or it does not fit the model; nothing is changed then.
+        """
+        found = {path.name: path for path in self.saved_files()}
+        if file not in found:
+            raise UserError(f"no '{file}' in '{self.explorer.model.path}'")
+        edits = load_edits(found[file])
+        begun = bool(len(self.edits))
+        self._dragged = None
+        self._apply(edits)
+        if not begun:
+            self._saved = found[file]
+        return found[file]
+
+    def logits(self) -> torch.Tensor:
+        """``[C]`` of the picture that is looked at, after the edits."""
+        if self._editor is None:
+            return self.explorer.model.predict_features(self.picture.x[None]).logits[0]
+        return self._editor.logits(self.picture.x[None], [self.picture.name])[0]

@@ -1,0 +1,153 @@
+"""The explorer in a real browser, end to end, by keyboard where a mouse is not needed; skipped without one."""
+
+import queue
+import re
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+from explored_run import explored
+
+from cbm.app.effect import effect_on_split
+from cbm.app.session import Session
+
+pytest.importorskip("gradio", reason="the explorer is not installed (pip install 'cbm[app]')")
+playwright = pytest.importorskip("playwright.sync_api", reason="no browser driver (pip install 'cbm[browser]')")
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+if CHROMIUM is None:
+    pytest.skip("no Chromium on this machine", allow_module_level=True)
+
+QUIET = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--no-first-run",
+]
+
+
+@pytest.fixture(scope="module")
+def address() -> str:
+    """The explorer of a small run, served as the command serves it."""
+    from cbm.app.page import launch
+
+    opened: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=launch, args=(explored(),), kwargs={"opened": opened.put}, daemon=True).start()
+    return opened.get(timeout=120)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def page(browser, address: str):
+    """A tab of its own; nothing it loads comes from elsewhere, and nothing fails in it."""
+    context = browser.new_context(viewport={"width": 1360, "height": 1000})
+    page, asked, failed = context.new_page(), [], []
+    page.on("request", lambda request: asked.append(request.url))
+    page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: failed.append(str(error)))
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.wait_for_selector("#explanation .bar")
+    yield page
+    context.close()
+    assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
+    assert failed == []
+
+
+def press(page, name: str) -> None:
+    """Reach a button by the keyboard and press it."""
+    button = page.get_by_role("button", name=name, exact=True)
+    button.focus()
+    page.keyboard.press("Enter")
+
+
+def test_why_change_it_and_see(page, address: str, browser):
+    """Explain, hold a concept, move its value: probabilities follow; another tab knows nothing of it; undo."""
+    first = page.locator("#explanation .bar").first
+    text = first.locator(".name").inner_text()
+    first.focus()
+    page.keyboard.press("Enter")
+    page.wait_for_selector(f"#panel b:has-text('{text}')")
+    assert page.evaluate("document.activeElement.dataset.key") is not None  # drawn again, still where the hand was
+    before = page.locator("#verdict .number").first.inner_text()
+    page.locator("#value input[type=range]").focus()
+    for _ in range(4):
+        page.keyboard.press("PageDown")
+    page.wait_for_selector("#explanation .bar.edited")
+    page.wait_for_function(f"document.querySelector('#verdict .number').innerText !== '{before}'")
+    page.wait_for_selector("text=Edits: 1")
+
+    other = browser.new_page()
+    other.goto(address)
+    other.wait_for_selector("text=Edits: none", timeout=60_000)
+    other.close()
+
+    press(page, "Undo")
+    page.wait_for_selector("text=Edits: none")
+    page.wait_for_function(f"document.querySelector('#verdict .number').innerText === '{before}'")
+    press(page, "Undo")
+    page.wait_for_selector("text=there is no edit to undo")
+
+
+def test_remove_run_over_the_split_and_save(page):
+    explorer = explored()
+    page.locator("#explanation .bar").first.click()
+    page.wait_for_selector("#panel b")
+    page.get_by_role("radio", name="all pictures").check()
+    press(page, "Remove")
+    page.wait_for_selector("text=Edits: 1")
+    page.get_by_role("tab", name="Whole split").click()
+    press(page, "Run the edits over the split")
+    page.wait_for_selector("#effect .figures")
+    shown = page.locator("#effect .figures b").all_inner_texts()
+    press(page, "Save edits")
+    saved = Path(page.locator(".saved-at code").first.inner_text())
+    assert saved.parent == explorer.model.path
+    tab = Session(explorer)
+    tab.read(saved.name)
+    saved.unlink()
+    effect = effect_on_split(tab)
+    assert [int(number) for number in shown[3:]] == [effect.gained, effect.lost, effect.flipped]
+    assert shown[1] == f"{100 * effect.after:.2f}%"
+    assert tab.edits.edits[0].op == "remove"
+
+
+def test_dropped_files(page, tmp_path: Path):
+    (tmp_path / "page.png").write_text("<script>window.hurt = true</script>")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "page.png")
+    page.wait_for_selector("text='page.png' is no picture that can be read")
+    explored().picture(3).image.save(tmp_path / "<b>bird.png")
+    page.reload()
+    page.wait_for_selector("#explanation .bar")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "<b>bird.png")
+    page.wait_for_selector("text=true class not known")
+    assert page.evaluate("window.hurt") is None
+
+
+def test_where_which_class_which_concept(page):
+    """Search, heat map, classes, concepts, and back to a picture from a tile."""
+    explorer = explored()
+    page.get_by_label("Find a concept").first.press_sequentially("yellow belly")
+    page.wait_for_selector("#found .bar")
+    page.locator("#found .bar").first.click()
+    page.wait_for_selector("#panel b")
+    press(page, "Where is the concept seen?")
+    page.wait_for_selector(".heat img")
+    page.get_by_role("tab", name="Classes").click()
+    page.wait_for_selector("#class-concepts .bar")
+    assert re.search(r"pictures\s+6", page.locator("#class-page").inner_text())
+    page.get_by_role("tab", name="Concepts").click()
+    page.locator("#concept-list .row").first.click()
+    page.wait_for_selector(f"#concept-page h3:has-text('{explorer.bank.texts[0]}')")
+    tile = page.locator("#concept-page .tile").first
+    row = int(tile.get_attribute("data-key"))
+    tile.click()
+    page.wait_for_selector(f"#picture img[alt='{explorer.images.names[row]}']")

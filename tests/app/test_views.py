@@ -1,0 +1,134 @@
+"""Pictures, classes, concepts, another domain: what the views are told."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from birds_run import COUNTS, shared_folder
+from explored_run import explored, trained
+from torch.nn.functional import normalize
+
+from cbm.app import Explorer, Session
+from cbm.app.adapt import suggest
+from cbm.app.classes import describe_class
+from cbm.app.concepts import describe_concept
+from cbm.app.gallery import PER_PAGE, find_pictures
+from cbm.app.render import render
+from cbm.app.session import EVERYWHERE
+from cbm.config import load_card
+from cbm.errors import UserError
+from cbm.metrics import match_concepts
+from cbm.metrics.concept_labels import binary_auroc
+
+
+def test_pictures_by_class_and_mistakes():
+    explorer = explored()
+    everything = find_pictures(explorer)
+    assert (everything.count, len(everything.tiles)) == (len(explorer.split), PER_PAGE)
+    last = find_pictures(explorer, number=10**6)
+    assert last.number == last.pages - 1
+    name = explorer.classes[3]
+    assert {tile.true for tile in find_pictures(explorer, of=name).tiles} == {name}
+    wrong = find_pictures(explorer, mistakes=True)
+    assert wrong.count == int((explorer.predicted != explorer.split.y).sum())
+    assert not any(tile.right for tile in wrong.tiles)
+    with pytest.raises(UserError, match="did you mean"):
+        find_pictures(explorer, of=name[:-1])
+
+
+def test_only_the_thumbnails_of_a_page_are_made(monkeypatch: pytest.MonkeyPatch):
+    explorer, opened = explored(), []
+    images = type(explorer.images)
+    original = images.open
+    monkeypatch.setattr(images, "open", lambda self, row: opened.append(row) or original(self, row))
+    find_pictures(explorer, number=3)
+    assert len(opened) <= PER_PAGE
+
+
+def test_a_class_before_and_after_its_weights_are_corrected():
+    tab = Session(explored())
+    explorer, name = tab.explorer, tab.explorer.classes[2]
+    page = describe_class(tab, name)
+    right = (explorer.predicted == 2)[explorer.split.y == 2]
+    assert page.before == page.after == pytest.approx(float(right.double().mean()))
+    assert sum(count for _, count in page.taken_for) == round(page.count * (1 - page.before))
+    sizes = [abs(concept.before) for concept in page.concepts]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] == pytest.approx(float(explorer.bottleneck.importance()[2].abs().max()))
+    tab.hold(page.concepts[0].column)
+    tab.edit("reweight", -3.0, scope=EVERYWHERE, classes=name)
+    after = {concept.column: concept for concept in describe_class(tab, name).concepts}[page.concepts[0].column]
+    assert (after.before, after.after) == (page.concepts[0].before, pytest.approx(-3.0, abs=1e-3))
+
+
+def test_a_concept_with_its_pictures_and_its_labels():
+    explorer = explored()
+    column, truth = next(
+        pair for pair in match_concepts(explorer.bank.texts, explorer.data.concept_names)
+        if explorer.bank.concepts[pair[0]].classes
+    )  # fmt: skip
+    facts = describe_concept(explorer, column)
+    scores = explorer.bottleneck.scores(explorer.split.x)[:, column]
+    assert [tile.row for tile in facts.top] == scores.argsort(descending=True, stable=True)[:8].tolist()
+    expected = binary_auroc(scores.sigmoid(), explorer.split.concepts[:, truth].int())
+    assert facts.label_auroc == pytest.approx(float(expected))
+    assert facts.owner_auroc is not None
+    importance = explorer.bottleneck.importance()[:, column]
+    assert facts.used_by[0][0] == explorer.classes[int(importance.abs().argmax())]
+
+
+def test_pictures_of_another_domain(monkeypatch: pytest.MonkeyPatch):
+    card = load_card("birds_shift")
+    card.args.update(COUNTS)
+    card.root = str(shared_folder() / "birds")
+    monkeypatch.setattr("cbm.app.explorer.load_card", lambda name: card)
+    explorer = Explorer(trained("labo"), shared_folder() / "cache", dataset="birds_shift")
+    assert explorer.domain == "birds_shift"
+    assert explorer.accuracy < explored().accuracy
+
+
+def test_test_time_editing_finds_what_was_added():
+    """All pictures are given more of one concept: it is among what is edited, and the edits help."""
+    explorer, data = copy.copy(explored()), copy.copy(explored().data)
+    split = explorer.split
+    planted = replace(split, x=normalize(split.x + explorer.bottleneck.concepts[0], dim=1))
+    data.splits = {**data.splits, "test": planted}
+    explorer.data, explorer.domain = data, "another camera"
+    explorer.logits = explorer.model.model(planted.x)
+    found = suggest(explorer, shots=3)
+    assert (found.support, found.tested) == (60, len(planted) - 60)
+    assert set(found.baselines) == {"recentre", "refit"}
+    assert explorer.bank.texts[0] in [shown.concept for shown in found.concepts]
+    assert {shown.concept for shown in found.concepts} == {edit.concept for edit in found.edits.edits}
+    assert {edit.domain for edit in found.edits.edits} == {"another camera"}
+    assert found.after > found.before
+    tab = Session(explorer)
+    tab.propose(found.edits)
+    tab.accept()
+    assert not torch.equal(tab.compare().after, explorer.logits)
+    with pytest.raises(UserError, match="labelled picture of every class"):
+        suggest(explorer, shots=0)
+    with pytest.raises(UserError, match="shots"):
+        suggest(explorer, shots=1000)
+
+
+def test_a_run_that_is_not_there():
+    run = trained("labo")
+    with pytest.raises(UserError, match="did you mean 'explored-labo'"):
+        Explorer(run.with_name("explored-lab"), shared_folder() / "cache")
+    with pytest.raises(UserError, match="no split 'tests'"):
+        Explorer(run, shared_folder() / "cache", name="tests")
+
+
+def test_names_from_files_are_text():
+    """A picture or concept called like a tag stays a name."""
+    evil = "<img src=x onerror=alert(1)>"
+    for html in (
+        render("picture", name=evil, uri="data:,", tiny=False, heat=None, held="", heat_uri=""),
+        render("held", text=evil, unit="sd"),
+        render("concept_list", texts=[(0, evil)], count=1, words=evil, held=None),
+        render("saved", path=evil, run=evil, left_out=0),
+    ):
+        assert "<img src=x" not in html
+        assert "&lt;img src=x" in html
