@@ -156,7 +156,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     if logger is not None:
         from cbm.tracking import log_results
 
-        log_results(logger, run.path, metrics, model, bank, data.classes)
+        log_results(logger, run.path, metrics, model, bank, data, dataset.splits["test"].images)
     announce(run.path, metrics, heads, integrity, baselines, cfg)
     return metrics
 

@@ -7,8 +7,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from birds_run import QUICK, small
 from conftest import PROJECT
+
+from cbm import config
+from cbm.tracking import curves
 
 pytest.importorskip("wandb")
 
@@ -60,6 +64,41 @@ def test_offline_without_a_login(tmp_path: Path):
     measured = json.loads((tmp_path / "tracked" / "metrics.json").read_text())
     assert float(summary["test/accuracy"]) == pytest.approx(measured["test/accuracy"])
     assert history > 3
-    assert "model" in artifacts
-    assert json.loads(logged["concepts._type"]) == "table-file"
+    assert artifacts.count("model") == artifacts.count("concept-bank") == 1
+    for table in ("concepts", "examples", "accuracy_at_equal_sparsity_table"):
+        assert json.loads(logged[f"{table}._type"]) == "table-file", sorted(logged)
     assert json.loads(logged["report._type"]) == "html-file"
+    examples = json.loads(next((tmp_path / "tracked").rglob("examples_*.table.json")).read_text())
+    named = dict(zip(examples["columns"], zip(*examples["data"])))
+    wrong = [label != called for label, called in zip(named["class"], named["called"])]
+    assert 0 < sum(wrong) <= 16
+    assert wrong == sorted(wrong, reverse=True)  # mistakes first
+    assert sorted(named["confidence"][: sum(wrong)], reverse=True) == list(named["confidence"][: sum(wrong)])
+    assert len(list((tmp_path / "tracked").rglob("example_pictures_*.png"))) == len(wrong)
+    captions = json.loads(logged["example_pictures.captions"])
+    assert captions[0].startswith(f"{named['class'][0]}, called {named['called'][0]} (")
+    assert named["because"][0] in captions[0]
+    assert len(named["because"][0].split("; ")) == 5
+
+
+def test_curves_are_read_off_the_metrics():
+    metrics = {f"test/intervention_accuracy_{p}": p / 200 for p in (0, 100, 50)} | {"test/accuracy_nec5_resolved": 0.9}
+    assert curves(metrics) == [
+        ("accuracy_at_equal_sparsity", "concepts per class", [[5.0, 0.9]]),
+        ("intervention_curve", "per cent of concepts told", [[0.0, 0.0], [50.0, 0.25], [100.0, 0.5]]),
+    ]
+    assert curves({"test/accuracy": 1.0}) == []
+
+
+def test_the_sweep_file_names_settings_that_exist():
+    from hydra import compose, initialize_config_dir
+
+    sweep = yaml.safe_load((config.CONFIGS / "wandb_sweep.yaml").read_text())
+    chosen = [f"{key}={value['values'][-1]}" for key, value in sweep["parameters"].items()]
+    fixed = [part for part in sweep["command"] if "=" in part]
+    config.register()
+    with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+        cfg = compose("train", [*chosen, *fixed])
+    assert cfg.logger.wandb
+    for method in sweep["parameters"]["method"]["values"]:
+        assert method in config.choices("method")
