@@ -634,11 +634,18 @@ def adapt(
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",
+    destination: Annotated[Path | None, typer.Option("--out", help="Write a page with table and curves here.")] = None,
 ) -> None:
     """One table of several runs: mean and standard deviation over seeds."""
     from cbm.report.compare import compare_runs, format_table
 
-    print(format_table(compare_runs(runs), style))
+    rows = compare_runs(runs)
+    print(format_table(rows, style))
+    if destination is not None:
+        from cbm.report.comparison import write_comparison
+
+        write_comparison(destination, rows)
+        print(f"written to {destination}", file=sys.stderr)
 
 
 @app.command(name="app")

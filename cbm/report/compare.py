@@ -308,7 +308,7 @@ def format_table(rows: list[Row], style: str = "rich") -> str:
     return styles[style](rows)
 
 
-def _columns(rows: list[Row]) -> tuple[list[str], list[str]]:
+def columns(rows: list[Row]) -> tuple[list[str], list[str]]:
     """Labels that say something, and metrics that somebody has."""
     labels = [key for key in LABELS if any(row.labels[key] for row in rows)]
     return labels, [key for key in COLUMNS if any(row.values.get(key) for row in rows)]
@@ -318,7 +318,7 @@ def _number(key: str, value: float) -> str:
     return f"{100 * value:.1f}" if key in PERCENT else f"{value:z.{DIGITS.get(key, 2)}f}"
 
 
-def _cell(row: Row, key: str) -> str:
+def cell(row: Row, key: str) -> str:
     """``53.4 ± 0.6 (3)``, with ≈ if it may be as good as the best; one run without ±; accuracies in per cent."""
     values = row.values.get(key)
     if not values:
@@ -329,7 +329,8 @@ def _cell(row: Row, key: str) -> str:
     return f"{mean} ± {_number(key, statistics.stdev(values))} ({len(values)})" + f" {EQUAL}" * (key in row.equal)
 
 
-def _title(key: str) -> str:
+def title(key: str) -> str:
+    """A column's name."""
     return f"{COLUMNS[key]} %" if key in PERCENT else COLUMNS[key]
 
 
@@ -339,18 +340,18 @@ def _rich(rows: list[Row]) -> str:
     from rich.table import Table
     from rich.text import Text
 
-    labels, metrics = _columns(rows)
+    labels, metrics = columns(rows)
     shared = [key for key in labels if len(rows) > 1 and len({row.labels[key] for row in rows}) == 1]
     table = Table(box=None, pad_edge=False, header_style="dim")
     for key in (key for key in labels if key not in shared):
         narrow = 26 if key == "settings" else 200  # settings may be wrapped, nothing else
         table.add_column(key, overflow="fold", min_width=min(narrow, max(len(row.labels[key]) for row in rows)))
     for key in metrics:
-        width = max(len(text) for text in (_title(key), *(_cell(row, key) for row in rows)))
-        table.add_column(Text(_title(key)), justify="right", min_width=width)
+        width = max(len(text) for text in (title(key), *(cell(row, key) for row in rows)))
+        table.add_column(Text(title(key)), justify="right", min_width=width)
     for row in rows:
         texts = [Text(row.labels[key]) for key in labels if key not in shared]
-        table.add_row(*texts, *(Text(_cell(row, key), "bold" if key in row.best else "") for key in metrics))
+        table.add_row(*texts, *(Text(cell(row, key), "bold" if key in row.best else "") for key in metrics))
     console = Console()
     unbounded = console.options.update(max_width=10_000)
     console.width = max(console.width, Measurement.get(console, unbounded, table).minimum)
@@ -362,20 +363,20 @@ def _rich(rows: list[Row]) -> str:
 
 
 def _markdown(rows: list[Row]) -> str:
-    labels, metrics = _columns(rows)
-    lines = [[*labels, *map(_title, metrics)], ["---"] * len(labels) + ["---:"] * len(metrics)]
+    labels, metrics = columns(rows)
+    lines = [[*labels, *map(title, metrics)], ["---"] * len(labels) + ["---:"] * len(metrics)]
     for row in rows:
-        cells = [f"**{_cell(row, key)}**" if key in row.best else _cell(row, key) for key in metrics]
+        cells = [f"**{cell(row, key)}**" if key in row.best else cell(row, key) for key in metrics]
         lines.append([row.labels[key].replace("|", "\\|") for key in labels] + cells)
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _latex(rows: list[Row]) -> str:
-    labels, metrics = _columns(rows)
+    labels, metrics = columns(rows)
     lines = [f"\\begin{{tabular}}{{{'l' * len(labels)}{'r' * len(metrics)}}}", "\\toprule"]
-    lines += [" & ".join(_escape(title) for title in (*labels, *map(_title, metrics))) + " \\\\", "\\midrule"]
+    lines += [" & ".join(_escape(name) for name in (*labels, *map(title, metrics))) + " \\\\", "\\midrule"]
     for row in rows:
-        cells = [_escape(_cell(row, key)) for key in metrics]
+        cells = [_escape(cell(row, key)) for key in metrics]
         cells = [f"\\textbf{{{cell}}}" if key in row.best else cell for key, cell in zip(metrics, cells)]
         lines.append(" & ".join([_escape(row.labels[key]) for key in labels] + cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
@@ -400,7 +401,7 @@ def _csv(rows: list[Row]) -> str:
 
     ``STABILITY`` is one number for all runs of a row.
     """
-    labels, metrics = _columns(rows)
+    labels, metrics = columns(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow([*labels, *(f"{key}{suffix}" for key in metrics for suffix in ("", "/sd", "/n")), "seeds"])

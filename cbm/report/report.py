@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.dataset import ImageDataset
-from cbm.data.features import FeatureData
+from cbm.data.features import FeatureData, spaced
 from cbm.evaluation import concept_ground_truth, predict_logits
 from cbm.files import write_atomically
 from cbm.layers import Activation, ConceptBottleneck, Cube, EnergyBottleneck, Largest, Sigmoid, TopK
@@ -22,6 +22,14 @@ from cbm.report.command import reproduce_command
 from cbm.report.energies import describe_energies, told_rows
 from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, resolved_rows
 from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
+from cbm.report.figures import (
+    as_image,
+    calibration_figure,
+    correlation_figure,
+    intervention_figure,
+    sparsity_figure,
+    write_figures,
+)
 from cbm.report.thumbnails import Thumbnail, thumbnail
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
 from cbm.report.wording import clip, deviations, number, percent, signed
@@ -31,6 +39,12 @@ log = logging.getLogger(__name__)
 CLASSES_IN_DETAIL = 40
 CLASSES_IN_MATRIX = 20
 PICTURES = 12
+FIGURES = {
+    "accuracy_nec": "Accuracy at equal sparsity",
+    "calibration": "Is it right as often as it says?",
+    "interventions": "Accuracy as concepts are told",
+    "concept_correlation": "Which concepts say the same thing",
+}
 TIMES = {
     "time/encode_s": "Encoding the pictures (or reading them from the store)",
     "time/concepts_s": "Preparing the concepts",
@@ -71,7 +85,7 @@ def write_report(
     path: Path, model: nn.Module, bank: ConceptBank | None, data: FeatureData, dataset: ImageDataset,
     metrics: dict[str, float], integrity: Integrity | None, baselines: dict[str, dict[str, float]], cfg: DictConfig,
 ) -> None:  # fmt: skip
-    """Write ``report.html`` into the run directory ``path``.
+    """Write ``report.html`` and ``figures/`` into the run directory ``path``.
 
     Args:
         path: the run directory.
@@ -85,6 +99,7 @@ def write_report(
         cfg: the configuration of the run.
     """
     context = describe_run(model, bank, data, dataset, metrics, integrity, baselines, cfg)
+    context["figures"] = draw(path / "figures", model, bank, data, metrics)
     write_atomically(path / "report.html", render(context).encode())
 
 
@@ -160,6 +175,23 @@ def describe_run(
         "config": OmegaConf.to_yaml(cfg, resolve=True),
         "times": [(name, metrics[key]) for key, name in TIMES.items() if key in metrics],
     }
+
+
+@torch.no_grad()
+def draw(
+    folder: Path, model: nn.Module, bank: ConceptBank | None, data: FeatureData, metrics: dict[str, float]
+) -> dict[str, str]:
+    """Write the figures of a run; returns them by title as ``data:`` addresses."""
+    drawn = {
+        "accuracy_nec": sparsity_figure(metrics),
+        "calibration": calibration_figure(predict_logits(model, data.test.x).softmax(dim=1), data.test.y),
+        "interventions": intervention_figure(metrics),
+    }
+    if isinstance(model, ConceptBottleneck) and bank is not None:
+        drawn["concept_correlation"] = correlation_figure(model, bank.texts, spaced(data.test.x, 2000))
+    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    write_figures(folder, figures)
+    return {FIGURES[name]: as_image(figure) for name, figure in figures.items()}
 
 
 def header_facts(

@@ -17,6 +17,7 @@ from cbm.concepts import Concept, ConceptBank
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, LinearHead, LinearProbe, save_model
 from cbm.report.compare import compare_runs, format_table
+from cbm.report.comparison import CURVES, curve_figure, write_comparison
 
 
 def make_run(folder: Path, name: str, accuracy: float | None, **changes) -> Path:
@@ -236,3 +237,28 @@ def test_what_may_be_as_good_as_the_best_is_marked(tmp_path: Path):
     assert r"$\approx$" in format_table(list(rows.values()), "latex")
     few = {row.labels["method"]: row for row in compare_runs([tmp_path / f"{n}{s}" for n in rows for s in (0, 1)])}
     assert not few["posthoc"].equal  # two seeds say nothing
+
+
+def test_the_page_has_a_table_and_curves_for_every_data_set(tmp_path: Path):
+    for method, values in (("labo", [0.8, 0.7, 0.9]), ("post<b>hoc", [0.6, 0.65, 0.5])):
+        for seed, value in enumerate(values):
+            for dataset in ("birds", "wings"):
+                run = make_run(
+                    tmp_path, f"{method[:4]}-{dataset}{seed}", value, seed=seed, method={"name": method},
+                    dataset={"name": dataset},
+                )  # fmt: skip
+                metrics = json.loads((run / "metrics.json").read_text())
+                metrics |= {"test/accuracy_nec5_resolved": value / 2, "test/accuracy_nec10_resolved": value}
+                (run / "metrics.json").write_text(json.dumps(metrics))
+    rows = compare_runs([tmp_path])
+    figure = curve_figure([row for row in rows if row.labels["dataset"] == "birds"], *CURVES[next(iter(CURVES))])
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    assert sum(drawn["labo"], []) == pytest.approx([5, 0.4, 10, 0.8])
+    assert list(drawn) == ["labo", "post<b>hoc"]  # the most accurate first
+    write_comparison(tmp_path / "page.html", rows)
+    page = (tmp_path / "page.html").read_text(encoding="utf-8")
+    assert page.count("<h2>") == page.count("<table>") == 2
+    assert page.count("<img ") == 2  # no run was told concepts
+    assert "<b>80.0 ± 10.0 (3)</b>" in page
+    assert "<b>hoc" not in page
+    assert "http" not in page

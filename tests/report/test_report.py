@@ -198,7 +198,10 @@ def test_page_has_its_sections_and_stands_on_its_own(birds: Run, tmp_path: Path)
     page = Page(html)
     assert not page.wrong
     assert not page.open
-    assert page.sections == ["evidence", "accuracy", "classes", "examples", "mistakes", "truth", "concepts", "run"]
+    assert page.sections == [
+        "evidence", "accuracy", "classes", "figures", "examples", "mistakes", "truth", "concepts", "run",
+    ]  # fmt: skip
+    assert {file.stem for file in (tmp_path / "figures").glob("*.svg")} >= {"calibration", "concept_correlation"}
     assert all(target.startswith(("data:image/", "#")) for target in page.asked)
     assert "url(" not in html
     assert "@import" not in html
@@ -211,7 +214,7 @@ def test_page_has_its_sections_and_stands_on_its_own(birds: Run, tmp_path: Path)
 def test_model_without_concepts(birds: Run, tmp_path: Path):
     html = birds.write(tmp_path, concepts=False)
     page = Page(html)
-    assert page.sections == ["accuracy", "classes", "examples", "mistakes", "run"]
+    assert page.sections == ["accuracy", "classes", "figures", "examples", "mistakes", "run"]
     assert not page.wrong
     assert "This model has no concepts" in html
 
@@ -246,7 +249,7 @@ def test_many_classes_and_long_names_stay_small(tmp_path: Path):
     assert "<b>A selection:</b> 40 of 300 classes" in html
     page = Page(html)
     assert not page.wrong
-    assert 1 <= len(page.alts) <= 24
+    assert 1 <= len(page.alts) <= 24 + 4  # pictures, and figures
 
 
 def test_two_classes_all_right_and_all_wrong(tmp_path: Path):

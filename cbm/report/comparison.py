@@ -1,0 +1,80 @@
+"""Several runs side by side as one page: the table of ``compare``, and curves with their spread over seeds."""
+
+import json
+import re
+import statistics
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from cbm.files import write_atomically
+from cbm.report.compare import EQUAL, SIGNIFICANT, Row, cell, columns, title
+from cbm.report.figures import as_image, new_figure
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+CURVES = {
+    "Accuracy at equal sparsity: re-solved heads": (r"test/accuracy_nec(\d+)_resolved", "concepts per class"),
+    "Accuracy as concepts are told": (r"test/intervention_accuracy_(\d+)", "per cent of concepts told"),
+}
+"""Caption to the keys of ``metrics.json`` that make the curve, and its axis."""
+MOST_CURVES = 10
+"""Of a figure, the most accurate experiments first."""
+
+
+def write_comparison(path: Path, rows: list[Row]) -> None:
+    """Write one page about the rows of ``compare_runs``; nothing in it is loaded from elsewhere."""
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    groups: dict[str, list[Row]] = {}
+    for row in rows:
+        dataset, shots = row.labels["dataset"], row.labels["shots"]
+        groups.setdefault(dataset if shots == "all" else f"{dataset}, {shots} shots", []).append(row)
+    tables, figures = [], {}
+    for name, members in groups.items():
+        labels, metrics = columns(members)
+        lines = [
+            ([row.labels[key] for key in labels], [(cell(row, key), key in row.best) for key in metrics])
+            for row in members
+        ]
+        tables.append((name, labels, [title(key) for key in metrics], lines))
+        drawn = [(curve_figure(members, *settings), caption) for caption, settings in CURVES.items()]
+        figures[name] = [(as_image(figure), caption) for figure, caption in drawn if figure is not None]
+    page = environment.get_template("comparison.html").render(
+        rows=rows, runs=sum(len(row.paths) for row in rows), tables=tables, figures=figures, equal=EQUAL,
+        level=SIGNIFICANT,
+    )  # fmt: skip
+    write_atomically(path, page.encode())
+
+
+def curve_figure(rows: list[Row], pattern: str, axis: str) -> "Figure | None":
+    """A curve per experiment: the mean over its runs, and the band of a standard deviation; None without any."""
+    curves = []
+    for row in sorted(rows, key=lambda row: -(row.mean("test/accuracy") or 0.0)):
+        values: dict[int, list[float]] = {}
+        for path in row.paths:
+            for key, value in json.loads((path / "metrics.json").read_text()).items():
+                if match := re.fullmatch(pattern, key):
+                    values.setdefault(int(match[1]), []).append(value)
+        if len(values) > 1:  # one point is in the table
+            curves.append((row, sorted(values.items())))
+    if not curves:
+        return None
+    figure, axes = new_figure(7.0, 4.0)
+    methods = [row.labels["method"] for row, _ in curves]
+    for row, points in curves[:MOST_CURVES]:
+        name = row.labels["method"]
+        further = [row.labels[key] for key in ("concepts", "settings") if row.labels[key]]
+        name = f"{name} ({', '.join(further)})" if methods.count(name) > 1 else name
+        x, means = [place for place, _ in points], [statistics.fmean(values) for _, values in points]
+        spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
+        (line,) = axes.plot(x, means, "o-", markersize=3, label=name)
+        low, high = ([m + sign * s for m, s in zip(means, spread)] for sign in (-1, 1))
+        axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
+    axes.set(xlabel=axis, ylabel="test accuracy")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure

@@ -1,0 +1,155 @@
+"""Plots of a run, ``figures/NAME.svg`` of its directory and in its report: matplotlib figures, without a display."""
+
+import base64
+import io
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cbm.files import write_atomically
+from cbm.layers import ConceptBottleneck
+from cbm.report.wording import clip
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+BINS = 15
+CORRELATED = 40
+"""Concepts of the correlation plot: those that matter most to any class."""
+BLUE, GREY, RED = "#2f6db3", "#8a8f98", "#c2452d"
+
+
+def new_figure(width: float = 5.0, height: float = 3.2) -> "tuple[Figure, Axes]":
+    """An empty figure in the report's manner, in inches."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(alpha=0.2)
+    return figure, axes
+
+
+def svg(figure: "Figure") -> str:
+    """The figure as an ``<svg>`` element: text stays text, the same figure gives the same bytes."""
+    import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cbm", "font.family": "sans-serif"}):
+        buffer = io.StringIO()
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    content = buffer.getvalue()
+    return content[content.index("<svg") :]
+
+
+def as_image(figure: "Figure") -> str:
+    """The figure as an address that holds it, for pages that load nothing."""
+    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure).encode()).decode()
+
+
+def sparsity_figure(metrics: dict[str, float]) -> "Figure | None":
+    """Accuracy over concepts per class (NEC): re-solved heads, the method's own head, controls; None without heads."""
+    points = _series(metrics, r"test/accuracy_nec(\d+)_resolved")
+    if not points:
+        return None
+    figure, axes = new_figure()
+    axes.plot(*zip(*points), "o-", color=BLUE, label="re-solved head")
+    for key, label, colour in (
+        ("test/accuracy_nec5", "own head, cut to 5", BLUE),
+        ("integrity/random_accuracy_nec5", "random concepts, cut to 5", GREY),
+        ("integrity/shuffled_accuracy_nec5", "shuffled concepts, cut to 5", RED),
+    ):
+        if key in metrics:
+            axes.plot([5], [metrics[key]], "D", color=colour, fillstyle="none", label=label)
+    axes.axhline(metrics["test/accuracy"], color=GREY, linestyle=":", label="all concepts")
+    axes.set(xlabel="concepts per class", ylabel="test accuracy", xlim=(0, None))
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def intervention_figure(metrics: dict[str, float]) -> "Figure | None":
+    """Accuracy of the class, and of the concepts not told, as more are told; None where nothing was told."""
+    points = _series(metrics, r"test/intervention_accuracy_(\d+)")
+    if not points:
+        return None
+    figure, axes = new_figure()
+    axes.plot(*zip(*points), "o-", color=BLUE, label="class")
+    if others := [(x, y) for x, y in _series(metrics, r"test/intervention_others_(\d+)") if y == y]:
+        axes.plot(*zip(*others), "s--", color=GREY, label="concepts not told")
+    axes.set(xlabel="per cent of concepts told", ylabel="accuracy")
+    axes.legend(frameon=False, fontsize="small")
+    return figure
+
+
+def calibration_figure(probabilities: Tensor, labels: Tensor) -> "Figure":
+    """Is the model right as often as it says? Share of right pictures by stated probability (reliability diagram).
+
+    Args:
+        probabilities: ``[N, C]``.
+        labels: ``[N]``.
+    """
+    confidence, predicted = probabilities.max(dim=1)
+    right = (predicted == labels).double()
+    place = (confidence * BINS).long().clamp(max=BINS - 1)
+    counts = torch.bincount(place, minlength=BINS)
+    shares = torch.bincount(place, weights=right, minlength=BINS) / counts.clamp(min=1)
+    means = torch.bincount(place, weights=confidence.double(), minlength=BINS) / counts.clamp(min=1)
+    figure, axes = new_figure()
+    axes.plot([0, 1], [0, 1], ":", color=GREY, label="as it says")
+    used = counts > 0
+    axes.bar((torch.arange(BINS) + 0.5)[used] / BINS, shares[used], 0.9 / BINS, color=BLUE, alpha=0.3)
+    axes.plot(means[used], shares[used], "o", color=BLUE, label="right")
+    axes.set(xlabel="stated probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
+    axes.legend(frameon=False, fontsize="small", loc="upper left")
+    return figure
+
+
+@torch.no_grad()
+def correlation_figure(model: ConceptBottleneck, texts: Sequence[str], x: Tensor) -> "Figure | None":
+    """Which concepts say the same thing: correlations of what the head reads, neighbours being alike.
+
+    Args:
+        model: its most important concepts are shown.
+        texts: K concepts.
+        x: ``[N, D]`` pictures.
+
+    Returns:
+        None with fewer than three concepts that vary.
+    """
+    from scipy.cluster.hierarchy import leaves_list, linkage
+    from scipy.spatial.distance import squareform
+
+    matter = model.importance().abs().amax(dim=0)
+    columns = matter.topk(min(CORRELATED, len(matter))).indices
+    values = model.activations(x.float())[:, columns].double()
+    columns, values = columns[values.std(dim=0) > 1e-9], values[:, values.std(dim=0) > 1e-9]
+    if len(columns) < 3:
+        return None
+    correlation = torch.corrcoef(values.T).clamp(-1, 1)
+    distance = (1 - correlation).clamp(min=0)
+    distance.fill_diagonal_(0)
+    order = leaves_list(linkage(squareform(distance.numpy(), checks=False), "average"))
+    names = [clip(texts[k]) for k in columns[order].tolist()]
+    side = max(3.5, 0.19 * len(names) + 2.2)
+    figure, axes = new_figure(side, side - 0.6)
+    axes.grid(visible=False)
+    image = axes.imshow(correlation[order][:, order], cmap="RdBu_r", vmin=-1, vmax=1)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
+    axes.set_yticks(range(len(names)), names, fontsize=6)
+    figure.colorbar(image, shrink=0.5, label="correlation over test pictures")
+    return figure
+
+
+def write_figures(folder: Path, figures: "dict[str, Figure]") -> None:
+    """Write every figure to ``folder/NAME.svg``."""
+    for name, figure in figures.items():
+        write_atomically(folder / f"{name}.svg", f'<?xml version="1.0" encoding="utf-8"?>\n{svg(figure)}'.encode())
+
+
+def _series(metrics: dict[str, float], pattern: str) -> list[tuple[int, float]]:
+    """Number in the key and value of the metrics that match, in order."""
+    return sorted((int(m[1]), value) for key, value in metrics.items() if (m := re.fullmatch(pattern, key)))

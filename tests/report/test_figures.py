@@ -1,0 +1,77 @@
+import re
+import xml.etree.ElementTree as ElementTree
+
+import torch
+from torch.nn.functional import normalize
+
+from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.report.figures import (
+    calibration_figure,
+    correlation_figure,
+    intervention_figure,
+    sparsity_figure,
+    svg,
+    write_figures,
+)
+
+
+def lines(figure) -> dict[str, list[list[float]]]:
+    """Label to points of the lines of a figure."""
+    return {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+
+
+def test_accuracy_over_concepts_per_class():
+    metrics = {"test/accuracy_nec10_resolved": 0.8, "test/accuracy_nec5_resolved": 0.7, "test/accuracy": 0.9,
+               "test/accuracy_nec5": 0.6, "integrity/random_accuracy_nec5": 0.2}  # fmt: skip
+    drawn = lines(sparsity_figure(metrics))
+    assert drawn["re-solved head"] == [[5, 0.7], [10, 0.8]]
+    assert drawn["own head, cut to 5"] == [[5, 0.6]]
+    assert drawn["random concepts, cut to 5"] == [[5, 0.2]]
+    assert "shuffled concepts, cut to 5" not in drawn
+    assert sparsity_figure({"test/accuracy": 0.9}) is None
+
+
+def test_interventions_in_their_order():
+    metrics = {f"test/intervention_accuracy_{p}": p / 100 for p in (100, 0, 50)}
+    metrics |= {"test/intervention_others_0": 0.5, "test/intervention_others_100": float("nan")}
+    drawn = lines(intervention_figure(metrics))
+    assert drawn["class"] == [[0, 0], [50, 0.5], [100, 1]]
+    assert drawn["concepts not told"] == [[0, 0.5]]
+    assert intervention_figure({}) is None
+
+
+def test_calibration_by_hand():
+    probabilities = torch.tensor([[0.99, 0.01], [0.97, 0.03], [0.6, 0.4], [0.55, 0.45]])
+    points = sorted(lines(calibration_figure(probabilities, torch.tensor([0, 1, 0, 0])))["right"])
+    expected = [[0.55, 1.0], [0.6, 1.0], [0.98, 0.5]]
+    torch.testing.assert_close(torch.tensor(points), torch.tensor(expected))
+
+
+def test_concepts_that_say_the_same_are_neighbours():
+    g = torch.Generator().manual_seed(0)
+    base = torch.randn(3, 16, generator=g)
+    concepts = normalize(torch.cat([base, base + 0.1 * torch.randn(3, 16, generator=g)]), dim=1)  # k and k + 3 agree
+    model = ConceptBottleneck(concepts, LinearHead(torch.randn(2, 6, generator=g)))
+    x = normalize(torch.randn(200, 16, generator=g), dim=1)
+    figure = correlation_figure(model, [f"mark {k}" for k in range(6)], x)
+    names = [int(label.get_text().split()[1]) for label in figure.axes[0].get_yticklabels()]
+    assert {tuple(sorted(names[i : i + 2])) for i in (0, 2, 4)} == {(0, 3), (1, 4), (2, 5)}
+    shown = torch.as_tensor(figure.axes[0].images[0].get_array())
+    torch.testing.assert_close(shown, torch.corrcoef((x @ concepts.T).T)[names][:, names].double(), atol=1e-5, rtol=0)
+    assert correlation_figure(model, [""] * 6, x[:1].expand(5, -1)) is None  # nothing varies
+
+
+def test_files_are_the_same_every_time_and_escape_names(tmp_path):
+    g = torch.Generator().manual_seed(0)
+    concepts = normalize(torch.randn(4, 8, generator=g), dim=1)
+    model = ConceptBottleneck(concepts, LinearHead(torch.randn(2, 4, generator=g)))
+    x = normalize(torch.randn(20, 8, generator=g), dim=1)
+    texts = ["<script>alert(1)</script>", "a & b", "$x$ and $y", "plain"]
+    figures = [correlation_figure(model, texts, x) for _ in range(2)]
+    assert svg(figures[0]) == svg(figures[1])
+    write_figures(tmp_path / "figures", {"one": figures[0]})
+    content = (tmp_path / "figures" / "one.svg").read_text(encoding="utf-8")
+    assert "<script" not in content
+    text = " ".join(ElementTree.fromstring(content.encode()).itertext())
+    assert "a & b" in text
+    assert re.search(r"\$x\$ and \$y", text)  # no formula
