@@ -57,7 +57,7 @@ def environment(script: str) -> dict[str, str]:
     elif Path("/proc/cpuinfo").exists():
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         models = [line for line in lines if line.startswith("model name")]
-        name = models[0].split(":")[1].strip() + ", one thread" if models else name
+        name = models[0].split(":")[1].strip() + f", {torch.get_num_threads()} thread(s)" if models else name
     commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     versions = f"python {platform.python_version()}, torch {torch.__version__}, numpy {np.__version__}"
     if torch.cuda.is_available():
