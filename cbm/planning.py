@@ -1,8 +1,8 @@
 """What a run will take, said before it begins: FLOP, memory, disk, and which way of computing will be chosen.
 
 Times are floors: the FLOP of a stage at the speed of a large matrix product, or its bytes at the speed of memory,
-whichever takes longer. Loading, launching and small sizes come on top; the training measured in docs/scale.md took more than
-three times as long.
+whichever takes longer. Loading, launching and small sizes come on top; the training measured in docs/scale.md took more
+than three times as long.
 """
 
 import os
