@@ -1,6 +1,5 @@
 """Lists of files, as data sets are published with: text and CSV files that name pictures, and folders of classes."""
 
-import csv
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 from cbm.data.dataset import Split
 from cbm.data.images import ImageFiles, list_names
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_table
 
 UNPACKED = "(is dataset.root the unpacked archive?)"
 
@@ -29,13 +29,10 @@ def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, s
     """Rows of a CSV file that has these columns."""
     if not table.is_file():
         raise UserError(f"data set '{name}': no file '{table}' {UNPACKED}")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        found = csv.DictReader(file)
-        columns = found.fieldnames or []
-        for key in needed:
-            if key not in columns:
-                raise UserError(f"'{table}' has no column '{key}' (columns: {', '.join(columns) or 'none'})")
-        rows = list(found)
+    columns, rows = read_table(table)
+    for key in needed:
+        if key not in columns:
+            raise UserError(f"'{table}' has no column '{key}' (columns: {', '.join(columns) or 'none'})")
     if not rows:
         raise UserError(f"'{table}' has no rows")
     return rows
@@ -44,11 +41,10 @@ def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, s
 def read_matlab(file: Path, key: str) -> Any:
     """A variable of a Matlab file."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
         return loadmat(file, squeeze_me=True)[key]
-    except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+    except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -67,6 +63,14 @@ def find_root(name: str, root: Path, marks: Sequence[str], inside: Sequence[str]
     absent = next(mark for mark in marks if not (root / mark).exists())
     places = " or ".join(f"'{root / folder / absent}'" for folder in inside)
     raise UserError(f"data set '{name}': no {places} {UNPACKED}")
+
+
+def is_there(file: Path) -> bool:
+    """Whether there is such a file; a name that no file system allows is not there."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):
+        return False
 
 
 def missing_files(root: Path, names: Iterable[str]) -> list[str]:

@@ -4,7 +4,6 @@ Where CoOp (Zhou et al., IJCV 2022) drew splits of its own, which LaBo and many 
 ``split_zhou_NAME.json``; ``protocol=official`` is the authors' split.
 """
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from cbm.data.lists import (
 )
 from cbm.data.readers import from_torchvision, reader
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_json
 
 PROTOCOLS = ("official", "coop")
 
@@ -42,16 +42,16 @@ def locate(
 
 def read_coop_split(name: str, root: Path, pictures: str, file: str) -> ImageDataset:
     """CoOp's split: ``{"train": [[picture, label, class name], ...], "val": ..., "test": ...}``."""
-    try:
-        parts = json.loads((root / file).read_text())
-        listed = {split: [(str(p), int(label), str(said)) for p, label, said in parts[split]] for split in
-                  ("train", "val", "test")}  # fmt: skip
-    except FileNotFoundError as error:
+    if not (root / file).is_file():
         raise UserError(
             f"data set '{name}': no file '{root / file}'; dataset.args.protocol=coop needs CoOp's split (its "
             "DATASETS.md says where it is), dataset.args.protocol=official does not"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
+        )
+    parts = read_json(root / file)
+    try:
+        listed = {split: [(str(p), int(label), str(said)) for p, label, said in parts[split]] for split in
+                  ("train", "val", "test")}  # fmt: skip
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"'{root / file}' is not a split of CoOp's: {type(error).__name__}: {error}") from error
     names = {label: spoken(said) for _, label, said in listed["train"]}
     if sorted(names) != list(range(len(names))):

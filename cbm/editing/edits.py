@@ -24,6 +24,7 @@ import yaml
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
+from cbm.parsing import read_yaml
 
 OPS = {"set": True, "mask": False, "scale": True, "shift": True, "remove": False, "reweight": True}
 """The operations, and whether they take a value."""
@@ -164,12 +165,7 @@ def load_edits(path: str | Path) -> EditSet:
         UserError: it cannot be read, or an entry is no edit; says which.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read edits from '{path}': {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if content is None:
         return EditSet()
     if not isinstance(content, list):
