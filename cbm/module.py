@@ -138,7 +138,7 @@ class WholeCheckpoint(TorchCheckpointIO):
         """Write under a temporary name, then rename."""
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        write_in_parts(Path(path).parent, [buffer.getbuffer()], lambda: Path(path).name)
+        write_in_parts(Path(path).parent, [buffer.getvalue()], lambda: Path(path).name)
 
 
 def is_sound(checkpoint: Path) -> bool:

@@ -101,7 +101,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     if twice := [column for number, column in enumerate(columns) if column and column in columns[:number]]:
         raise UserError(f"'{path}' has two columns '{twice[0]}'")
     for number, row in enumerate(rows, start=2):
-        extra: Any = row.pop(None, None)  # type: ignore[call-overload]
+        extra: Any = row.pop(None, None)
         if extra and any(extra):
             raise UserError(f"'{path}': row {number} has more cells than there are columns ({len(columns)})")
     return columns, rows

@@ -155,7 +155,10 @@ def load_bank(path: Path) -> ConceptBank:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("concepts"), list):
         raise UserError(f"'{file}' is not a concept bank: expected {{\"concepts\": [...]}}")
-    concepts = tuple(_concept(entry, f"'{file}': concept {n}") for n, entry in enumerate(content["concepts"], start=1))
+    concepts = tuple(
+        _concept(entry, f"'{file}' is not a concept bank: concept {n}")
+        for n, entry in enumerate(content["concepts"], start=1)
+    )
     dropped = tuple(_dropped(entry, f"'{file}'") for entry in content.get("dropped") or ())
     encoder = content.get("encoder")
     bank = ConceptBank(

@@ -15,14 +15,29 @@ from cbm.parsing import read_table
 UNPACKED = "(is dataset.root the unpacked archive?)"
 
 
-def read_lines(name: str, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and words of every line that is not empty."""
+def read_lines(name: str, file: Path, least: int = 1) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of every line that is not empty; each has ``least`` words or more."""
     if not file.is_file():
         raise UserError(f"data set '{name}': no file '{file}' {UNPACKED}")
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if words := line.split():
+                if len(words) < least:
+                    raise UserError(f"data set '{name}': '{file}' line {number}: expected {least} words, found {words}")
                 yield number, words
+
+
+def read_numbers(name: str, file: Path, columns: int) -> np.ndarray:
+    """The first ``columns`` numbers of every line, ``[N, columns]`` int64."""
+    rows = []
+    for number, words in read_lines(name, file):
+        try:
+            rows.append(np.array([int(word) for word in words[:columns]], dtype=np.int64))
+        except (ValueError, OverflowError):
+            rows.append(np.empty(0, dtype=np.int64))
+        if len(rows[-1]) < columns:
+            raise UserError(f"data set '{name}': '{file}' line {number}: expected {columns} whole numbers")
+    return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
 
 
 def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
@@ -80,8 +95,10 @@ def missing_files(root: Path, names: Iterable[str]) -> list[str]:
     for name in names:
         folder, _, file = name.rpartition("/")
         if folder not in listed:
-            path = root / folder
-            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()  # noqa: PTH208
+            try:
+                listed[folder] = set(os.listdir(root / folder))  # noqa: PTH208
+            except (OSError, ValueError):  # no such folder, or a name that no file system allows
+                listed[folder] = set()
         if file not in listed[folder]:
             absent.append(name)
     return absent

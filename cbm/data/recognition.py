@@ -4,6 +4,7 @@ Where CoOp (Zhou et al., IJCV 2022) drew splits of its own, which LaBo and many 
 ``split_zhou_NAME.json``; ``protocol=official`` is the authors' split.
 """
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -194,10 +195,8 @@ def read_ucf101(name: str, root: Path, protocol: str = "official", partition: in
     if protocol == "coop":
         return read_coop_split(name, root, FRAMES, "split_zhou_UCF101.json")
     listed = f"{UCF_LISTS}/classInd.txt"
-    numbered = [words for _, words in read_lines(name, root / listed)]
-    if bad := [words for words in numbered if len(words) < 2]:
-        raise UserError(f"'{root / listed}': expected a number and a class, found '{bad[0][0]}'")
-    folders = {action: _folder_of(root / FRAMES, action) for _, action in numbered}
+    actions = [words[1] for _, words in read_lines(name, root / listed, 2)]
+    folders = {action: _folder_of(root / FRAMES, action) for action in actions}
     splits = {}
     for split in ("train", "test"):
         source = f"{UCF_LISTS}/{split}list{partition:02d}.txt"
@@ -216,7 +215,7 @@ def _apart(action: str) -> str:
 
 
 def _folder_of(frames: Path, action: str) -> str:
-    return action if (frames / action).is_dir() else _apart(action)
+    return action if action in os.listdir(frames) else _apart(action)  # noqa: PTH208
 
 
 @reader("resisc45")
@@ -264,7 +263,7 @@ def read_places(name: str, root: Path, download: bool = False) -> ImageDataset:
 
 def place_name(category: str) -> str:
     """How a place is said: ``/c/church/indoor`` is ``indoor church``, ``/b/bakery/shop`` is ``bakery shop``."""
-    place, *kind = (spoken(part) for part in category.strip("/").split("/")[1:])
+    place, *kind = (spoken(part) for part in category.strip("/").split("/")[1:] or [category])
     return " ".join([place, *kind] if AFTER & set(kind) else [*kind, place])
 
 

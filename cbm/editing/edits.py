@@ -72,7 +72,7 @@ class Edit:
             if self.op != "set" or self.value not in LEVELS:
                 expected = "a number, 'present' or 'absent'" if self.op == "set" else "a number"
                 raise UserError(f"{named}: value is {self.value!r}; expected {expected}")
-        elif isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+        elif isinstance(self.value, bool) or not isinstance(self.value, int | float) or not abs(self.value) < math.inf:
             raise UserError(f"{named}: value is {self.value!r}; expected a finite number")
         for name in ("classes", "samples"):
             if getattr(self, name) is not None and not getattr(self, name):
@@ -192,6 +192,9 @@ def _read(path: Path, number: int, entry: Any) -> Edit:
         elif listed is not None:
             raise UserError(f"{where}: '{key}' is {listed!r}; expected a list of names")
     values["concept"] = str(values["concept"])
+    for key in ("op", "why", "who", "when", "domain"):
+        if not isinstance(values.get(key), str | None):
+            raise UserError(f"{where}: '{key}' is {str(values[key])[:60]}; expected text")
     try:
         return Edit(**values)
     except UserError as error:
