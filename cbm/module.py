@@ -10,6 +10,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -207,7 +208,7 @@ def fit(
     many = trainer["devices"] not in (1, "1")
     # heads may train by other gradients than those of their parameters (cbm.solvers.AssociationAdam)
     strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=True) if many else "auto"
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") as folder:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") if many else nullcontext() as folder:
         warnings.simplefilter("ignore")  # Lightning's advice about workers, short epochs and missing test loops
         if many:
             callbacks.append(HandBack(results := Path(folder) / "results.pt"))

@@ -19,7 +19,10 @@ def read_text(path: Path) -> str:
         UserError: it cannot be read, or is no such text.
     """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise UserError(f"'{path}' is not a text file in UTF-8")
+        return text
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is not a text file in UTF-8") from error
     except (OSError, ValueError) as error:

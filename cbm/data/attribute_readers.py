@@ -100,6 +100,8 @@ def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every
     _, attributes = next(listed, (0, []))
     rows = list(listed)
     used = rows[::every]
+    if not rows:
+        raise UserError(f"data set '{name}': list_attr_celeba.txt names no pictures")
     if concepts + hidden > len(attributes) or concepts < 1 or hidden < 0:
         raise UserError(
             f"data set '{name}': {concepts} concepts and {hidden} hidden ones of {len(attributes)} attributes"

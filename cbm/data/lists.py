@@ -1,7 +1,9 @@
 """Lists of files, as data sets are published with: text and CSV files that name pictures, and folders of classes."""
 
+import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,8 @@ def read_lines(name: str, file: Path, least: int = 1) -> Iterator[tuple[int, lis
         raise UserError(f"data set '{name}': no file '{file}' {UNPACKED}")
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
+            if "\0" in line:
+                raise UserError(f"data set '{name}': '{file}' line {number} is no text")
             if words := line.split():
                 if len(words) < least:
                     raise UserError(f"data set '{name}': '{file}' line {number}: expected {least} words, found {words}")
@@ -54,11 +58,12 @@ def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, s
 
 
 def read_matlab(file: Path, key: str) -> Any:
-    """A variable of a Matlab file."""
+    """A variable of a Matlab file, read in a process of its own: a damaged one can crash scipy's parser."""
     from scipy.io import loadmat
 
     try:
-        return loadmat(file, squeeze_me=True)[key]
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+            return pool.submit(loadmat, file, squeeze_me=True, variable_names=[key]).result()[key]
     except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
 
