@@ -211,7 +211,7 @@ def fit(
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") if many else nullcontext() as folder:
         warnings.simplefilter("ignore")  # Lightning's advice about workers, short epochs and missing test loops
         if many:
-            callbacks.append(HandBack(results := Path(folder) / "results.pt"))
+            callbacks.append(HandBack(results := Path(str(folder)) / "results.pt"))
         runner = lightning.Trainer(
             max_epochs=max_epochs, callbacks=callbacks, logger=logger or False, enable_checkpointing=False,
             enable_progress_bar=progress, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
