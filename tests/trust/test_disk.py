@@ -1,0 +1,56 @@
+"""The disk is full at every write of a run, one after the other, and the run goes on each time there is space again."""
+
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+from conftest import one_line
+
+from cbm.files import PARTIAL
+
+SETTINGS = [
+    "dataset=folder", "method.max_epochs=3", "nec=[5]", "controls=false", "trainer.progress=false",
+    "trainer.checkpoint_seconds=0", "encoder.num_workers=0", "report=false",
+]  # fmt: skip
+
+
+def numbers(run: str) -> dict[str, float]:
+    values = json.loads((Path(run) / "metrics.json").read_text())
+    return {key: value for key, value in values.items() if not key.startswith("time/")}
+
+
+def test_a_disk_that_is_full_at_every_write(command, colour_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    phrases = {"red": ["warm surface", "brick"], "green": ["grass", "leaves"], "blue": ["sea water", "clear sky"]}
+    (colour_folder.parent / "bank.json").write_text(json.dumps(phrases))
+    settings = [*SETTINGS, f"dataset.root={colour_folder}", f"concepts={colour_folder.parent / 'bank.json'}"]
+    status, errors = command("train", *settings, "cache=other", "run_dir=sound")
+    assert status == 0, errors
+
+    fsync, writes = os.fsync, 0
+
+    def fill_up(descriptor: int) -> None:
+        nonlocal writes
+        writes += 1
+        if writes == last:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", fill_up)
+    failed = []
+    for last in range(1, 60):  # noqa: B007
+        writes = 0
+        status, errors = command("train", *settings, "cache=small", "run_dir=full")
+        assert not list(Path().rglob(f"{PARTIAL}*"))
+        if status == 0:
+            break
+        line = one_line((status, errors))
+        assert "no space left for" in line
+        failed.append(line.partition("'")[2].partition("'")[0])
+    assert numbers("full") == numbers("sound")
+    for part in (
+        "cache/splits", "cache/features", "cache/text", "config.yaml", "state.json", "last.ckpt", "log.csv",
+        "model.safetensors", "source_card.safetensors", "bank.json", "about.json", "metrics.json",
+    ):  # fmt: skip
+        assert any(part.replace("cache", "small") in path for path in failed), (part, failed)
