@@ -223,9 +223,10 @@ def _classes(name: str, root: Path, labels: dict[str, list[str]]) -> tuple[list[
     listed = root / "classnames.txt"
     if not listed.is_file():
         log.warning("%s: no '%s': classes are called by their numbers", name, listed)
-        found.sort(key=int)
+        found.sort(key=lambda label: (len(label), label))
         return [f"class {label}" for label in found], found
     classes = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
-    if beyond := [label for label in found if int(label) >= len(classes)]:
+    numbers = [str(number) for number in range(len(classes))]
+    if beyond := sorted(set(found) - set(numbers)):
         raise UserError(f"data set '{name}': label {beyond[0]}, but '{listed}' names {len(classes)} classes (0 first)")
-    return classes, [str(number) for number in range(len(classes))]
+    return classes, numbers

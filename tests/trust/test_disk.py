@@ -11,7 +11,7 @@ from conftest import one_line
 from cbm.files import PARTIAL
 
 SETTINGS = [
-    "dataset=folder", "method.max_epochs=2", "nec=[5]", "controls=false", "trainer.progress=false",
+    "dataset=folder", "method.max_epochs=2", "nec=[]", "controls=false", "trainer.progress=false",
     "trainer.checkpoint_seconds=0", "encoder.num_workers=0", "report=false",
 ]  # fmt: skip
 
