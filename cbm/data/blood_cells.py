@@ -11,7 +11,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageFiles
-from cbm.data.lists import is_there, read_rows
+from cbm.data.lists import is_there, read_rows, whole_number
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
 
@@ -126,7 +126,7 @@ def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophi
     numbers, labels = [], []
     for line, row in enumerate(rows, start=2):
         number, label = (row[key].strip() for key in ("image ID", PARTS[part].label))
-        if not number.isdecimal() or label not in ("1", "2", "3", "4", "5"):
+        if whole_number(number) < 0 or label not in ("1", "2", "3", "4", "5"):
             raise UserError(f"'{table}' line {line}: expected the number of an image and of a class (1 to 5)")
         if basophils or CELLS[int(label) - 1] != RARE:
             numbers.append(int(number))

@@ -31,6 +31,11 @@ def read_lines(name: str, file: Path, least: int = 1) -> Iterator[tuple[int, lis
                 yield number, words
 
 
+def whole_number(word: str) -> int:
+    """The number that ``word`` is; -1 if it is none of at most 18 digits."""
+    return int(word) if word.isdecimal() and len(word) <= 18 else -1
+
+
 def read_numbers(name: str, file: Path, columns: int) -> np.ndarray:
     """The first ``columns`` numbers of every line, ``[N, columns]`` int64."""
     rows = []

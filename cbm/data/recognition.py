@@ -23,6 +23,7 @@ from cbm.data.lists import (
     read_lines,
     read_matlab,
     spoken,
+    whole_number,
 )
 from cbm.data.readers import from_torchvision, reader
 from cbm.errors import UserError, did_you_mean
@@ -252,7 +253,7 @@ def read_places(name: str, root: Path, download: bool = False) -> ImageDataset:
             raise UserError(f"data set '{name}': none of the folders {', '.join(folders)} is in '{root}' {UNPACKED}")
         files, labels = [], []
         for number, words in read_lines(name, root / source):
-            if len(words) != 2 or not words[1].isdecimal() or int(words[1]) >= len(categories):
+            if len(words) != 2 or not 0 <= whole_number(words[1]) < len(categories):
                 last = len(categories) - 1
                 raise UserError(f"'{root / source}' line {number}: expected a picture and a label, 0 to {last}")
             files.append(f"{pictures}/{words[0].lstrip('/')}")
