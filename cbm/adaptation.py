@@ -5,7 +5,6 @@ some editors make) would do to these, were they applied there too, is measured b
 """
 
 import itertools
-import json
 import logging
 import statistics
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from cbm.evaluation import accuracy
 from cbm.inputs import encode_splits, load_encoder, read_images, reorder_classes
 from cbm.layers import load_model
 from cbm.run import set_up_logging
-from cbm.run_directory import open_run
+from cbm.run_directory import open_run, read_about
 
 log = logging.getLogger("cbm")
 
@@ -75,7 +74,7 @@ def adapt(
     model, bank = load_model(path / "model.safetensors"), None
     if (path / "bank").is_dir():
         bank = load_bank(path / "bank")
-    classes = json.loads((path / "about.json").read_text())["classes"]
+    classes = read_about(path)["classes"]
     encoder = load_encoder(cfg.encoder)
     home = encode_splits(reorder_classes(read_images(cfg.dataset, cache), classes), encoder, cfg, ("test",)).test
     cfg.dataset = schema.load_card(dataset)

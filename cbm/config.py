@@ -7,7 +7,6 @@ file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-import yaml
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -240,7 +239,7 @@ def _read_card(name: str) -> dict[str, Any]:
         raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
     try:
         card: Any = OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml"))
-    except yaml.YAMLError as error:
+    except Exception as error:  # OmegaConf lets whatever its parser raises through
         raise UserError(f"card datasets/{name}.yaml is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(card, dict):
         raise UserError(f"card datasets/{name}.yaml: expected KEY: VALUE lines")

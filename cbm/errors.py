@@ -2,9 +2,17 @@
 
 from collections.abc import Iterable
 
+LONGEST = 900  # characters of a message
+
 
 class UserError(Exception):
-    """Bad input. The message names the thing, what was expected, and the nearest valid choice."""
+    """Bad input. The message names the thing, what was expected, and the nearest valid choice.
+
+    What a damaged file holds may be endless: the middle of a long message is left out.
+    """
+
+    def __init__(self, message: str):
+        super().__init__(message if len(message) <= LONGEST else f"{message[: LONGEST - 200]} ... {message[-200:]}")
 
 
 def nearest(name: str, choices: Iterable[str], limit: int = 3) -> list[str]:

@@ -1,15 +1,21 @@
 """Finding files, and writing them so that they are there whole or not at all."""
 
 import errno
+import fcntl
 import os
 import tempfile
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from cbm.errors import UserError
 
 PROJECT = Path(__file__).resolve().parents[1]
 """The checkout: relative paths that do not exist where the command runs are looked up here."""
+
+PARTIAL = ".partial."
+"""How the names of files begin that are being written, or were when their process was killed."""
 
 
 def resolve_path(path: str | Path) -> Path:
@@ -31,6 +37,8 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]) -> Path:
     """Write ``parts`` one after the other to a file of ``folder`` that is there whole or not at all; returns its path.
 
+    What killed processes left half written in the folder is removed.
+
     Args:
         folder: where; made if need be.
         parts: the content.
@@ -42,19 +50,39 @@ def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=folder, prefix=".partial.", delete=False) as file:
+        _sweep(folder)
+        with _locked_file(folder) as file:
             temporary = Path(file.name)
             for part in parts:
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-        temporary.chmod(0o644)
-        return temporary.replace(folder / name())
+            temporary.chmod(0o644)
+            return temporary.replace(folder / name())
     except OSError as error:
         raise cannot_write(folder if temporary is None else folder / name(), error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def _locked_file(folder: Path) -> IO[bytes]:
+    """A new temporary file, locked as long as it is open: nobody else takes it for a leftover."""
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix=PARTIAL, delete=False)  # noqa: SIM115
+        with suppress(OSError):  # a file system without locks, where nothing is swept
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if Path(file.name).exists():
+            return file
+        file.close()  # swept by another process before it was locked
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that are gone: those that nobody holds a lock on."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        with suppress(OSError), path.open("rb") as file:  # gone already, in use, or not ours to remove
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
 
 
 def cannot_write(path: Path, error: OSError) -> UserError:

@@ -1,6 +1,5 @@
 """``python -m cbm intervene``: what asking a person about concepts is worth, by every policy, for finished runs."""
 
-import csv
 import json
 import logging
 from pathlib import Path
@@ -21,8 +20,9 @@ from cbm.inputs import encode_splits, load_encoder, read_images, reorder_classes
 from cbm.layers import ConceptBottleneck, load_model
 from cbm.layers.probe import LinearProbe
 from cbm.metrics.intervention import told_together
+from cbm.parsing import read_table
 from cbm.run import set_up_logging
-from cbm.run_directory import open_run
+from cbm.run_directory import open_run, read_about
 
 if TYPE_CHECKING:  # needs the extra 'llm'
     from cbm.concepts.llm.client import Endpoint
@@ -77,7 +77,7 @@ def question_curves(
     if not isinstance(model, ConceptBottleneck):
         raise UserError(f"run '{path}' has no linear head on concepts (method={cfg.method.name})")
     bank = load_bank(path / "bank")
-    classes = json.loads((path / "about.json").read_text())["classes"]
+    classes = read_about(path)["classes"]
     dataset = reorder_classes(read_images(cfg.dataset, cache), classes)
     data = encode_splits(dataset, load_encoder(cfg.encoder), cfg, ("test",))
     truth, groups = known_concepts(bank, data.test, data)
@@ -162,12 +162,8 @@ def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
     Raises:
         UserError: no such file, an unknown picture or concept, or an entry that is neither 0, 1 nor empty.
     """
-    try:
-        with file.open(newline="", encoding="utf-8-sig") as stream:
-            rows = list(csv.DictReader(stream))
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise UserError(f"cannot read answers from '{file}': {error}") from error
-    if not rows or "picture" not in rows[0]:
+    columns, rows = read_table(file)
+    if not rows or "picture" not in columns:
         raise UserError(f"'{file}' has no column 'picture', or no rows")
     row_of, column_of = {name: n for n, name in enumerate(names)}, {text: k for k, text in enumerate(bank.texts)}
     found = torch.full((len(names), len(bank)), float("nan"))

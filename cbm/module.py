@@ -8,12 +8,15 @@ import re
 import tempfile
 import time
 import warnings
+import zipfile
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning
 import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
 from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
@@ -22,7 +25,7 @@ from torch.multiprocessing import ProcessRaisedException
 
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
-from cbm.files import cannot_write, write_atomically
+from cbm.files import write_atomically, write_in_parts
 
 log = logging.getLogger(__name__)
 
@@ -129,6 +132,27 @@ class HandBack(Callback):
             torch.save({"best": pl_module.best, "history": pl_module.history}, self.path)
 
 
+class WholeCheckpoint(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write under a temporary name, then rename."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_in_parts(Path(path).parent, [buffer.getvalue()], lambda: Path(path).name)
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Whether a checkpoint is as it was written: its parts carry checksums."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            if archive.testzip() is not None:
+                return False
+        return "cbm" in torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # whatever a foreign or damaged file makes the parsers raise
+        return False
+
+
 class ResumeCheckpoint(Callback):
     """Writes ``last.ckpt`` at the end of an epoch (a stretch between two validations) every so many seconds."""
 
@@ -137,18 +161,10 @@ class ResumeCheckpoint(Callback):
         self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write under a temporary name, then rename: a kill never leaves half a checkpoint."""
-        if not trainer.strategy.broadcast(time.monotonic() - self._written >= self.every):
-            return
-        temporary = self.path.with_suffix(".partial")
-        try:
-            trainer.save_checkpoint(temporary)
-            if trainer.is_global_zero:
-                temporary.replace(self.path)
-        except OSError as error:
-            temporary.unlink(missing_ok=True)
-            raise cannot_write(self.path, error) from error
-        self._written = time.monotonic()
+        """Write if it is time; the processes agree on that."""
+        if trainer.strategy.broadcast(time.monotonic() - self._written >= self.every):
+            trainer.save_checkpoint(self.path)
+            self._written = time.monotonic()
 
 
 def fit(
@@ -172,7 +188,8 @@ def fit(
         max_epochs: at most so many stretches between validations.
         trainer: ``accelerator``, ``devices``, ``precision`` for Lightning's Trainer. More than one device: as many
             processes, each with its part of every batch; the result is that of one process to rounding.
-        checkpoint: where ``last.ckpt`` is written; if it is there, training goes on from it.
+        checkpoint: where ``last.ckpt`` is written; if it is there, training goes on from it, or, if it is damaged,
+            begins again.
         checkpoint_seconds: how often.
         progress: show a progress bar.
         logger: a Lightning logger that gets the losses as well.
@@ -184,17 +201,21 @@ def fit(
     if progress:
         callbacks.append(RichProgressBar(leave=False))
     resume = checkpoint if checkpoint is not None and checkpoint.is_file() else None
+    if resume and not is_sound(resume):
+        log.warning("'%s' is damaged: training begins again", resume)
+        resume.unlink()
+        resume = None
     many = trainer["devices"] not in (1, "1")
     # heads may train by other gradients than those of their parameters (cbm.solvers.AssociationAdam)
     strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=True) if many else "auto"
-    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") as folder:
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") if many else nullcontext() as folder:
         warnings.simplefilter("ignore")  # Lightning's advice about workers, short epochs and missing test loops
         if many:
-            callbacks.append(HandBack(results := Path(folder) / "results.pt"))
+            callbacks.append(HandBack(results := Path(str(folder)) / "results.pt"))
         runner = lightning.Trainer(
             max_epochs=max_epochs, callbacks=callbacks, logger=logger or False, enable_checkpointing=False,
             enable_progress_bar=progress, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
-            use_distributed_sampler=False, strategy=strategy, **trainer,
+            use_distributed_sampler=False, strategy=strategy, plugins=WholeCheckpoint(), **trainer,
         )  # fmt: skip
         if resume:
             log.info("going on from %s", resume)

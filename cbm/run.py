@@ -59,7 +59,14 @@ from cbm.metrics.integrity import (
 )
 from cbm.metrics.nec import SparseHead, load_heads, resolve_heads, save_heads
 from cbm.module import ConceptBottleneckModule, fit, write_history
-from cbm.run_directory import RunDirectory, choose_run_directory, finished_run, open_run
+from cbm.run_directory import (
+    RunDirectory,
+    choose_run_directory,
+    finished_run,
+    open_run,
+    read_about,
+    read_metrics,
+)
 
 log = logging.getLogger("cbm")
 
@@ -320,7 +327,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     trained.encoder.device = cfg.device
     if cfg.dataset is not None:
         trained.dataset = cfg.dataset
-    remembered = json.loads((path / "about.json").read_text())
+    remembered = read_about(path)
     dataset = reorder_classes(read_images(trained.dataset, Path(cfg.cache)), remembered["classes"])
     encoder = load_encoder(trained.encoder)
     if encoder.fingerprint != remembered["encoder"]["fingerprint"]:
@@ -396,12 +403,12 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     set_up_logging()
     path, cfg = open_run(path)
     cfg.cache = str(cache)
-    remembered = json.loads((path / "about.json").read_text())
+    remembered = read_about(path)
     dataset = reorder_classes(read_images(cfg.dataset, cache), remembered["classes"])
     data = encode_splits(dataset, load_encoder(cfg.encoder), cfg, ("train", "val", "test"))
     bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
     integrity = remembered["integrity"] and integrity_from_json(remembered["integrity"])
-    metrics = json.loads((path / "metrics.json").read_text())
+    metrics = read_metrics(path)
     model = load_model(path / "model.safetensors")
     write_report(path, model, bank, data, dataset, metrics, integrity, remembered["baselines"], cfg)
     return path / "report.html"

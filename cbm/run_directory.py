@@ -10,10 +10,13 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files import write_atomically
+from cbm.files import PARTIAL, write_atomically
+from cbm.parsing import read_json, read_yaml
 
 NOT_PART_OF_A_RUN = ("run_dir", "cache", "overwrite", "report", "logger")
 """Settings that do not change what is trained: the same run may go on with others."""
+READ_BACK = ("config.yaml", "metrics.json", "about.json", "bank/bank.json")
+"""What later commands read of a finished run, beside files that carry their own checksum."""
 
 
 def settings_hash(cfg: DictConfig) -> str:
@@ -52,12 +55,13 @@ class RunDirectory:
             raise UserError(f"another process is writing to run directory '{path}'") from error
         self.resumed = (path / "state.json").is_file()
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
-        self.write_json("state.json", {"settings": settings_hash(cfg), "finished": False})
+        self.settings = settings_hash(cfg)
+        self.write_json("state.json", {"settings": self.settings, "finished": False})
 
     def finish(self) -> None:
-        """Mark the run as finished; what was kept for resuming goes."""
-        state = json.loads((self.path / "state.json").read_text())
-        self.write_json("state.json", {**state, "finished": True})
+        """Mark the run as finished, with the checksums of what is read back; what was kept for resuming goes."""
+        checksums = {name: _checksum(self.path / name) for name in READ_BACK if (self.path / name).is_file()}
+        self.write_json("state.json", {"settings": self.settings, "finished": True, "checksums": checksums})
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 
     def write_json(self, name: str, content: Any) -> None:
@@ -117,19 +121,33 @@ def _state(path: Path, code: str) -> str:
         return "free"
     file = path / "state.json"
     if not file.is_file():
+        if not path.is_dir():
+            return "foreign"
         # a kill between making the directory and writing its state leaves no more than these
-        return "free" if path.is_dir() and {p.name for p in path.iterdir()} <= {".lock", "config.yaml"} else "foreign"
-    state = json.loads(file.read_text())
+        names = {p.name for p in path.iterdir() if not p.name.startswith(PARTIAL)}
+        return "free" if names <= {".lock", "config.yaml"} else "foreign"
+    state = _read_state(file)
     if state["finished"]:
         return "finished"
     return "interrupted" if state["settings"] == code else "other"
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    state = read_json(file)
+    if not isinstance(state, dict) or not isinstance(state.get("finished"), bool) or "settings" not in state:
+        raise UserError(f"'{file}' is damaged: it does not say whether the run is finished")
+    return state
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
 
 
 def open_run(path: Path) -> tuple[Path, DictConfig]:
     """The directory and configuration of a finished run.
 
     Raises:
-        UserError: there is no such run (with the nearest names), or it is not finished.
+        UserError: there is no such run (with the nearest names), it is not finished, or it is damaged.
     """
     path = Path(path)
     if not (path / "config.yaml").is_file():
@@ -137,4 +155,61 @@ def open_run(path: Path) -> tuple[Path, DictConfig]:
         raise UserError(f"no run in '{path}' {did_you_mean(path.name, siblings)}".rstrip())
     if not (path / "metrics.json").is_file():
         raise UserError(f"run '{path}' is not finished: run its train.py command again, it goes on where it stopped")
-    return path, OmegaConf.create((path / "config.yaml").read_text())  # type: ignore[return-value]
+    verify_run(path)
+    return path, read_config(path)
+
+
+def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
+    """Raise a ``UserError`` if one of the files is not as the run left it."""
+    state = _read_state(path / "state.json") if (path / "state.json").is_file() else {}
+    checksums = state.get("checksums") or {}
+    for name in names:
+        if name in checksums and (not (path / name).is_file() or _checksum(path / name) != checksums[name]):
+            raise UserError(
+                f"'{path / name}' is not as the run left it: restore it or train again (or, if it was changed on "
+                "purpose, take its line out of state.json)"
+            )
+
+
+def read_config(path: Path) -> DictConfig:
+    """The configuration of a run.
+
+    Raises:
+        UserError: ``config.yaml`` cannot be read.
+    """
+    file = path / "config.yaml"
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise UserError(f"'{file}' is not the configuration of a run")
+    try:
+        return OmegaConf.create(content)
+    except Exception as error:  # OmegaConf lets its parser's errors through
+        raise UserError(f"'{file}' cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """The numbers of a run.
+
+    Raises:
+        UserError: ``metrics.json`` cannot be read.
+    """
+    metrics = read_json(path / "metrics.json")
+    if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+        raise UserError(f"'{path / 'metrics.json'}' is damaged: expected names and numbers")
+    return metrics
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What ``about.json`` of a run says: ``classes``, ``encoder``, ...
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    about = read_json(path / "about.json")
+    try:
+        sound = all(isinstance(name, str) for name in about["classes"]) and bool(about["encoder"]["fingerprint"])
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(f"'{path / 'about.json'}' is damaged: expected the classes and the encoder of a run")
+    return about

@@ -1,7 +1,6 @@
 """A trained model, back from its run directory: ``cbm.load(run).predict(images)``."""
 
 import copy
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,7 +8,7 @@ from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor, nn
 
 from cbm.concepts import ConceptBank, load_bank
@@ -21,7 +20,7 @@ from cbm.errors import UserError
 from cbm.heat_map import HeatMap, heat_map
 from cbm.inputs import encode_splits, read_images, reorder_classes
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, load_model
-from cbm.run_directory import open_run
+from cbm.run_directory import open_run, read_about
 
 Picture = str | Path | Image.Image
 
@@ -200,7 +199,7 @@ def load(run: str | Path) -> TrainedModel:
         UserError: no such run, or it is not finished.
     """
     path, config = open_run(Path(run))
-    about = json.loads((path / "about.json").read_text())
+    about = read_about(path)
     return TrainedModel(path, config, about["classes"], about["encoder"]["fingerprint"])
 
 
@@ -210,5 +209,5 @@ def _open(picture: Picture) -> Image.Image:
     try:
         with Image.open(picture) as file:
             return file.convert("RGB")
-    except (OSError, UnidentifiedImageError) as error:
+    except Exception as error:  # a broken file can make a decoder raise anything
         raise UserError(f"cannot read image '{picture}': {error}") from error

@@ -9,7 +9,7 @@ import pytest
 from conftest import PROJECT
 
 FLOORS = {
-    0: ["errors", "files", "config", "run_directory"],
+    0: ["errors", "files", "parsing", "tensor_files", "config", "run_directory"],
     1: ["kernels", "solvers", "encoders"],
     2: ["data", "concepts", "layers", "losses", "metrics"],
     3: ["module", "evaluation", "tracking"],

@@ -1,4 +1,5 @@
 import math
+import random
 from pathlib import Path
 
 import lightning
@@ -11,7 +12,7 @@ from cbm.data import FeatureData, FeatureSplit
 from cbm.data.features import Batches
 from cbm.errors import UserError
 from cbm.layers import LinearProbe
-from cbm.module import ConceptBottleneckModule, fit
+from cbm.module import ConceptBottleneckModule, fit, is_sound
 
 TRAINER = {"accelerator": "cpu", "devices": 1}
 
@@ -91,6 +92,28 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, m
     for a, b in zip(whole.history, resumed.history):
         assert a == pytest.approx(b, abs=1e-6)
     torch.testing.assert_close(whole.model.matrix, resumed.model.matrix)
+
+
+def test_a_damaged_checkpoint_begins_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    whole, file = make_module(), tmp_path / "last.ckpt"
+    settings = dict(patience=1000, max_epochs=4, trainer=TRAINER, checkpoint=file, checkpoint_seconds=0)
+    fit(whole, make_data(), **settings)
+    content, kept = file.read_bytes(), torch.load(file, weights_only=True)["state_dict"]
+    generator = random.Random(0)
+    for _ in range(200):
+        changed = bytearray(content)
+        changed[generator.randrange(len(content))] ^= 1 << generator.randrange(8)
+        file.write_bytes(changed)
+        if is_sound(file):  # a bit that means nothing: padding, a date
+            for name, tensor in torch.load(file, weights_only=True)["state_dict"].items():
+                assert torch.equal(tensor, kept[name])
+    changed = bytearray(content)
+    changed[content.index(kept["model.matrix"].numpy().tobytes()) + 2] ^= 1
+    file.write_bytes(changed)
+    again = make_module()
+    fit(again, make_data(), **settings)
+    assert "last.ckpt' is damaged: training begins again" in caplog.text
+    assert again.history == whole.history
 
 
 def test_divergence_is_one_line():

@@ -1,18 +1,20 @@
 """The concept bank: what a model can say. One concept is one column; several classes may own it."""
 
+import hashlib
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
+from cbm.parsing import read_json
+from cbm.tensor_files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,8 @@ class ConceptBank:
         }
         write_atomically(folder / "bank.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
         if self.embeddings is not None:
-            tensors = {"embeddings": self.embeddings.contiguous()}
-            write_atomically(folder / "embeddings.safetensors", safetensors.torch.save(tensors))
+            about = {"texts": _fingerprint(self.texts)}
+            write_tensors(folder / "embeddings.safetensors", {"embeddings": self.embeddings}, about)
 
 
 def load_bank(path: Path) -> ConceptBank:
@@ -150,24 +152,64 @@ def load_bank(path: Path) -> ConceptBank:
         UserError: not such a bank, or embeddings that do not fit it.
     """
     file = path / "bank.json" if path.is_dir() else path
-    content = json.loads(file.read_text(encoding="utf-8"))
-    try:
-        concepts = tuple(
-            Concept(c["text"], tuple(c.get("classes") or ()), c.get("group"), c.get("score"), c.get("provenance") or {})
-            for c in content["concepts"]
-        )
-        dropped = tuple(Dropped(d["text"], tuple(d["classes"]), d["reason"]) for d in content.get("dropped", []))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"'{file}' is not a concept bank: {type(error).__name__} {error} in its concepts") from error
+    content = read_json(file)
+    if not isinstance(content, dict) or not isinstance(content.get("concepts"), list):
+        raise UserError(f"'{file}' is not a concept bank: expected {{\"concepts\": [...]}}")
+    concepts = tuple(
+        _concept(entry, f"'{file}' is not a concept bank: concept {n}")
+        for n, entry in enumerate(content["concepts"], start=1)
+    )
+    dropped = tuple(_dropped(entry, f"'{file}'") for entry in content.get("dropped") or ())
+    encoder = content.get("encoder")
     bank = ConceptBank(
-        content.get("name") or file.stem, content.get("source") or str(file), concepts, content.get("encoder"),
-        dropped=dropped,
+        str(content.get("name") or file.stem), str(content.get("source") or file), concepts,
+        None if encoder is None else str(encoder), dropped=dropped,
     )  # fmt: skip
     beside = file.parent / "embeddings.safetensors"
     if file.name == "bank.json" and beside.is_file():
-        with safe_open(beside, "pt") as tensors:
-            embeddings = tensors.get_tensor("embeddings")
-        if len(embeddings) != len(bank):
-            raise UserError(f"'{beside}' has {len(embeddings)} rows, but the bank beside it has {len(bank)} concepts")
-        bank = replace(bank, embeddings=embeddings)
+        bank = replace(bank, embeddings=_embeddings(beside, bank))
     return bank
+
+
+def _concept(entry: Any, where: str) -> Concept:
+    """One entry of ``concepts``."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
+        raise UserError(f"{where}: expected a mapping with a 'text', got {json.dumps(entry)[:60]}")
+    classes, group, score = entry.get("classes") or [], entry.get("group"), entry.get("score")
+    if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+        raise UserError(f"{where}: 'classes' is {json.dumps(classes)[:60]}; expected a list of names")
+    if not isinstance(group, str | None):
+        raise UserError(f"{where}: 'group' is {json.dumps(group)[:60]}; expected a name")
+    if not isinstance(score, int | float | None) or (isinstance(score, int | float) and not abs(score) < math.inf):
+        raise UserError(f"{where}: 'score' is {json.dumps(score)[:60]}; expected a number")
+    provenance = entry.get("provenance") or {}
+    if not isinstance(provenance, dict):
+        raise UserError(f"{where}: 'provenance' is {json.dumps(provenance)[:60]}; expected a mapping")
+    return Concept(entry["text"], tuple(classes), group, score, provenance)
+
+
+def _dropped(entry: Any, where: str) -> Dropped:
+    """One entry of ``dropped``."""
+    try:
+        return Dropped(str(entry["text"]), tuple(map(str, entry["classes"])), str(entry["reason"]))
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{where}: 'dropped' holds {json.dumps(entry)[:60]}; expected text, classes, reason") from error
+
+
+def _embeddings(file: Path, bank: ConceptBank) -> Tensor:
+    """The embeddings ``[K, D]`` beside a bank, if they are of its phrases."""
+    tensors, about = read_tensors(file)
+    embeddings = tensors.get("embeddings")
+    if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():
+        raise UserError(f"'{file}' has no matrix 'embeddings'")
+    if len(embeddings) != len(bank):
+        raise UserError(f"'{file}' has {len(embeddings)} rows, but the bank beside it has {len(bank)} concepts")
+    if isinstance(about, dict) and about.get("texts") != _fingerprint(bank.texts):
+        raise UserError(
+            f"'{file}' is of other phrases than the bank beside it: remove it, and the phrases are encoded again"
+        )
+    return embeddings
+
+
+def _fingerprint(texts: list[str]) -> str:
+    return hashlib.blake2b(json.dumps(texts).encode(), digest_size=16).hexdigest()

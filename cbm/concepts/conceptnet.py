@@ -20,6 +20,7 @@ import rich.progress
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.findings import Finding, classes_by_key, findings_bank, phrase_key
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_json
 
 log = logging.getLogger(__name__)
 
@@ -148,10 +149,7 @@ def _answers(files: list[Path], relations: tuple[str, ...]) -> Iterator[Edge]:
     """Edges of answers of the web service; says so when the next page of an answer is not among ``files``."""
     pages, following = [], []
     for file in files:
-        try:
-            content = json.loads(file.read_text(encoding="utf-8-sig"))
-        except ValueError as error:
-            raise UserError(f"'{file}' is not JSON: {str(error).splitlines()[0]}") from error
+        content = read_json(file)
         if not isinstance(content, dict) or not isinstance(content.get("edges"), list):
             raise UserError(f"'{file}' is no answer of ConceptNet's web service: it has no list 'edges'")
         if isinstance(view := content.get("view"), dict):

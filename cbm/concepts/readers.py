@@ -1,6 +1,7 @@
 """Concept sets as they are found in the wild: class -> phrases JSON, lists, one phrase per line, and our own banks."""
 
 import json
+import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_json, read_text
 
 
 def read_bank(path: Path) -> ConceptBank:
@@ -25,17 +27,10 @@ def read_bank(path: Path) -> ConceptBank:
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no concept bank '{path}' {did_you_mean(path.name, siblings)}".rstrip())
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise UserError(f"'{path}' is not a text file in UTF-8") from error
     if path.suffix != ".json":
-        lines = [line.strip() for line in text.splitlines()]
+        lines = [line.strip() for line in read_text(path).splitlines()]
         return merge_duplicates(path.stem, str(path), ((line, (), None) for line in lines if not line.startswith("#")))
-    try:
-        content = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise UserError(f"'{path}' is not JSON: {error.msg} in line {error.lineno}") from error
+    content = read_json(path)
     if isinstance(content, dict) and isinstance(content.get("concepts"), list):
         return load_bank(path)
     return merge_duplicates(path.stem, str(path), _phrases(path, content))
@@ -54,6 +49,8 @@ def _phrases(path: Path, content: Any) -> Iterable[tuple[str, tuple[str, ...], f
             if isinstance(phrase, str):
                 yield phrase, owners, None
             elif isinstance(phrase, list) and len(phrase) == 2 and isinstance(phrase[0], str):
+                if not isinstance(phrase[1], int | float) or not abs(phrase[1]) < math.inf:
+                    raise UserError(f"'{path}': the score of '{phrase[0]}' is {json.dumps(phrase[1])[:60]}, no number")
                 yield phrase[0], owners, float(phrase[1])
             else:
                 raise UserError(f"'{path}': a phrase of '{name}' is {json.dumps(phrase)[:60]}, expected a string")

@@ -14,10 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from cbm.concepts.hygiene import FUNCTION_WORDS, clean_class_name
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_yaml
 
 PATTERNS = ("adjective", "noun", "adjective noun", "has", "part of", "at location", "made of")
 """What a concept may look like: a word, a pair, or one of the published relations before a pair."""
@@ -145,10 +144,10 @@ def _first(seeds: list[str], frequent: list[str], count: int) -> list[str]:
 
 
 def _seed_words(path: Path) -> dict[str, list[str]]:
+    content = read_yaml(path)
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
         words = {part: [word for topic in content[part].values() for word in topic] for part in ("adjective", "noun")}
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise UserError(
             f"'{path}' is no list of seed words ({{adjective: {{topic: [words]}}, noun: {{topic: [words]}}}}): {error}"
         ) from error

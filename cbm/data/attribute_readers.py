@@ -6,24 +6,11 @@ import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import ImageFiles, list_images
-from cbm.data.lists import read_lines
+from cbm.data.lists import read_lines, read_numbers
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
 
 NOT_VISIBLE = 1  # of the certainties of CUB
-
-
-def _numbers(name: str, file: Path, columns: int) -> np.ndarray:
-    """The first ``columns`` numbers of every line, ``[N, columns]`` int64."""
-    rows = []
-    for number, words in read_lines(name, file):
-        try:
-            rows.append([int(word) for word in words[:columns]])
-        except ValueError:
-            rows.append([])
-        if len(rows[-1]) < columns:
-            raise UserError(f"data set '{name}': '{file}' line {number}: expected {columns} whole numbers")
-    return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
 
 
 @reader("cub")
@@ -37,19 +24,24 @@ def read_cub(name: str, root: Path, level: str = "class", min_classes: int = 10)
     """
     if level not in ("class", "image"):
         raise UserError(f"dataset.args.level={level}: {did_you_mean(level, ('class', 'image'))}")
-    files = [words[1] for _, words in read_lines(name, root / "images.txt")]
-    classes = [words[1].split(".", 1)[-1].replace("_", " ") for _, words in read_lines(name, root / "classes.txt")]
-    labels = _numbers(name, root / "image_class_labels.txt", 2)[:, 1] - 1
-    train = _numbers(name, root / "train_test_split.txt", 2)[:, 1] == 1
+    files = [words[1] for _, words in read_lines(name, root / "images.txt", 2)]
+    classes = [words[1].split(".", 1)[-1].replace("_", " ") for _, words in read_lines(name, root / "classes.txt", 2)]
+    labels = read_numbers(name, root / "image_class_labels.txt", 2)[:, 1] - 1
+    train = read_numbers(name, root / "train_test_split.txt", 2)[:, 1] == 1
     listed = root / "attributes" / "attributes.txt"
     listed = listed if listed.is_file() else root.parent / "attributes.txt"  # where the archive puts it
-    attributes = [words[1] for _, words in read_lines(name, listed)]
-    marks = _numbers(name, root / "attributes" / "image_attribute_labels.txt", 4)
+    attributes = [words[1] for _, words in read_lines(name, listed, 2)]
+    marks = read_numbers(name, root / "attributes" / "image_attribute_labels.txt", 4)
     for what, count in (("image_class_labels.txt", len(labels)), ("train_test_split.txt", len(train))):
         if count != len(files):
             raise UserError(f"data set '{name}': {what} has {count} lines, images.txt has {len(files)}")
-    if marks[:, 0].max(initial=1) > len(files) or marks[:, 1].max(initial=1) > len(attributes):
-        raise UserError(f"data set '{name}': image_attribute_labels.txt names pictures or attributes that do not exist")
+    for what, numbers, count in (
+        ("image_class_labels.txt names classes", labels + 1, len(classes)),
+        ("image_attribute_labels.txt names pictures", marks[:, 0], len(files)),
+        ("image_attribute_labels.txt names attributes", marks[:, 1], len(attributes)),
+    ):
+        if numbers.min(initial=1) < 1 or numbers.max(initial=1) > count:
+            raise UserError(f"data set '{name}': {what} that do not exist")
     shown = np.full((len(files), len(attributes)), np.nan, np.float32)
     seen = marks[(marks[:, 2] == 1) | (marks[:, 3] != NOT_VISIBLE)]
     shown[seen[:, 0] - 1, seen[:, 1] - 1] = seen[:, 2]
@@ -79,9 +71,9 @@ def read_cub(name: str, root: Path, level: str = "class", min_classes: int = 10)
 @reader("awa2")
 def read_awa2(name: str, root: Path) -> ImageDataset:
     """Animals with Attributes 2 (Xian et al., 2018), unpacked: the predicates of a class hold for all its pictures."""
-    classes = [words[1] for _, words in read_lines(name, root / "classes.txt")]
-    predicates = [words[1] for _, words in read_lines(name, root / "predicates.txt")]
-    matrix = _numbers(name, root / "predicate-matrix-binary.txt", len(predicates))
+    classes = [words[1] for _, words in read_lines(name, root / "classes.txt", 2)]
+    predicates = [words[1] for _, words in read_lines(name, root / "predicates.txt", 2)]
+    matrix = read_numbers(name, root / "predicate-matrix-binary.txt", len(predicates))
     if len(matrix) != len(classes):
         raise UserError(f"data set '{name}': {len(matrix)} rows of predicates for {len(classes)} classes")
     files, labels = [], []
@@ -108,6 +100,8 @@ def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every
     _, attributes = next(listed, (0, []))
     rows = list(listed)
     used = rows[::every]
+    if not rows:
+        raise UserError(f"data set '{name}': list_attr_celeba.txt names no pictures")
     if concepts + hidden > len(attributes) or concepts < 1 or hidden < 0:
         raise UserError(
             f"data set '{name}': {concepts} concepts and {hidden} hidden ones of {len(attributes)} attributes"
@@ -120,8 +114,8 @@ def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every
     shown = np.array([[word == "1" for word in words[1:]] for _, words in rows])
     chosen = np.abs(shown.mean(axis=0) - 0.5).argsort(kind="stable")[: concepts + hidden]
     values = shown[::every][:, chosen]
-    part_of = {words[0]: int(words[1]) for _, words in read_lines(name, root / "list_eval_partition.txt")}
-    parts = np.array([part_of.get(words[0], -1) for _, words in used])
+    part_of = {words[0]: words[1] for _, words in read_lines(name, root / "list_eval_partition.txt", 2)}
+    parts = np.array(["012".find(part_of.get(words[0], "none")) for _, words in used])
     codes = values @ (1 << np.arange(values.shape[1]))
     known = np.unique(codes[parts == 0])
     keep = np.isin(codes, known) & (parts >= 0)

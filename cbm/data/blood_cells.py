@@ -11,7 +11,7 @@ from scipy.spatial import ConvexHull, QhullError
 
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageFiles
-from cbm.data.lists import read_rows
+from cbm.data.lists import is_there, read_rows, whole_number
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
 
@@ -126,7 +126,7 @@ def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophi
     numbers, labels = [], []
     for line, row in enumerate(rows, start=2):
         number, label = (row[key].strip() for key in ("image ID", PARTS[part].label))
-        if not number.isdecimal() or label not in ("1", "2", "3", "4", "5"):
+        if whole_number(number) < 0 or label not in ("1", "2", "3", "4", "5"):
             raise UserError(f"'{table}' line {line}: expected the number of an image and of a class (1 to 5)")
         if basophils or CELLS[int(label) - 1] != RARE:
             numbers.append(int(number))
@@ -139,7 +139,7 @@ def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophi
                     f"data set '{name}': '{table.name}' names '{needed.relative_to(root)}', which is not there"
                 )
     classes = [cell for cell in CELLS if cell in set(labels)]
-    concepts = np.array([measure(read_mask(root / file), PARTS[part]) for file in files], dtype=np.float32)
+    concepts = np.array([_measured(name, root / file, PARTS[part]) for file in files], dtype=np.float32)
     whole = Split(MaskedCells(root, files), class_index(labels, classes), concepts)
     every = np.arange(len(whole))
     splits = {"val": whole.take(every), "test": whole.take(every)}
@@ -147,6 +147,13 @@ def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophi
         part_of = divide_runs((np.array(numbers) - 1) // RUN, whole.labels)
         splits = {split: whole.take(np.flatnonzero(part_of == split)) for split in ("train", "val", "test")}
     return ImageDataset(name, classes, splits, [text for group in GROUPS.values() for text in group], GROUPS)
+
+
+def _measured(name: str, picture: Path, part: Part) -> list[float]:
+    try:
+        return measure(read_mask(picture), part)
+    except Exception as error:  # a broken file can make a decoder raise anything
+        raise UserError(f"data set '{name}': the mask of '{picture}' cannot be read: {error}") from error
 
 
 def divide_runs(run: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -168,15 +175,16 @@ def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
     says where a picture is under the root. A concept is an attribute's value; those of an attribute exclude each other.
     """
     parts = {split: root / annotations / f"pbc_attr_v1_{split}.csv" for split in ("train", "val", "test")}
-    tables = {split: read_rows(name, file, ["img_name", "label", "path"]) for split, file in parts.items()}
-    attributes = [key for key in tables["train"][0] if key not in ("img_name", "label", "path")]
+    needed = ["img_name", "label", "path"]
+    attributes = [key for key in read_rows(name, parts["train"], needed)[0] if key not in needed]
+    tables = {split: read_rows(name, file, [*needed, *attributes]) for split, file in parts.items()}
     everything = [row for rows in tables.values() for row in rows]
     values = {key: sorted({row[key] for row in everything}) for key in attributes}
     groups = {_words(key): [f"{_words(key)}: {value}" for value in values[key]] for key in attributes}
     classes = sorted({row["label"] for row in everything})
     splits = {}
     for split, rows in tables.items():
-        if absent := [row["path"] for row in rows if not (root / row["path"]).is_file()]:
+        if absent := [row["path"] for row in rows if not is_there(root / row["path"])]:
             raise UserError(
                 f"data set '{name}': '{parts[split].name}' names {len(absent)} picture(s) that are not there, first: "
                 f"'{absent[0]}' (is dataset.root the folder that holds PBC_dataset_normal_DIB?)"

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import list_names
-from cbm.data.lists import class_folders, find_root, folder_split, listed_split, read_lines, read_matlab, read_rows
+from cbm.data.lists import class_folders, find_root, folder_split, listed_split, read_matlab, read_numbers, read_rows
 from cbm.data.readers import reader
 from cbm.errors import UserError
 
@@ -60,11 +60,11 @@ def _flat(name: str, root: Path, folder: str, synsets: list[str]) -> Split:
     """The pictures of a flat folder, labelled by whichever list is there."""
     if (root / SOLUTION).is_file():
         rows = read_rows(name, root / SOLUTION, ["ImageId", "PredictionString"])
-        pairs = [(f"{row['ImageId']}.JPEG", row["PredictionString"].split()[0]) for row in rows]
+        pairs = [(f"{row['ImageId']}.JPEG", row["PredictionString"].partition(" ")[0]) for row in rows]
         source = SOLUTION
     elif (root / DEVKIT).is_dir():
         source = "ILSVRC2012_validation_ground_truth.txt"
-        numbers = [int(words[0]) for _, words in read_lines(name, root / DEVKIT / source)]
+        numbers = read_numbers(name, root / DEVKIT / source, 1)[:, 0].tolist()
         table = read_matlab(root / DEVKIT / "meta.mat", "synsets")  # numbered in an order of its own
         synset_of = dict(zip(table["ILSVRC2012_ID"].tolist(), table["WNID"].tolist()))
         pictures = list_names(root / folder)

@@ -1,6 +1,7 @@
 """Where pictures are: as files, or as arrays in memory (in tar files: ``webdataset.py``). All are read one by one."""
 
 import hashlib
+import logging
 import os
 import sqlite3
 from collections.abc import Sequence
@@ -11,6 +12,8 @@ from typing import Protocol
 
 import numpy as np
 from PIL import Image
+
+log = logging.getLogger(__name__)
 
 EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
 
@@ -63,25 +66,18 @@ class ImageFiles:
         return ImageFiles(self.root, [self.names[row] for row in rows])
 
     def fingerprints(self, cache: Path) -> list[str]:
-        """Hash of every file's bytes, remembered in ``cache`` by path, size and modification time.
+        """Hash of every file's bytes, remembered in ``cache`` by path, size and the times of ``_file_key``.
 
         An unreadable file has the fingerprint of its error, so that it is tried again once it is repaired.
         """
-        cache.mkdir(parents=True, exist_ok=True)
-        with closing(sqlite3.connect(cache / "fingerprints.sqlite", timeout=60)) as database:
-            database.execute("create table if not exists files (key text primary key, hash text) without rowid")
-            known: dict[str, str] = {}
-            keys = [_file_key(self.root / name) for name in self.names]
-            for start in range(0, len(keys), 500):
-                part = keys[start : start + 500]
-                marks = ",".join("?" * len(part))
-                known.update(database.execute(f"select key, hash from files where key in ({marks})", part))
-            missing = [row for row, key in enumerate(keys) if key not in known]
-            with ThreadPoolExecutor(16) as pool:
-                hashes = pool.map(lambda row: _file_hash(self.root / self.names[row]), missing)
-                fresh = {keys[row]: value for row, value in zip(missing, hashes)}
-            with database:
-                database.executemany("insert or replace into files values (?, ?)", fresh.items())
+        memory = cache / "fingerprints.sqlite"
+        keys = [_file_key(self.root / name) for name in self.names]
+        known = _recall(memory, keys)
+        missing = [row for row, key in enumerate(keys) if key not in known]
+        with ThreadPoolExecutor(16) as pool:
+            hashes = pool.map(lambda row: _file_hash(self.root / self.names[row]), missing)
+            fresh = {keys[row]: value for row, value in zip(missing, hashes)}
+        _remember(memory, fresh)
         return [known.get(key) or fresh[key] for key in keys]
 
 
@@ -109,19 +105,56 @@ class ImageArray:
 
 
 def _file_key(path: Path) -> str:
+    """What changes when a file does.
+
+    Its size and the time of its content can be those of before (a copy that keeps times, a clock set back); the time
+    of its last change of any kind cannot be set.
+    """
     try:
         stat = path.stat()
-    except OSError:
+    except (OSError, ValueError):
         return f"{path.absolute()}|missing"
-    return f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}"
+    return f"{path.absolute()}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
 
 
 def _file_hash(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
-    except OSError as error:
+    except (OSError, ValueError) as error:
         return f"unreadable:{type(error).__name__}"
+
+
+def _recall(memory: Path, keys: list[str]) -> dict[str, str]:
+    """What is remembered of the hashes of ``keys``; a damaged memory is forgotten."""
+    if not memory.is_file():
+        return {}
+    known: dict[str, str] = {}
+    try:
+        with closing(sqlite3.connect(memory, timeout=60)) as database:
+            for start in range(0, len(keys), 500):
+                part = keys[start : start + 500]
+                marks = ",".join("?" * len(part))
+                known.update(database.execute(f"select key, hash from files where key in ({marks})", part))
+    except (sqlite3.Error, UnicodeDecodeError) as error:
+        log.warning("'%s' cannot be read (%s): files are hashed again", memory, error)
+        if not isinstance(error, sqlite3.OperationalError):  # which would mean that it is locked
+            memory.unlink(missing_ok=True)
+        return {}
+    return {key: value for key, value in known.items() if isinstance(value, str)}
+
+
+def _remember(memory: Path, fresh: dict[str, str]) -> None:
+    """Add hashes; a memory that cannot be written to costs time, but stops nobody."""
+    if not fresh:
+        return
+    try:
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        with closing(sqlite3.connect(memory, timeout=60)) as database, database:
+            database.execute("create table if not exists files (key text primary key, hash text) without rowid")
+            database.executemany("insert or replace into files values (?, ?)", fresh.items())
+    except (OSError, sqlite3.Error) as error:
+        log.warning("'%s' cannot be written (%s): files will be hashed again next time", memory, error)
 
 
 def list_names(folder: Path) -> list[str]:

@@ -1,8 +1,9 @@
 """Lists of files, as data sets are published with: text and CSV files that name pictures, and folders of classes."""
 
-import csv
+import multiprocessing
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,44 +12,64 @@ import numpy as np
 from cbm.data.dataset import Split
 from cbm.data.images import ImageFiles, list_names
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_table
 
 UNPACKED = "(is dataset.root the unpacked archive?)"
 
 
-def read_lines(name: str, file: Path) -> Iterator[tuple[int, list[str]]]:
-    """Number and words of every line that is not empty."""
+def read_lines(name: str, file: Path, least: int = 1) -> Iterator[tuple[int, list[str]]]:
+    """Number and words of every line that is not empty; each has ``least`` words or more."""
     if not file.is_file():
         raise UserError(f"data set '{name}': no file '{file}' {UNPACKED}")
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
+            if "\0" in line:
+                raise UserError(f"data set '{name}': '{file}' line {number} is no text")
             if words := line.split():
+                if len(words) < least:
+                    raise UserError(f"data set '{name}': '{file}' line {number}: expected {least} words, found {words}")
                 yield number, words
+
+
+def whole_number(word: str) -> int:
+    """The number that ``word`` is; -1 if it is none of at most 18 digits."""
+    return int(word) if word.isdecimal() and len(word) <= 18 else -1
+
+
+def read_numbers(name: str, file: Path, columns: int) -> np.ndarray:
+    """The first ``columns`` numbers of every line, ``[N, columns]`` int64."""
+    rows = []
+    for number, words in read_lines(name, file):
+        try:
+            rows.append(np.array([int(word) for word in words[:columns]], dtype=np.int64))
+        except (ValueError, OverflowError):
+            rows.append(np.empty(0, dtype=np.int64))
+        if len(rows[-1]) < columns:
+            raise UserError(f"data set '{name}': '{file}' line {number}: expected {columns} whole numbers")
+    return np.array(rows, dtype=np.int64).reshape(len(rows), columns)
 
 
 def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, str]]:
     """Rows of a CSV file that has these columns."""
     if not table.is_file():
         raise UserError(f"data set '{name}': no file '{table}' {UNPACKED}")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        found = csv.DictReader(file)
-        columns = found.fieldnames or []
-        for key in needed:
-            if key not in columns:
-                raise UserError(f"'{table}' has no column '{key}' (columns: {', '.join(columns) or 'none'})")
-        rows = list(found)
+    columns, rows = read_table(table)
+    for key in needed:
+        if key not in columns:
+            raise UserError(f"'{table}' has no column '{key}' (columns: {', '.join(columns) or 'none'})")
     if not rows:
         raise UserError(f"'{table}' has no rows")
     return rows
 
 
 def read_matlab(file: Path, key: str) -> Any:
-    """A variable of a Matlab file."""
+    """A variable of a Matlab file, read in a process of its own: a damaged one can crash scipy's parser."""
     from scipy.io import loadmat
-    from scipy.io.matlab import MatReadError
 
     try:
-        return loadmat(file, squeeze_me=True)[key]
-    except (OSError, KeyError, ValueError, TypeError, NotImplementedError, MatReadError) as error:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+            return pool.submit(loadmat, file, squeeze_me=True, variable_names=[key]).result()[key]
+    except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
 
 
@@ -69,6 +90,14 @@ def find_root(name: str, root: Path, marks: Sequence[str], inside: Sequence[str]
     raise UserError(f"data set '{name}': no {places} {UNPACKED}")
 
 
+def is_there(file: Path) -> bool:
+    """Whether there is such a file; a name that no file system allows is not there."""
+    try:
+        return file.is_file()
+    except (OSError, ValueError):
+        return False
+
+
 def missing_files(root: Path, names: Iterable[str]) -> list[str]:
     """Those of the ``names`` that are not below ``root``: every folder is listed once, no file is touched."""
     listed: dict[str, set[str]] = {}
@@ -76,8 +105,10 @@ def missing_files(root: Path, names: Iterable[str]) -> list[str]:
     for name in names:
         folder, _, file = name.rpartition("/")
         if folder not in listed:
-            path = root / folder
-            listed[folder] = set(os.listdir(path)) if path.is_dir() else set()  # noqa: PTH208
+            try:
+                listed[folder] = set(os.listdir(root / folder))  # noqa: PTH208
+            except (OSError, ValueError):  # no such folder, or a name that no file system allows
+                listed[folder] = set()
         if file not in listed[folder]:
             absent.append(name)
     return absent

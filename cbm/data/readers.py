@@ -1,8 +1,6 @@
 """Readers: from a card's settings to an ``ImageDataset``. A new kind of data set is one function here."""
 
-import csv
 import inspect
-import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +10,9 @@ import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageArray, ImageFiles
-from cbm.data.lists import check_classes, class_folders, folder_split
+from cbm.data.lists import check_classes, class_folders, folder_split, is_there
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_json, read_table
 
 log = logging.getLogger(__name__)
 
@@ -88,14 +87,11 @@ def read_csv(name: str, root: Path) -> ImageDataset:
     table = root / "images.csv" if root.is_dir() else root
     if not table.is_file():
         raise UserError(f"data set '{name}': no table '{table}' (a CSV file with columns path,label)")
-    with table.open(newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        columns = rows.fieldnames or []
-        for needed in ("path", "label"):
-            if needed not in columns:
-                near = did_you_mean(needed, columns)
-                raise UserError(f"'{table}' has no column '{needed}' (columns: {', '.join(columns) or 'none'}); {near}")
-        records = list(rows)
+    columns, records = read_table(table)
+    for needed in ("path", "label"):
+        if needed not in columns:
+            near = did_you_mean(needed, columns)
+            raise UserError(f"'{table}' has no column '{needed}' (columns: {', '.join(columns) or 'none'}); {near}")
     if not records:
         raise UserError(f"'{table}' has no rows")
     concepts = [column for column in columns if column not in ("path", "label", "split", "spurious") and column]
@@ -105,7 +101,7 @@ def read_csv(name: str, root: Path) -> ImageDataset:
         record["split"] = SPLIT_ALIASES.get(split := (record.get("split") or "train").strip().lower(), split)
         if record["split"] not in SPLITS:
             raise UserError(f"'{table}' line {line}: unknown split '{split}', choose one of {', '.join(SPLITS)}")
-    if absent := [r["path"] for r in records if not (table.parent / r["path"]).is_file()]:
+    if absent := [r["path"] for r in records if not is_there(table.parent / r["path"])]:
         raise UserError(f"'{table}' names {len(absent)} file(s) that are not there, first: '{absent[0]}'")
     classes = sorted({record["label"] for record in records})
     splits = {}
@@ -118,13 +114,24 @@ def read_csv(name: str, root: Path) -> ImageDataset:
     if "train" not in splits:
         raise UserError(f"'{table}' has no rows with split 'train'")
     groups_file = table.parent / "groups.json"
-    groups = json.loads(groups_file.read_text()) if groups_file.is_file() else {}
+    groups = _groups(groups_file, concepts) if groups_file.is_file() else {}
     spurious: dict[str, list[str]] = {}
     for record in records:
         for concept in filter(None, map(str.strip, (record.get("spurious") or "").split(";"))):
             if concept not in spurious.setdefault(record["label"], []):
                 spurious[record["label"]].append(concept)
     return ImageDataset(name, classes, splits, concepts, groups, spurious)
+
+
+def _groups(file: Path, concepts: list[str]) -> dict[str, list[str]]:
+    """Group name to the concepts that exclude each other, all of them columns of the table beside the file."""
+    groups = read_json(file)
+    if not isinstance(groups, dict) or not all(isinstance(names, list) for names in groups.values()):
+        raise UserError(f"'{file}': expected {{group: [concepts]}}")
+    for name in (name for names in groups.values() for name in names):
+        if name not in concepts:
+            raise UserError(f"'{file}' names a concept '{name}' without a column; {did_you_mean(str(name), concepts)}")
+    return groups
 
 
 def _concept_values(records: list[dict[str, str]], concepts: list[str], table: Path) -> np.ndarray:

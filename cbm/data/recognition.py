@@ -4,7 +4,7 @@ Where CoOp (Zhou et al., IJCV 2022) drew splits of its own, which LaBo and many 
 ``split_zhou_NAME.json``; ``protocol=official`` is the authors' split.
 """
 
-import json
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,9 +23,11 @@ from cbm.data.lists import (
     read_lines,
     read_matlab,
     spoken,
+    whole_number,
 )
 from cbm.data.readers import from_torchvision, reader
 from cbm.errors import UserError, did_you_mean
+from cbm.parsing import read_json
 
 PROTOCOLS = ("official", "coop")
 
@@ -42,16 +44,16 @@ def locate(
 
 def read_coop_split(name: str, root: Path, pictures: str, file: str) -> ImageDataset:
     """CoOp's split: ``{"train": [[picture, label, class name], ...], "val": ..., "test": ...}``."""
-    try:
-        parts = json.loads((root / file).read_text())
-        listed = {split: [(str(p), int(label), str(said)) for p, label, said in parts[split]] for split in
-                  ("train", "val", "test")}  # fmt: skip
-    except FileNotFoundError as error:
+    if not (root / file).is_file():
         raise UserError(
             f"data set '{name}': no file '{root / file}'; dataset.args.protocol=coop needs CoOp's split (its "
             "DATASETS.md says where it is), dataset.args.protocol=official does not"
-        ) from error
-    except (ValueError, KeyError, TypeError) as error:
+        )
+    parts = read_json(root / file)
+    try:
+        listed = {split: [(str(p), int(label), str(said)) for p, label, said in parts[split]] for split in
+                  ("train", "val", "test")}  # fmt: skip
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"'{root / file}' is not a split of CoOp's: {type(error).__name__}: {error}") from error
     names = {label: spoken(said) for _, label, said in listed["train"]}
     if sorted(names) != list(range(len(names))):
@@ -194,10 +196,8 @@ def read_ucf101(name: str, root: Path, protocol: str = "official", partition: in
     if protocol == "coop":
         return read_coop_split(name, root, FRAMES, "split_zhou_UCF101.json")
     listed = f"{UCF_LISTS}/classInd.txt"
-    numbered = [words for _, words in read_lines(name, root / listed)]
-    if bad := [words for words in numbered if len(words) < 2]:
-        raise UserError(f"'{root / listed}': expected a number and a class, found '{bad[0][0]}'")
-    folders = {action: _folder_of(root / FRAMES, action) for _, action in numbered}
+    actions = [words[1] for _, words in read_lines(name, root / listed, 2)]
+    folders = {action: _folder_of(root / FRAMES, action) for action in actions}
     splits = {}
     for split in ("train", "test"):
         source = f"{UCF_LISTS}/{split}list{partition:02d}.txt"
@@ -216,7 +216,7 @@ def _apart(action: str) -> str:
 
 
 def _folder_of(frames: Path, action: str) -> str:
-    return action if (frames / action).is_dir() else _apart(action)
+    return action if action in os.listdir(frames) else _apart(action)  # noqa: PTH208
 
 
 @reader("resisc45")
@@ -253,7 +253,7 @@ def read_places(name: str, root: Path, download: bool = False) -> ImageDataset:
             raise UserError(f"data set '{name}': none of the folders {', '.join(folders)} is in '{root}' {UNPACKED}")
         files, labels = [], []
         for number, words in read_lines(name, root / source):
-            if len(words) != 2 or not words[1].isdecimal() or int(words[1]) >= len(categories):
+            if len(words) != 2 or not 0 <= whole_number(words[1]) < len(categories):
                 last = len(categories) - 1
                 raise UserError(f"'{root / source}' line {number}: expected a picture and a label, 0 to {last}")
             files.append(f"{pictures}/{words[0].lstrip('/')}")
@@ -264,7 +264,7 @@ def read_places(name: str, root: Path, download: bool = False) -> ImageDataset:
 
 def place_name(category: str) -> str:
     """How a place is said: ``/c/church/indoor`` is ``indoor church``, ``/b/bakery/shop`` is ``bakery shop``."""
-    place, *kind = (spoken(part) for part in category.strip("/").split("/")[1:])
+    place, *kind = (spoken(part) for part in category.strip("/").split("/")[1:] or [category])
     return " ".join([place, *kind] if AFTER & set(kind) else [*kind, place])
 
 

@@ -23,7 +23,12 @@ log = logging.getLogger(__name__)
 
 
 def write_shard(folder: Path, stem: str, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> Path:
-    """Write ``tensors`` and JSON ``metadata`` as ``folder/STEM-CHECKSUM.safetensors``."""
+    """Write ``tensors`` and JSON ``metadata`` as ``folder/STEM-CHECKSUM.safetensors``.
+
+    If another process has just written this shard, its file stays: one of another checksum would be a second copy.
+    """
+    if (there := find_shards(folder).get(stem)) is not None and read_shard(there) is not None:
+        return there
     content = safetensors.torch.save(
         {name: tensor.contiguous() for name, tensor in tensors.items()}, {"json": json.dumps(metadata)}
     )
@@ -62,8 +67,11 @@ def write_rows(folder: Path, stem: str, parts: Iterable[Tensor], shape: tuple[in
 
 def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Memory-mapped tensors and metadata of a shard; None (and the file is removed) if it is not what was written."""
-    with path.open("rb") as file:
-        checksum = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    try:
+        with path.open("rb") as file:
+            checksum = hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except FileNotFoundError:  # another process found it damaged
+        return None
     if checksum != path.stem.rpartition("-")[2]:
         log.warning("'%s' is damaged (its checksum does not match): it is made again", path)
         path.unlink(missing_ok=True)

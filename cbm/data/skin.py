@@ -7,7 +7,7 @@ import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageFiles, list_names
-from cbm.data.lists import UNPACKED, find_root, listed_split, missing_files, read_rows, spoken
+from cbm.data.lists import UNPACKED, find_root, listed_split, missing_files, read_rows, spoken, whole_number
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
 
@@ -158,7 +158,7 @@ def read_derm7pt(name: str, root: Path, task: str = "diagnosis", image: str = "d
 def _case_rows(name: str, file: Path, count: int) -> np.ndarray:
     """Rows of ``meta.csv``, counted from 0."""
     numbers = [row["indexes"] for row in read_rows(name, file, ["indexes"])]
-    if bad := [number for number in numbers if not number.isdecimal() or int(number) >= count]:
+    if bad := [number for number in numbers if not 0 <= whole_number(number) < count]:
         raise UserError(f"'{file}': '{bad[0]}' is no row of meta.csv (0 to {count - 1})")
     return np.array(numbers, dtype=np.int64)
 

@@ -10,6 +10,7 @@ import numpy as np
 from cbm.data.dataset import ImageDataset
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.parsing import read_json
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def complete_splits(
     origin = getattr(train.images, "root", None)
     key = f"{dataset.name}|{origin and Path(origin).absolute()}|{sorted(missing.items())}|{seed}"
     file = cache / "splits" / f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
-    known: dict[str, str] = json.loads(file.read_text()) if file.is_file() else {}
+    known = _read_choice(file) if file.is_file() else {}
     generator = np.random.default_rng(seed)
     names = train.images.names
     assigned = np.array([known.get(name, "") for name in names], dtype=object)
@@ -62,6 +63,18 @@ def complete_splits(
         raise UserError(f"data set '{dataset.name}' is too small: nothing is left for the {empty[0]} split")
     dataset.splits = {**dataset.splits, **parts}
     return dataset
+
+
+def _read_choice(file: Path) -> dict[str, str]:
+    """Picture to split, as it was drawn once.
+
+    Raises:
+        UserError: the file is damaged: drawing again could move test pictures into training.
+    """
+    known = read_json(file)
+    if not isinstance(known, dict) or not set(map(str, known.values())) <= {"train", "val", "test"}:
+        raise UserError(f"'{file}' is damaged: remove it to draw the splits of this data set again (other pictures)")
+    return known
 
 
 def _follow_subject(subjects: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:

@@ -89,7 +89,8 @@ class StoredFeatures:
 
 def _read_shards(folder: Path) -> dict[int, tuple[dict[str, Tensor], dict[str, Any]]]:
     """Number to content of the shards that are there and sound."""
-    return {int(stem): shard for stem, path in find_shards(folder).items() if (shard := read_shard(path))}
+    files = {stem: path for stem, path in find_shards(folder).items() if stem.isdecimal()}
+    return {int(stem): shard for stem, path in files.items() if (shard := read_shard(path))}
 
 
 def _runs(values: np.ndarray) -> tuple[list[int], list[slice]]:
@@ -150,6 +151,8 @@ class FeatureStore:
                 num_workers=num_workers, label=label, progress=progress, devices=devices, nodes=nodes,
             )  # fmt: skip
             found = _read_shards(folder)
+        if lost := [number for number in range(count) if number not in found]:
+            raise UserError(f"shard {lost[0]} in '{folder}' is not what was written a moment ago: is the disk sound?")
         shards = [found[number] for number in range(count)]
         errors = {name: why for _, metadata in shards for name, why in metadata["errors"].items()}
         readable = np.concatenate([tensors["readable"].numpy() for tensors, _ in shards]).astype(bool)

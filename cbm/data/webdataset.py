@@ -1,13 +1,12 @@
 """Pictures in tar files (WebDataset), for pools too large for folders.
 
 A tar file is indexed once: where each picture's bytes begin and end, and its label. The index is kept in the cache by
-the file's path, size and modification time. Pictures are then read in any order straight from the tar files; nothing is
+the file's path, size and times. Pictures are then read in any order straight from the tar files; nothing is
 unpacked, so that a path inside one means nothing but a name.
 """
 
 import hashlib
 import io
-import json
 import logging
 import re
 import tarfile
@@ -25,12 +24,14 @@ from cbm.data.images import EXTENSIONS, ImageFiles, Images, list_names
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.parsing import parse_json, read_text
 
 log = logging.getLogger(__name__)
 
 LABELS = ("cls", "json", "txt")
 JSON_KEYS = ("label", "cls", "class")
 SLOW = 64  # tar files from which on indexing shows its progress
+LABEL = 1 << 20  # bytes of a label, at most
 LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said
 
 
@@ -99,7 +100,8 @@ def open_tars(root: Path, tars: Sequence[str], cache: Path) -> tuple[ImageTars, 
 def _index(tar: Path, cache: Path) -> pa.Table:
     """Name, first byte, size and label of every picture of a tar file: from the cache, or read and kept there."""
     stat = tar.stat()
-    key = hashlib.sha256(f"{tar.absolute()}|{stat.st_size}|{stat.st_mtime_ns}".encode()).hexdigest()[:24]
+    changed = f"{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+    key = hashlib.sha256(f"{tar.absolute()}|{changed}".encode()).hexdigest()[:24]
     file = cache / "tars" / f"{key}.parquet"
     if file.is_file():
         try:
@@ -128,13 +130,17 @@ def _read_index(tar: Path) -> pa.Table:
                 if f".{ending}" in EXTENSIONS:
                     pictures.append((key, member.name, member.offset_data, member.size))
                 elif ending in LABELS:
+                    if member.size > LABEL:
+                        raise UserError(f"'{tar}': the label '{member.name}' has {member.size:,} bytes")
                     content = archive.extractfile(member)
                     assert content is not None
                     said.setdefault(key, {})[ending] = content.read().decode("utf-8", errors="replace").strip()
-    except tarfile.TarError as error:
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{tar}' is no tar file or is cut off after {len(pictures)} picture(s): {error}") from error
     with tar.open("rb") as file:
-        file.seek(-tarfile.BLOCKSIZE, 2)
+        file.seek(-min(tarfile.BLOCKSIZE, tar.stat().st_size), 2)
         if any(file.read()):
             raise UserError(f"'{tar}' is cut off after {len(pictures)} picture(s): it lacks the end of a tar file")
     labels = [_label(tar, name, said.get(key, {})) for key, name, _, _ in pictures]
@@ -157,10 +163,7 @@ def _key(member: str) -> tuple[str, str]:
 
 def _label(tar: Path, picture: str, parts: dict[str, str]) -> str | None:
     if "json" in parts and "cls" not in parts:
-        try:
-            content = json.loads(parts["json"])
-        except ValueError as error:
-            raise UserError(f"'{tar}': the JSON beside '{picture}' cannot be read: {error}") from error
+        content = parse_json(parts["json"], f"'{tar}': the JSON beside '{picture}'")
         for key in JSON_KEYS if isinstance(content, dict) else ():
             if key in content:
                 return str(content[key])
@@ -220,9 +223,10 @@ def _classes(name: str, root: Path, labels: dict[str, list[str]]) -> tuple[list[
     listed = root / "classnames.txt"
     if not listed.is_file():
         log.warning("%s: no '%s': classes are called by their numbers", name, listed)
-        found.sort(key=int)
+        found.sort(key=lambda label: (len(label), label))
         return [f"class {label}" for label in found], found
-    classes = [line.strip() for line in listed.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if beyond := [label for label in found if int(label) >= len(classes)]:
+    classes = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    numbers = [str(number) for number in range(len(classes))]
+    if beyond := sorted(set(found) - set(numbers)):
         raise UserError(f"data set '{name}': label {beyond[0]}, but '{listed}' names {len(classes)} classes (0 first)")
-    return classes, [str(number) for number in range(len(classes))]
+    return classes, numbers

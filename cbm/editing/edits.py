@@ -24,6 +24,7 @@ import yaml
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
+from cbm.parsing import read_yaml
 
 OPS = {"set": True, "mask": False, "scale": True, "shift": True, "remove": False, "reweight": True}
 """The operations, and whether they take a value."""
@@ -71,7 +72,7 @@ class Edit:
             if self.op != "set" or self.value not in LEVELS:
                 expected = "a number, 'present' or 'absent'" if self.op == "set" else "a number"
                 raise UserError(f"{named}: value is {self.value!r}; expected {expected}")
-        elif isinstance(self.value, bool) or not isinstance(self.value, int | float) or not math.isfinite(self.value):
+        elif isinstance(self.value, bool) or not isinstance(self.value, int | float) or not abs(self.value) < math.inf:
             raise UserError(f"{named}: value is {self.value!r}; expected a finite number")
         for name in ("classes", "samples"):
             if getattr(self, name) is not None and not getattr(self, name):
@@ -167,12 +168,7 @@ def load_edits(path: str | Path) -> EditSet:
         UserError: it cannot be read, or an entry is no edit; says which.
     """
     path = Path(path)
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8-sig"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read edits from '{path}': {error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    content = read_yaml(path)
     if content is None:
         return EditSet()
     if not isinstance(content, list):
@@ -199,6 +195,9 @@ def _read(path: Path, number: int, entry: Any) -> Edit:
         elif listed is not None:
             raise UserError(f"{where}: '{key}' is {listed!r}; expected a list of names")
     values["concept"] = str(values["concept"])
+    for key in ("op", "why", "who", "when", "domain"):
+        if not isinstance(values.get(key), str | None):
+            raise UserError(f"{where}: '{key}' is {str(values[key])[:60]}; expected text")
     try:
         return Edit(**values)
     except UserError as error:

@@ -6,18 +6,15 @@ most alpha (split conformal prediction; Vovk et al., 2005). Edits behind the gat
 at most alpha.
 """
 
-import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from cbm.errors import UserError
-from cbm.files import write_atomically
+from cbm.tensor_files import read_tensors, write_tensors
 
 BATCHES = 1000  # of source pictures, drawn to calibrate a gate of batches
 
@@ -47,21 +44,22 @@ class Gate:
     def save(self, path: Path) -> None:
         """Write ``gate.safetensors``."""
         about = {"threshold": self.threshold, "alpha": self.alpha, "batch": self.batch}
-        content = safetensors.torch.save({"direction": self.direction.contiguous()}, {"cbm": json.dumps(about)})
-        write_atomically(path, content)
+        write_tensors(path, {"direction": self.direction}, about)
 
 
 def load_gate(path: Path) -> Gate:
     """Read what ``Gate.save`` wrote.
 
     Raises:
-        UserError: it is not there, or is something else.
+        UserError: it is not there, damaged, or is something else.
     """
     try:
-        with safe_open(path, "pt") as file:
-            about = json.loads((file.metadata() or {})["cbm"])
-            return Gate(file.get_tensor("direction"), about["threshold"], about["alpha"], about["batch"])
-    except (OSError, SafetensorError, KeyError, ValueError) as error:
+        tensors, about = read_tensors(path)
+        threshold, alpha, batch = float(about["threshold"]), float(about["alpha"]), int(about["batch"])
+        if tensors["direction"].dim() != 1 or batch < 1:
+            raise ValueError
+        return Gate(tensors["direction"], threshold, alpha, batch)
+    except (FileNotFoundError, KeyError, ValueError, TypeError, OverflowError) as error:
         raise UserError(
             f"cannot read a gate from '{path}' ({type(error).__name__}); expected gate.safetensors"
         ) from error

@@ -7,14 +7,12 @@ features in half precision: no picture of the source domain is needed again.
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from cbm.editing.concept_head import ConceptHead
 from cbm.errors import UserError
-from cbm.files import write_atomically
+from cbm.tensor_files import read_tensors, write_tensors
 
 PER_CLASS = 200
 ROWS = 50_000  # of all classes: 77 MB at 768 dimensions
@@ -34,7 +32,7 @@ class SourceCard:
 
     def save(self, path: Path) -> None:
         """Write ``source_card.safetensors``."""
-        write_atomically(path, safetensors.torch.save({"x": self.x.half().contiguous(), "y": self.y.contiguous()}))
+        write_tensors(path, {"x": self.x.half(), "y": self.y})
 
 
 def source_card(x: Tensor, y: Tensor, num_classes: int, seed: int = 0) -> SourceCard:
@@ -53,12 +51,15 @@ def load_source_card(path: Path) -> SourceCard:
         UserError: it is not there (the run is older than source cards), or damaged.
     """
     try:
-        tensors = safetensors.torch.load_file(path)
-        return SourceCard(tensors["x"].float(), tensors["y"])
+        tensors, _ = read_tensors(path)
+        x, y = tensors["x"].float(), tensors["y"].long()
     except FileNotFoundError as error:
         raise UserError(f"no source card '{path}': train the run again, it is written at the end") from error
-    except (OSError, SafetensorError, KeyError) as error:
-        raise UserError(f"'{path}' is damaged or no source card ({type(error).__name__})") from error
+    except KeyError as error:
+        raise UserError(f"'{path}' is no source card: it has no tensor {error}") from error
+    if x.dim() != 2 or y.shape != x.shape[:1]:
+        raise UserError(f"'{path}' is no source card: features {list(x.shape)} and classes {list(y.shape)}")
+    return SourceCard(x, y)
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Image-only backbones from timm and torchvision: ``timm:resnet18``, ``torchvision:resnet50``."""
 
+import os
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +49,7 @@ def _torchvision(name: str, weights: bool) -> tuple[nn.Module, Any]:
 
     if name not in models.list_models(module=models):
         raise UserError(f"unknown torchvision model '{name}': {did_you_mean(name, models.list_models(module=models))}")
+    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torchvision would unpickle what it downloads
     default = models.get_model_weights(name).DEFAULT
     model = models.get_model(name, weights=default if weights else None)
     for head in ("fc", "classifier", "heads", "head"):

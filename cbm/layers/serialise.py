@@ -1,21 +1,18 @@
 """A trained classifier as one safetensors file: tensors and a line that says what they are. No pickle."""
 
-import json
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import nn
 
 from cbm.errors import UserError
-from cbm.files import write_atomically
 from cbm.layers.activations import ACTIVATIONS
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
 from cbm.solvers.concept_blocks import ConceptBlocks
+from cbm.tensor_files import read_tensors, write_tensors
 
 ENERGIES = {kind.__name__: kind for kind in (EnergyBottleneck, ReleasedEnergyBottleneck)}
 
@@ -26,8 +23,7 @@ def save_model(model: nn.Module, path: Path) -> None:
     if isinstance(model, ConceptBottleneck):
         kind["head"] = type(model.head).__name__
         kind["activation"] = "" if model.activation is None else type(model.activation).__name__
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    write_atomically(path, safetensors.torch.save(tensors, {"cbm": json.dumps(kind)}))
+    write_tensors(path, model.state_dict(), kind)
 
 
 def load_model(path: Path) -> nn.Module:
@@ -37,13 +33,13 @@ def load_model(path: Path) -> nn.Module:
         UserError: the file is missing, damaged, or not one of ours.
     """
     try:
-        with safe_open(path, "pt") as file:
-            kind = json.loads((file.metadata() or {})["cbm"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors, kind = read_tensors(path)
         model = _build(kind, tensors)
         model.load_state_dict(tensors)
     except FileNotFoundError as error:
         raise UserError(f"no model in '{path.parent}': expected {path.name} (is the run finished?)") from error
+    except UserError:
+        raise
     except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
         raise UserError(f"'{path}' is damaged or was not written by cbm ({type(error).__name__})") from error
     return model.eval().requires_grad_(False)

@@ -7,20 +7,17 @@ Accuracy is reported at 5, 10, ..., 30 non-zero weights per class (NEC, number o
   has exactly so many non-zero weights, with a certificate of how near the optimum it is.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import safetensors.torch
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from cbm.data.features import FeatureSplit
 from cbm.errors import UserError
-from cbm.files import write_atomically
 from cbm.layers import ConceptBottleneck
 from cbm.solvers import LinearScores, elastic_net_path
+from cbm.tensor_files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)
@@ -77,13 +74,13 @@ def save_heads(heads: list[SparseHead], path: Path) -> None:
     tensors, certificates = {}, []
     for head in heads:
         index = head.weight.flatten().nonzero().flatten()
-        tensors[f"{head.target}.index"], tensors[f"{head.target}.bias"] = index, head.bias.contiguous()
+        tensors[f"{head.target}.index"], tensors[f"{head.target}.bias"] = index, head.bias
         tensors[f"{head.target}.value"] = head.weight.flatten()[index]
         certificates.append(
             {"target": head.target, "nec": head.nec, "lam": head.lam, "gap": head.gap, "kkt": head.kkt,
              "cut": head.cut, "shape": list(head.weight.shape)}
         )  # fmt: skip
-    write_atomically(path, safetensors.torch.save(tensors, {"cbm": json.dumps(certificates)}))
+    write_tensors(path, tensors, certificates)
 
 
 def load_heads(path: Path) -> list[SparseHead]:
@@ -96,14 +93,15 @@ def load_heads(path: Path) -> list[SparseHead]:
         return []
     heads = []
     try:
-        with safe_open(path, "pt") as file:
-            for line in json.loads(file.metadata()["cbm"]):
-                classes, concepts = line.pop("shape")
-                flat = torch.zeros(classes * concepts)
-                target = line["target"]
-                flat[file.get_tensor(f"{target}.index")] = file.get_tensor(f"{target}.value")
-                bias = file.get_tensor(f"{target}.bias")
-                heads.append(SparseHead(**line, weight=flat.view(classes, concepts), bias=bias))
+        tensors, certificates = read_tensors(path)
+        for line in certificates:
+            classes, concepts = line.pop("shape")
+            flat = torch.zeros(classes * concepts)
+            target = line["target"]
+            flat[tensors[f"{target}.index"]] = tensors[f"{target}.value"]
+            heads.append(SparseHead(**line, weight=flat.view(classes, concepts), bias=tensors[f"{target}.bias"]))
+    except UserError:
+        raise
     except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
         raise UserError(f"'{path}' is damaged or was not written by cbm ({type(error).__name__})") from error
     return heads

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cbm.errors import UserError, did_you_mean
+from cbm.run_directory import read_about, read_config, read_metrics, verify_run
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,7 @@ def compare_runs(paths: list[Path]) -> list[Row]:
         group = groups.setdefault(_identity(settings), {})
         if (older := group.get(settings["seed"])) is not None:
             log.warning("run '%s' has the settings and the seed of '%s', which is newer: left out", older[0], path)
-        group[settings["seed"]] = (path, settings, _metrics(path))
+        group[settings["seed"]] = (path, settings, read_metrics(path))
     members = [[runs[seed] for seed in sorted(runs)] for runs in groups.values()]
     methods = [group[0][1]["method"] for group in members]
     rows = [
@@ -133,6 +134,7 @@ def _finished(paths: list[Path]) -> list[Path]:
             raise UserError(f"no run in '{path}' {near}".rstrip())
         for run in inside:
             if (run / "metrics.json").is_file():
+                verify_run(run, ("config.yaml", "metrics.json"))
                 found[run] = None
             else:
                 log.warning("run '%s' is not finished: left out", run)
@@ -142,11 +144,7 @@ def _finished(paths: list[Path]) -> list[Path]:
 
 
 def _settings(path: Path) -> dict[str, Any]:
-    return OmegaConf.to_container(OmegaConf.create((path / "config.yaml").read_text()))  # type: ignore[return-value]
-
-
-def _metrics(path: Path) -> dict[str, float]:
-    return json.loads((path / "metrics.json").read_text())
+    return OmegaConf.to_container(read_config(path))  # type: ignore[return-value]
 
 
 def _identity(settings: dict[str, Any]) -> str:
@@ -225,7 +223,7 @@ def _top_concepts(path: Path, count: int) -> dict[str, list[str]] | None:
     if not isinstance(model, ConceptBottleneck):
         return None
     texts = load_bank(path / "bank").texts
-    classes = json.loads((path / "about.json").read_text())["classes"]
+    classes = read_about(path)["classes"]
     importance = model.importance()
     if importance.shape != (len(classes), len(texts)):
         raise UserError(

@@ -99,7 +99,7 @@ def test_splits_in_the_names_of_files(tmp_path: Path):
     [
         (lambda c, name: {}, "36 of 36|24 of 24 pictures have no label.*first 'train/00000.tar/s0000.png'.*--pool"),
         (lambda c, name: {"txt": f"photo {os.urandom(8).hex()}"}, "36 different labels.*are they captions"),
-        (lambda c, name: {"json": "{"}, "00000.tar': the JSON beside 's0000.png' cannot be read"),
+        (lambda c, name: {"json": "{"}, "00000.tar': the JSON beside 's0000.png' is not JSON"),
     ],
 )
 def test_labels_that_are_none(label, message: str, tmp_path: Path):

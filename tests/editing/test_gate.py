@@ -47,7 +47,7 @@ def test_too_few_source_pictures_to_calibrate_let_nothing_pass(tmp_path):
     x = pictures(100, 5, 2.0)
     assert torch.equal(back(x), gate(x))
     (tmp_path / "other").write_bytes(b"no gate")
-    for name, message in (("other", "cannot read a gate"), ("absent", "cannot read a gate")):
+    for name, message in (("other", "damaged or was not written by cbm"), ("absent", "cannot read a gate")):
         with pytest.raises(UserError, match=message):
             load_gate(tmp_path / name)
     for bad in (0.0, 1.0):

@@ -29,5 +29,5 @@ def test_absent_and_damaged(tmp_path):
     with pytest.raises(UserError, match="no source card .* train the run again"):
         load_source_card(tmp_path / "card.safetensors")
     (tmp_path / "card.safetensors").write_bytes(b"not a card")
-    with pytest.raises(UserError, match="damaged or no source card"):
+    with pytest.raises(UserError, match="damaged or was not written by cbm"):
         load_source_card(tmp_path / "card.safetensors")

@@ -50,7 +50,7 @@ def plant(run: Path, finch: range, wren: range, classes: list[str] = CLASSES, te
     bank = ConceptBank("planted", "bank.json", tuple(map(Concept, texts)), "x", torch.eye(len(texts)))
     save_model(ConceptBottleneck(bank.directions(), LinearHead(weight)), run / "model.safetensors")
     bank.save(run / "bank")
-    (run / "about.json").write_text(json.dumps({"classes": classes}))
+    (run / "about.json").write_text(json.dumps({"classes": classes, "encoder": {"fingerprint": "x"}}))
     return run
 
 
@@ -175,7 +175,7 @@ def test_run_that_cannot_be_read_is_left_out_of_the_stability(planted: Path, dam
     elif damage == "about":
         (broken / "about.json").unlink()
     else:
-        (broken / "about.json").write_text(json.dumps({"classes": [*CLASSES, "owl"]}))
+        (broken / "about.json").write_text(json.dumps({"classes": [*CLASSES, "owl"], "encoder": {"fingerprint": "x"}}))
     monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)
     with caplog.at_level("WARNING", "cbm.report.compare"):
         row = compare_runs([planted])[0]

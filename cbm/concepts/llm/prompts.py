@@ -5,11 +5,11 @@ import re
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import PROJECT
+from cbm.parsing import read_yaml
 
 SHIPPED = PROJECT / "concepts" / "prompts"
 
@@ -101,10 +101,7 @@ def load_family(name: str) -> Family:
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no prompt file '{path}' {did_you_mean(path.name, siblings)}".rstrip())
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"'{path}' is not a YAML file: {str(error).splitlines()[0]}") from error
+    content = read_yaml(path)
     try:
         return Family.model_validate(content)
     except ValidationError as error:

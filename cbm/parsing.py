@@ -1,0 +1,110 @@
+"""Text, JSON, YAML and CSV files of whatever origin: their content, or one line that says what is wrong.
+
+Nothing in a file is executed. Whoever calls these still has to look at the content: it is any JSON, any YAML.
+"""
+
+import csv
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+from cbm.errors import UserError
+
+
+def read_text(path: Path) -> str:
+    """A text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        UserError: it cannot be read, or is no such text.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+        if "\0" in text:
+            raise UserError(f"'{path}' is not a text file in UTF-8")
+        return text
+    except UnicodeDecodeError as error:
+        raise UserError(f"'{path}' is not a text file in UTF-8") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+
+
+def read_json(path: Path) -> Any:
+    """A JSON file.
+
+    Raises:
+        UserError: it cannot be read, or is not JSON.
+    """
+    return parse_json(read_text(path), f"'{path}'")
+
+
+def parse_json(text: str, where: str) -> Any:
+    """JSON whose strings can be written again; ``where`` it is from is said when it is none.
+
+    Raises:
+        UserError: it is not.
+    """
+    try:
+        content = json.loads(text)
+        if "\\u" in text:
+            json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where} is not JSON: {error.msg} in line {error.lineno}") from error
+    except RecursionError as error:
+        raise UserError(f"{where} is not JSON that can be read: it is nested too deeply") from error
+    except ValueError as error:  # a number of thousands of digits, half a character
+        raise UserError(f"{where} is not JSON that can be read: {error}") from error
+    return content
+
+
+def read_yaml(path: Path) -> Any:
+    """A YAML file without references (``*name``: a few lines of them can stand for gigabytes) and repeated keys.
+
+    Raises:
+        UserError: it cannot be read, or is not such YAML.
+    """
+    import yaml
+
+    class Loader(yaml.SafeLoader):
+        def compose_node(self, parent: Any, index: Any) -> Any:
+            if self.check_event(yaml.AliasEvent):
+                mark = self.peek_event().start_mark
+                raise yaml.YAMLError(f"a reference (*name) in line {mark.line + 1}; write out what it stands for")
+            return super().compose_node(parent, index)
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+            mapping = super().construct_mapping(node, deep)
+            if len(mapping) < len(node.value):
+                raise yaml.YAMLError(f"a key twice in the mapping that begins in line {node.start_mark.line + 1}")
+            return mapping
+
+    text = read_text(path)
+    try:
+        return yaml.load(text, Loader)  # a SafeLoader: plain data, no objects
+    except yaml.YAMLError as error:
+        raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise UserError(f"'{path}' is not YAML that can be read: it is nested too deeply") from error
+    except Exception as error:  # PyYAML lets through what its constructors run into: a 13th month, an odd tag
+        raise UserError(f"'{path}' is not YAML that can be read: {type(error).__name__}: {error}") from error
+
+
+def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """Columns and rows of a CSV file; a row with fewer cells than columns ends with empty ones.
+
+    Raises:
+        UserError: it cannot be read, has a column twice, or a row with more cells than columns.
+    """
+    lines = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
+    try:
+        columns = list(lines.fieldnames or [])
+        rows = list(lines)
+    except csv.Error as error:
+        raise UserError(f"'{path}' line {lines.line_num} is not CSV: {error}") from error
+    if twice := [column for number, column in enumerate(columns) if column and column in columns[:number]]:
+        raise UserError(f"'{path}' has two columns '{twice[0]}'")
+    for number, row in enumerate(rows, start=2):
+        extra: Any = row.pop(None, None)
+        if extra and any(extra):
+            raise UserError(f"'{path}': row {number} has more cells than there are columns ({len(columns)})")
+    return columns, rows

@@ -1,0 +1,492 @@
+"""Every kind of file that cbm reads, small and valid, with the function that reads it."""
+
+import csv
+import gzip
+import io
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import yaml
+from PIL import Image
+
+from cbm import config
+from cbm.concepts import Concept, ConceptBank, load_bank, read_bank
+from cbm.concepts.conceptnet import _edges
+from cbm.concepts.llm.answers import Unparsable, parse_answer, read_plain, salvage
+from cbm.concepts.llm.prompts import load_family
+from cbm.concepts.vocabulary import _seed_words
+from cbm.concepts.wordnet import WordNet
+from cbm.data import read_dataset
+from cbm.data.images import ImageFiles
+from cbm.data.shards import read_shard, write_shard
+from cbm.data.skin import CRITERIA
+from cbm.data.splits import complete_splits
+from cbm.data.webdataset import open_tars
+from cbm.editing import load_edits, load_gate, load_source_card
+from cbm.editing.gate import Gate
+from cbm.editing.source_card import SourceCard
+from cbm.interventions import read_answers
+from cbm.layers import ConceptBottleneck, LinearHead, load_model, save_model
+from cbm.metrics.nec import SparseHead, load_heads, save_heads
+from cbm.module import is_sound
+from cbm.run_directory import _state, read_about, read_config, read_metrics, verify_run
+from cbm.trained import _open
+
+
+class Readable(NamedTuple):
+    """A tree of files.
+
+    Attributes:
+        write: put it into an empty folder.
+        read: read it there.
+        files: those of its files that are damaged in tests, one at a time.
+    """
+
+    write: Callable[[Path], None]
+    read: Callable[[Path], object]
+    files: tuple[str, ...]
+
+
+def picture() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def table(*rows: str) -> bytes:
+    return "\n".join(rows).encode() + b"\n"
+
+
+def tree(**files: bytes | str) -> Callable[[Path], None]:
+    """Names (``__`` for a slash, ``_.`` stays) to contents."""
+
+    def write(root: Path) -> None:
+        for name, content in files.items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+    return write
+
+
+def dataset(kind: str, files: dict[str, bytes | str], damaged: tuple[str, ...], **args) -> Readable:
+    return Readable(tree(**files), lambda root: read_dataset(kind, "d", root, args, root / ".cache"), damaged)
+
+
+def matlab(**variables) -> bytes:
+    from scipy.io import savemat
+
+    buffer = io.BytesIO()
+    savemat(buffer, variables)
+    return buffer.getvalue()
+
+
+def tar(members: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as archive:
+        for name, content in members.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()
+
+
+def save_bank(root: Path) -> None:
+    concepts = (Concept("red belly", ("crow",), "belly", 0.5, {"source": "x"}), Concept("long tail", ("crow", "owl")))
+    ConceptBank("b", "s", concepts, "encoder", torch.eye(2, 4)).save(root)
+
+
+def save_run(root: Path) -> None:
+    """The text files of a finished run, unsigned."""
+    tree(**{
+        "config.yaml": "seed: 0\nmethod:\n  name: labo\n  lr: 1.0e-05\ndataset:\n  name: birds\n  args: {}\n",
+        "metrics.json": json.dumps({"test/accuracy": 0.5, "time/fit_s": 1.0}),
+        "about.json": json.dumps({"classes": ["a", "b"], "encoder": {"id": "e", "fingerprint": "f"}}),
+        "state.json": json.dumps({"settings": "0", "finished": True, "checksums": {"metrics.json": "0"}}),
+    })(root)  # fmt: skip
+
+
+def read_run(root: Path) -> None:
+    read_config(root), read_metrics(root), read_about(root)
+
+
+def state_of(root: Path) -> None:
+    assert _state(root, "0") in ("finished", "interrupted", "other")
+    verify_run(root, ("about.json",))
+
+
+def save_checkpoint(root: Path) -> None:
+    torch.save({"cbm": {"best": {"loss": 1.0}}, "state_dict": {"w": torch.arange(6.0)}}, root / "last.ckpt")
+
+
+def drawn_splits(root: Path) -> None:
+    for number in range(8):
+        tree(**{f"pictures/{'ab'[number % 2]}/{number}.png": picture()})(root)
+    draw_splits(root)
+    (root / next((root / "splits").iterdir())).rename(root / "splits" / "kept.json")
+
+
+def draw_splits(root: Path) -> None:
+    pictures = read_dataset("folder", "f", root / "pictures", {})
+    kept = root / "splits" / "kept.json"
+    if kept.is_file():  # its name says where the pictures are
+        for file in (root / "splits").glob("f-*"):
+            file.unlink()
+        import hashlib
+
+        key = f"f|{(root / 'pictures').absolute()}|{sorted({'test': 0.3, 'val': 0.3}.items())}|0"
+        name = f"f-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+        (root / "splits" / name).write_bytes(kept.read_bytes())
+    complete_splits(pictures, root, val_fraction=0.3, test_fraction=0.3, seed=0)
+
+
+def read_fingerprints(root: Path) -> None:
+    found = ImageFiles(root, ["a.png"]).fingerprints(root)
+    assert len(found) == 1
+
+
+def read_card(root: Path) -> None:
+    before, config.CARDS = config.CARDS, root
+    try:
+        config.load_card("mine")
+        config.about_card("mine")
+    finally:
+        config.CARDS = before
+
+
+def language_model_said(root: Path) -> None:
+    text = (root / "answer.txt").read_bytes().decode(errors="replace")
+    for kind in ("concepts", "groups", "split"):
+        try:
+            parse_answer(text, kind)
+        except Unparsable:
+            salvage(text, kind)
+            read_plain(text, kind)
+
+
+def wordnet(root: Path) -> None:
+    words = WordNet(root)
+    for name in ("bird", "n00000000", "bird.n.01"):
+        if synset := words.find(name, "animal"):
+            list(words.hypernyms(synset))
+
+
+BANK = ConceptBank("b", "s", (Concept("red"), Concept("blue")))
+PNG = picture()
+CELEBA = "2\nSmiling Young\n" + "".join(f"{n}.jpg {1 if n % 2 else -1} {1 if n % 3 else -1}\n" for n in range(8))
+COOP = {
+    split: [[f"a/{n}.png", 0, "a"], [f"b/{n}.png", 1, "b"]] for n, split in enumerate(("train", "val", "test"))
+}  # fmt: skip
+SKIN_META = io.StringIO()
+_writer = csv.DictWriter(SKIN_META, ["diagnosis", "derm", *CRITERIA], lineterminator="\n")
+_writer.writeheader()
+for _n, _said in enumerate(("clark nevus", "melanoma")):
+    _writer.writerow({"diagnosis": _said, "derm": f"{_n}.jpg", **{key: values[0] for key, values in CRITERIA.items()}})
+_EDGE = {
+    "rel": {"@id": "/r/HasA"}, "start": {"@id": "/c/en/bird", "label": "bird"},
+    "end": {"@id": "/c/en/wing/n", "label": "a wing"}, "weight": 2.0,
+}  # fmt: skip
+_EDGES = b'/a/x\t/r/HasA\t/c/en/bird\t/c/en/wing\t{"weight": 1.0}\n' * 3
+_MASK = Image.new("L", (6, 6), 255)
+_CELLS = range(1, 41)
+_MASKED = io.BytesIO()
+_MASK.save(_MASKED, "PNG")
+_ENTITY = "00000000 05 n 01 bird 0 001 @ 00000057 n 0000 | a flying animal  \n"
+_ABOVE = f"{len(_ENTITY):08d} 05 n 01 animal 0 000 | it lives  \n"
+_ENTITY = _ENTITY.replace("00000057", f"{len(_ENTITY):08d}")
+
+READABLE: dict[str, Readable] = {
+    "csv": dataset(
+        "csv",
+        {
+            "images.csv": "path,label,split,spurious,red,blue\na.png,x,train,red; blue,1,0\nb.png,y,test,,0,\n"
+            "b.png,y,train,,0,\n",
+            "groups.json": '{"colour": ["red", "blue"]}', "a.png": PNG, "b.png": PNG,
+        },
+        ("images.csv", "groups.json"),
+    ),
+    "cub": dataset(
+        "cub",
+        {
+            "images.txt": "1 a/1.jpg\n2 b/2.jpg\n3 a/3.jpg\n", "classes.txt": "1 001.a\n2 002.b\n",
+            "image_class_labels.txt": "1 1\n2 2\n3 1\n", "train_test_split.txt": "1 1\n2 1\n3 0\n",
+            "attributes/attributes.txt": "1 has_wing::red\n2 has_wing::blue\n",
+            "attributes/image_attribute_labels.txt": "1 1 1 3 1.0\n1 2 0 3 1.0\n2 1 0 1 1.0\n2 2 1 4 1.0\n3 1 1 4 1\n",
+        },
+        (
+            "images.txt", "classes.txt", "image_class_labels.txt", "train_test_split.txt", "attributes/attributes.txt",
+            "attributes/image_attribute_labels.txt",
+        ),
+        min_classes=1,
+    ),
+    "awa2": dataset(
+        "awa2",
+        {
+            "classes.txt": "1 a\n2 b\n", "predicates.txt": "1 black\n2 white\n",
+            "predicate-matrix-binary.txt": "0 1\n1 0\n", "JPEGImages/a/1.jpg": "", "JPEGImages/b/1.jpg": "",
+        },
+        ("classes.txt", "predicates.txt", "predicate-matrix-binary.txt"),
+    ),
+    "celeba": dataset(
+        "celeba",
+        {
+            "list_attr_celeba.txt": CELEBA,
+            "list_eval_partition.txt": "".join(f"{n}.jpg {n // 6}\n" for n in range(8)),
+        },
+        ("list_attr_celeba.txt", "list_eval_partition.txt"), concepts=1, hidden=1, every=1,
+    ),
+    "coop": dataset(
+        "dtd",
+        {"split_zhou_DescribableTextures.json": json.dumps(COOP)}
+        | {f"images/{c}/{n}.png": "" for c in "ab" for n in range(3)},
+        ("split_zhou_DescribableTextures.json",), protocol="coop",
+    ),
+    "dtd": dataset(
+        "dtd",
+        {f"labels/{split}1.txt": "a/0.jpg\nb/0.jpg\n" for split in ("train", "val", "test")}
+        | {"images/a/0.jpg": "", "images/b/0.jpg": ""},
+        ("labels/train1.txt", "labels/test1.txt"),
+    ),
+    "flowers102": dataset(
+        "flowers102",
+        {
+            "imagelabels.mat": matlab(labels=np.array([[*range(1, 103), *range(1, 103)]])),
+            "setid.mat": matlab(trnid=np.array([range(1, 103)]), valid=np.array([[103]]), tstid=np.array([[104]])),
+        }
+        | {f"jpg/image_{number:05d}.jpg": "" for number in range(1, 205)},
+        ("imagelabels.mat", "setid.mat"),
+    ),
+    "food101": dataset(
+        "food101",
+        {
+            "meta/classes.txt": "a\nb\n", "meta/train.txt": "a/1\nb/1\n", "meta/test.txt": "a/2\nb/2\n",
+            "images/a/1.jpg": "", "images/a/2.jpg": "", "images/b/1.jpg": "", "images/b/2.jpg": "",
+        },
+        ("meta/classes.txt", "meta/train.txt"),
+    ),
+    "aircraft": dataset(
+        "aircraft",
+        {"variants.txt": "707-320\n727 200\n", "images/1.jpg": "", "images/2.jpg": ""}
+        | {f"images_variant_{split}.txt": "1 707-320\n2 727 200\n" for split in ("train", "val", "test")},
+        ("variants.txt", "images_variant_train.txt"),
+    ),
+    "ucf101": dataset(
+        "ucf101",
+        {"ucfTrainTestlist/classInd.txt": "1 ApplyLipstick\n2 Archery\n"}
+        | {
+            f"ucfTrainTestlist/{split}list01.txt": "ApplyLipstick/v_A_g01_c01.avi 1\nArchery/v_B_g01_c01.avi 2\n"
+            for split in ("train", "test")
+        }
+        | {"UCF-101-midframes/Apply_Lipstick/v_A_g01_c01.jpg": "", "UCF-101-midframes/Archery/v_B_g01_c01.jpg": ""},
+        ("ucfTrainTestlist/classInd.txt", "ucfTrainTestlist/trainlist01.txt"),
+    ),
+    "places365": dataset(
+        "places365",
+        {
+            "categories_places365.txt": "/a/airfield 0\n/c/church/indoor 1\n",
+            "places365_train_standard.txt": "/a/airfield/1.jpg 0\n/c/church/indoor/1.jpg 1\n",
+            "places365_val.txt": "1.jpg 0\n2.jpg 1\n", "data_256_standard/a/airfield/1.jpg": "",
+            "data_256_standard/c/church/indoor/1.jpg": "", "val_256/1.jpg": "", "val_256/2.jpg": "",
+        },
+        ("categories_places365.txt", "places365_train_standard.txt"),
+    ),
+    "imagenet-csv": dataset(
+        "imagenet",
+        {
+            "LOC_val_solution.csv": "ImageId,PredictionString\nv1,n01440764 1 2 3 4\nv2,n01443537 1 2 3 4\n",
+            "ILSVRC/Data/CLS-LOC/val/v1.JPEG": "", "ILSVRC/Data/CLS-LOC/val/v2.JPEG": "",
+            "ILSVRC/Data/CLS-LOC/train/n01440764/1.JPEG": "", "ILSVRC/Data/CLS-LOC/train/n01443537/1.JPEG": "",
+        },
+        ("LOC_val_solution.csv",),
+    ),
+    "imagenet-devkit": dataset(
+        "imagenet",
+        {
+            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt": "1\n2\n",
+            "ILSVRC2012_devkit_t12/data/meta.mat": matlab(
+                synsets=np.array([(1, "n01440764"), (2, "n01443537")], [("ILSVRC2012_ID", "O"), ("WNID", "O")])
+            ),
+            "val/1.JPEG": "", "val/2.JPEG": "", "train/n01440764/1.JPEG": "", "train/n01443537/1.JPEG": "",
+        },
+        (
+            "ILSVRC2012_devkit_t12/data/ILSVRC2012_validation_ground_truth.txt",
+            "ILSVRC2012_devkit_t12/data/meta.mat",
+        ),
+    ),
+    "ham10000": dataset(
+        "ham10000",
+        {
+            "HAM10000_metadata.csv": "lesion_id,image_id,dx\n"
+            + "".join(f"H{n},I{n},{dx}\n" for n, dx in enumerate(("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc"))),
+        }
+        | {f"HAM10000_images_part_1/I{n}.jpg": "" for n in range(7)},
+        ("HAM10000_metadata.csv",),
+    ),
+    "skincon": dataset(
+        "skincon",
+        {
+            "annotations_fitzpatrick17k.csv": ",ImageID,Papule,Do not consider this image\n0,a.jpg,1,0\n1,b.jpg,1,0\n",
+            "fitzpatrick17k.csv": "md5hash,three_partition_label\na,benign\nb,malignant\n",
+            "images/a.jpg": "", "images/b.jpg": "",
+        },
+        ("annotations_fitzpatrick17k.csv", "fitzpatrick17k.csv"), min_pictures=1,
+    ),
+    "derm7pt": dataset(
+        "derm7pt",
+        {
+            "meta/meta.csv": SKIN_META.getvalue(), "images/0.jpg": "", "images/1.jpg": "",
+            "meta/train_indexes.csv": "indexes\n0\n1\n", "meta/valid_indexes.csv": "indexes\n0\n",
+            "meta/test_indexes.csv": "indexes\n1\n",
+        },
+        ("meta/meta.csv", "meta/train_indexes.csv"),
+    ),
+    "waterbirds": dataset(
+        "waterbirds",
+        {
+            "metadata.csv": "img_id,img_filename,y,split,place\n"
+            + "".join(f"{n},{n}.jpg,{n % 2},{n // 2},{n % 2}\n" for n in range(6)),
+        }
+        | {f"{n}.jpg": "" for n in range(6)},
+        ("metadata.csv",),
+    ),
+    "wbc": dataset(
+        "wbc",
+        {"Class Labels of Dataset 1.csv": "image ID,class label\n" + "".join(f"{n},{n % 2 + 1}\n" for n in _CELLS)}
+        | {f"Dataset 1/{n:03d}.{ending}": _MASKED.getvalue() for n in _CELLS for ending in ("bmp", "png")},
+        ("Class Labels of Dataset 1.csv", "Dataset 1/001.png"),
+    ),
+    "wbcatt": dataset(
+        "wbcatt",
+        {
+            f"pbc_attr_v1_{split}.csv": "img_name,label,path,size\na,Neutrophil,a.jpg,big\nb,Monocyte,b.jpg,small\n"
+            for split in ("train", "val", "test")
+        }
+        | {"a.jpg": "", "b.jpg": ""},
+        ("pbc_attr_v1_train.csv",),
+    ),
+    "webdataset": dataset(
+        "webdataset",
+        {
+            "train-0.tar": tar({
+                "a.png": PNG, "a.cls": b"0", "b.png": PNG, "b.json": b'{"label": 1}', "c.png": PNG, "c.txt": b"0",
+            }),
+            "classnames.txt": "crow\nowl\n",
+        },
+        ("train-0.tar", "classnames.txt"),
+    ),
+    "tar index": Readable(
+        lambda root: (tree(**{"t.tar": tar({"a.png": PNG, "a.cls": b"x"})})(root), open_tars(root, ["t.tar"], root),
+                      next((root / "tars").iterdir()).rename(root / "index.parquet"))[0],
+        lambda root: _with_index(root),
+        ("index.parquet",),
+    ),
+    "bank of a language model": Readable(
+        tree(**{"b.json": '{"crow": ["black wings", ["a beak", 0.5]], "owl": ["black wings"]}'}),
+        lambda root: read_bank(root / "b.json"), ("b.json",),
+    ),
+    "list of concepts": Readable(
+        tree(**{"b.txt": "# ours\nred\nblue\n\nred\n"}), lambda root: read_bank(root / "b.txt"), ("b.txt",)
+    ),
+    "our bank": Readable(save_bank, load_bank, ("bank.json", "embeddings.safetensors")),
+    "edits": Readable(
+        tree(**{"edits.yaml": yaml.safe_dump([
+            {"op": "set", "concept": "red", "value": 1.0, "classes": ["a"], "why": "so", "when": "2026-01-01"},
+            {"op": "remove", "concept": "blue", "samples": ["a.png"], "domain": "there"},
+        ])}),
+        lambda root: _use_edits(root / "edits.yaml"), ("edits.yaml",),
+    ),
+    "prompts": Readable(
+        lambda root: (root / "f.yaml").write_bytes(
+            next((config.PROJECT / "concepts" / "prompts").glob("*.yaml")).read_bytes()
+        ),
+        lambda root: load_family(str(root / "f.yaml")), ("f.yaml",),
+    ),
+    "seed words": Readable(
+        tree(**{"w.yaml": "adjective: {colour: [red, blue]}\nnoun: {part: [wing]}\n"}),
+        lambda root: _seed_words(root / "w.yaml"), ("w.yaml",),
+    ),
+    "card": Readable(
+        tree(**{"mine.yaml": "name: mine\nreader: csv\nroot: /pictures\nargs: {}\nabout: {title: Mine}\n"}),
+        read_card, ("mine.yaml",),
+    ),
+    "conceptnet": Readable(
+        tree(**{"c.csv": _EDGES}), lambda root: list(_edges(root / "c.csv", ("HasA",), False)), ("c.csv",)
+    ),
+    "conceptnet, packed": Readable(
+        tree(**{"c.gz": gzip.compress(_EDGES)}), lambda root: list(_edges(root / "c.gz", ("HasA",), False)), ("c.gz",)
+    ),
+    "conceptnet's answers": Readable(
+        tree(**{"c.json": json.dumps({"edges": [_EDGE], "view": {"@id": "/x", "nextPage": "/y"}})}),
+        lambda root: list(_edges(root / "c.json", ("HasA",), False)), ("c.json",),
+    ),
+    "wordnet": Readable(
+        tree(**{
+            "data.noun": _ENTITY + _ABOVE,
+            "index.noun": f"bird n 1 1 @ 1 0 00000000  \nanimal n 1 0 1 0 {len(_ENTITY):08d}  \n",
+        }),
+        wordnet, ("data.noun", "index.noun"),
+    ),
+    "answers of an expert": Readable(
+        tree(**{"a.csv": "picture,red,blue\na.png,1,0\nb.png,,1\n"}),
+        lambda root: read_answers(root / "a.csv", ["a.png", "b.png"], BANK), ("a.csv",),
+    ),
+    "answer of a language model": Readable(
+        tree(**{"answer.txt": '{"concepts": ["red belly", "long tail"]}'}), language_model_said, ("answer.txt",)
+    ),
+    "run": Readable(save_run, read_run, ("config.yaml", "metrics.json", "about.json")),
+    "state of a run": Readable(save_run, state_of, ("state.json",)),
+    "splits": Readable(drawn_splits, draw_splits, ("splits/kept.json",)),
+    "model": Readable(
+        lambda root: save_model(ConceptBottleneck(torch.eye(2, 4), LinearHead(torch.ones(3, 2))), root / "m"),
+        lambda root: load_model(root / "m"), ("m",),
+    ),
+    "sparse heads": Readable(
+        lambda root: save_heads([SparseHead(5, 5.0, 0.1, 0.0, 0.0, 0, torch.eye(2, 3), torch.zeros(2))], root / "n"),
+        lambda root: load_heads(root / "n"), ("n",),
+    ),
+    "gate": Readable(
+        lambda root: Gate(torch.ones(4).double(), 0.5, 0.05).save(root / "g"), lambda root: load_gate(root / "g"),
+        ("g",),
+    ),
+    "source card": Readable(
+        lambda root: SourceCard(torch.ones(4, 3), torch.tensor([0, 0, 1, 1])).save(root / "s"),
+        lambda root: load_source_card(root / "s"), ("s",),
+    ),
+    "shard": Readable(
+        lambda root: write_shard(root, "00000", {"features": torch.ones(2, 3)}, {"errors": {}}).rename(
+            root / "00000-0123.safetensors"
+        ),
+        lambda root: read_shard(root / "00000-0123.safetensors"), ("00000-0123.safetensors",),
+    ),
+    "checkpoint": Readable(save_checkpoint, lambda root: is_sound(root / "last.ckpt"), ("last.ckpt",)),
+    "fingerprints": Readable(
+        lambda root: (tree(**{"a.png": PNG})(root), read_fingerprints(root))[0], read_fingerprints,
+        ("fingerprints.sqlite",),
+    ),
+    "picture": Readable(tree(**{"a.png": PNG}), lambda root: _open(root / "a.png"), ("a.png",)),
+}  # fmt: skip
+
+
+def _use_edits(file: Path) -> None:
+    edits = load_edits(file)
+    edits.save(file.with_name("again.yaml"))
+    assert load_edits(file.with_name("again.yaml")) == edits
+    [str(edit) for edit in edits.edits]
+    edits.for_picture("a.png", "there"), edits.samples, edits.domains
+    edits.check(["red", "blue"], ["a"])
+
+
+def _with_index(root: Path) -> None:
+    """Read the index under the name that it has for the tar file as it is now."""
+    for file in (root / "tars").iterdir():
+        file.unlink()
+    open_tars(root, ["t.tar"], root)
+    (file,) = (root / "tars").iterdir()
+    file.write_bytes((root / "index.parquet").read_bytes())
+    images, labels = open_tars(root, ["t.tar"], root)
+    assert len(images) == len(labels)
