@@ -90,7 +90,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     forget_peak()
     if in_sweep() and (found := finished_run(cfg)):
         log.info("%s is there already", found)
-        return json.loads((found / "metrics.json").read_text())
+        return read_metrics(found)
     method = create_method(cfg.method)  # wrong settings are found before anything is read
     check_settings(cfg, method)
     dataset = read_images(cfg.dataset, Path(cfg.cache))

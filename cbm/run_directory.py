@@ -113,7 +113,7 @@ def finished_run(cfg: DictConfig) -> Path | None:
     path = Path("runs") / f"{cfg.method.name}-{cfg.dataset.name}-{code}" if cfg.run_dir is None else Path(cfg.run_dir)
     if _state(path, code) != "finished":
         return None
-    return path if json.loads((path / "state.json").read_text())["settings"] == code else None
+    return path if _read_state(path / "state.json")["settings"] == code else None
 
 
 def _state(path: Path, code: str) -> str:
