@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.fabric.utilities.seed import isolate_rng
+from lightning.pytorch.utilities.seed import isolate_rng
 from numpy.typing import ArrayLike, NDArray
 from omegaconf import OmegaConf
 from sklearn.base import BaseEstimator, ClassifierMixin
@@ -35,7 +35,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         model.fit(features, labels).score(test_features, test_labels)
         model.explain(test_features[:1])
 
-    Features may be of any norm; they are divided by it. Concepts of ``labo`` may name their owners, ``{class: phrases}``.
+    Features may be of any norm; they are divided by it. Concepts may name their owners, ``{class: phrases}``.
 
     Args:
         method: ``labo``, ``posthoc``, ``sparse``, ``cms``, ``linear_probe`` ... (docs/methods).
@@ -86,7 +86,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
                 self._settings[name] = value
         return self
 
-    def fit(self, X: ArrayLike, y: ArrayLike) -> "ConceptClassifier":
+    def fit(self, X: Any, y: Any) -> "ConceptClassifier":
         """Train on features ``[N, D]`` with labels ``[N]``.
 
         Raises:
@@ -96,7 +96,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         method = create_method({"name": self.method, **self._settings})
         if not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation}: expected a share between 0 and 1")
-        X, y = validate_data(self, X, y, dtype=np.float32)
+        X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_features=2)
         check_classification_targets(y)
         self.classes_, labels = np.unique(y, return_inverse=True)
         names = self._class_names()
@@ -116,7 +116,8 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
 
     def predict(self, X: ArrayLike) -> NDArray:
         """Labels ``[N]``."""
-        return self.classes_[self._prediction(X).logits.argmax(dim=1).numpy()]
+        best = self._prediction(X).logits.argmax(dim=1).numpy()
+        return self.classes_[best]
 
     def predict_proba(self, X: ArrayLike) -> NDArray:
         """Probabilities ``[N, C]``, columns as in ``classes_``."""
@@ -152,8 +153,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         if not held_out.any():
             raise ValueError(f"{len(labels)} sample(s) of {len(names)} class(es): some class needs two or more")
         x, y = _unit(X), torch.from_numpy(labels.astype(np.int64))
-        rows = [str(row) for row in range(len(y))]
-        whole = FeatureSplit(x, y, rows)
+        whole = FeatureSplit(x, y, [str(row) for row in range(len(y))])
         splits = {"train": whole.take(np.flatnonzero(~held_out)), "val": whole.take(np.flatnonzero(held_out))}
         return FeatureData(splits, names, seed=seed, encoder="yours")
 
@@ -163,26 +163,20 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
             return None
         if method.speaks_through == "class_names":
             if self.class_embeddings is None:
-                raise UserError(f"method={self.method} needs class_embeddings [C, D]: the class names by your text tower")
-            bank = ConceptBank("class names", "class names", tuple(Concept(name, (name,)) for name in names), "yours")
-            return replace(
-                bank, embeddings=self._embeddings("class_embeddings", self.class_embeddings, len(names), names)
-            )
+                raise UserError(f"method={self.method} needs class_embeddings [C, D]: class names by your text tower")
+            rows = self._embeddings("class_embeddings", self.class_embeddings, len(names), names)
+            return ConceptBank("classes", "classes", tuple(Concept(name, (name,)) for name in names), "yours", rows)
         if self.concepts is None:
             raise UserError(f"method={self.method} speaks through concepts: say concepts= and concept_embeddings=")
-        if isinstance(self.concepts, ConceptBank):
-            bank = self.concepts
-            texts, embeddings = bank.texts, bank.embeddings if self.concept_embeddings is None else self.concept_embeddings
-        else:
-            bank = phrase_bank(self.concepts)
-            lists = self.concepts.values() if isinstance(self.concepts, Mapping) else [self.concepts]
-            texts, embeddings = [text for phrases in lists for text in phrases], self.concept_embeddings
-        if embeddings is None:
+        given, bank = self.concept_embeddings, _as_bank(self.concepts)
+        if given is None:
+            given = bank.embeddings
+        if given is None:
             raise UserError("concepts need concept_embeddings [K, D]: the phrases by the text tower of your features")
-        rows = self._embeddings("concept_embeddings", embeddings, len(texts), texts)
-        if not isinstance(self.concepts, ConceptBank):  # duplicates were merged
-            first = {normalise_text(text): row for row, text in reversed(list(enumerate(texts)))}
-            rows = rows[[first[normalise_text(text)] for text in bank.texts]]
+        texts = _phrases(self.concepts)
+        rows = self._embeddings("concept_embeddings", given, len(texts), texts)
+        first = {normalise_text(text): row for row, text in reversed(list(enumerate(texts)))}  # duplicates are merged
+        rows = rows[[first[normalise_text(text)] for text in bank.texts]]
         return adopt_classes(replace(bank, embeddings=rows, encoder="yours"), names)
 
     def _embeddings(self, name: str, given: ArrayLike | Tensor, count: int, texts: Sequence[str]) -> Tensor:
@@ -195,3 +189,15 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
 
 def _unit(X: NDArray) -> Tensor:
     return unit_norm(torch.from_numpy(np.ascontiguousarray(X)), [f"row {row}" for row in range(len(X))])
+
+
+def _as_bank(concepts: Concepts) -> ConceptBank:
+    return concepts if isinstance(concepts, ConceptBank) else phrase_bank(concepts)
+
+
+def _phrases(concepts: Concepts) -> list[str]:
+    """The phrases as they were given: a row of ``concept_embeddings`` each."""
+    if isinstance(concepts, ConceptBank):
+        return concepts.texts
+    lists = concepts.values() if isinstance(concepts, Mapping) else [concepts]
+    return [text for phrases in lists for text in phrases]

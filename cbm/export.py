@@ -37,13 +37,12 @@ def export_model(module: PortableModel, path: Path, about: dict[str, Any], kind:
         UserError: an unknown format, or the packages for ONNX are not installed.
     """
     kind = _format(path, kind)
-    dim = (module.vectors if module.concepts is None else module.concepts).shape[1]  # type: ignore[union-attr]
-    example = torch.nn.functional.normalize(torch.ones(2, dim), dim=1)
+    example = (torch.ones(2, module.dim),)
     shapes = ({0: torch.export.Dim("n", min=1)},)
     with tempfile.TemporaryDirectory(prefix="cbm-export-") as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")  # deprecations between torch and onnxscript
         file = Path(folder) / path.name
-        program = torch.export.export(module, (example,), dynamic_shapes=shapes)
+        program = torch.export.export(module, example, dynamic_shapes=shapes)
         if kind == "pt2":
             torch.export.save(program, file.with_suffix(".pt2"), extra_files={"cbm.json": _json(about)})
             return _move(file.with_suffix(".pt2"), path)
@@ -51,7 +50,8 @@ def export_model(module: PortableModel, path: Path, about: dict[str, Any], kind:
         logging.getLogger("onnxscript").setLevel("ERROR")
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # the exporter tells its steps
             made = torch.onnx.export(
-                program, input_names=["features"], output_names=names, dynamo=True, verbose=False,
+                program, example, dynamic_shapes=shapes, input_names=["features"], output_names=names, dynamo=True,
+                verbose=False,
             )  # fmt: skip
         assert made is not None
         made.model.metadata_props.update({key: _json(value) for key, value in about.items()})

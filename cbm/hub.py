@@ -64,7 +64,7 @@ def save_folder(model: "TrainedModel", folder: Path, place: str | None = None) -
 
 
 def without_paths(value: Any) -> Any:
-    """The same settings without absolute paths: those inside the project are seen from there, others lose their folder."""
+    """Settings without absolute paths: those inside the project are seen from there, others lose their folder."""
     if isinstance(value, dict):
         return {key: without_paths(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):

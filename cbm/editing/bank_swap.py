@@ -4,9 +4,9 @@ A linear bottleneck decides by ``x (W T)^T + b``. Under new directions T' the he
 
     W' = argmin  |(W' T' - W T) L|^2  +  r |W' - W_0|^2,      L L^T = S, the covariance of the features,
 
-in closed form: with B = T' L it is ``W_0 + (W T L - W_0 B) (B^T B + r I)^-1 B^T``, a D x D system whatever the number of
-concepts. The bias takes up the difference of the means. Weights may become negative, and rows do not sum to one, also
-where they did before.
+in closed form: with B = T' L it is ``W_0 + (W T L - W_0 B) (B^T B + r I)^-1 B^T``, a D x D system at most, whatever the
+number of concepts. The bias takes up the difference of the means. Weights may become negative, and rows do not sum to
+one, also where they did before.
 
 T' may hold as many directions as the features have dimensions. Then it can repeat every linear decision, whatever its
 phrases mean, random ones too; so what random directions in the same number keep is reported beside it, and for a
@@ -84,10 +84,12 @@ def refit_head(
     root = axes * values.clamp(min=0).sqrt()  # L [D, D]
     seen = new @ root  # B [K', D]
     first = weights.new_zeros(len(weights), len(new)) if start is None else start.double()
-    gram = seen.T @ seen
-    gram += max(ridge * float(gram.trace()) / len(new), 1e-14) * torch.eye(len(gram), dtype=gram.dtype)
     missing = weights @ old @ root - first @ seen  # [C, D]
-    fitted = first + torch.linalg.solve(gram, missing.T).T @ seen.T
+    few = len(new) <= len(root)  # B (B^T B + r I)^-1 = (B B^T + r I)^-1 B: the smaller system
+    gram = seen @ seen.T if few else seen.T @ seen
+    gram += ridge * float(gram.trace()) / len(new) * torch.eye(len(gram), dtype=gram.dtype)
+    change = torch.linalg.solve(gram, seen @ missing.T) if few else seen @ torch.linalg.solve(gram, missing.T)
+    fitted = first + change.T
     bias = model.biases().double() + (weights @ (old @ mean)) - fitted @ (new @ mean)
     made = ConceptBottleneck(directions.float(), LinearHead(fitted.float(), bias.float())).requires_grad_(False)
     made.residual = model.residual
@@ -159,9 +161,9 @@ def swap_bank(
         )
     if swap.unfitted is not None and swap.unfitted.agreement < least:
         raise UserError(
-            f"{swap}: this is no translation, its concepts do not score pictures as those of the model in their place do "
+            f"{swap}: this is no translation: its concepts do not score pictures as those in their place do "
             "(least=0 takes it all the same)"
         )
     if swap.kept.r2 <= swap.random.r2:
-        log.warning("random directions keep as much as '%s': that the decisions are kept says nothing for it", bank.name)
+        log.warning("random directions keep as much as '%s': what is kept says nothing for its phrases", bank.name)
     return refit_head(model, directions, x, ridge=ridge, start=start), swap

@@ -45,38 +45,33 @@ class PortableModel(nn.Module):
                 f"a {type(model).__name__} decides by inference over concepts, which cannot be exported: "
                 "bottlenecks (labo, posthoc, label_free, sparse, ...) and linear probes can"
             )
-        bottleneck = model if isinstance(model, ConceptBottleneck) else None
         if top_k is not None:
-            count = 0 if bottleneck is None else len(bottleneck.concepts)
-            if not 1 <= top_k <= count:
-                raise UserError(f"top_k={top_k}: expected 1 to {count} (concepts of the model)" if count else
-                                f"top_k={top_k}: this model has no concepts (it is a linear probe)")  # fmt: skip
-        self.top_k = top_k
-        activation = None if bottleneck is None else bottleneck.activation
-        self.kept = int(activation.k) if isinstance(activation, TopK) else 1 if isinstance(activation, Largest) else None
-        self.one_hot = isinstance(activation, Largest)
-        self.function = activation.function if isinstance(activation, Pointwise) else "identity"
-
-        tensors: dict[str, Tensor | None] = dict.fromkeys(("concepts", "offset", "weights", "vectors"))
-        if bottleneck is None:
-            tensors["vectors"], bias = model.matrix, model.bias
-        else:
-            bias, residual = bottleneck.biases(), bottleneck.residual
-            if activation is None:
-                exact = class_vectors(bottleneck.concepts.double(), bottleneck.weights().double())[0]
-                tensors["vectors"] = exact if residual is None else exact + residual.matrix
-            else:
-                tensors |= {"offset": activation.offset, "weights": bottleneck.weights().T}
-                tensors["vectors"] = None if residual is None else residual.matrix
+            _check_top_k(model, top_k)
+        vectors, bias = _linear_part(model)
+        tensors: dict[str, Tensor | None] = dict.fromkeys(("concepts", "offset", "weights"))
+        activation = None
+        if isinstance(model, ConceptBottleneck):
+            if (activation := model.activation) is not None:
+                tensors |= {"offset": activation.offset, "weights": model.weights().T}
             if activation is not None or top_k is not None:
-                tensors["concepts"] = bottleneck.concepts
-            bias = bias if residual is None else bias + residual.bias
-        for name, tensor in {**tensors, "bias": bias}.items():
+                tensors["concepts"] = model.concepts
+        self.top_k = top_k
+        self.one_hot = isinstance(activation, Largest)
+        self.kept = int(activation.k) if isinstance(activation, TopK) else 1 if self.one_hot else None
+        self.function = activation.function if isinstance(activation, Pointwise) else "identity"
+        for name, tensor in {**tensors, "vectors": vectors, "bias": bias}.items():
             if tensor is None:
                 setattr(self, name, None)  # torch.export takes no empty buffers
             else:
                 self.register_buffer(name, tensor.detach().float().clone())
         self.eval()
+
+    @property
+    def dim(self) -> int:
+        """D, width of the features."""
+        matrix = self.vectors if self.concepts is None else self.concepts
+        assert matrix is not None
+        return matrix.shape[1]
 
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits ``[N, C]``; with ``top_k`` also the values and the indices of the concepts, both ``[N, top_k]``.
@@ -93,13 +88,12 @@ class PortableModel(nn.Module):
         scores = x @ self.concepts.T
         if self.offset is not None:
             scores = scores - self.offset
-        if self.weights is not None:
-            if self.kept is None:
-                logits = logits + POINTWISE[self.function](scores) @ self.weights
-            else:
-                values, columns = scores.topk(self.kept, dim=1)
-                values = torch.ones_like(values) if self.one_hot else values
-                logits = logits + (values[:, :, None] * self.weights[columns]).sum(dim=1)
+        if self.weights is not None and self.kept is not None:
+            values, columns = scores.topk(self.kept, dim=1)
+            values = torch.ones_like(values) if self.one_hot else values
+            logits = logits + (values[:, :, None] * self.weights[columns]).sum(dim=1)
+        elif self.weights is not None:
+            logits = logits + POINTWISE[self.function](scores) @ self.weights
         if self.top_k is None:
             return logits
         values, indices = scores.topk(self.top_k, dim=1)
@@ -107,3 +101,23 @@ class PortableModel(nn.Module):
             return logits, POINTWISE[self.function](values), indices
         read = torch.arange(self.top_k, device=x.device) < self.kept
         return logits, torch.where(read, torch.ones_like(values) if self.one_hot else values, 0.0), indices
+
+
+def _check_top_k(model: nn.Module, top_k: int) -> None:
+    if not isinstance(model, ConceptBottleneck):
+        raise UserError(f"top_k={top_k}: this model has no concepts (it is a linear probe)")
+    if not 1 <= top_k <= len(model.concepts):
+        raise UserError(f"top_k={top_k}: expected 1 to {len(model.concepts)}, the concepts of the model")
+
+
+def _linear_part(model: ConceptBottleneck | LinearProbe) -> tuple[Tensor | None, Tensor]:
+    """What is linear in the features, ``[C, D]`` or None, and the bias ``[C]``."""
+    if isinstance(model, LinearProbe):
+        return model.matrix, model.bias
+    vectors, bias = None, model.biases()
+    if model.activation is None:  # in float64: all classes share the large mean text vector
+        vectors = class_vectors(model.concepts.double(), model.weights().double())[0]
+    if model.residual is not None:
+        vectors = model.residual.matrix if vectors is None else vectors + model.residual.matrix
+        bias = bias + model.residual.bias
+    return vectors, bias
