@@ -1,8 +1,8 @@
 """A trained model as a folder that can be given away, and its way to the Hugging Face hub and back.
 
 The folder holds ``config.yaml``, ``model.safetensors``, ``bank/``, ``about.json``, ``metrics.json`` and ``README.md``
-(the model card), nothing that is executed; no path of the computer it was trained on is in it. ``save_folder`` adds the
-source card, which holds features of pictures; the hub does not get that.
+(the model card), nothing that is executed. The hub gets no path of this computer, and no source card, which holds
+features of pictures.
 """
 
 import json
@@ -26,7 +26,7 @@ FILES = ["config.yaml", "model.safetensors", "bank/bank.json", "bank/embeddings.
          "metrics.json", "README.md"]  # fmt: skip
 
 
-def save_folder(model: "TrainedModel", folder: Path, place: str | None = None) -> Path:
+def save_folder(model: "TrainedModel", folder: Path, repo: str | None = None) -> Path:
     """Write the model as it is now, for ``cbm.load(folder)``; returns the folder.
 
     The metrics of a model that was changed after training are left out: nobody has measured it.
@@ -34,7 +34,7 @@ def save_folder(model: "TrainedModel", folder: Path, place: str | None = None) -
     Args:
         model: what to write.
         folder: a new one.
-        place: where it will be loaded from, for the model card; by default the folder.
+        repo: the repository of the hub it is for.
 
     Raises:
         UserError: the folder is there already.
@@ -43,22 +43,28 @@ def save_folder(model: "TrainedModel", folder: Path, place: str | None = None) -
 
     if folder.exists():
         raise UserError(f"'{folder}' is there already: remove it or choose another folder")
+    config: Any = OmegaConf.to_container(model.config)
     about = {**model.about, "changes": [str(change) for change in model.changes]}
+    bank = model.bank
+    if repo is not None:
+        config = {**without_paths(config), "run_dir": None, "cache": "cache"}
+        about = without_paths(about)
+        if bank is not None:
+            concepts = tuple(replace(c, provenance=without_paths(c.provenance)) for c in bank.concepts)
+            bank = replace(bank, source=without_paths(bank.source), concepts=concepts)
     metrics = json.loads((model.path / "metrics.json").read_text())
     if model.changes:
         about |= {"verdict": None, "integrity": None}
         metrics = {}
-    config: Any = without_paths(OmegaConf.to_container(model.config))
-    config |= {"run_dir": None, "cache": "cache"}
     save_model(model.model, folder / "model.safetensors")
-    if model.bank is not None:
-        concepts = tuple(replace(c, provenance=without_paths(c.provenance)) for c in model.bank.concepts)
-        replace(model.bank, source=without_paths(model.bank.source), concepts=concepts).save(folder / "bank")
+    if bank is not None:
+        bank.save(folder / "bank")
     write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
-    write_atomically(folder / "README.md", model_card(model, place or folder.name, config, about, metrics).encode())
-    for name, content in (("about.json", without_paths(about)), ("metrics.json", metrics)):  # the last says: finished
+    place = str(folder) if repo is None else f"hf-hub:{repo}"
+    write_atomically(folder / "README.md", model_card(model, place, config, about, metrics).encode())
+    for name, content in (("about.json", about), ("metrics.json", metrics)):  # the last says: finished
         write_atomically(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
-    if (card := model.path / "source_card.safetensors").is_file():
+    if repo is None and (card := model.path / "source_card.safetensors").is_file():
         shutil.copyfile(card, folder / card.name)
     return folder
 
@@ -87,7 +93,7 @@ def push(model: "TrainedModel", repo: str, *, private: bool, message: str) -> st
     from huggingface_hub import HfApi
 
     with tempfile.TemporaryDirectory(prefix="cbm-hub-") as temporary:
-        folder = save_folder(model, Path(temporary) / "model", f"hf-hub:{repo}")
+        folder = save_folder(model, Path(temporary) / "model", repo)
         try:
             with offline_if_unreachable():
                 api = HfApi()

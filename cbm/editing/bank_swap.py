@@ -127,10 +127,12 @@ def swap_bank(
         least: share of the decisions that must be left.
 
     Raises:
-        UserError: a model with an activation, a translation of another length or meaning, or too
+        UserError: a model with an activation, a ridge of 0, a translation of another length or meaning, or too
             little would be left.
     """
     directions = bank.directions()
+    if ridge <= 0:
+        raise UserError(f"ridge={ridge:g}: expected a number > 0")
     if model.activation is not None:
         raise UserError(
             f"the bank of a model with an activation ({type(model.activation).__name__}) cannot be exchanged: what "
