@@ -12,10 +12,11 @@ from cbm.errors import UserError
 
 if TYPE_CHECKING:
     from cbm.editor import Editor
+    from cbm.estimator import ConceptClassifier
     from cbm.trained import Prediction, TrainedModel, load
 
 __version__ = "0.1.0"
-__all__ = ["Editor", "Prediction", "TrainedModel", "UserError", "load"]
+__all__ = ["ConceptClassifier", "Editor", "Prediction", "TrainedModel", "UserError", "load"]
 
 
 def __getattr__(name: str):
@@ -23,6 +24,10 @@ def __getattr__(name: str):
         from cbm.editor import Editor
 
         return Editor
+    if name == "ConceptClassifier":
+        from cbm.estimator import ConceptClassifier
+
+        return ConceptClassifier
     if name in ("Prediction", "TrainedModel", "load"):
         import cbm.trained
 

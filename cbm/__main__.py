@@ -648,6 +648,24 @@ def compare(
         print(f"written to {destination}", file=sys.stderr)
 
 
+@app.command()
+def export(
+    run: Annotated[str, typer.Argument(help="A finished run, or hf-hub:ORG/NAME.")],
+    destination: Annotated[Path, typer.Option("--out", help="The file to write: model.onnx, or model.pt2.")],
+    kind: Annotated[str | None, typer.Option("--format", help="onnx | pt2; by default by the file's name.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Also return so many concepts of every picture.")] = None,
+) -> None:
+    """Write a model for places without cbm: features in, logits (and concepts) out (docs/portable.md)."""
+    from cbm.trained import load
+
+    _not_there(destination)
+    model = load(run)
+    path = model.export(destination, top_k=top_k, format=kind)
+    count = 0 if model.bank is None else len(model.bank)
+    size = path.stat().st_size / 1e6
+    out.print(f"{path}: {len(model.classes)} classes, {count} concepts, {size:.1f} MB", highlight=False, markup=False)
+
+
 @app.command(name="app")
 def explore(
     run: Annotated[str, typer.Argument(help="A finished run (RUN, or run=RUN).")],

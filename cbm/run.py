@@ -427,6 +427,11 @@ def set_up_logging() -> None:
         log.addHandler(handler)
     log.setLevel("INFO" if getattr(rank_zero_only, "rank", 0) == 0 else "ERROR")  # of several processes one speaks
     log.propagate = False
+    quiet_libraries()
+
+
+def quiet_libraries() -> None:
+    """The libraries keep their advice to themselves."""
     for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
         logging.getLogger(name).setLevel("ERROR")
     for name in ("open_clip", "httpx", "huggingface_hub", "root", "timm"):
@@ -463,7 +468,7 @@ def about(
     return {
         "classes": data.classes,
         "encoder": {"id": encoder.id, "fingerprint": encoder.fingerprint, "dim": encoder.dim,
-                    "logit_scale": encoder.logit_scale},
+                    "logit_scale": encoder.logit_scale, "preprocess": " ".join(repr(encoder.preprocess).split())},
         "verdict": integrity and integrity.verdict,
         "integrity": integrity and asdict(integrity),
         "baselines": baselines,

@@ -2,25 +2,31 @@
 
 import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
-from cbm.concepts import ConceptBank, load_bank
+from cbm.concepts import ConceptBank, load_bank, phrase_bank, read_bank
+from cbm.concepts.prepare import prepare_bank
 from cbm.config import load_card
 from cbm.data import FeatureSplit, unit_norm
-from cbm.editing import Edit, EditSet, edited_model, load_edits
+from cbm.editing import BankSwap, Edit, EditSet, edited_model, load_edits, load_source_card, swap_bank
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
+from cbm.files import resolve_path
 from cbm.heat_map import HeatMap, heat_map
-from cbm.inputs import encode_splits, read_images, reorder_classes
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, load_model
+from cbm.hub import pull, push, save_folder
+from cbm.inputs import encode_splits, read_images, reorder_classes, text_encoder
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, PortableModel, load_model
 from cbm.run_directory import open_run, read_about
+
+HUB = "hf-hub:"
 
 Picture = str | Path | Image.Image
 
@@ -90,15 +96,19 @@ class TrainedModel:
         classes: C class names.
         model: features ``[N, D]`` to logits ``[N, C]``.
         bank: the K concepts of its columns, or None.
+        about: what the run knows of itself (``about.json``).
+        changes: what was done to the model after training: edits, and exchanges of the bank (``BankSwap``); as text
+            once they have been written and read.
     """
 
-    def __init__(self, path: Path, config: DictConfig, classes: list[str], fingerprint: str):
+    def __init__(self, path: Path, config: DictConfig, about: dict[str, Any]):
         self.path = path
         self.config = config
-        self.classes = classes
+        self.about = about
+        self.classes: list[str] = about["classes"]
         self.model = load_model(path / "model.safetensors")
         self.bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
-        self._fingerprint = fingerprint
+        self.changes: tuple[Edit | BankSwap | str, ...] = tuple(about.get("changes", ()))
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -113,7 +123,7 @@ class TrainedModel:
         encoder = create_encoder(
             settings.model, settings.pretrained, precision=settings.precision, device=settings.device
         )
-        if encoder.fingerprint != self._fingerprint:
+        if encoder.fingerprint != self.about["encoder"]["fingerprint"]:
             raise UserError(f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained")
         return encoder
 
@@ -159,7 +169,114 @@ class TrainedModel:
             raise UserError("edits of single pictures cannot become part of a model: use cbm.Editor")
         other = copy.copy(self)
         other.model = edited_model(self.model, made, self.bank.texts, self.classes, domain)
+        other.changes = (*self.changes, *(edit for edit in made.edits if edit.domain in (None, domain)))
         return other
+
+    def with_bank(
+        self, bank: ConceptBank | str | Path | Sequence[str], *, translation: bool = False,
+        features: Tensor | None = None, ridge: float = 1e-3, least: float = 0.5, cache: str | Path = "cache",
+    ) -> "TrainedModel":  # fmt: skip
+        """The same decisions through other concepts, by a closed-form re-fit of the head (``cbm.editing.bank_swap``).
+
+        How much is left is the last of ``changes``. This model stays as it is.
+
+        Args:
+            bank: a bank, the file of one, or phrases; read by the text tower of the model's own encoder.
+            translation: concept k says in other words, or in another language, what the model's concept k says: its
+                weights stay near those of that concept, and nothing is filtered.
+            features: ``[M, D]`` pictures on which the decisions are to be kept; by default those of the source card.
+            ridge: on the weights (``cbm.editing.refit_head``).
+            least: share of the decisions that must be left.
+            cache: where text features are kept.
+
+        Raises:
+            UserError: no linear concepts to exchange, no text tower, or too little of the decisions would be left.
+        """
+        if not isinstance(self.model, ConceptBottleneck):
+            raise UserError("this model has no linear concepts whose bank could be exchanged")
+        if not isinstance(bank, ConceptBank):
+            bank = self._read_bank(bank, translation)
+        if bank.embeddings is None or bank.encoder != self.about["encoder"]["fingerprint"]:
+            concepts = self.config.concepts
+            bank = prepare_bank(
+                bank, self.classes, text_encoder(self.encoder, Path(cache), False), self.encoder.fingerprint,
+                hygiene=concepts.hygiene and not translation, max_words=concepts.max_words,
+                remove_class_names="none" if translation else concepts.remove_class_names,
+            )  # fmt: skip
+        if features is None:
+            features = load_source_card(self.path / "source_card.safetensors").x
+        x = unit_norm(features, [f"row {i}" for i in range(len(features))])
+        other = copy.copy(self)
+        other.model, swap = swap_bank(self.model, bank, x, translation=translation, ridge=ridge, least=least)
+        other.bank, other.changes = bank, (*self.changes, swap)
+        return other
+
+    def _read_bank(self, bank: str | Path | Sequence[str], translation: bool) -> ConceptBank:
+        """The bank of a file or of phrases; phrases of a translation have the owners of what they translate."""
+        if isinstance(bank, str | Path):
+            return read_bank(resolve_path(bank))
+        if translation and self.bank is not None and len(bank) == len(self.bank):  # two may become the same phrase
+            concepts = tuple(replace(concept, text=text) for concept, text in zip(self.bank.concepts, bank))
+            return replace(self.bank, name="translation", source="translation", concepts=concepts, embeddings=None)
+        return phrase_bank(bank)
+
+    def as_module(self, top_k: int | None = None) -> PortableModel:
+        """The classifier as a plain ``torch.nn.Module``: features ``[N, D]`` of any norm to logits ``[N, C]``.
+
+        Args:
+            top_k: also return values and indices ``[N, top_k]`` of the concepts a picture shows most.
+
+        Raises:
+            UserError: see ``PortableModel``.
+        """
+        return PortableModel(self.model, top_k)
+
+    def export(self, path: str | Path, *, top_k: int | None = None, format: str | None = None) -> Path:
+        """Write ``as_module`` as ONNX or as a program of ``torch.export`` (``cbm.export``), with class names, concepts
+        and encoder inside the file.
+
+        Args:
+            path: the file.
+            top_k: see ``as_module``.
+            format: ``onnx`` or ``pt2``; by default what the name of the file says.
+
+        Raises:
+            UserError: an unknown format, packages that are not installed, or a model that cannot be exported.
+        """
+        from cbm.export import export_model
+
+        about = {
+            "classes": self.classes,
+            "concepts": [] if self.bank is None else self.bank.texts,
+            "encoder": self.about["encoder"],
+            "features": "the picture features of this encoder; they are divided by their length inside",
+            "changes": [str(change) for change in self.changes],
+        }
+        return export_model(self.as_module(top_k), Path(path), about, format)
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the model as it is now, to be read by ``cbm.load(folder)`` (``cbm.hub``).
+
+        Raises:
+            UserError: the folder is there already.
+        """
+        return save_folder(self, Path(folder))
+
+    def push_to_hub(self, repo: str, *, private: bool = True, message: str = "Upload of a cbm model") -> str:
+        """Put the model with a model card on the Hugging Face hub, to be read by ``cbm.load("hf-hub:ORG/NAME")``.
+
+        Args:
+            repo: ``ORG/NAME``; made if it is not there.
+            private: of a new one.
+            message: of the commit.
+
+        Returns:
+            Where it is.
+
+        Raises:
+            UserError: no network, or nobody logged in.
+        """
+        return push(self, repo, private=private, message=message)
 
     def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
         """Classify pictures.
@@ -193,14 +310,17 @@ class TrainedModel:
 
 
 def load(run: str | Path) -> TrainedModel:
-    """The trained model of a run directory. Reads safetensors, JSON and YAML; nothing in them is executed.
+    """The trained model of a run directory, or of a repository of the Hugging Face hub. Reads safetensors, JSON and
+    YAML; nothing in them is executed.
+
+    Args:
+        run: the directory, or ``hf-hub:ORG/NAME`` (``hf-hub:ORG/NAME@REVISION``).
 
     Raises:
-        UserError: no such run, or it is not finished.
+        UserError: no such run, it is not finished, or the hub cannot be reached.
     """
-    path, config = open_run(Path(run))
-    about = read_about(path)
-    return TrainedModel(path, config, about["classes"], about["encoder"]["fingerprint"])
+    path, config = open_run(pull(str(run).removeprefix(HUB)) if str(run).startswith(HUB) else Path(run))
+    return TrainedModel(path, config, read_about(path))
 
 
 def _open(picture: Picture) -> Image.Image:

@@ -9,7 +9,7 @@ import pytest
 from conftest import PROJECT
 
 FLOORS = {
-    0: ["errors", "files", "parsing", "tensor_files", "config", "run_directory"],
+    0: ["errors", "files", "network", "parsing", "tensor_files", "config", "run_directory"],
     1: ["kernels", "solvers", "encoders"],
     2: ["data", "concepts", "layers", "losses", "metrics"],
     3: ["module", "evaluation", "tracking"],
@@ -23,6 +23,9 @@ FLOORS = {
         "codebook",
         "spurious",
         "trained",
+        "hub",
+        "export",
+        "estimator",
         "editor",
         "interventions",
         "planning",
@@ -72,7 +75,10 @@ def test_bare_rooms_import_only_torch_and_numpy(room: str):
                 assert room == "solvers" or name.split(".")[1] == "kernels"
 
 
-OPTIONAL = ["openai", "pydantic", "tenacity", "wandb", "wordfreq", "lemminflect", "better_profanity", "gradio"]
+OPTIONAL = [
+    "openai", "pydantic", "tenacity", "wandb", "wordfreq", "lemminflect", "better_profanity", "gradio", "onnx",
+    "onnxscript",
+]  # fmt: skip
 NEED_AN_EXTRA = ("cbm.concepts.llm.", "cbm.vision_expert", "cbm.app.")
 
 

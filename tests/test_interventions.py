@@ -44,7 +44,7 @@ def test_policies_answers_and_costs(trained: Path, module, tmp_path: Path):
         (["--noise", "2"], "--noise 2.0: expected a share"),
         (["--cost", "x"], "--cost x: expected NAME=COST"),
         (["--cost", "no such thing=2"], "no concept or group 'no such thing' to ask about"),
-        (["--answers", "none.csv"], "cannot read answers from 'none.csv'"),
+        (["--answers", "none.csv"], "cannot read 'none.csv'"),
     ):
         status, _, errors = module("intervene", "one", *cache, *arguments)
         assert status == 2

@@ -29,7 +29,7 @@ def metrics(run: str) -> dict[str, float]:
 
 
 def without_time(values: dict[str, float]) -> dict[str, float]:
-    return {key: value for key, value in values.items() if not key.startswith("time/")}
+    return {key: value for key, value in values.items() if not key.startswith(("time/", "memory/"))}
 
 
 def test_what_a_run_leaves_behind(command):

@@ -5,7 +5,7 @@ from cbm.concepts.cav import distances, learn_cavs, read_concept_folders
 from cbm.concepts.conceptnet import read_conceptnet
 from cbm.concepts.control import CONTROLS, apply_control
 from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit, hygiene_reason
-from cbm.concepts.readers import merge_duplicates, read_bank
+from cbm.concepts.readers import merge_duplicates, phrase_bank, read_bank
 from cbm.concepts.selection import claim_concepts, select_concepts
 from cbm.concepts.tokenizer import ConceptTokenizer
 from cbm.concepts.wordnet import read_wordnet
@@ -13,6 +13,6 @@ from cbm.concepts.wordnet import read_wordnet
 __all__ = [
     "CONTROLS", "Concept", "ConceptBank", "ConceptTokenizer", "Dropped", "apply_control", "claim_concepts",
     "clean_class_name", "distances", "drop_class_names", "drop_unfit", "hygiene_reason", "learn_cavs", "load_bank",
-    "merge_duplicates", "read_bank", "read_concept_folders", "read_conceptnet", "read_wordnet",
+    "merge_duplicates", "phrase_bank", "read_bank", "read_concept_folders", "read_conceptnet", "read_wordnet",
     "select_concepts",
 ]  # fmt: skip

@@ -3,7 +3,7 @@
 import json
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,17 @@ def read_bank(path: Path) -> ConceptBank:
     if isinstance(content, dict) and isinstance(content.get("concepts"), list):
         return load_bank(path)
     return merge_duplicates(path.stem, str(path), _phrases(path, content))
+
+
+def phrase_bank(phrases: Sequence[str] | Mapping[str, Sequence[str]], name: str = "phrases") -> ConceptBank:
+    """The bank of a list of phrases, or of class -> phrases; duplicates are merged.
+
+    Raises:
+        UserError: there are none.
+    """
+    by_class = phrases.items() if isinstance(phrases, Mapping) else [(None, phrases)]
+    owned = ((text, () if owner is None else (owner,), None) for owner, texts in by_class for text in texts)
+    return merge_duplicates(name, name, owned)
 
 
 def _phrases(path: Path, content: Any) -> Iterable[tuple[str, tuple[str, ...], float | None]]:

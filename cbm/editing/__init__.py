@@ -1,6 +1,7 @@
 """Editing a trained bottleneck: what a person takes away or puts in, and what it does to the decisions."""
 
 from cbm.editing.apply import edited_logits, edited_model, logit_change
+from cbm.editing.bank_swap import BankSwap, Kept, refit_head, swap_bank
 from cbm.editing.comparison import Comparison, changed_most
 from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual
 from cbm.editing.editors import EDITORS, DomainEditor, EditContext, Proposal, create_editor
@@ -23,6 +24,7 @@ from cbm.editing.source_card import SourceCard, load_source_card, source_card
 __all__ = [
     "EDITORS",
     "POLICIES",
+    "BankSwap",
     "Comparison",
     "ConceptProbe",
     "CoopWeights",
@@ -33,6 +35,7 @@ __all__ = [
     "EditSet",
     "EditedEnergies",
     "Gate",
+    "Kept",
     "Proposal",
     "QuestionCurve",
     "SourceCard",
@@ -56,8 +59,10 @@ __all__ = [
     "margin_edits",
     "propagate",
     "prune",
+    "refit_head",
     "signed",
     "source_card",
     "source_covariance",
+    "swap_bank",
     "tell_in_turn",
 ]  # fmt: skip

@@ -1,9 +1,6 @@
 """``create_encoder``: from a name on the command line to a frozen encoder."""
 
-import contextlib
-import socket
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import torch
 
@@ -11,6 +8,7 @@ from cbm.encoders import image_only, open_clip
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
+from cbm.network import is_network_error, offline_if_unreachable
 
 
 def create_encoder(
@@ -79,40 +77,15 @@ def _check(model: str, pretrained: str | None) -> tuple[str, str | None]:
 def _fetch(id: str, load, *args):
     """Run a loader; say what to do when the weights cannot be downloaded or read."""
     try:
-        with _hub_offline_if_unreachable():
+        with offline_if_unreachable():
             return load(*args)
     except UserError:
         raise
     except Exception as error:  # a dozen libraries may stand between us and the network
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        if _is_network(error):
+        if is_network_error(error):
             raise UserError(
                 f"the weights of encoder '{id}' are not on this machine and cannot be downloaded: connect once, or "
                 f"copy the model folder here and use encoder.model=local-dir:PATH ({reason})"
             ) from error
         raise UserError(f"encoder '{id}' cannot be loaded: {reason}") from error
-
-
-@contextlib.contextmanager
-def _hub_offline_if_unreachable():
-    """Without a network the hub client would retry for most of a minute; tell it to look in its cache only."""
-    from huggingface_hub import constants
-
-    before = constants.HF_HUB_OFFLINE
-    try:
-        socket.getaddrinfo(urlsplit(constants.ENDPOINT).hostname, 443)
-    except OSError:
-        constants.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        constants.HF_HUB_OFFLINE = before
-
-
-def _is_network(error: BaseException | None) -> bool:
-    words = ("Connection", "URLError", "Timeout", "LocalEntryNotFound", "OfflineMode", "gaierror", "HTTPError", "Proxy")
-    while error is not None:
-        if any(word in kind.__name__ for kind in type(error).__mro__ for word in words):
-            return True
-        error = error.__cause__ or error.__context__
-    return False

@@ -4,6 +4,7 @@ from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
+from cbm.layers.portable import PortableModel
 from cbm.layers.probe import LinearProbe
 from cbm.layers.serialise import load_model, save_model
 
@@ -17,6 +18,7 @@ __all__ = [
     "Largest",
     "LinearHead",
     "LinearProbe",
+    "PortableModel",
     "ReleasedEnergyBottleneck",
     "Sigmoid",
     "TopK",

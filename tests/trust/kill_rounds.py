@@ -114,7 +114,7 @@ def outcome(folder: Path) -> dict[str, object]:
         history = list(csv.reader(log))
     verify_run(folder / "run")
     return {
-        "metrics": {key: value for key, value in metrics.items() if not key.startswith("time/")},
+        "metrics": {key: value for key, value in metrics.items() if not key.startswith(("time/", "memory/"))},
         "history": history, "texts": sorted(texts), "splits": json.loads(splits.read_text()),
         "model": (folder / "run" / "model.safetensors").read_bytes(),
         "run": sorted(str(path.relative_to(folder)) for path in (folder / "run").rglob("*")

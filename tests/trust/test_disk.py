@@ -18,7 +18,7 @@ SETTINGS = [
 
 def numbers(run: str) -> dict[str, float]:
     values = json.loads((Path(run) / "metrics.json").read_text())
-    return {key: value for key, value in values.items() if not key.startswith("time/")}
+    return {key: value for key, value in values.items() if not key.startswith(("time/", "memory/"))}
 
 
 @pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="finds the folder of a file in /proc")

@@ -113,7 +113,7 @@ def salvage(text: str, kind: Kind) -> list[Item]:
     while match := re.compile(r"[\s,]*").match(text, place):
         try:
             part, place = decoder.raw_decode(text, match.end())
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         parts.append(part)
     try:
@@ -134,7 +134,7 @@ def read_plain(text: str, kind: Kind, cut: bool = False) -> list[Item]:
     text = _without_fence(text)
     try:
         return [Item(phrase) for leaf in _leaves(json.loads(text)) if (phrase := clean_phrase(leaf))]
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     lines = [line for line in text.splitlines() if line.strip()]
     if cut and len(lines) > 1:

@@ -1,0 +1,123 @@
+"""``PortableModel``: a trained classifier in plain operations of torch, for places that have no cbm."""
+
+import torch
+from torch import Tensor, nn
+
+from cbm.errors import UserError
+from cbm.kernels import class_vectors
+from cbm.kernels.scores import ACTIVATIONS as POINTWISE
+from cbm.layers.activations import Largest, Pointwise, TopK
+from cbm.layers.bottleneck import ConceptBottleneck
+from cbm.layers.probe import LinearProbe
+
+
+class PortableModel(nn.Module):
+    """Features of any norm ``[N, D]`` to logits ``[N, C]``; with ``top_k`` also to what every picture shows most.
+
+    A linear bottleneck (residual included) becomes its class vectors ``[C, D]``; one with an activation keeps its
+    concepts and head. Nothing here is an operation of ``cbm.kernels``, so ``torch.export`` and ONNX know all of it;
+    in return the scores ``[N, K]`` are formed where they are needed, and equal scores may come in either order.
+
+    Args:
+        model: a ``ConceptBottleneck`` or a ``LinearProbe``.
+        top_k: how many concepts of every picture to return.
+
+    Attributes:
+        concepts: ``[K, D]``; None where nothing asks for scores.
+        vectors: ``[C, D]`` what is linear in the features; None without.
+        weights: ``[K, C]`` of the activations; None for a linear bottleneck.
+
+    Raises:
+        UserError: the model is decided by inference (an energy-based one), has no concepts to return, or has fewer.
+    """
+
+    concepts: Tensor | None
+    offset: Tensor | None
+    weights: Tensor | None
+    vectors: Tensor | None
+    bias: Tensor
+
+    @torch.no_grad()
+    def __init__(self, model: nn.Module, top_k: int | None = None):
+        super().__init__()
+        if not isinstance(model, ConceptBottleneck | LinearProbe):
+            raise UserError(
+                f"a {type(model).__name__} decides by inference over concepts, which cannot be exported: "
+                "bottlenecks (labo, posthoc, label_free, sparse, ...) and linear probes can"
+            )
+        if top_k is not None:
+            _check_top_k(model, top_k)
+        vectors, bias = _linear_part(model)
+        tensors: dict[str, Tensor | None] = dict.fromkeys(("concepts", "offset", "weights"))
+        activation = None
+        if isinstance(model, ConceptBottleneck):
+            if (activation := model.activation) is not None:
+                tensors |= {"offset": activation.offset, "weights": model.weights().T}
+            if activation is not None or top_k is not None:
+                tensors["concepts"] = model.concepts
+        self.top_k = top_k
+        self.one_hot = isinstance(activation, Largest)
+        self.kept = int(activation.k) if isinstance(activation, TopK) else 1 if self.one_hot else None
+        self.function = activation.function if isinstance(activation, Pointwise) else "identity"
+        for name, tensor in {**tensors, "vectors": vectors, "bias": bias}.items():
+            if tensor is None:
+                setattr(self, name, None)  # torch.export takes no empty buffers
+            else:
+                self.register_buffer(name, tensor.detach().float().clone())
+        self.eval()
+
+    @property
+    def dim(self) -> int:
+        """D, width of the features."""
+        matrix = self.vectors if self.concepts is None else self.concepts
+        assert matrix is not None
+        return matrix.shape[1]
+
+    def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
+        """Logits ``[N, C]``; with ``top_k`` also the values and the indices of the concepts, both ``[N, top_k]``.
+
+        The concepts with the largest scores come first; a value is what the head reads of a concept (the score itself
+        without an activation).
+        """
+        x = x / x.norm(dim=1, keepdim=True)
+        logits = self.bias.expand(x.shape[0], -1)
+        if self.vectors is not None:
+            logits = logits + x @ self.vectors.T
+        if self.concepts is None:
+            return logits
+        scores = x @ self.concepts.T
+        if self.offset is not None:
+            scores = scores - self.offset
+        if self.weights is not None and self.kept is not None:
+            values, columns = scores.topk(self.kept, dim=1)
+            values = torch.ones_like(values) if self.one_hot else values
+            logits = logits + (values[:, :, None] * self.weights[columns]).sum(dim=1)
+        elif self.weights is not None:
+            logits = logits + POINTWISE[self.function](scores) @ self.weights
+        if self.top_k is None:
+            return logits
+        values, indices = scores.topk(self.top_k, dim=1)
+        if self.kept is None:
+            return logits, POINTWISE[self.function](values), indices
+        read = torch.arange(self.top_k, device=x.device) < self.kept
+        return logits, torch.where(read, torch.ones_like(values) if self.one_hot else values, 0.0), indices
+
+
+def _check_top_k(model: nn.Module, top_k: int) -> None:
+    if not isinstance(model, ConceptBottleneck):
+        raise UserError(f"top_k={top_k}: this model has no concepts (it is a linear probe)")
+    if not 1 <= top_k <= len(model.concepts):
+        raise UserError(f"top_k={top_k}: expected 1 to {len(model.concepts)}, the concepts of the model")
+
+
+def _linear_part(model: ConceptBottleneck | LinearProbe) -> tuple[Tensor | None, Tensor]:
+    """What is linear in the features, ``[C, D]`` or None, and the bias ``[C]``."""
+    if isinstance(model, LinearProbe):
+        return model.matrix, model.bias
+    vectors, bias = None, model.biases()
+    if model.activation is None:  # in float64: all classes share the large mean text vector
+        vectors = class_vectors(model.concepts.double(), model.weights().double())[0]
+    if model.residual is not None:
+        vectors = model.residual.matrix if vectors is None else vectors + model.residual.matrix
+        bias = bias + model.residual.bias
+    return vectors, bias
