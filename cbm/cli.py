@@ -95,6 +95,11 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str:
     text = " ".join(str(cause) for cause in _chain(error))
     if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, choice = match.groups()
+        if group == "hydra":
+            return (
+                f"'{choice}' needs a plugin that is not installed: uv pip install -e '.[sweep]' -c constraints.txt "
+                "(launcher=ray: uv pip install hydra-ray-launcher)"
+            )
         any_model = f" (any open_clip model: {group}.model=NAME {group}.pretrained=TAG)"
         hint = any_model if group in ("encoder", "teacher") else ""
         return f"unknown {group} '{choice}': {did_you_mean(choice, config.choices(group))}{hint}"

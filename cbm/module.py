@@ -205,7 +205,7 @@ def fit(
         log.warning("'%s' is damaged: training begins again", resume)
         resume.unlink()
         resume = None
-    many = trainer["devices"] not in (1, "1")
+    many = trainer.get("devices", 1) not in (1, "1")
     # heads may train by other gradients than those of their parameters (cbm.solvers.AssociationAdam)
     strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=True) if many else "auto"
     with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") if many else nullcontext() as folder:

@@ -88,7 +88,7 @@ def test_from_the_command_line(trained, command, tmp_path: Path):
     assert "edit 1: no concept 'long tial' in this model" in errors
     status, errors = command("eval", "run=one", cache, "edits=edit.yaml")
     assert status == 2
-    assert "cannot read edits from 'edit.yaml'" in errors
+    assert "cannot read 'edit.yaml'" in errors
 
 
 def test_concepts_that_look_alike(trained):

@@ -1,5 +1,6 @@
 """Many runs by one command: failures of single ones, going on, several at a time, and as jobs of a scheduler."""
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from birds_run import QUICK, small
-from conftest import PROJECT
+from conftest import PROJECT, one_line
 
 SETTINGS = [*QUICK[:2], "nec=[]", "report=false", "controls=false", "shots=1"]
 
@@ -74,3 +75,11 @@ def test_the_slurm_preset_composes(monkeypatch: pytest.MonkeyPatch):
     assert cfg.hydra.launcher._target_.endswith("SlurmLauncher")
     assert cfg.hydra.launcher.partition == "gpu"
     assert cfg.hydra.launcher.gpus_per_node == 1
+
+
+@pytest.mark.skipif(importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="it is installed")
+def test_a_missing_launcher_says_how_to_get_it(command):
+    assert one_line(command("train", "-m", "launcher=ray", "seed=0,1")).endswith(
+        "'launcher/ray' needs a plugin that is not installed: uv pip install -e '.[sweep]' -c constraints.txt "
+        "(launcher=ray: uv pip install hydra-ray-launcher)"
+    )

@@ -317,8 +317,8 @@ def test_changes_by_hand():
     double = Change("amplify", (1,), 2.0, (1.5,), (1.0,))
     assert applied(a, [mask, double]).tolist() == [[5.0, 2.0, 6.0]]
     assert [str(edit) for edit in double.edits(["x", "y", "z"], None, "why")] == [
-        "scale 'y' to 2.0",
-        "shift 'y' to -2.0",
+        "scale 'y' to 2",
+        "shift 'y' to -2",
     ]
 
 

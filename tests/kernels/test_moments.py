@@ -109,4 +109,4 @@ def test_sums_of_classes(n: int, d: int, rows: int):
         sums = class_sums(x, y, 5)
     torch.testing.assert_close(sums, torch.stack([x[y == c].sum(0) for c in range(5)]))
     with pytest.raises(ValueError, match=r"y has classes from .* expected 0 to num_classes - 1 = 4"):
-        class_sums(x, y + 4, 5)
+        class_sums(x, y + 5, 5)

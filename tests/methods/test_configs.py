@@ -1,5 +1,6 @@
 """Every shipped method config says the same as the method's own defaults, and every config composes."""
 
+import importlib.util
 from dataclasses import asdict, fields
 
 import hydra
@@ -39,6 +40,8 @@ def test_every_choice_composes(group: str):
     config.register()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         for name in config.choices(group):
-            override = f"+{group}={name}" if group in ("experiment",) else f"{group}={name}"
-            composed = hydra.compose("eval" if group == "editor" else "train", overrides=[override])
+            plugin = {"joblib": "joblib", "ray": "ray"}.get(name, "submitit") if group == "launcher" else None
+            if plugin and importlib.util.find_spec(f"hydra_plugins.hydra_{plugin}_launcher") is None:
+                continue  # an extra
+            composed = hydra.compose("eval" if group == "editor" else "train", overrides=[f"{group}={name}"])
             assert composed.cache == "cache"
