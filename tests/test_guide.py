@@ -10,6 +10,7 @@ from conftest import PROJECT
 
 import cbm
 from cbm.editing import load_edits
+from cbm.methods import METHODS
 
 QUICK = ("report=false", "controls=false", "nec=[]", "trainer.progress=false")
 
@@ -78,3 +79,19 @@ def test_take_a_model_elsewhere(command, module, tmp_path: Path, capsys: pytest.
 def test_kernels():
     (), blocks = code("kernels.md")
     exec(compile("\n".join(blocks), "kernels.md", "exec"), {})
+
+
+@pytest.mark.parametrize("page", sorted((PROJECT / "docs" / "methods").glob("*.md")), ids=lambda page: page.stem)
+def test_every_method_page_says_the_same_things(page: Path):
+    text = page.read_text()
+    assert f"`method={page.stem}`" in text
+    assert "**Idea.**" in text
+    assert re.search(r"\*\*(Formulas?|Steps)\*?\*?\.?", text) or "p(c, y | x)" in text
+    headings = re.findall(r"^## (.*)$", text, re.MULTILINE)
+    for wanted in ("Configuration", "Fidelity", "Citation"):
+        assert wanted in headings
+    assert {"Measured", "On photographs"} & set(headings)
+
+
+def test_every_method_has_a_page():
+    assert {page.stem for page in (PROJECT / "docs" / "methods").glob("*.md")} == set(METHODS)
