@@ -100,6 +100,8 @@ class WordNet:
         try:
             words = 4 + 2 * int(parts[3], 16)
             first, count = words + 1, int(parts[words])
+            if not 4 < words < first + 4 * count <= len(parts):
+                raise ValueError
             fields = [parts[first + 4 * i : first + 4 * i + 4] for i in range(count)]
             pointers = tuple((symbol, int(to)) for symbol, to, kind, _ in fields if kind == "n")
         except (ValueError, IndexError) as error:

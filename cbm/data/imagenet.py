@@ -8,9 +8,20 @@ import re
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
+
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import list_names
-from cbm.data.lists import class_folders, find_root, folder_split, listed_split, read_matlab, read_numbers, read_rows
+from cbm.data.lists import (
+    class_folders,
+    find_root,
+    folder_split,
+    integers,
+    listed_split,
+    read_matlab,
+    read_numbers,
+    read_rows,
+)
 from cbm.data.readers import reader
 from cbm.errors import UserError
 
@@ -56,6 +67,11 @@ def read_imagenet(name: str, root: Path) -> ImageDataset:
     return ImageDataset(name, classes, {"train": folder_split(root, found, synsets), "test": test})
 
 
+def _numbered(synsets: np.ndarray) -> dict[int, str]:
+    """The development kit numbers the synsets in an order of its own."""
+    return dict(zip(integers(synsets["ILSVRC2012_ID"]).tolist(), np.ravel(synsets["WNID"]).astype(str).tolist()))
+
+
 def _flat(name: str, root: Path, folder: str, synsets: list[str]) -> Split:
     """The pictures of a flat folder, labelled by whichever list is there."""
     if (root / SOLUTION).is_file():
@@ -65,8 +81,7 @@ def _flat(name: str, root: Path, folder: str, synsets: list[str]) -> Split:
     elif (root / DEVKIT).is_dir():
         source = "ILSVRC2012_validation_ground_truth.txt"
         numbers = read_numbers(name, root / DEVKIT / source, 1)[:, 0].tolist()
-        table = read_matlab(root / DEVKIT / "meta.mat", "synsets")  # numbered in an order of its own
-        synset_of = dict(zip(table["ILSVRC2012_ID"].tolist(), table["WNID"].tolist()))
+        synset_of = read_matlab(root / DEVKIT / "meta.mat", "synsets", _numbered)
         pictures = list_names(root / folder)
         if len(pictures) != len(numbers):
             raise UserError(

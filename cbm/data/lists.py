@@ -2,10 +2,10 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from cbm.data.dataset import Split
 from cbm.data.images import ImageFiles, list_names
 from cbm.errors import UserError, did_you_mean
 from cbm.parsing import read_table
+
+T = TypeVar("T")
 
 UNPACKED = "(is dataset.root the unpacked archive?)"
 
@@ -62,15 +64,29 @@ def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, s
     return rows
 
 
-def read_matlab(file: Path, key: str) -> Any:
-    """A variable of a Matlab file, read in a process of its own: a damaged one can crash scipy's parser."""
+def read_matlab(file: Path, key: str, convert: Callable[[Any], T]) -> T:
+    """A variable of a Matlab file, read in a process of its own: a damaged one can crash scipy's parser.
+
+    Args:
+        file: what to read.
+        key: the variable's name.
+        convert: what is wanted of it.
+
+    Raises:
+        UserError: not a Matlab file, no such variable, or one that cannot be converted.
+    """
     from scipy.io import loadmat
 
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
-            return pool.submit(loadmat, file, squeeze_me=True, variable_names=[key]).result()[key]
+            return convert(pool.submit(loadmat, file, squeeze_me=True, variable_names=[key]).result()[key])
     except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
+
+
+def integers(value: Any) -> np.ndarray:
+    """All numbers of a table, in one row: ``[n]``."""
+    return np.ravel(value).astype(np.int64)
 
 
 def find_root(name: str, root: Path, marks: Sequence[str], inside: Sequence[str] = (".",)) -> Path:

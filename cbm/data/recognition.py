@@ -19,6 +19,7 @@ from cbm.data.lists import (
     class_folders,
     find_root,
     folder_split,
+    integers,
     listed_split,
     read_lines,
     read_matlab,
@@ -119,15 +120,15 @@ def read_flowers(name: str, root: Path, protocol: str = "official", download: bo
         return read_coop_split(name, root, "jpg", "split_zhou_OxfordFlowers.json")
     from torchvision.datasets import Flowers102
 
-    labels = np.ravel(read_matlab(root / "imagelabels.mat", "labels")).astype(np.int64) - 1
+    labels = read_matlab(root / "imagelabels.mat", "labels", integers) - 1
     splits = {}
     for split, key in (("train", "trnid"), ("val", "valid"), ("test", "tstid")):
-        numbers = np.ravel(read_matlab(root / "setid.mat", key)).astype(np.int64)
-        if numbers.min() < 1 or numbers.max() > len(labels):
+        numbers = read_matlab(root / "setid.mat", key, integers)
+        if numbers.min(initial=1) < 1 or numbers.max(initial=1) > len(labels):
             raise UserError(f"data set '{name}': setid.mat names pictures that imagelabels.mat does not label")
         files = [f"jpg/image_{number:05d}.jpg" for number in numbers]
         splits[split] = listed_split(name, root, files, labels[numbers - 1], "setid.mat")
-    if labels.min() < 0 or labels.max() >= len(Flowers102.classes):
+    if labels.min(initial=0) < 0 or labels.max(initial=0) >= len(Flowers102.classes):
         raise UserError(f"data set '{name}': imagelabels.mat has labels outside 1 to {len(Flowers102.classes)}")
     return ImageDataset(name, list(Flowers102.classes), splits)
 
