@@ -246,13 +246,15 @@ def _read_card(name: str) -> dict[str, Any]:
     return card
 
 
-def typed_settings(group: str, name: str, kind: type, settings: dict[str, Any]) -> Any:
+def typed_settings(group: str, name: str, kind: type, settings: Any) -> Any:
     """An instance of the dataclass ``kind`` with these settings, those of ``GROUP=NAME``.
 
     Raises:
-        UserError: an unknown setting (with the nearest), or a value of the wrong type.
+        UserError: no settings, an unknown one (with the nearest), or a value of the wrong type.
     """
     known = [entry.name for entry in fields(kind)]
+    if not isinstance(settings, dict):
+        raise UserError(f"'{group}' of '{name}' is {settings!r}: expected settings, such as {known[0]}: ...")
     for key in settings:
         if key not in known:
             raise UserError(f"unknown setting '{group}.{key}' of '{name}': {did_you_mean(str(key), known)}")
