@@ -41,11 +41,13 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str, where: str) -> Any:
     """JSON whose strings can be written again; ``where`` it is from is said when it is none.
 
+    An integer that no machine word holds is a float, perhaps an infinite one, as other languages read it.
+
     Raises:
         UserError: it is not.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_int=_integer)
         if "\\u" in text:
             json.dumps(content, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except json.JSONDecodeError as error:
@@ -55,6 +57,10 @@ def parse_json(text: str, where: str) -> Any:
     except ValueError as error:  # a number of thousands of digits, half a character
         raise UserError(f"{where} is not JSON that can be read: {error}") from error
     return content
+
+
+def _integer(digits: str) -> int | float:
+    return int(digits) if len(digits) < 20 else float(digits)
 
 
 def read_yaml(path: Path) -> Any:

@@ -136,6 +136,8 @@ def _read_state(file: Path) -> dict[str, Any]:
     state = read_json(file)
     if not isinstance(state, dict) or not isinstance(state.get("finished"), bool) or "settings" not in state:
         raise UserError(f"'{file}' is damaged: it does not say whether the run is finished")
+    if not isinstance(state.get("checksums", {}), dict):
+        raise UserError(f"'{file}' is damaged: its checksums are {json.dumps(state['checksums'])[:60]}")
     return state
 
 
@@ -162,7 +164,7 @@ def open_run(path: Path) -> tuple[Path, DictConfig]:
 def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
     """Raise a ``UserError`` if one of the files is not as the run left it."""
     state = _read_state(path / "state.json") if (path / "state.json").is_file() else {}
-    checksums = state.get("checksums") or {}
+    checksums = state.get("checksums", {})
     for name in names:
         if name in checksums and (not (path / name).is_file() or _checksum(path / name) != checksums[name]):
             raise UserError(

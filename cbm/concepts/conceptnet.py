@@ -129,7 +129,7 @@ def _table(path: Path, relations: tuple[str, ...], progress: bool) -> Iterator[E
                     relation, start, end, rest = (part.decode(errors="replace") for part in match.groups())
                     try:
                         weight = float(json.loads(rest)["weight"])
-                    except (ValueError, KeyError, TypeError) as error:
+                    except (ValueError, KeyError, TypeError, OverflowError) as error:
                         raise UserError(f"'{path}' line {number}: no weight in '{rest[:60]}'") from error
                     yield Edge(relation, start, end, start, end, weight)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:

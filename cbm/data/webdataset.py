@@ -11,6 +11,7 @@ import logging
 import re
 import tarfile
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,7 @@ JSON_KEYS = ("label", "cls", "class")
 SLOW = 64  # tar files from which on indexing shows its progress
 LABEL = 1 << 20  # bytes of a label, at most
 LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said
+INDEX = pa.schema([("name", pa.string()), ("start", pa.int64()), ("size", pa.int64()), ("label", pa.string())])
 
 
 class ImageTars:
@@ -104,10 +106,10 @@ def _index(tar: Path, cache: Path) -> pa.Table:
     key = hashlib.sha256(f"{tar.absolute()}|{changed}".encode()).hexdigest()[:24]
     file = cache / "tars" / f"{key}.parquet"
     if file.is_file():
-        try:
-            return pyarrow.parquet.read_table(file)
-        except (pa.ArrowException, OSError):
-            log.warning("'%s' is damaged: '%s' is indexed again", file, tar)
+        with suppress(pa.ArrowException, OSError):
+            if (table := pyarrow.parquet.read_table(file)).schema.equals(INDEX):
+                return table
+        log.warning("'%s' is damaged: '%s' is indexed again", file, tar)
     if stat.st_size > LARGE:
         log.info("indexing '%s' (once)", tar)
     table = _read_index(tar)
@@ -144,14 +146,13 @@ def _read_index(tar: Path) -> pa.Table:
         if any(file.read()):
             raise UserError(f"'{tar}' is cut off after {len(pictures)} picture(s): it lacks the end of a tar file")
     labels = [_label(tar, name, said.get(key, {})) for key, name, _, _ in pictures]
-    return pa.table(
-        {
-            "name": pa.array([name for _, name, _, _ in pictures], pa.string()),
-            "start": pa.array([start for _, _, start, _ in pictures], pa.int64()),
-            "size": pa.array([size for _, _, _, size in pictures], pa.int64()),
-            "label": pa.array(labels, pa.string()),
-        }
-    )
+    columns = {
+        "name": [name for _, name, _, _ in pictures],
+        "start": [start for _, _, start, _ in pictures],
+        "size": [size for _, _, _, size in pictures],
+        "label": labels,
+    }
+    return pa.table(columns, schema=INDEX)
 
 
 def _key(member: str) -> tuple[str, str]:
