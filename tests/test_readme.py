@@ -9,11 +9,13 @@ import pytest
 from birds_run import QUICK, shared_folder, small
 from conftest import COLOURS, PROJECT, paint
 
+import cbm
 from cbm.methods import METHODS
 
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
-COMMANDS = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("python ")]
+LINES = [line.rpartition("&& .venv/bin/")[2] for block in BLOCKS for line in block.strip().splitlines()]
+COMMANDS = [line for line in LINES if line.startswith("python ") and not line.endswith("pytest")]
 GUIDES = "".join(file.read_text() for file in sorted((PROJECT / "docs" / "guides").glob("*.md")))
 NOT_HERE = ("encoder.pretrained=openai", "ORG/NAME", "/path/to/model")  # encoders to be downloaded, or the reader's own
 COMMANDS += [
@@ -22,7 +24,7 @@ COMMANDS += [
     for line in block.strip().splitlines()
     if line not in COMMANDS and not any(name in line for name in NOT_HERE)
 ]
-SETUP = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("uv ")]
+SETUP = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("uv venv")]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,18 @@ def adapted(command: str, workspace: Path) -> list[str]:
         arguments += [q for q in QUICK if METHODS[method].trains or not q.startswith("method.")]
         arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
     if arguments[0] == "eval.py":
+        if edits := next((a.removeprefix("edits=") for a in arguments if a.startswith("edits=")), None):
+            save_edits(Path(edits))
         arguments.append(f"cache={shared_folder() / 'cache'}")
         arguments += small()[:1] + small()[2:] if any(a.startswith("dataset=") for a in arguments) else []
     return [b for a in arguments for b in (sorted(map(str, Path().glob(a))) if "*" in a else [a])]
+
+
+def save_edits(path: Path) -> None:
+    """What the reader saves in the explorer."""
+    editor = cbm.Editor(cbm.load(path.parent))
+    editor.remove("sky in background")
+    editor.save(path)
 
 
 @pytest.mark.parametrize("line", COMMANDS)
@@ -107,7 +118,7 @@ def test_python_example(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_there_are_two_set_up_commands():
     assert len(SETUP) == 2
-    assert SETUP[0].endswith("train.py")
+    assert ".venv/bin/python train.py" in SETUP[0]
     assert SETUP[1].endswith("pytest")
 
 

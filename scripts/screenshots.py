@@ -1,7 +1,8 @@
-"""Take the pictures of docs/explorer.md in a headless Chromium.
+"""Take the pictures of README.md and docs/explorer.md in a headless Chromium.
 
+    python train.py run_dir=runs/first
     python train.py dataset=birds_spurious method=posthoc run_dir=runs/spurious
-    python scripts/explorer_screenshots.py runs/spurious
+    python scripts/screenshots.py runs/first runs/spurious
 
 Needs ``uv pip install -e '.[app,browser]' -c constraints.txt`` and Chromium (Debian: ``apt-get install chromium``).
 """
@@ -14,7 +15,7 @@ import threading
 from pathlib import Path
 
 from PIL import Image
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Locator, Page, sync_playwright
 
 from cbm.app import Explorer
 from cbm.app.page import launch
@@ -32,14 +33,26 @@ def hold(page: Page, concept: str) -> None:
     page.wait_for_selector(f"#panel b:has-text('{concept}')")
 
 
-def save(page: Page, name: str) -> None:
-    """The window as it is, with a palette: a third of the bytes."""
-    page.wait_for_timeout(500)  # pictures appear softly
-    shot = Image.open(io.BytesIO(page.screenshot())).convert("RGB")
-    shot.quantize(256).save(IMAGES / f"explorer_{name}.png", optimize=True)
+def save(shown: Page | Locator, name: str) -> None:
+    """The window or a part of the page as it is, with a palette: a third of the bytes."""
+    shot = Image.open(io.BytesIO(shown.screenshot())).convert("RGB")
+    shot.quantize(256).save(IMAGES / f"{name}.png", optimize=True)
 
 
-def take(page: Page) -> None:
+def settle(page: Page, name: str) -> None:
+    """Save the window when everything has appeared."""
+    page.wait_for_timeout(500)  # softly
+    save(page, name)
+
+
+def report(page: Page, run: Path) -> None:
+    """The first lines of a report, and a mistake."""
+    page.goto((run / "report.html").absolute().as_uri())
+    save(page, "report_top")
+    save(page.locator("section:has(#mistakes) article.example").first, "report_mistake")
+
+
+def explore(page: Page) -> None:
     """Look for what a mistake is due to, take it away everywhere, and see what that does."""
     page.wait_for_selector("#explanation .bar")
     page.get_by_label("Mistakes only").check()
@@ -52,7 +65,7 @@ def take(page: Page) -> None:
     page.wait_for_selector(".heat img")
     page.get_by_role("button", name="Absent", exact=True).click()
     page.wait_for_selector("text=Edits: 1")
-    save(page, "picture")
+    settle(page, "explorer_picture")
     page.get_by_role("button", name="Undo").click()
     page.wait_for_selector("text=Edits: none")
     page.get_by_role("radio", name="all pictures").check()
@@ -64,26 +77,29 @@ def take(page: Page) -> None:
     page.get_by_role("tab", name="Whole split").click()
     page.get_by_role("button", name="Run the edits").click()
     page.wait_for_selector("#effect .figures")
-    save(page, "split")
+    settle(page, "explorer_split")
     page.get_by_role("tab", name="Concepts").click()
     page.locator("#concept-list .row").first.click()
     page.wait_for_selector("#concept-page h3")
-    save(page, "concept")
+    settle(page, "explorer_concept")
 
 
 def main() -> None:
-    """Serve the run, and take the pictures."""
+    """Open the report of one run, serve the other, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("run")
-    explorer = Explorer(parser.parse_args().run)
+    parser.add_argument("read", type=Path, help="its report is shown")
+    parser.add_argument("explored")
+    runs = parser.parse_args()
+    explorer = Explorer(runs.explored)
     opened: queue.Queue[str] = queue.Queue()
     threading.Thread(target=launch, args=(explorer,), kwargs={"opened": opened.put}, daemon=True).start()
     with sync_playwright() as driver:
         flags = ["--no-sandbox", "--disable-gpu"]
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
+        report(browser.new_page(viewport={"width": 1100, "height": 780}), runs.read)
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(opened.get())
-        take(page)
+        explore(page)
         browser.close()
 
 
