@@ -102,6 +102,27 @@ def test_valid_files_are_read(kind: str, tmp_path: Path):
         READABLE[kind].read(tmp_path)
 
 
+HUGE = b"1" + b"0" * 400
+FOUND = {
+    "card": ("mine.yaml", b"about: true\nname: mine\nreader: csv\nroot: /pictures\n"),
+    "our bank": ("bank.json", b'{"concepts": [{"text": "red belly"}], "dropped": true}'),
+    "bank of a language model": ("b.json", b'{"owl": [["a beak", ' + HUGE + b"]]}"),
+    "conceptnet": ("c.csv", b'/a/x\t/r/HasA\t/c/en/bird\t/c/en/wing\t{"weight": ' + HUGE + b"}\n"),
+    "wordnet": ("data.noun", b"00000000 03 n 01 animal 0 " + HUGE + b" | a living thing\n"),
+    "state of a run": ("state.json", b'{"settings": "0", "finished": true, "checksums": ' + HUGE + b"}"),
+}
+"""Files at which readers failed once, with something else than a line for the user."""
+
+
+@pytest.mark.parametrize("kind", FOUND)
+def test_what_fuzzing_found(kind: str, tmp_path: Path):
+    READABLE[kind].write(tmp_path)
+    name, content = FOUND[kind]
+    (tmp_path / name).write_bytes(content)
+    with quiet(), pytest.raises(UserError):
+        READABLE[kind].read(tmp_path)
+
+
 @pytest.mark.parametrize(("kind", "name"), [(kind, name) for kind, each in READABLE.items() for name in each.files])
 def test_one_line_or_a_result(kind: str, name: str, tmp_path: Path):
     READABLE[kind].write(tmp_path)
