@@ -254,7 +254,7 @@ def typed_settings(group: str, name: str, kind: type, settings: Any) -> Any:
     """
     known = [entry.name for entry in fields(kind)]
     if not isinstance(settings, dict):
-        raise UserError(f"'{group}' of '{name}' is {settings!r}: expected settings, such as {known[0]}: ...")
+        raise UserError(f"'{group}' of '{name}' is {repr(settings)[:60]}: expected settings, such as {known[0]}: ...")
     for key in settings:
         if key not in known:
             raise UserError(f"unknown setting '{group}.{key}' of '{name}': {did_you_mean(str(key), known)}")

@@ -41,7 +41,7 @@ def read_json(path: Path) -> Any:
 def parse_json(text: str, where: str) -> Any:
     """JSON whose strings can be written again; ``where`` it is from is said when it is none.
 
-    An integer that no machine word holds is a float, perhaps an infinite one, as other languages read it.
+    An integer of twenty digits or more is a float, perhaps an infinite one: no machine word holds it.
 
     Raises:
         UserError: it is not.

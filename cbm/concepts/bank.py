@@ -155,13 +155,14 @@ def load_bank(path: Path) -> ConceptBank:
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("concepts"), list):
         raise UserError(f"'{file}' is not a concept bank: expected {{\"concepts\": [...]}}")
-    if not isinstance(content.get("dropped", []), list):
-        raise UserError(f"'{file}': 'dropped' is {json.dumps(content['dropped'])[:60]}; expected a list")
+    left_out = content.get("dropped") or []
+    if not isinstance(left_out, list):
+        raise UserError(f"'{file}': 'dropped' is {json.dumps(left_out)[:60]}; expected a list")
     concepts = tuple(
         _concept(entry, f"'{file}' is not a concept bank: concept {n}")
         for n, entry in enumerate(content["concepts"], start=1)
     )
-    dropped = tuple(_dropped(entry, f"'{file}'") for entry in content.get("dropped", []))
+    dropped = tuple(_dropped(entry, f"'{file}'") for entry in left_out)
     encoder = content.get("encoder")
     bank = ConceptBank(
         str(content.get("name") or file.stem), str(content.get("source") or file), concepts,

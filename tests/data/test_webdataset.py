@@ -8,6 +8,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 from conftest import COLOURS
 from PIL import Image
@@ -115,8 +116,11 @@ def test_a_tar_file_is_indexed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         again, labels = open_tars(root, ["train/00000.tar"], cache)
     assert again.names == first.names
     assert labels[:3] == ["0", "1", "2"]
-    next((cache / "tars").iterdir()).write_bytes(b"damaged")
+    index = next((cache / "tars").iterdir())
+    index.write_bytes(b"damaged")
     assert open_tars(root, ["train/00000.tar"], cache)[0].names == first.names
+    pyarrow.parquet.write_table(pyarrow.parquet.read_table(index).drop_columns("label"), index)
+    assert open_tars(root, ["train/00000.tar"], cache)[1] == labels
     pack(root / "train/00000.tar", {"new.png": picture((1, 2, 3), 0), "new.cls": "7"})
     changed, labels = open_tars(root, ["train/00000.tar"], cache)
     assert (changed.names, labels) == (["train/00000.tar/new.png"], ["7"])

@@ -3,6 +3,7 @@
 ``CBM_FUZZ=2000 pytest tests/trust/test_fuzz.py`` tries other and more files (25 of every kind by default, the same).
 """
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+import scipy.io
 import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -102,6 +104,8 @@ def test_valid_files_are_read(kind: str, tmp_path: Path):
         READABLE[kind].read(tmp_path)
 
 
+NO_TABLE = io.BytesIO()
+scipy.io.savemat(NO_TABLE, {"synsets": 1.0})
 HUGE = b"1" + b"0" * 400
 FOUND = {
     "card": ("mine.yaml", b"about: true\nname: mine\nreader: csv\nroot: /pictures\n"),
@@ -109,6 +113,7 @@ FOUND = {
     "bank of a language model": ("b.json", b'{"owl": [["a beak", ' + HUGE + b"]]}"),
     "conceptnet": ("c.csv", b'/a/x\t/r/HasA\t/c/en/bird\t/c/en/wing\t{"weight": ' + HUGE + b"}\n"),
     "wordnet": ("data.noun", b"00000000 03 n 01 animal 0 " + HUGE + b" | a living thing\n"),
+    "imagenet-devkit": ("ILSVRC2012_devkit_t12/data/meta.mat", NO_TABLE.getvalue()),
     "state of a run": ("state.json", b'{"settings": "0", "finished": true, "checksums": ' + HUGE + b"}"),
 }
 """Files at which readers failed once, with something else than a line for the user."""
