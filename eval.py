@@ -1,6 +1,6 @@
 """Evaluate a trained run: ``python eval.py run=runs/NAME [split=test]`` (see ``--help``)."""
 
-from cbm.cli import launch
+from cbm.commands.launch import launch
 
 
 def main(cfg):

@@ -1,6 +1,6 @@
 """Train a concept bottleneck model: ``python train.py method=labo dataset=birds`` (see ``--help``)."""
 
-from cbm.cli import launch
+from cbm.commands.launch import launch
 
 
 def main(cfg):

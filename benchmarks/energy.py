@@ -30,7 +30,7 @@ from torch.nn.functional import normalize, one_hot
 
 from cbm import config
 from cbm.data import birds
-from cbm.evaluation import evaluate_split
+from cbm.metrics.evaluate import evaluate_split
 from cbm.inputs import candidate_bank, encode_splits, load_encoder, read_images, text_encoder
 from cbm.layers import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.methods import create_method

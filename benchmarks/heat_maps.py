@@ -15,7 +15,7 @@ from torchmetrics.functional.classification import binary_auroc
 import cbm.encoders
 from cbm.data.birds import ATTRIBUTES, GROUPS, part_pixels, render, sample
 from cbm.encoders import create_encoder
-from cbm.heat_map import METHODS, heat_map
+from cbm.trained.heat_map import METHODS, heat_map
 from cbm.layers import ConceptBottleneck, LinearHead
 
 PARTS = [group for group in ATTRIBUTES if group.endswith("colour")]

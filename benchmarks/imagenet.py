@@ -28,10 +28,10 @@ from torch.nn.functional import normalize
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.data import FeatureData, FeatureSplit
 from cbm.data.shards import read_shard, write_rows
-from cbm.evaluation import accuracy, predict_logits, truncated_logits
+from cbm.metrics.evaluate import accuracy, predict_logits, truncated_logits
 from cbm.kernels import score_moments, topk_concepts
 from cbm.methods import create_method
-from cbm.module import ConceptBottleneckModule, fit
+from cbm.training.module import ConceptBottleneckModule, fit
 
 PART = 65536
 

@@ -21,7 +21,7 @@ import hydra
 import torch
 
 from cbm import config
-from cbm.evaluation import evaluate_split
+from cbm.metrics.evaluate import evaluate_split
 from cbm.inputs import candidate_bank, encode_splits, load_encoder, read_images, text_encoder
 from cbm.methods import create_method
 from cbm.run import fit_method, set_up_logging

@@ -25,7 +25,7 @@ import hydra
 import torch
 
 from cbm import config
-from cbm.codebook import CodebookSettings, learn_codebook, picture_prototypes
+from cbm.concepts.codebook import CodebookSettings, learn_codebook, picture_prototypes
 from cbm.concepts.cav import majority_owners
 from cbm.concepts.prepare import prepare_bank
 from cbm.concepts.readers import read_bank

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from cbm.errors import UserError
 
 if TYPE_CHECKING:
-    from cbm.editor import Editor
-    from cbm.estimator import ConceptClassifier
     from cbm.trained import Prediction, TrainedModel, load
+    from cbm.trained.editor import Editor
+    from cbm.trained.estimator import ConceptClassifier
 
 __version__ = "0.1.0"
 __all__ = ["ConceptClassifier", "Editor", "Prediction", "TrainedModel", "UserError", "load"]
@@ -21,11 +21,11 @@ __all__ = ["ConceptClassifier", "Editor", "Prediction", "TrainedModel", "UserErr
 
 def __getattr__(name: str):
     if name == "Editor":
-        from cbm.editor import Editor
+        from cbm.trained.editor import Editor
 
         return Editor
     if name == "ConceptClassifier":
-        from cbm.estimator import ConceptClassifier
+        from cbm.trained.estimator import ConceptClassifier
 
         return ConceptClassifier
     if name in ("Prediction", "TrainedModel", "load"):

@@ -4,8 +4,10 @@ Imports nothing heavy, so that ``python train.py --help`` answers quickly. A met
 file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when the run starts.
 """
 
+import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, DictConfig, OmegaConf
@@ -13,6 +15,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import PROJECT
+
+T = TypeVar("T")
 
 CONFIGS = PROJECT / "configs"
 CARDS = PROJECT / "datasets"
@@ -190,6 +194,37 @@ class EvalConfig:
     """Write the metrics to this JSON file as well"""
 
 
+CHOICES: dict[str, tuple[str, ...]] = {
+    "concepts.control": ("random", "shuffled"),
+    "concepts.remove_class_names": ("own", "any", "none"),
+    "dataset.on_error": ("skip", "fail"),
+    "encoder.store_dtype": ("float32", "float16"),
+    "encoder.precision": ("fp32", "bf16", "fp16"),
+    "teacher.store_dtype": ("float32", "float16"),
+    "teacher.precision": ("fp32", "bf16", "fp16"),
+}
+"""The words that some settings may have."""
+
+
+def check_settings(cfg: DictConfig) -> None:
+    """Find wrong values of a ``TrainConfig`` before the long work begins.
+
+    Raises:
+        UserError: a value that is out of range or not among the choices (with the nearest), or W&B is not installed.
+    """
+    if cfg.logger.wandb and importlib.util.find_spec("wandb") is None:
+        raise UserError("logger=wandb needs the wandb package: uv pip install -e '.[wandb]' -c constraints.txt")
+    for name, value in (("seed", cfg.seed), ("dataset.split_seed", cfg.dataset.split_seed)):
+        if value < 0:
+            raise UserError(f"{name}={value}: expected 0 or more")
+    if any(count < 1 for count in cfg.nec):
+        raise UserError(f"nec={list(cfg.nec)}: expected numbers of concepts per class, 1 or more")
+    for name, allowed in CHOICES.items():
+        value = OmegaConf.select(cfg, name)
+        if value is not None and value not in allowed:
+            raise UserError(f"{name}={value}: {did_you_mean(str(value), allowed)}")
+
+
 def card_names() -> list[str]:
     """Names of the data set cards in ``datasets/``."""
     return sorted(card.stem for card in CARDS.glob("*.yaml"))
@@ -244,6 +279,53 @@ def _read_card(name: str) -> dict[str, Any]:
     if not isinstance(card, dict):
         raise UserError(f"card datasets/{name}.yaml: expected KEY: VALUE lines")
     return card
+
+
+class Registry(dict[str, T]):
+    """What the names of a group stand for: ``METHODS["labo"]``.
+
+    Args:
+        what: the word for one of them in messages, which is also the group on the command line (``method``).
+    """
+
+    def __init__(self, what: str):
+        super().__init__()
+        self.what = what
+
+    def register(self, name: str) -> Callable[[T], T]:
+        """A decorator that makes what it decorates available as ``name``."""
+
+        def add(entry: T) -> T:
+            self[name] = entry
+            return entry
+
+        return add
+
+    def find(self, name: str) -> T:
+        """What ``name`` stands for.
+
+        Raises:
+            UserError: nothing, with the nearest names.
+        """
+        if name not in self:
+            raise UserError(f"unknown {self.what} '{name}': {did_you_mean(name, self)}")
+        return self[name]
+
+    def create(self, settings: DictConfig | dict[str, Any]) -> Any:
+        """An instance of a class of this registry.
+
+        Args:
+            settings: ``name``, and the fields of the class's ``Config`` (or of the class, if it is a dataclass itself).
+
+        Raises:
+            UserError: an unknown name or setting (with the nearest), or a value of the wrong type.
+        """
+        rest: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
+        name = str(rest.pop("name", ""))
+        kind: Any = self.find(name)
+        if not hasattr(kind, "Config"):
+            return typed_settings(self.what, name, kind, rest)
+        return kind(typed_settings(self.what, name, kind.Config, rest))
 
 
 def typed_settings(group: str, name: str, kind: type, settings: Any) -> Any:

@@ -23,7 +23,7 @@ FLOORS: list[list[str]] = [
     ["editing", "metrics"],
     ["methods", "report"],
     ["trained"],
-    ["run", "app", "__init__"],
+    ["__init__", "app", "editor", "estimator", "run"],
     ["commands"],
     ["__main__"],
 ]

@@ -79,7 +79,7 @@ OPTIONAL = [
     "openai", "pydantic", "tenacity", "wandb", "wordfreq", "lemminflect", "better_profanity", "gradio", "onnx",
     "onnxscript",
 ]  # fmt: skip
-NEED_AN_EXTRA = ("cbm.concepts.llm.", "cbm.vision_expert", "cbm.app.")
+NEED_AN_EXTRA = ("cbm.concepts.llm.", "cbm.concepts.llm.vision", "cbm.app.")
 
 
 def test_everything_but_the_extras_works_without_their_packages():

@@ -3,10 +3,11 @@
 from dataclasses import dataclass
 
 from cbm.app.explorer import Explorer
-from cbm.correction import Correction, correct
 from cbm.editing import EditSet, create_editor
+from cbm.editing.domains.correct import correct
 from cbm.errors import UserError
-from cbm.report.correction import Shown, edited_concepts
+from cbm.report.correction import EditedConcept, edited_concepts
+from cbm.trained.domains import edit_context, support_and_tested
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class Suggestion:
 
     edits: EditSet
     reason: str
-    concepts: list[Shown]
+    concepts: list[EditedConcept]
     before: float
     after: float
     gained: int
@@ -55,11 +56,9 @@ def suggest(explorer: Explorer, *, shots: int, support: str | None = None, guard
     if shots < 1:
         raise UserError("the editor needs a labelled picture of every class, at least")
     editor = create_editor({"name": "test_time", "shots": shots, "support": support or None, "guard": guard})
-    model = explorer.model
-    found: Correction = correct(
-        model.path, explorer.cfg, model.model, model.bank, explorer.data, explorer.name, editor, explorer.domain,
-        model.encoder,
-    )  # fmt: skip
+    shown, tested = support_and_tested(explorer.model, explorer.card, editor, explorer.split, explorer.cache)
+    context = edit_context(explorer.model, explorer.card, shown, tested, domain=explorer.domain, cache=explorer.cache)
+    found = correct(context, tested, editor)
     values = found.comparison.metrics()
     return Suggestion(
         found.proposal.edits or EditSet(), found.proposal.reason, edited_concepts(found.context, found.proposal),

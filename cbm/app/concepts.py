@@ -10,11 +10,11 @@ from torchmetrics.functional.classification import binary_auroc
 from cbm.app.explorer import Explorer
 from cbm.app.gallery import Tile, tile
 from cbm.concepts import ConceptBank
+from cbm.concepts.readers import match_concepts
 from cbm.editing import alike
 from cbm.errors import nearest
-from cbm.heat_map import concept_score
-from cbm.metrics import match_concepts
 from cbm.report.wording import deviations
+from cbm.trained.heat_map import concept_score
 
 PICTURES, CLASSES = 8, 10
 

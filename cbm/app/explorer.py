@@ -1,6 +1,5 @@
 """``Explorer``: a finished run and labelled pictures, opened for looking at. All tabs share it; none changes it."""
 
-import copy
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,13 +9,10 @@ from PIL import Image
 from torch import Tensor
 
 from cbm.concepts import ConceptBank
-from cbm.config import load_card
-from cbm.data import FeatureData, FeatureSplit
+from cbm.data import FeatureSplit
 from cbm.data.images import Images
-from cbm.errors import UserError, did_you_mean
-from cbm.evaluation import predict_logits
-from cbm.inputs import encode_splits, read_images, reorder_classes
-from cbm.layers import ConceptBottleneck, EnergyBottleneck
+from cbm.errors import UserError
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, has_concepts, predict_logits, require_concepts
 from cbm.trained import TrainedModel, load
 
 LARGEST = 100_000_000  # pixels of a dropped picture
@@ -56,7 +52,8 @@ class Explorer:
 
     Attributes:
         model: the trained model.
-        cfg: its configuration, with the pictures that are shown.
+        card: of the pictures that are shown.
+        cache: the feature store.
         data: the encoded split, and the validation split where there is one.
         images: N pictures of the split.
         logits: ``[N, C]`` without edits.
@@ -67,17 +64,9 @@ class Explorer:
         root: str | Path | None = None, name: str = "test",
     ):  # fmt: skip
         self.model: TrainedModel = load(run)
-        self.cfg: DictConfig = copy.deepcopy(self.model.config)
-        self.cfg.cache, self.cfg.shots, self.cfg.val_shots = str(cache), "all", "all"
-        if dataset is not None:
-            self.cfg.dataset = load_card(dataset)
-        if root is not None:
-            self.cfg.dataset.root = str(root)
-        pictures = reorder_classes(read_images(self.cfg.dataset, cache), self.model.classes)
-        if name not in pictures.splits:
-            raise UserError(f"data set '{pictures.name}' has no split '{name}': {did_you_mean(name, pictures.splits)}")
-        wanted = [split for split in dict.fromkeys(["val", name]) if split in pictures.splits]
-        self.data: FeatureData = encode_splits(pictures, self.model.encoder, self.cfg, tuple(wanted))
+        self.card: DictConfig = self.model.card(dataset, root)
+        self.cache = cache
+        pictures, self.data = self.model.read(("val", name), dataset=self.card, cache=cache)
         self.name, self.domain = name, pictures.name
         self.images: Images = pictures.splits[name].images
         self.logits = predict_logits(self.model.model, self.split.x)
@@ -99,16 +88,14 @@ class Explorer:
         Raises:
             UserError: the model has none.
         """
-        if self.model.bank is None or not self.has_concepts:
-            raise UserError(
-                f"method '{self.cfg.method.name}' reads no concepts: there is nothing to edit or to explain"
-            )
+        require_concepts(self.model.model, self.model.bank)
+        assert self.model.bank is not None
         return self.model.bank
 
     @property
     def has_concepts(self) -> bool:
         """Whether there is anything to explain by, and to edit."""
-        return self.model.bank is not None and isinstance(self.model.model, ConceptBottleneck | EnergyBottleneck)
+        return has_concepts(self.model.model, self.model.bank)
 
     @property
     def bottleneck(self) -> ConceptBottleneck | None:

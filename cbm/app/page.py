@@ -116,7 +116,7 @@ class Page:
     def _header(self) -> str:
         explorer = self.explorer
         return render(
-            "header", run=str(explorer.model.path), method=str(explorer.cfg.method.name), dataset=explorer.domain,
+            "header", run=str(explorer.model.path), method=explorer.model.config.method.name, dataset=explorer.domain,
             split=explorer.name, pictures=len(explorer.split), classes=len(explorer.classes),
             concepts=len(explorer.bank) if self.editable else None, accuracy=explorer.accuracy,
         )  # fmt: skip

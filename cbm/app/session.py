@@ -8,9 +8,9 @@ import torch
 from cbm.app.explorer import Explorer, Picture
 from cbm.app.gallery import class_index
 from cbm.editing import Comparison, Edit, EditSet, load_edits
-from cbm.editor import Editor
 from cbm.errors import UserError
-from cbm.heat_map import HeatMap
+from cbm.trained.editor import Editor
+from cbm.trained.heat_map import HeatMap
 
 ALL_CLASSES = "all classes"
 HERE, EVERYWHERE = "this picture", "all pictures"
@@ -97,7 +97,7 @@ class Session:
         self.concept, self.heat = column, None
 
     def look_for(self, method: str | None = None) -> None:
-        """Find where the picture shows the held concept (``cbm.heat_map``)."""
+        """Find where the picture shows the held concept (``cbm.trained.heat_map``)."""
         self.heat = self.explorer.model.heat_map(self.picture.image, self.held, method)
 
     # -------------------------------------------------------------------------------------------------------- editing

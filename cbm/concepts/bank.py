@@ -13,8 +13,8 @@ from torch import Tensor
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
-from cbm.parsing import read_json
-from cbm.tensor_files import read_tensors, write_tensors
+from cbm.files.parsing import read_json
+from cbm.files.tensors import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import rich.progress
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.findings import Finding, classes_by_key, findings_bank, phrase_key
 from cbm.errors import UserError, did_you_mean
-from cbm.parsing import read_json
+from cbm.files.parsing import read_json
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,6 @@
 """From a file of phrases to the embedded candidates of a data set."""
 
 import logging
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,12 +9,10 @@ from torch import Tensor
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit
 from cbm.concepts.readers import read_bank
+from cbm.data.text_store import EncodeText
 from cbm.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
-
-EncodeText = Callable[[list[str]], Tensor]
-"""Phrases to unit-norm features ``[M, D]``."""
 
 
 def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped: list[Path]) -> ConceptBank:

@@ -9,7 +9,7 @@ from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
 from cbm.errors import UserError, did_you_mean
-from cbm.parsing import read_json, read_text
+from cbm.files.parsing import read_json, read_text
 
 
 def read_bank(path: Path) -> ConceptBank:
@@ -71,6 +71,12 @@ def normalise_text(text: str) -> str:
     """The form in which phrases are compared: case, spaces, a leading article and closing punctuation do not count."""
     text = " ".join(text.split()).strip(" .,;:!\"'").casefold()
     return re.sub(r"^(a|an|the) ", "", text)
+
+
+def match_concepts(texts: list[str], concept_names: list[str]) -> list[tuple[int, int]]:
+    """(concept, column of the ground truth) for every concept that is a ground-truth concept by name."""
+    column = {normalise_text(name): i for i, name in enumerate(concept_names)}
+    return [(k, column[key]) for k, text in enumerate(texts) if (key := normalise_text(text)) in column]
 
 
 def merge_duplicates(

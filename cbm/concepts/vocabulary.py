@@ -16,7 +16,7 @@ from typing import Any
 
 from cbm.concepts.hygiene import FUNCTION_WORDS, clean_class_name
 from cbm.errors import UserError, did_you_mean
-from cbm.parsing import read_yaml
+from cbm.files.parsing import read_yaml
 
 PATTERNS = ("adjective", "noun", "adjective noun", "has", "part of", "at location", "made of")
 """What a concept may look like: a word, a pair, or one of the published relations before a pair."""

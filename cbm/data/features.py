@@ -1,10 +1,7 @@
-"""Encoded splits, ready to learn from: a LightningDataModule over features that are already in memory."""
+"""Encoded splits, ready to learn from: features, labels and concept labels in memory or mapped from disk."""
 
-import logging
-from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-import lightning
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,8 +10,6 @@ from torch.nn import functional as F
 from cbm.data.splits import few_shot
 from cbm.errors import UserError
 from cbm.kernels import class_sums
-
-log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -81,114 +76,38 @@ def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -
     return split.take(rows), split.take(rest)
 
 
-class Batches:
-    """Batches over tensors in memory; Lightning iterates over it as over a DataLoader.
-
-    An epoch is the stretch between two validations: as many passes over the data as make ``min_steps`` batches. Its
-    order depends on the seed and the epoch only, so a resumed run sees the batches it would have seen; of several
-    processes each gets its part of the same batches.
-
-    Args:
-        split: N pictures.
-        batch_size: per step; if it covers the split, every step sees the full batch, in order.
-        min_steps: batches per epoch, at least.
-        shuffle: draw a new order for every pass.
-        seed: of the order.
-        concepts: ``[N, K]`` concept labels that go with every batch, if there are any.
-        rank: which of the processes this is.
-        world: how many there are.
-    """
-
-    def __init__(
-        self, split: FeatureSplit, batch_size: int, *, min_steps: int = 1, shuffle: bool, seed: int = 0,
-        concepts: Tensor | None = None, rank: int = 0, world: int = 1,
-    ):  # fmt: skip
-        self.rank, self.world = rank, world
-        self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
-        self.tensors = [split.x, split.y] if concepts is None else [split.x, split.y, concepts]
-        self.per_pass = -(-len(split) // batch_size)
-        self.passes = -(-min_steps // self.per_pass)
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by Lightning before each epoch."""
-        self.epoch = epoch
-
-    batch_sampler = None
-
-    @property
-    def sampler(self) -> "Batches":
-        """Where Lightning looks for ``set_epoch``."""
-        return self
-
-    def __len__(self) -> int:
-        return self.per_pass * self.passes
-
-    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
-        for turn in range(self.passes):
-            for rows in self._order(turn):
-                x, *others = (tensor[rows] for tensor in self.tensors)
-                yield (x.float(), *others)
-
-    def _order(self, turn: int) -> Iterator[slice | Tensor]:
-        """The rows of every batch of one pass, or this process's part of them: where none is left, one of weight 0."""
-        count, size = len(self.split), self.batch_size
-        if (not self.shuffle or self.per_pass == 1) and self.world == 1:
-            return (slice(start, start + size) for start in range(0, count, size))
-        order = torch.arange(count)
-        if self.shuffle and self.per_pass > 1:
-            generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
-            order = torch.randperm(count, generator=generator)
-        return (batch[self.rank :: self.world] if len(batch) > self.rank else batch[:1] for batch in order.split(size))
-
-    def weight(self, batch: int) -> float:
-        """What the mean loss of this process's part counts for, so that the mean over processes is the batch's mean."""
-        start = batch % self.per_pass * self.batch_size
-        whole = min(self.batch_size, len(self.split) - start)
-        return self.world * len(range(self.rank, whole, self.world)) / whole
-
-
-class FeatureData(lightning.LightningDataModule):
-    """Encoded train, val and test splits.
+@dataclass(frozen=True)
+class FeatureData:
+    """Encoded splits of one data set.
 
     Attributes:
+        splits: split name to its features.
         classes: C class names.
         concept_names: A names of the ground-truth concepts.
         concept_groups: group name to the concept names that exclude each other.
+        seed: random seed for the order of the training batches.
         encoder: fingerprint of the encoder of the features.
-        teacher: the same training and validation pictures, in the same order, by a text-image model; None if that is
+        teacher: the same training and validation images, in the same order, by a text-image model; None if that is
             the encoder itself.
         class_embeddings: ``[C, E]`` the class names by the text-image model, for methods that read class names.
+
+    Raises:
+        ValueError: the teacher's images are not those of the encoder.
     """
 
-    def __init__(
-        self,
-        splits: dict[str, FeatureSplit],
-        classes: list[str],
-        *,
-        concept_names: list[str] | None = None,
-        concept_groups: dict[str, list[str]] | None = None,
-        seed: int = 0,
-        encoder: str | None = None,
-        teacher: "FeatureData | None" = None,
-        class_embeddings: Tensor | None = None,
-    ):
-        super().__init__()
-        self.splits: dict[str, FeatureSplit] = splits
-        self.classes = classes
-        self.concept_names = concept_names or []
-        self.concept_groups = concept_groups or {}
-        self.seed = seed
-        self.encoder = encoder
-        self.teacher = teacher
-        for name, split in teacher.splits.items() if teacher else ():
-            if name not in splits or split.names != splits[name].names:
+    splits: dict[str, FeatureSplit]
+    classes: list[str]
+    concept_names: list[str] = field(default_factory=list)
+    concept_groups: dict[str, list[str]] = field(default_factory=dict)
+    seed: int = 0
+    encoder: str | None = None
+    teacher: "FeatureData | None" = None
+    class_embeddings: Tensor | None = None
+
+    def __post_init__(self):
+        for name, split in self.teacher.splits.items() if self.teacher else ():
+            if name not in self.splits or split.names != self.splits[name].names:
                 raise ValueError(f"the teacher's {name} pictures are not those of the encoder")
-        self.class_embeddings = class_embeddings
-        self.batch_size: int | None = None
-        """Rows per training batch; None is the full batch. Set by the method."""
-        self.concept_targets: dict[str, Tensor] = {}
-        """Split to concept labels ``[N, K]`` that training and validation batches bring along. Set by the method."""
 
     @property
     def train(self) -> FeatureSplit:
@@ -209,15 +128,3 @@ class FeatureData(lightning.LightningDataModule):
     def dim(self) -> int:
         """Width D of the features."""
         return self.train.x.shape[1]
-
-    def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training split, 10 steps or more between validations, dealt out to the processes."""
-        return Batches(
-            self.train, self.batch_size or len(self.train), min_steps=10, shuffle=True, seed=self.seed,
-            concepts=self.concept_targets.get("train"),
-            rank=self.trainer.global_rank if self.trainer else 0, world=self.trainer.world_size if self.trainer else 1,
-        )  # fmt: skip
-
-    def val_dataloader(self) -> Batches:
-        """The validation split, in order."""
-        return Batches(self.val, 65536, shuffle=False, concepts=self.concept_targets.get("val"))

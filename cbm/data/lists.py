@@ -12,7 +12,7 @@ import numpy as np
 from cbm.data.dataset import Split
 from cbm.data.images import ImageFiles, list_names
 from cbm.errors import UserError, did_you_mean
-from cbm.parsing import read_table
+from cbm.files.parsing import read_table
 
 T = TypeVar("T")
 

@@ -8,28 +8,21 @@ from typing import Any
 
 import numpy as np
 
+from cbm.config import Registry
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageArray, ImageFiles
 from cbm.data.lists import check_classes, class_folders, folder_split, is_there
 from cbm.errors import UserError, did_you_mean
-from cbm.parsing import read_json, read_table
+from cbm.files.parsing import read_json, read_table
 
 log = logging.getLogger(__name__)
 
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
 
-READERS: dict[str, Callable[..., ImageDataset]] = {}
-
-
-def reader(kind: str) -> Callable[[Callable[..., ImageDataset]], Callable[..., ImageDataset]]:
-    """Register a reader as ``kind``; its keyword arguments are the card's ``args``."""
-
-    def register(function: Callable[..., ImageDataset]) -> Callable[..., ImageDataset]:
-        READERS[kind] = function
-        return function
-
-    return register
+READERS: Registry[Callable[..., ImageDataset]] = Registry("reader")
+reader = READERS.register
+"""Make a function a reader of data sets; its keyword arguments are the card's ``args``."""
 
 
 def read_dataset(
@@ -40,20 +33,19 @@ def read_dataset(
     Raises:
         UserError: unknown reader or argument, missing root, or whatever the reader finds wrong with the data.
     """
-    if kind not in READERS:
-        raise UserError(f"data set '{name}': unknown reader '{kind}', {did_you_mean(kind, READERS)}")
+    read = READERS.find(kind)
     if root is None:
         raise UserError(
             f"data set '{name}' needs to know where the images are: say dataset.root=/path/to/images "
             f"(where to get them: python -m cbm datasets show {name})"
         )
-    parameters = inspect.signature(READERS[kind]).parameters
+    parameters = inspect.signature(read).parameters
     known = [key for key in parameters if key not in ("name", "root", "cache")]
     for key in args:
         if key not in known:
             raise UserError(f"unknown setting 'dataset.args.{key}' of reader '{kind}': {did_you_mean(key, known)}")
     own = {"cache": cache} if "cache" in parameters else {}
-    return READERS[kind](name, Path(root), **args, **own).check()
+    return read(name, Path(root), **args, **own).check()
 
 
 @reader("folder")

@@ -28,7 +28,7 @@ from cbm.data.lists import (
 )
 from cbm.data.readers import from_torchvision, reader
 from cbm.errors import UserError, did_you_mean
-from cbm.parsing import read_json
+from cbm.files.parsing import read_json
 
 PROTOCOLS = ("official", "coop")
 

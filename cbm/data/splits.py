@@ -10,7 +10,7 @@ import numpy as np
 from cbm.data.dataset import ImageDataset
 from cbm.errors import UserError
 from cbm.files import write_atomically
-from cbm.parsing import read_json
+from cbm.files.parsing import read_json
 
 log = logging.getLogger(__name__)
 

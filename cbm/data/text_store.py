@@ -2,15 +2,27 @@
 
 import hashlib
 import logging
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from cbm.data.features import unit_norm
 from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.encoders.base import Encoder
 
 log = logging.getLogger(__name__)
+
+
+EncodeText = Callable[[list[str]], Tensor]
+"""Phrases to unit-norm features ``[M, D]``."""
+
+
+def text_encoder(encoder: Encoder, cache: Path, progress: bool) -> EncodeText:
+    """Phrases to unit-norm features by the text tower of ``encoder``, remembered in the store under ``cache``."""
+    store = TextStore(cache)
+    return lambda texts: unit_norm(store.encode(encoder, texts, progress=progress), texts)
 
 
 class TextStore:

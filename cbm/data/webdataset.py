@@ -25,7 +25,7 @@ from cbm.data.images import EXTENSIONS, ImageFiles, Images, list_names
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError
 from cbm.files import write_atomically
-from cbm.parsing import parse_json, read_text
+from cbm.files.parsing import parse_json, read_text
 
 log = logging.getLogger(__name__)
 

@@ -1,25 +1,25 @@
 """Editing a trained bottleneck: what a person takes away or puts in, and what it does to the decisions."""
 
 from cbm.editing.apply import edited_logits, edited_model, logit_change
-from cbm.editing.bank_swap import BankSwap, Kept, refit_head, swap_bank
-from cbm.editing.comparison import Comparison, changed_most
-from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual
-from cbm.editing.editors import EDITORS, DomainEditor, EditContext, Proposal, create_editor
-from cbm.editing.edits import Edit, EditSet, load_edits, signed
-from cbm.editing.energies import EditedEnergies, energy_guided_edits
-from cbm.editing.gate import Gate, fit_gate, load_gate
-from cbm.editing.margin import margin_edits
-from cbm.editing.policies import POLICIES, CoopWeights, QuestionCurve, ask_in_turn
-from cbm.editing.propagation import propagate, source_covariance
-from cbm.editing.prune import alike, prune
-from cbm.editing.representation import (
+from cbm.editing.asking.policies import POLICIES, CoopWeights, QuestionCurve, ask_in_turn
+from cbm.editing.asking.probes import (
     ConceptProbe,
     edit_representation,
     fit_concept_probe,
     intervenability,
     tell_in_turn,
 )
-from cbm.editing.source_card import SourceCard, load_source_card, source_card
+from cbm.editing.asking.propagation import propagate, source_covariance
+from cbm.editing.bank_swap import BankSwap, Kept, refit_head, swap_bank
+from cbm.editing.comparison import Comparison, changed_most
+from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual
+from cbm.editing.domains import EDITORS, DomainEditor, EditContext, Proposal, create_editor
+from cbm.editing.domains.gate import Gate, fit_gate, load_gate
+from cbm.editing.domains.source_card import SourceCard, load_source_card, source_card
+from cbm.editing.edits import Edit, EditSet, load_edits, signed
+from cbm.editing.energies import EditedEnergies, energy_guided_edits
+from cbm.editing.margin import margin_edits
+from cbm.editing.prune import alike, prune
 
 __all__ = [
     "EDITORS",

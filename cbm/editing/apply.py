@@ -13,9 +13,8 @@ from torch import Tensor
 from cbm.concepts import ConceptBank
 from cbm.editing.edits import LEVELS, EditSet
 from cbm.editing.energies import EditedEnergies
-from cbm.evaluation import predict_logits
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, EnergyBottleneck
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, predict_logits
 from cbm.layers.activations import Sigmoid
 
 Editable = ConceptBottleneck | EnergyBottleneck
@@ -144,7 +143,7 @@ def edited_logits(
         names: of the N pictures, for edits of some of them.
         logits: ``[N, C]`` before, if known.
         domain: where the pictures come from.
-        inside: ``[N]`` bool, which of them do (``cbm.editing.gate``); all by default.
+        inside: ``[N]`` bool, which of them do (``cbm.editing.domains.gate``); all by default.
     """
     found = (predict_logits(model, x) if logits is None else logits).clone()
     edits.check(bank.texts, classes)

@@ -24,7 +24,7 @@ import yaml
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
-from cbm.parsing import read_yaml
+from cbm.files.parsing import read_yaml
 
 OPS = {"set": True, "mask": False, "scale": True, "shift": True, "remove": False, "reweight": True}
 """The operations, and whether they take a value."""

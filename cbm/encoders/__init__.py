@@ -1,7 +1,7 @@
 """Frozen encoders: pictures (and phrases) in, features out. ``create_encoder`` is the door."""
 
-from cbm.encoders.factory import create_encoder
+from cbm.encoders.factory import create_encoder, load_encoder
 from cbm.encoders.image_only import ImageEncoder
 from cbm.encoders.open_clip import ClipEncoder
 
-__all__ = ["ClipEncoder", "ImageEncoder", "create_encoder"]
+__all__ = ["ClipEncoder", "ImageEncoder", "create_encoder", "load_encoder"]

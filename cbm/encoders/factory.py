@@ -1,6 +1,7 @@
 """``create_encoder``: from a name on the command line to a frozen encoder."""
 
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -8,7 +9,7 @@ from cbm.encoders import image_only, open_clip
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
-from cbm.network import is_network_error, offline_if_unreachable
+from cbm.files.network import is_network_error, offline_if_unreachable
 
 
 def create_encoder(
@@ -37,6 +38,13 @@ def create_encoder(
         spec, pretrained = _check(model, pretrained)
         network, preprocess, tokenizer = _fetch(id, open_clip.load, spec, pretrained, device)
         return open_clip.ClipEncoder(id, network, preprocess, tokenizer, precision=precision, device=device)
+
+
+def load_encoder(settings: Any) -> Encoder:
+    """The encoder of a configuration (``cbm.config.EncoderConfig``)."""
+    return create_encoder(
+        settings.model, settings.pretrained, precision=settings.precision, device=settings.device
+    )
 
 
 def resolve_device(device: str) -> str:

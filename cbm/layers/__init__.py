@@ -4,8 +4,9 @@ from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
-from cbm.layers.portable import PortableModel
+from cbm.layers.predict import predict_logits
 from cbm.layers.probe import LinearProbe
+from cbm.layers.require import has_concepts, require_concepts, require_linear
 from cbm.layers.serialise import load_model, save_model
 
 __all__ = [
@@ -18,11 +19,14 @@ __all__ = [
     "Largest",
     "LinearHead",
     "LinearProbe",
-    "PortableModel",
     "ReleasedEnergyBottleneck",
     "Sigmoid",
     "TopK",
+    "has_concepts",
     "load_model",
     "owner_prior",
+    "predict_logits",
+    "require_concepts",
+    "require_linear",
     "save_model",
 ]

@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from cbm.errors import UserError
+from cbm.files.tensors import read_tensors, write_tensors
 from cbm.layers.activations import ACTIVATIONS
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
 from cbm.solvers.concept_blocks import ConceptBlocks
-from cbm.tensor_files import read_tensors, write_tensors
 
 ENERGIES = {kind.__name__: kind for kind in (EnergyBottleneck, ReleasedEnergyBottleneck)}
 

@@ -12,6 +12,7 @@ from cbm.methods import (  # noqa: F401  they register themselves
     v2c,
     zero_shot,
 )
-from cbm.methods.base import METHODS, Method, create_method, register_method
+from cbm.methods.base import METHODS, Built, Method, create_method, register_method
+from cbm.methods.fit import fit_method
 
-__all__ = ["METHODS", "Method", "create_method", "register_method"]
+__all__ = ["METHODS", "Built", "Method", "create_method", "fit_method", "register_method"]

@@ -1,19 +1,34 @@
-"""What a method is: which concepts it speaks through, how its model is built, how it is trained."""
+"""What a method is: which concepts the model is built on, how it is built, how it is trained."""
 
-from collections.abc import Callable
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 import torch
-from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
-from cbm.config import typed_settings
+from cbm.config import Registry
 from cbm.data.features import FeatureData
 from cbm.errors import UserError, did_you_mean
-from cbm.module import cross_entropy, score_batch
+from cbm.losses.classification import cross_entropy, score_batch
 
-METHODS: dict[str, type["Method"]] = {}
+
+@dataclass(frozen=True)
+class Built:
+    """What ``Method.build`` made.
+
+    Attributes:
+        model: features ``[N, D]`` to logits ``[N, C]``, before training.
+        bank: the concepts of its columns, or None.
+        batch_size: rows per training batch; None is the full batch.
+        targets: split name to concept labels ``[N, K]`` that training and validation batches bring along.
+    """
+
+    model: Any
+    bank: ConceptBank | None
+    batch_size: int | None = None
+    targets: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class Method:
@@ -22,8 +37,8 @@ class Method:
     What is trained may be another module than what is saved: ``finish`` turns one into the other.
 
     Attributes:
-        speaks_through: ``bank`` (the configured concepts), ``labels`` (the data set's own concepts, or a bank of
-            which it labels some), ``class_names`` (one concept per class), or None.
+        concepts_from: what the model is built on: ``bank`` (the configured concepts), ``labels`` (the data set's own
+            concepts, or a bank of which it labels some), ``class_names`` (one concept per class), or None.
         trains: whether ``build`` leaves something for Lightning to train.
         uses_teacher: whether the concepts may be phrases of another text-image model (``data.teacher``).
         facts: numbers about the fit that go to ``metrics.json`` as ``method/NAME``.
@@ -31,7 +46,7 @@ class Method:
     """
 
     Config: ClassVar[type]
-    speaks_through: ClassVar[Literal["bank", "labels", "class_names"] | None] = "bank"
+    concepts_from: ClassVar[Literal["bank", "labels", "class_names"] | None] = "bank"
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
     reads_class_names: ClassVar[bool] = False
@@ -40,15 +55,13 @@ class Method:
         self.config = config
         self.facts: dict[str, float] = {}
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
-        """The model before training, and the bank of the concepts it uses, in the order of its columns.
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
+        """The model before training, with the concepts it uses in the order of its columns.
 
         Args:
-            data: encoded splits; ``batch_size`` and ``concept_targets`` may be set.
+            data: encoded splits.
             bank: embedded candidate concepts (by the teacher, if there is one), owners named as in ``data.classes``;
-                None without ``speaks_through``.
+                None without ``concepts_from``.
             logit_scale: the encoder's own factor on cosines.
         """
         raise NotImplementedError
@@ -56,7 +69,8 @@ class Method:
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple["Method", ConceptBank]:
         """The method and the candidates that a control is fitted with.
 
-        A method that leaves phrases out for what they mean or show takes the names it used, and judges none anew.
+        Controls must use the same concepts: a method that filters phrases reuses the ones it kept, without filtering
+        again.
 
         Args:
             candidates: what ``build`` chose from.
@@ -65,49 +79,32 @@ class Method:
         return self, candidates
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """What training makes small on a batch: features ``[B, D]``, labels ``[B]``, ``data.concept_targets``."""
+        """Training loss of a batch: features ``[B, D]``, labels ``[B]``, and ``Built.targets`` where there are any."""
         return cross_entropy(model, x, y)
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """What the best weights make smallest on the validation split, and the logits of its batch; as ``loss``."""
+        """Validation loss and logits of a batch; the weights with the lowest loss are kept. Arguments as ``loss``."""
         return score_batch(model, x, y)
 
-    def finish(self, model: Any, data: FeatureData) -> nn.Module:
-        """The model that is saved and used, from the trained one."""
-        return model
+    def finish(self, built: Built, data: FeatureData) -> nn.Module:
+        """The model that is saved and used, from the trained ``built.model``."""
+        return built.model
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """The optimizer of what ``build`` left to train of its model."""
         raise NotImplementedError
 
 
+METHODS: Registry[type[Method]] = Registry("method")
+register_method = METHODS.register
+"""Make a method available as ``method=NAME`` (its defaults go to ``configs/method/NAME.yaml``)."""
+create_method = METHODS.create
+"""A method from its settings: ``name`` and the fields of its ``Config``."""
+
+
 def trained(model: nn.Module) -> list[nn.Parameter]:
     """The parameters that require a gradient."""
     return [p for p in model.parameters() if p.requires_grad]
-
-
-def register_method(name: str) -> Callable[[type[Method]], type[Method]]:
-    """Make a method available as ``method=NAME`` (its defaults go to ``configs/method/NAME.yaml``)."""
-
-    def register(kind: type[Method]) -> type[Method]:
-        METHODS[name] = kind
-        return kind
-
-    return register
-
-
-def create_method(settings: DictConfig | dict[str, Any]) -> Method:
-    """A method from its settings: ``name`` and the fields of its ``Config``.
-
-    Raises:
-        UserError: unknown method or setting (with the nearest names), or a value of the wrong type.
-    """
-    settings = dict(OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
-    name = str(settings.pop("name", ""))
-    if name not in METHODS:
-        raise UserError(f"unknown method '{name}': {did_you_mean(name, METHODS)}")
-    kind = METHODS[name]
-    return kind(typed_settings("method", name, kind.Config, settings))
 
 
 def one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:

@@ -11,14 +11,12 @@ is evaluated on).
 
 from dataclasses import dataclass
 
-from torch import nn
-
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, spaced
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, Cube, Largest, LinearHead
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Built, Method, one_of, register_method
 from cbm.solvers import concept_matrix
 
 
@@ -52,9 +50,7 @@ class CMS(Method):
                 f"method.norm={config.norm} divides by sums that centring makes zero: say method.center=false"
             )
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """The classes' rows as a head."""
         assert bank is not None
         if data.class_embeddings is None or data.class_embeddings.shape[1] != data.dim:
@@ -72,7 +68,7 @@ class CMS(Method):
         if self.config.rule == "max":
             offset = offset.masked_fill(matrix.weight == 0, 1e9)  # concepts that were left out are never the largest
             model = ConceptBottleneck(concepts, LinearHead(rows.float()), scale=logit_scale, activation=Largest(offset))
-            return model.calibrate(x), bank
+            return Built(model.calibrate(x), bank)
         pictures = concept_scores(spaced(x, 4096), concepts, beta=-offset)
         activation = None
         if self.config.rule == "cubed":
@@ -81,4 +77,5 @@ class CMS(Method):
         scale = logit_scale / max(float(pictures.norm(dim=1).mean()), 1e-30)
         bias = None if activation else (-scale * (rows @ offset.double())).float()
         head = LinearHead(rows.float(), bias)
-        return ConceptBottleneck(concepts, head, scale=scale, activation=activation).calibrate(x), bank
+        model = ConceptBottleneck(concepts, head, scale=scale, activation=activation)
+        return Built(model.calibrate(x), bank)

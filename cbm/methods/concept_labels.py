@@ -7,11 +7,11 @@ import torch
 from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
+from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
 from cbm.methods.base import one_of
-from cbm.metrics import match_concepts
 
 log = logging.getLogger(__name__)
 

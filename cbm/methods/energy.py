@@ -24,7 +24,7 @@ from cbm.data.features import FeatureData, spaced
 from cbm.kernels import feature_moments
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.losses.energy import complete_states, concept_loss, conditional_loss, disturb, pseudo_likelihood
-from cbm.methods.base import Method, one_of, register_method, trained
+from cbm.methods.base import Built, Method, one_of, register_method, trained
 from cbm.methods.concept_labels import concept_labels
 from cbm.solvers.concept_blocks import ConceptBlocks, concept_blocks, exclusive_groups
 
@@ -63,16 +63,14 @@ class Energy(Method):
     """E(x, c, y) = E_class(x, y) + E_concept(x, c) + E_global(c, y)."""
 
     Config = EnergyConfig
-    speaks_through = "labels"
+    concepts_from = "labels"
 
     def __init__(self, config: EnergyConfig):
         super().__init__(config)
         one_of("method.fidelity", config.fidelity, ("repaired", "released"))
         self.noise = config.noise or 0.0
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Untrained energies; which concepts exclude each other is read off the training labels."""
         assert bank is not None
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
@@ -88,8 +86,7 @@ class Energy(Method):
             mean=mean, std=std.clamp(min=1e-6), vectors=vectors,
         )  # fmt: skip
         model.class_weight.fill_(float(self.config.leaky))
-        data.batch_size, data.concept_targets = self.config.batch_size, labels.targets
-        return model, labels.bank
+        return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
         """Class, concepts and both together; pseudo-labels are drawn anew in every step."""
@@ -117,11 +114,12 @@ class Energy(Method):
         """AdamW."""
         return torch.optim.AdamW(trained(model), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
-    def finish(self, model: Any, data: FeatureData) -> nn.Module:
+    def finish(self, built: Built, data: FeatureData) -> nn.Module:
         """Weigh the concepts' own evidence and the global energy on the validation split."""
+        model = built.model
         if self.config.fidelity == "released":
             return model
-        concepts, fixed = data.concept_targets["val"].round(), self.config.joint_weight
+        concepts, fixed = built.targets["val"].round(), self.config.joint_weight
         concepts = model.blocks.without_contradictions(concepts)
         x, y, concepts = (spaced(tensor, 1024) for tensor in (data.val.x, data.val.y, concepts))
         weigh(model, x, y, concepts, JOINT_WEIGHTS if fixed is None else (fixed,))

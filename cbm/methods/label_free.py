@@ -22,13 +22,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.filters import drop_long, drop_near_class_names, drop_near_duplicates, drop_unseen, top_activation
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Built, Method, one_of, register_method
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
 from cbm.solvers.projection import fit_projection
 
@@ -72,9 +72,7 @@ class LabelFree(Method):
         if config.clip_cutoff is None and not self.repaired:
             config.clip_cutoff = 0.25
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Filter the phrases, learn their directions, leave out those that are not learned, fit the sparse layer."""
         assert bank is not None
         candidates = len(bank)
@@ -95,7 +93,7 @@ class LabelFree(Method):
             "concepts: %d of %d candidates; similarity to the teacher's scores %.2f on average, %.2f at least",
             len(bank), candidates, *((v := torch.tensor([c.score or 0.0 for c in bank.concepts])).mean(), v.min()),
         )  # fmt: skip
-        return fit_sparse_head(data, bank.directions(), self.config), bank
+        return Built(fit_sparse_head(data, bank.directions(), self.config), bank)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
         """No filters, but the names that passed them: random directions are near no class name, and hard to learn."""

@@ -13,14 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.selection import claim_concepts, select_concepts
 from cbm.data.features import FeatureData, spaced
 from cbm.kernels import class_logits, score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
-from cbm.methods.base import Method, one_of, register_method, trained
+from cbm.methods.base import Built, Method, one_of, register_method, trained
 from cbm.solvers import AssociationAdam
 
 SCORES = ("posterior_entropy", "mutual_information", "negative_entropy")
@@ -72,9 +72,7 @@ class LaBo(Method):
         one_of("method.score", config.score, SCORES)
         one_of("method.coverage", config.coverage, COVERAGES)
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Select the concepts on the training pictures and set the prior."""
         assert bank is not None
         means = data.train.class_means(len(data.classes))
@@ -92,7 +90,6 @@ class LaBo(Method):
         if self.config.learn_scale:
             scale = fitted_scale(data, bank.directions(), head, logit_scale)
         reference, spread = score_moments(data.train.x, bank.directions())
-        data.batch_size = self.config.batch_size
         model = ConceptBottleneck(
             bank.directions(),
             head,
@@ -101,7 +98,7 @@ class LaBo(Method):
             reference=reference,
             spread=spread,
         )
-        return model, bank
+        return Built(model, bank, self.config.batch_size)
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Adam at a constant rate, as published."""

@@ -5,13 +5,12 @@ import math
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.kernels import class_logits, feature_moments
 from cbm.layers import LinearProbe
-from cbm.methods.base import Method, register_method
+from cbm.methods.base import Built, Method, register_method
 from cbm.solvers import fit_logistic
 
 log = logging.getLogger(__name__)
@@ -32,12 +31,10 @@ class LinearProbeMethod(Method):
     """Multinomial logistic regression on standardised features, L2 penalty chosen on the validation split."""
 
     Config = LinearProbeConfig
-    speaks_through = None
+    concepts_from = None
     trains = False
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Solve the whole penalty path and keep the best; of equals the strongest penalty."""
         spread = feature_moments(data.train.x)[1].square().mean().sqrt()  # one factor: directions keep their size
         powers = torch.linspace(math.log10(self.config.l2_from), math.log10(self.config.l2_to), self.config.l2_steps)
@@ -48,4 +45,4 @@ class LinearProbeMethod(Method):
         accuracy = [float((class_logits(data.val.x, *each).argmax(1) == data.val.y).float().mean()) for each in path]
         best = accuracy.index(max(accuracy))
         log.info("linear probe: l2 = %.1e, validation accuracy %.4f", penalties[best], accuracy[best])
-        return LinearProbe(*path[best]), None
+        return Built(LinearProbe(*path[best]), None)

@@ -18,12 +18,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.layers import LinearProbe
-from cbm.methods.base import Method, one_of, register_method, trained
+from cbm.methods.base import Built, Method, one_of, register_method, trained
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
 
 
@@ -55,9 +55,7 @@ class Posthoc(Method):
         check_sparse_head(config)
         self.trains = config.residual
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Solve the sparse head; with a residual, leave it at zero for training."""
         assert bank is not None
         directions, config = bank.directions(), self.config
@@ -73,8 +71,7 @@ class Posthoc(Method):
         if config.residual:
             model.requires_grad_(False)
             model.residual = LinearProbe(torch.zeros(len(data.classes), data.dim), torch.zeros(len(data.classes)))
-            data.batch_size = config.batch_size
-        return model, bank
+        return Built(model, bank, config.batch_size if config.residual else None)
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Adam with the published penalty on the residual's matrix as its weight decay (the gradients are the same)."""

@@ -37,7 +37,7 @@ from cbm.errors import UserError
 from cbm.kernels import concept_scores, gumbel_topk_gate, score_moments, topk_gate
 from cbm.layers import ConceptBottleneck, LinearHead, TopK
 from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
-from cbm.methods.base import Method, one_of, register_method, trained
+from cbm.methods.base import Built, Method, one_of, register_method, trained
 from cbm.solvers import ProximalAdam, solve_mixing
 
 log = logging.getLogger(__name__)
@@ -178,9 +178,7 @@ class Sparse(Method):
             if not fits:
                 raise UserError(f"method.{name}={getattr(config, name)}: expected {expected}")
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Scores in their unit, W and H where training starts."""
         assert bank is not None
         config, count = self.config, len(bank)
@@ -214,8 +212,7 @@ class Sparse(Method):
         )  # fmt: skip
         if model.mixing is not None:
             model.mixing.requires_grad_(config.mixing == "learned")
-        data.batch_size = config.batch_size
-        return model, bank
+        return Built(model, bank, config.batch_size)
 
     def _penalty(self, data: FeatureData, concepts: Tensor, offset: Tensor, head: Tensor) -> float:
         """lam of the repaired l1 objective: as set, or a tenth of the smallest under which W is zero."""
@@ -271,8 +268,9 @@ class Sparse(Method):
             [{"params": square, "l1": self.penalty / len(square[0])}, {"params": others}], self.config.lr
         )
 
-    def finish(self, model: SparseBottleneck, data: FeatureData) -> nn.Module:
+    def finish(self, built: Built, data: FeatureData) -> nn.Module:
         """The model with the mixtures as its concepts; the repaired l1 layer is first solved for the head found."""
+        model: SparseBottleneck = built.model
         if self.repaired and self.config.objective == "l1" and model.k is None:
             assert model.mixing is not None
             solved = solve_mixing(

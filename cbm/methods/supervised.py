@@ -17,7 +17,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.kernels import feature_moments
 from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid
-from cbm.methods.base import Method, one_of, register_method, trained
+from cbm.methods.base import Built, Method, one_of, register_method, trained
 from cbm.methods.concept_labels import concept_labels
 
 
@@ -67,20 +67,18 @@ class Supervised(Method):
     """Concepts from labels, classes from concepts."""
 
     Config = SupervisedConfig
-    speaks_through = "labels"
+    concepts_from = "labels"
 
     def __init__(self, config: SupervisedConfig):
         super().__init__(config)
         one_of("method.training", config.training, ("independent", "sequential", "joint"))
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Two untrained heads."""
         assert bank is not None
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
-        data.batch_size, data.concept_targets = self.config.batch_size, labels.targets
-        return TwoHeads(data.train.x, len(labels.bank), len(data.classes)), labels.bank
+        model = TwoHeads(data.train.x, len(labels.bank), len(data.classes))
+        return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
         """Cross-entropy of class and of known concepts (mean over concepts)."""
@@ -103,8 +101,9 @@ class Supervised(Method):
         """AdamW."""
         return torch.optim.AdamW(trained(model), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
-    def finish(self, model: Any, data: FeatureData) -> nn.Module:
+    def finish(self, built: Built, data: FeatureData) -> nn.Module:
         """The two heads as a bottleneck whose activations are probabilities."""
+        model = built.model
         directions = model.concept.weight / model.std
         offset = directions @ model.mean - model.concept.bias
         head = LinearHead(model.head.weight, model.head.bias)

@@ -13,14 +13,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.tokenizer import SharedParts, count_tokens, tokenise
 from cbm.data.features import FeatureData
 from cbm.kernels import score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
-from cbm.methods.base import Method, one_of, register_method
+from cbm.methods.base import Built, Method, one_of, register_method
 from cbm.methods.labo import association_optimizer, fitted_scale
 
 log = logging.getLogger(__name__)
@@ -56,15 +56,12 @@ class V2C(Method):
         one_of("method.fidelity", config.fidelity, ("repaired", "paper"))
         self.owners_given = False
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Tokenise the training pictures, keep what each class says most, and start the head."""
         assert bank is not None
         owners = bank.owners(data.classes) if self.owners_given else self.token_owners(data, bank)
         columns = owners.any(dim=0).nonzero().flatten()
         owners, bank = owners[:, columns], bank.owned_by(owners, data.classes).take(columns.tolist())
-        data.batch_size = self.config.batch_size
         repaired = self.config.fidelity == "repaired"
         head = AssociationHead(self.start(owners, data))
         scale = fitted_scale(data, bank.directions(), head, logit_scale) if repaired else 100.0
@@ -72,7 +69,7 @@ class V2C(Method):
         model = ConceptBottleneck(
             bank.directions(), head, scale=scale, learn_scale=repaired, reference=reference, spread=spread
         )
-        return model, bank
+        return Built(model, bank, self.config.batch_size)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
         """The names that were used with the owners they had: pictures would claim any direction as theirs."""

@@ -3,13 +3,12 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.kernels import score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
-from cbm.methods.base import Method, register_method
+from cbm.methods.base import Built, Method, register_method
 
 
 @dataclass
@@ -22,14 +21,13 @@ class ZeroShot(Method):
     """logits = logit_scale * cosine of the picture with the class's prompt."""
 
     Config = ZeroShotConfig
-    speaks_through = "class_names"
+    concepts_from = "class_names"
     trains = False
 
-    def build(
-        self, data: FeatureData, bank: ConceptBank | None, logit_scale: float
-    ) -> tuple[nn.Module, ConceptBank | None]:
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """One concept per class and the identity as head."""
         assert bank is not None
         reference, spread = score_moments(data.train.x, bank.directions())
         head = LinearHead(torch.eye(len(data.classes)))
-        return ConceptBottleneck(bank.directions(), head, scale=logit_scale, reference=reference, spread=spread), bank
+        model = ConceptBottleneck(bank.directions(), head, scale=logit_scale, reference=reference, spread=spread)
+        return Built(model, bank)

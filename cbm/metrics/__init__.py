@@ -2,7 +2,7 @@
 
 from cbm.metrics.alignment import ConceptAlignment
 from cbm.metrics.classification import classification_metrics, mcnemar
-from cbm.metrics.concept_labels import concept_label_metrics, concept_probability_metrics, match_concepts
+from cbm.metrics.concept_labels import concept_label_metrics, concept_probability_metrics
 from cbm.metrics.grounding import concept_gaps, grounding_gap
 from cbm.metrics.image_sparsity import ImageSparsity
 from cbm.metrics.integrity import Evidence, Integrity, weigh_integrity
@@ -24,7 +24,6 @@ __all__ = [
     "effective_concepts",
     "grounding_gap",
     "intervention_curve",
-    "match_concepts",
     "mcnemar",
     "nonzero_concepts",
     "top_concepts",

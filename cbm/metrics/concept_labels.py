@@ -4,14 +4,6 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
-from cbm.concepts.readers import normalise_text
-
-
-def match_concepts(texts: list[str], concept_names: list[str]) -> list[tuple[int, int]]:
-    """(concept, column of the ground truth) for every concept that is a ground-truth concept by name."""
-    column = {normalise_text(name): i for i, name in enumerate(concept_names)}
-    return [(k, column[key]) for k, text in enumerate(texts) if (key := normalise_text(text)) in column]
-
 
 def concept_label_metrics(
     scores: Tensor, truth: Tensor, val_scores: Tensor, val_truth: Tensor

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cbm.data.features import FeatureSplit
 from cbm.errors import UserError
+from cbm.files.tensors import read_tensors, write_tensors
 from cbm.layers import ConceptBottleneck
 from cbm.solvers import LinearScores, elastic_net_path
-from cbm.tensor_files import read_tensors, write_tensors
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cbm.errors import UserError, did_you_mean
-from cbm.run_directory import read_about, read_config, read_metrics, verify_run
+from cbm.files.run_directory import read_about, read_config, read_metrics, verify_run
 
 log = logging.getLogger(__name__)
 

@@ -6,11 +6,10 @@ import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from cbm.files import write_atomically
 from cbm.report.compare import EQUAL, SIGNIFICANT, Row, cell, columns, title
 from cbm.report.figures import as_image, new_figure
+from cbm.report.templates import load_template
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -26,10 +25,6 @@ MOST_CURVES = 10
 
 def write_comparison(path: Path, rows: list[Row]) -> None:
     """Write one page about the rows of ``compare_runs``; nothing in it is loaded from elsewhere."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
     groups: dict[str, list[Row]] = {}
     for row in rows:
         dataset, shots = row.labels["dataset"], row.labels["shots"]
@@ -44,7 +39,7 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
         tables.append((name, labels, [title(key) for key in metrics], lines))
         drawn = [(curve_figure(members, *settings), caption) for caption, settings in CURVES.items()]
         figures[name] = [(as_image(figure), caption) for figure, caption in drawn if figure is not None]
-    page = environment.get_template("comparison.html").render(
+    page = load_template(Path(__file__).parent / "comparison.html").render(
         rows=rows, runs=sum(len(row.paths) for row in rows), tables=tables, figures=figures, equal=EQUAL,
         level=SIGNIFICANT,
     )  # fmt: skip

@@ -3,17 +3,16 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
-from cbm.editing import Comparison, EditContext, Proposal, changed_most
+from cbm.editing import EditContext, Proposal, changed_most
+from cbm.editing.domains.correct import Correction
 from cbm.files import write_atomically
-from cbm.report.wording import percent, signed
+from cbm.report.templates import load_template
 
 CLASSES = 12
 
 
 @dataclass(frozen=True)
-class Shown:
+class EditedConcept:
     """One edited concept in words.
 
     Attributes:
@@ -37,39 +36,45 @@ WORDS = {
 }
 
 
-def write_page(
-    path: Path, run: str, editor: str, context: EditContext, proposal: Proposal, comparison: Comparison,
-    baselines: dict[str, float], inside: float,
-) -> None:  # fmt: skip
-    """Write the page of one correction.
+def write_correction(folder: Path, correction: Correction, run: str) -> None:
+    """``edits.yaml``, ``gate.safetensors`` and ``page.html`` of a correction, those that it has.
 
     Args:
-        path: the file.
+        folder: where; made if need be.
+        correction: what was found.
         run: whose model it is.
-        editor: what corrected it.
-        context: what the editor looked at.
-        proposal: its answer.
-        comparison: decisions about pictures it was not shown.
-        baselines: accuracy of other uses of the same labels.
-        inside: share of the pictures that pass the gate.
     """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"percent": percent, "signed": signed}
-    metrics = comparison.metrics()
-    shown = {
-        "run": run, "editor": editor, "domain": context.domain, "n": len(comparison.y), "metrics": metrics,
-        "gained": len(comparison.gained), "lost": len(comparison.lost), "p": comparison.p_value,
-        "concepts": edited_concepts(context, proposal), "proposal": proposal, "baselines": baselines, "inside": inside,
-        "support": 0 if context.support is None else len(context.support), "classes": changed_most(comparison, CLASSES),
-        "accepted": comparison.accept(),
-    }  # fmt: skip
-    write_atomically(path, environment.get_template("correction.html").render(shown).encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    if correction.proposal.edits is not None:
+        correction.proposal.edits.save(folder / "edits.yaml")
+    if correction.proposal.gate is not None:
+        correction.proposal.gate.save(folder / "gate.safetensors")
+    write_atomically(folder / "page.html", correction_page(correction, run).encode())
 
 
-def edited_concepts(context: EditContext, proposal: Proposal) -> list[Shown]:
+def correction_page(correction: Correction, run: str) -> str:
+    """The page of one correction of the model of ``run``."""
+    context, proposal, comparison = correction.context, correction.proposal, correction.comparison
+    return load_template(Path(__file__).parent / "correction.html").render(
+        run=run,
+        editor=correction.name,
+        domain=context.domain,
+        n=len(comparison.y),
+        metrics=comparison.metrics(),
+        gained=len(comparison.gained),
+        lost=len(comparison.lost),
+        p=comparison.p_value,
+        concepts=edited_concepts(context, proposal),
+        proposal=proposal,
+        baselines=correction.baselines,
+        inside=correction.inside,
+        support=0 if context.support is None else len(context.support),
+        classes=changed_most(comparison, CLASSES),
+        accepted=comparison.accept(),
+    )
+
+
+def edited_concepts(context: EditContext, proposal: Proposal) -> list[EditedConcept]:
     """Every edited concept with what becomes of it and how it moved, as the edits name them."""
     if proposal.edits is None or context.support is None:
         return []
@@ -83,4 +88,6 @@ def edited_concepts(context: EditContext, proposal: Proposal) -> list[Shown]:
     for edit in proposal.edits.edits:
         words.setdefault(edit.concept, []).append(WORDS.get(edit.op, edit.op))
     column = {text: k for k, text in enumerate(context.texts)}
-    return [Shown(text, "; ".join(what), home[column[text]], there[column[text]]) for text, what in words.items()]
+    return [
+        EditedConcept(text, "; ".join(what), home[column[text]], there[column[text]]) for text, what in words.items()
+    ]

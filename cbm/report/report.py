@@ -6,17 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, spaced
-from cbm.evaluation import concept_ground_truth, predict_logits
 from cbm.files import write_atomically
-from cbm.layers import Activation, ConceptBottleneck, Cube, EnergyBottleneck, Largest, Sigmoid, TopK
-from cbm.metrics.integrity import Integrity
+from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, Sigmoid, TopK, predict_logits
+from cbm.metrics.evaluate import concept_ground_truth
 from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
 from cbm.report.command import reproduce_command
 from cbm.report.energies import describe_energies, told_rows
@@ -30,9 +28,11 @@ from cbm.report.figures import (
     sparsity_figure,
     write_figures,
 )
+from cbm.report.result import RunResult
+from cbm.report.templates import load_template
 from cbm.report.thumbnails import Thumbnail, thumbnail
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
-from cbm.report.wording import clip, deviations, number, percent, signed
+from cbm.report.wording import clip
 
 log = logging.getLogger(__name__)
 
@@ -81,45 +81,20 @@ class Example:
     sentence: str = ""
 
 
-def write_report(
-    path: Path, model: nn.Module, bank: ConceptBank | None, data: FeatureData, dataset: ImageDataset,
-    metrics: dict[str, float], integrity: Integrity | None, baselines: dict[str, dict[str, float]], cfg: DictConfig,
-) -> None:  # fmt: skip
-    """Write ``report.html`` and ``figures/`` into the run directory ``path``.
-
-    Args:
-        path: the run directory.
-        model: the trained classifier.
-        bank: the concepts of its columns; None without concepts.
-        data: encoded splits.
-        dataset: the pictures; rows of ``dataset.splits["test"]`` are those of ``data.test``.
-        metrics: what goes to ``metrics.json``.
-        integrity: the evidence for the concepts, if it was gathered.
-        baselines: test metrics of other classifiers on the same pictures, by name.
-        cfg: the configuration of the run.
-    """
-    context = describe_run(model, bank, data, dataset, metrics, integrity, baselines, cfg)
-    context["figures"] = draw(path / "figures", model, bank, data, metrics)
-    write_atomically(path / "report.html", render(context).encode())
-
-
-def render(context: dict[str, Any]) -> str:
-    """The page from what ``describe_run`` found; everything is escaped."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {"percent": percent, "signed": signed, "number": number, "deviations": deviations}
-    return environment.get_template("report.html").render(context)
+def write_report(result: RunResult) -> Path:
+    """Write ``report.html`` and ``figures/`` into the run directory; returns the page."""
+    context = describe_run(result)
+    context["figures"] = draw(result)
+    page = load_template(Path(__file__).parent / "report.html").render(context)  # everything is escaped
+    write_atomically(path := result.path / "report.html", page.encode())
+    return path
 
 
 @torch.no_grad()
-def describe_run(
-    model: nn.Module, bank: ConceptBank | None, data: FeatureData, dataset: ImageDataset, metrics: dict[str, float],
-    integrity: Integrity | None, baselines: dict[str, dict[str, float]], cfg: DictConfig,
-) -> dict[str, Any]:  # fmt: skip
-    """Everything the page shows, as plain values; arguments as for ``write_report``."""
-    bottleneck = model if isinstance(model, ConceptBottleneck) and bank is not None else None
+def describe_run(result: RunResult) -> dict[str, Any]:
+    """Everything the page shows, as plain values."""
+    model, bank, data, dataset, cfg = result.model, result.bank, result.data, result.dataset, result.cfg
+    metrics, integrity, bottleneck = result.metrics, result.integrity, result.bottleneck
     test, classes = data.test, data.classes
     probabilities = predict_logits(model, test.x).softmax(dim=1)
     predicted = probabilities.argmax(dim=1)
@@ -133,7 +108,7 @@ def describe_run(
         use = ConceptUse(bottleneck, bank, classes, aurocs)
     typical = typical_rows(probabilities, test.y, PICTURES)
     mistakes = confident_mistakes(probabilities, test.y, PICTURES)
-    rows = accuracy_rows(str(cfg.method.name), metrics, integrity, baselines)
+    rows = accuracy_rows(str(cfg.method.name), metrics, integrity, result.baselines)
     texts = [] if bank is None else [clip(text) for text in bank.texts]
     return {
         "method": str(cfg.method.name),
@@ -166,9 +141,7 @@ def describe_run(
         "grounded": both_ends(grounded),
         "n_grounded": len(grounded),
         "told": told_rows(metrics),
-        "energies": describe_energies(model, bank, classes, accuracies)
-        if isinstance(model, EnergyBottleneck) and bank is not None
-        else None,
+        "energies": bank and result.energies and describe_energies(result.energies, bank, classes, accuracies),
         "bank": bank,
         "dropped": [] if bank is None else dropped_groups(bank),
         "command": reproduce_command(cfg),
@@ -178,19 +151,18 @@ def describe_run(
 
 
 @torch.no_grad()
-def draw(
-    folder: Path, model: nn.Module, bank: ConceptBank | None, data: FeatureData, metrics: dict[str, float]
-) -> dict[str, str]:
+def draw(result: RunResult) -> dict[str, str]:
     """Write the figures of a run; returns them by title as ``data:`` addresses."""
+    metrics, test, bottleneck = result.metrics, result.data.test, result.bottleneck
     drawn = {
         "accuracy_nec": sparsity_figure(metrics),
-        "calibration": calibration_figure(predict_logits(model, data.test.x).softmax(dim=1), data.test.y),
+        "calibration": calibration_figure(predict_logits(result.model, test.x).softmax(dim=1), test.y),
         "interventions": intervention_figure(metrics),
     }
-    if isinstance(model, ConceptBottleneck) and bank is not None:
-        drawn["concept_correlation"] = correlation_figure(model, bank.texts, spaced(data.test.x, 2000))
+    if bottleneck is not None and result.bank is not None:
+        drawn["concept_correlation"] = correlation_figure(bottleneck, result.bank.texts, spaced(test.x, 2000))
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    write_figures(folder, figures)
+    write_figures(result.path / "figures", figures)
     return {FIGURES[name]: as_image(figure) for name, figure in figures.items()}
 
 

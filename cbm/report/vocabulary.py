@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
-from cbm.metrics import match_concepts
+from cbm.concepts.readers import match_concepts
 from cbm.report.wording import clip
 
 

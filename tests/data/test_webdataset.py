@@ -186,7 +186,7 @@ def test_a_pool_of_tar_files(tmp_path: Path, pixel_encoder):
     from omegaconf import OmegaConf
 
     from cbm import config
-    from cbm.codebook import encode_pool
+    from cbm.concepts.codebook import encode_pool
 
     cfg = OmegaConf.merge(OmegaConf.structured(config.TrainConfig), {"encoder": {"num_workers": 0}})
     cfg.cache = str(tmp_path / "cache")

@@ -8,7 +8,7 @@ from labelled_pictures import NAMES, fitted, planted
 
 import cbm
 from cbm.concepts.bank import Concept, ConceptBank
-from cbm.evaluation import evaluate_split
+from cbm.metrics.evaluate import evaluate_split
 from cbm.layers import EnergyBottleneck, load_model, save_model
 from cbm.methods import create_method
 from cbm.methods.concept_labels import concept_labels, pseudo_labels

@@ -11,7 +11,7 @@ from cbm.layers import ConceptBottleneck
 from cbm.methods import create_method
 from cbm.methods.labo import fit_scale
 from cbm.metrics import top_concepts
-from cbm.module import ConceptBottleneckModule, fit
+from cbm.training.module import ConceptBottleneckModule, fit
 
 
 def accuracy(model, split):

@@ -9,11 +9,11 @@ from torch.nn import functional as F
 
 from cbm.concepts import ConceptBank
 from cbm.errors import UserError
-from cbm.evaluation import evaluate_split, predict_logits, residual_share
+from cbm.metrics.evaluate import evaluate_split, predict_logits, residual_share
 from cbm.layers import ConceptBottleneck, LinearProbe, load_model, save_model
 from cbm.methods import create_method
 from cbm.methods.sparse_head import sparsest_good
-from cbm.module import ConceptBottleneckModule, fit
+from cbm.training.module import ConceptBottleneckModule, fit
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
 

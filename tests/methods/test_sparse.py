@@ -23,7 +23,7 @@ from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, 
 from cbm.methods import Method, create_method
 from cbm.methods.sparse import OBJECTIVES, SparseBottleneck
 from cbm.metrics import ConceptAlignment, ImageSparsity
-from cbm.module import ConceptBottleneckModule, fit
+from cbm.training.module import ConceptBottleneckModule, fit
 
 TRAINER = {"accelerator": "cpu", "devices": 1}
 SCALE = 100.0

@@ -4,7 +4,7 @@ from ising import ising
 from labelled_pictures import NAMES, fitted, planted
 
 from cbm.concepts.bank import Concept, ConceptBank
-from cbm.evaluation import evaluate_split
+from cbm.metrics.evaluate import evaluate_split
 from cbm.methods import create_method
 
 

@@ -8,7 +8,7 @@ from torch.nn.functional import normalize
 from cbm.data import FeatureData
 from cbm.errors import UserError
 from cbm.methods import create_method
-from cbm.module import ConceptBottleneckModule, fit
+from cbm.training.module import ConceptBottleneckModule, fit
 
 
 def few(data: FeatureData, shots: int) -> FeatureData:

@@ -14,11 +14,11 @@ from cbm.data import TextStore
 from cbm.data.shards import read_shard, write_shard
 from cbm.data.vocabulary_store import VocabularyStore
 from cbm.editing import load_gate, load_source_card
-from cbm.editing.gate import Gate
+from cbm.editing.domains.gate import Gate
 from cbm.errors import UserError
 from cbm.metrics.nec import load_heads
-from cbm.run_directory import read_metrics
-from cbm.tensor_files import read_tensors, write_tensors
+from cbm.files.run_directory import read_metrics
+from cbm.files.tensors import read_tensors, write_tensors
 
 
 def flips(content: bytes, count: int, seed: int = 0):

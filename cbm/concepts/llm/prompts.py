@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import PROJECT
-from cbm.parsing import read_yaml
+from cbm.files.parsing import read_yaml
 
 SHIPPED = PROJECT / "concepts" / "prompts"
 

@@ -1,0 +1,92 @@
+"""``python -m cbm datasets``: the data set cards, and checks of a download."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.markup import escape
+from rich.table import Table
+
+from cbm import config as schema
+from cbm.commands.shared import Cache, Card, Root, out
+from cbm.files import resolve_path
+
+app = typer.Typer(help="List the data set cards, or check a download.", invoke_without_command=True)
+
+
+@app.callback()
+def list_cards(context: typer.Context) -> None:
+    """List the data set cards (docs/datasets.md says more), or check a download."""
+    if context.invoked_subcommand is not None:
+        return
+    table = Table("name", "data set", "classes", "train / val / test", "concepts", "licence")
+    for name in schema.card_names():
+        about = schema.about_card(name)
+        counts = {key: f"{count:,}" for key, count in about.counts.items()}
+        pictures = " / ".join(counts.get(split, "-") for split in ("train", "val", "test")) if "train" in counts else ""
+        table.add_row(name, about.title, counts.get("classes"), pictures, counts.get("concepts"), about.licence)
+    out.print(table)
+
+
+@app.command()
+def show(name: Card) -> None:
+    """Say what a data set is, where to get it and how to cite it, and how its card is set."""
+    from dataclasses import asdict
+
+    from omegaconf import OmegaConf
+
+    card: Any = OmegaConf.to_container(schema.load_card(name))
+    table = Table(show_header=False, box=None)
+    for key, value in {**asdict(schema.about_card(name)), **card}.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{entry} {said}" for entry, said in value.items())
+        if value not in (None, ""):
+            table.add_row(key, escape(str(value)))
+    out.print(table, highlight=False)
+
+
+@app.command()
+def check(
+    name: Card,
+    settings: Annotated[
+        list[str] | None, typer.Argument(help="Settings of the card: root=PATH, args.level=image, ...")
+    ] = None,
+    root: Root = None,
+    every: Annotated[bool, typer.Option("--all", help="Open every image, not a sample of each split.")] = False,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Check a download: the published numbers of classes and pictures, missing and broken files, checksums. Exit
+    status 1 if something is wrong."""
+    import numpy as np
+
+    from cbm.data import read_dataset
+    from cbm.data.verify import Findings, verify_checksums, verify_counts, verify_images
+
+    about = schema.about_card(name)
+    card = schema.change_card(schema.load_card(name), settings or [])
+    card.root = card.root if root is None else str(root)
+    published = {} if any(setting.startswith("args.") for setting in settings or []) else about.counts
+    place, found = card.root and resolve_path(card.root), Findings()
+    if place is not None:
+        verify_checksums(place, about.md5, found)
+    for problem in found.problems:  # at once: what was not whole may not be readable
+        out.print(escape(f"wrong: {problem}"), highlight=False)
+    dataset = read_dataset(card.reader, card.name, place, dict(card.args or {}), cache)
+    shown = len(found.problems)
+    verify_counts(dataset, published, found)
+    verify_images(dataset, found, every=every, progress=out.is_terminal)
+    table = Table("split", "pictures", "published", "classes", "per class", "concepts")
+    for split, part in dataset.splits.items():
+        counts = np.bincount(part.labels, minlength=len(dataset.classes))
+        expected = f"{published[split]:,}" if split in published else "-"
+        table.add_row(
+            split, f"{len(part):,}", expected, str((counts > 0).sum()), f"{counts.min():,} to {counts.max():,}",
+            str(len(dataset.concept_names)),
+        )  # fmt: skip
+    out.print(table)
+    for note in found.notes:
+        out.print(escape(f"note: {note}"), highlight=False)
+    for problem in found.problems[shown:]:
+        out.print(escape(f"wrong: {problem}"), highlight=False)
+    out.print(f"{name}: {len(found.problems)} problem(s)" if found.problems else f"{name}: all right", highlight=False)
+    raise typer.Exit(1 if found.problems else 0)

@@ -1,0 +1,160 @@
+"""The door of ``train.py`` and ``eval.py``: Hydra underneath, one clear line for every mistake.
+
+Hydra's own messages for a misspelt key or choice are several lines of library speech. ``launch`` lets Hydra raise,
+and says in one line what was wrong and what is near.
+"""
+
+import functools
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NoReturn
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from cbm import config
+from cbm.errors import UserError, did_you_mean
+from cbm.files.console import set_up_logging
+
+
+def launch(task: Callable[[DictConfig], object], name: str) -> None:
+    """Compose ``configs/NAME.yaml`` with the command line and run ``task(cfg)``; exit status 2 on bad input."""
+    try:
+        config.register()
+    except UserError as error:  # a card that cannot be read
+        _stop(str(error))
+    sys.argv[1:] = _any_teacher([_bank_path_to_source(argument) for argument in sys.argv[1:]])
+    # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
+
+    @functools.wraps(task)
+    def job(cfg: DictConfig) -> object:
+        set_up_logging()
+        try:
+            return task(cfg)
+        except UserError as error:
+            if HydraConfig.get().mode != RunMode.MULTIRUN:
+                _stop(str(error))
+            print(f"error: {_line(error)} ({' '.join(HydraConfig.get().overrides.task)})", file=sys.stderr)
+            raise  # Hydra goes on with the other runs and raises it again at the end
+        except KeyboardInterrupt:
+            _stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(job)()
+    except UserError:
+        _stop("not every run of the sweep could be made, see above; the same command skips those that were")
+    except (HydraException, OmegaConfBaseException) as error:
+        _stop(explain(error, name, sys.argv[1:]))
+    except AssertionError as error:
+        if "Unexpected type for root: NoneType" not in str(error):
+            raise
+        _stop(explain_unchosen(sys.argv[1:]))
+
+
+def _stop(message: str, status: int = 2) -> NoReturn:
+    print(f"error: {_line(message)}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _line(message: object) -> str:
+    return " ".join(str(message).split())
+
+
+def _bank_path_to_source(argument: str) -> str:
+    """``concepts=FILE`` means ``concepts.source=FILE`` unless FILE is the name of a shipped bank."""
+    key, equals, value = argument.partition("=")
+    if key == "concepts" and equals and not set(value.split(",")) <= set(config.choices("concepts")):
+        looks_like_file = any("." in part or "/" in part or Path(part).is_dir() for part in value.split(","))
+        return f"concepts.source={value}" if looks_like_file else argument
+    return argument
+
+
+def _any_teacher(arguments: list[str]) -> list[str]:
+    """``teacher.model=NAME`` works without a choice of ``teacher=``, and so does ``teacher=null``, the default."""
+    arguments = [a for a in arguments if a != "teacher=null"]
+    if any(a.startswith("teacher.") for a in arguments) and not any(a.startswith("teacher=") for a in arguments):
+        return [*arguments, "teacher=any"]
+    return arguments
+
+
+def explain(error: Exception, name: str, arguments: list[str]) -> str:
+    """One line for an exception of Hydra or OmegaConf.
+
+    Args:
+        error: what was raised while composing.
+        name: the config being composed (``train`` or ``eval``).
+        arguments: the command line overrides.
+    """
+    text = " ".join(str(cause) for cause in _chain(error))
+    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
+        group, choice = match.groups()
+        if group == "hydra":
+            return (
+                f"'{choice}' needs a plugin that is not installed: uv pip install -e '.[sweep]' -c constraints.txt "
+                "(launcher=ray: uv pip install hydra-ray-launcher)"
+            )
+        any_model = f" (any open_clip model: {group}.model=NAME {group}.pretrained=TAG)"
+        hint = any_model if group in ("encoder", "teacher") else ""
+        return f"unknown {group} '{choice}': {did_you_mean(choice, config.choices(group))}{hint}"
+    if match := re.search(r"Key '([^']+)' (?:is not in struct|not in)", text) or re.search(
+        r"Could not override '([^']+)'", text
+    ):
+        full = re.search(r"full_key: (\S+)", text)
+        key = full.group(1) if full else match.group(1)
+        return f"unknown setting '{key}': {did_you_mean(key, known_keys(name, arguments))}"
+    if match := re.search(r"(Value .*?|Cannot convert .*?)\s*full_key: (\S+)", text, re.DOTALL):
+        return f"{match.group(2)}: {match.group(1).strip()}"
+    if match := re.search(r"Missing mandatory value: (\S+)|full_key: (\S+)", text):
+        key = match.group(1) or match.group(2)
+        return f"'{key}' is needed: say {key}=..."
+    return next((str(cause) for cause in _chain(error) if str(cause)), type(error).__name__).split("\nfull_key")[0]
+
+
+def explain_unchosen(arguments: list[str]) -> str:
+    """One line for a setting of a group of which nothing was chosen (``dataset.root=...`` without ``dataset=...``)."""
+    settings = [a.partition("=")[0] for a in arguments if "=" in a]
+    for setting in settings:
+        group = setting.partition(".")[0]
+        if group != setting and group in config.groups() and group not in settings:
+            return (
+                f"'{setting}' belongs to a {group}: say {group}=... too ({', '.join(config.choices(group)[:6])}, ...)"
+            )
+    return "a setting of something that was not chosen"
+
+
+def _chain(error: BaseException | None) -> list[BaseException]:
+    found = []
+    while error is not None:
+        found.append(error)
+        error = error.__cause__ or error.__context__
+    return found
+
+
+def known_keys(name: str, arguments: list[str]) -> list[str]:
+    """Every setting that exists in the configuration chosen by the group choices among ``arguments``."""
+    chosen = [a for a in arguments if "=" in a and a.partition("=")[0] in config.groups() and "," not in a]
+    try:
+        with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+            composed = hydra.compose(name, overrides=chosen)
+    except (HydraException, OmegaConfBaseException):
+        return known_keys(name, []) if chosen else []  # what was chosen may be what is wrong
+    keys: list[str] = []
+
+    def walk(settings: dict[Any, Any], prefix: str) -> None:
+        for key, value in settings.items():
+            keys.append(f"{prefix}{key}")
+            if isinstance(value, dict):
+                walk(value, f"{prefix}{key}.")
+
+    container: Any = OmegaConf.to_container(composed)
+    walk(container, "")
+    return keys

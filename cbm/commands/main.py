@@ -1,0 +1,26 @@
+"""``python -m cbm``: everything that is not training or evaluating."""
+
+import sys
+
+import typer
+
+from cbm.commands import banks, datasets, features, runs
+from cbm.errors import UserError
+from cbm.files.console import set_up_logging
+
+app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(banks.app, name="concepts")
+features.add_to(app)
+runs.add_to(app)
+
+
+def main() -> None:
+    """Run a command; one line and exit status 2 on bad input."""
+    if not {"--help", "-h"} & set(sys.argv):
+        set_up_logging()
+    try:
+        app()
+    except UserError as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

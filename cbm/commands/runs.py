@@ -1,0 +1,216 @@
+"""What is asked of finished runs: report, compare, intervene, adapt, spurious, export, app."""
+
+import importlib.util
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.table import Table
+
+from cbm.commands.shared import Cache, Root, Run, names_in, not_there, out
+from cbm.errors import UserError
+
+
+def add_to(app: typer.Typer) -> None:
+    """Make the commands of this file part of ``python -m cbm``."""
+    for command in (report, spurious, intervene, adapt, compare, export):
+        app.command()(command)
+    app.command(name="app")(explore)
+
+
+def report(
+    run: Run,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Write report.html of a finished run again."""
+    from cbm.run.rewrite_report import rewrite_report
+
+    out.print(str(rewrite_report(run, cache)), highlight=False)
+
+
+def spurious(
+    runs: Annotated[list[Path], typer.Argument(help="Finished runs on a data set that names spurious concepts.")],
+    cache: Cache = Path("cache"),
+) -> None:
+    """Edit spurious concepts out of trained models: test accuracy before and after, mean and standard error over the
+    runs."""
+    from cbm.run.spurious import edit_spurious, mean_and_error
+
+    found = [edit_spurious(run, cache) for run in runs]
+    table = Table("", "test accuracy", "change", title=f"{len(runs)} run(s)", title_justify="left")
+    for name in found[0]:
+        change = [values[name] - values["unedited"] for values in found]
+        table.add_row(name, mean_and_error([values[name] for values in found]), mean_and_error(change, signed=True))
+    out.print(table)
+
+
+def intervene(
+    run: Annotated[Path, typer.Argument(help="A finished run on a data set that knows concepts.")],
+    policies: Annotated[str, typer.Option(help="Which to compare, separated by commas.")] = (
+        "random,ucp,cctp,ectp,eudtp,coop,oracle"
+    ),
+    questions: Annotated[int | None, typer.Option(help="Questions per image; default: all.")] = None,
+    noise: Annotated[float, typer.Option(help="Share of the answers that are wrong.")] = 0.0,
+    answers: Annotated[
+        Path | None, typer.Option(help="File of an expert's answers (CSV: picture, concepts), instead of the truth.")
+    ] = None,
+    expert: Annotated[
+        str | None, typer.Option(help="Vision-language model to ask instead, behind an OpenAI-compatible server.")
+    ] = None,
+    base_url: Annotated[str | None, typer.Option(help="Address of its server; default: OpenAI.")] = None,
+    concurrency: Annotated[int, typer.Option(help="Requests at the same time.")] = 8,
+    propagate: Annotated[bool, typer.Option(help="Also update concepts correlated with the answer.")] = False,
+    cost: Annotated[list[str] | None, typer.Option(help="Cost of asking about a concept or group: NAME=COST.")] = None,
+    seed: Annotated[int, typer.Option(help="Random seed for the noise and the random order.")] = 0,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Ask about one concept after the other, by several policies: accuracy after each question."""
+    from cbm.run.intervene import question_curves
+
+    costs = {}
+    for entry in cost or []:
+        name, _, value = entry.rpartition("=")
+        try:
+            costs[name] = float(value)
+        except ValueError as error:
+            raise UserError(f"--cost {entry}: expected NAME=COST, such as 'wing colour=2'") from error
+    names = names_in(policies)
+    if expert is not None and answers is not None:
+        raise UserError("--answers and --expert: say one of them")
+    endpoint = None
+    if expert is not None:
+        from cbm.concepts.llm import check_installed
+
+        check_installed()
+        from cbm.concepts.llm.client import Endpoint
+
+        endpoint = Endpoint(expert, base_url, concurrency=concurrency)
+    curves = question_curves(
+        run, cache, policies=names, questions=questions, noise=noise, answers=answers, expert=endpoint,
+        propagate=propagate, costs=costs, seed=seed,
+    )  # fmt: skip
+    last = len(next(iter(curves.values())).accuracy) - 1
+    shown = sorted({round(last * share) for share in (0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)})
+    table = Table("questions", *map(str, shown), "area", "cost at the end")
+    for name, curve in curves.items():
+        values = [f"{curve.accuracy[step]:.3f}" for step in shown]
+        table.add_row(name, *values, f"{curve.area:.3f}", f"{curve.cost[-1]:.1f}")
+    out.print(table)
+
+
+def adapt(
+    run: Run,
+    dataset: Annotated[str, typer.Argument(help="Card of the other domain, with the same classes.")],
+    root: Root = None,
+    editors: Annotated[str, typer.Option(help="Which to compare, separated by commas.")] = (
+        "test_time,prune,recentre,conda,refit"
+    ),
+    shots: Annotated[int, typer.Option(help="Labelled images per class.")] = 4,
+    draws: Annotated[int, typer.Option(help="Number of times the labelled images are drawn.")] = 1,
+    guard: Annotated[str, typer.Option(help="How much must hold for images left out: lenient, default or strict.")] = (
+        "default"
+    ),
+    protect: Annotated[
+        list[str] | None, typer.Option(help="Concept that test_time may not mask; repeat the option for several.")
+    ] = None,
+    destination: Annotated[
+        Path | None,
+        typer.Option("--out", help="File for the edits of the first editor in the first draw (eval.py edits=FILE)."),
+    ] = None,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Correct a model for another domain with a few labelled pictures: editors side by side."""
+    from cbm.run.adapt import adapt as adapted
+    from cbm.run.adapt import overlap
+    from cbm.run.spurious import mean_and_error
+
+    names = names_in(editors)
+    found = adapted(
+        run, dataset, cache, editors=names, root=root, shots=shots, draws=draws, guard=guard,
+        protect=tuple(protect or ()),
+    )  # fmt: skip
+    title = f"{shots} labelled pictures per class, {draws} draw(s)"
+    table = Table(
+        "", "there", "change", "worse", "at home", "edits", "concepts", "overlap", title=title,
+        caption="accuracy in percent; draws that are worse, and that edit; at home: were it applied there too",
+    )  # fmt: skip
+    for name in found[0].target:
+        there = [each.target[name] for each in found]
+        change = [each.target[name] - each.target["unedited"] for each in found]
+        proposals = [each.proposals[name] for each in found if name in each.proposals]
+        counts = [len({edit.concept for edit in p.edits.edits}) for p in proposals if p.edits]
+        table.add_row(
+            name, mean_and_error(there), mean_and_error(change, signed=True), str(sum(c < 0 for c in change)),
+            mean_and_error([each.source[name] for each in found]),
+            *((str(len(counts)), f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
+        )  # fmt: skip
+    out.print(table)
+    edits = found[0].proposals[names[0]].edits
+    for edit in edits.edits if edits else ():
+        out.print(f"  {edit}", markup=False, highlight=False)
+    if destination is not None:
+        if edits is None:
+            raise UserError(f"--out: what {names[0]} does cannot be said as edits; name an editor that edits first")
+        edits.save(destination)
+        out.print(f"{len(edits)} edits in {destination}", markup=False, highlight=False)
+
+
+def compare(
+    runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
+    style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",
+    destination: Annotated[
+        Path | None, typer.Option("--out", help="File for a page with the table and curves.")
+    ] = None,
+) -> None:
+    """One table of several runs: mean and standard deviation over seeds."""
+    from cbm.report.compare import compare_runs, format_table
+
+    rows = compare_runs(runs)
+    print(format_table(rows, style))
+    if destination is not None:
+        from cbm.report.comparison import write_comparison
+
+        write_comparison(destination, rows)
+        print(f"written to {destination}", file=sys.stderr)
+
+
+def export(
+    run: Annotated[str, typer.Argument(help="A finished run, or hf-hub:ORG/NAME.")],
+    destination: Annotated[Path, typer.Option("--out", help="The file to write: model.onnx, or model.pt2.")],
+    kind: Annotated[str | None, typer.Option("--format", help="onnx | pt2; default: by the name of the file.")] = None,
+    top_k: Annotated[int | None, typer.Option(help="Number of concepts to return for every image as well.")] = None,
+) -> None:
+    """Write a model for places without cbm: features in, logits (and concepts) out (docs/portable.md)."""
+    from cbm.trained import load
+
+    not_there(destination)
+    model = load(run)
+    path = model.export(destination, top_k=top_k, format=kind)
+    count = 0 if model.bank is None else len(model.bank)
+    size = path.stat().st_size / 1e6
+    out.print(f"{path}: {len(model.classes)} classes, {count} concepts, {size:.1f} MB", highlight=False, markup=False)
+
+
+def explore(
+    run: Annotated[str, typer.Argument(help="A finished run (RUN, or run=RUN).")],
+    port: Annotated[int | None, typer.Option(help="Port; default: the first free one from 7860 on.")] = None,
+    dataset: Annotated[
+        str | None, typer.Option(help="Show the images of this card instead; it must have the same classes.")
+    ] = None,
+    root: Root = None,
+    split: Annotated[str, typer.Option(help="Split to show: train, val or test.")] = "test",
+    share: Annotated[
+        bool, typer.Option("--share", help="Also open a public address, through Gradio's server.")
+    ] = False,
+    cache: Cache = Path("cache"),
+) -> None:
+    """Open a run in the browser: see why, change it, and see what follows. On this computer only; Ctrl-C ends it."""
+    if importlib.util.find_spec("gradio") is None:
+        raise UserError("the explorer needs Gradio: uv pip install -e '.[app]' -c constraints.txt")
+    from cbm.app import Explorer
+
+    explorer = Explorer(run.removeprefix("run="), cache, dataset=dataset, root=root, name=split)
+    from cbm.app.page import launch
+
+    launch(explorer, port, share=share, opened=lambda at: out.print(f"{run} is open at {at}", highlight=False))

@@ -1,0 +1,68 @@
+"""What the commands share: the console, the options that several have, and what they mean."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from cbm import config as schema
+from cbm.errors import UserError
+
+if TYPE_CHECKING:
+    from cbm.data import ImageDataset
+    from cbm.data.encoded import Encoding
+    from cbm.encoders.base import Encoder
+
+out = Console(width=None if sys.stdout.isatty() else 120)
+
+Bank = Annotated[Path, typer.Argument(help="A bank: bank.json, class -> phrases JSON, or one phrase per line.")]
+Cache = Annotated[Path, typer.Option(help="Folder of the feature store.")]
+Card = Annotated[str, typer.Argument(help="A data set card (python -m cbm datasets lists them).")]
+EncoderName = Annotated[
+    str, typer.Option("--encoder", help="Encoder: a config name, or any model spec (local-dir:PATH, ...).")
+]
+Pretrained = Annotated[str | None, typer.Option(help="Pretrained tag of an open_clip model.")]
+Root = Annotated[Path | None, typer.Option(help="Folder of the images, if the card does not say.")]
+Run = Annotated[Path, typer.Argument(help="A finished run.")]
+
+
+def read_card(name: str, root: Path | None, cache: Path) -> "tuple[Any, ImageDataset]":
+    """A card and its images."""
+    from cbm.data.encoded import read_images
+
+    card = schema.load_card(name)
+    card.root = card.root if root is None else str(root)
+    return card, read_images(card, cache)
+
+
+def encoder_settings(
+    encoder: str, pretrained: str | None, cache: Path, workers: int = 2, batch_size: int = 256
+) -> "tuple[Encoder, Encoding]":
+    """An encoder by its config name or model spec, and how images are encoded with it."""
+    from omegaconf import OmegaConf
+
+    from cbm.data.encoded import Encoding
+    from cbm.encoders import load_encoder
+
+    named = encoder in schema.choices("encoder")
+    own = OmegaConf.load(schema.CONFIGS / "encoder" / f"{encoder}.yaml") if named else {"model": encoder}
+    settings: Any = OmegaConf.merge(OmegaConf.structured(schema.EncoderConfig), own)
+    settings.pretrained = pretrained or settings.pretrained
+    return load_encoder(settings), Encoding(cache, settings.store_dtype, batch_size, workers)
+
+
+def not_there(destination: Path) -> None:
+    """Nothing is overwritten.
+
+    Raises:
+        UserError: the destination exists.
+    """
+    if destination.exists():
+        raise UserError(f"'{destination}' is there already: remove it or choose another --out")
+
+
+def names_in(options: str) -> list[str]:
+    """The names in a list that is separated by commas."""
+    return [name.strip() for name in options.split(",")]

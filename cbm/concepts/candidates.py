@@ -1,0 +1,138 @@
+"""The concepts a run may choose from: phrases, class names, labels of the data set, or learned from images."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor
+
+from cbm import config as schema
+from cbm.concepts.bank import ConceptBank
+from cbm.concepts.cav import learn_cavs, majority_owners, read_concept_folders
+from cbm.concepts.prepare import class_name_bank, find_bank, label_bank, prepare_bank
+from cbm.concepts.readers import match_concepts
+from cbm.data import FeatureData, ImageDataset, Split, unit_norm
+from cbm.data.encoded import Encoding, encode_images, read_images
+from cbm.data.text_store import EncodeText
+from cbm.encoders.base import Encoder
+from cbm.errors import UserError
+from cbm.files import resolve_path
+
+
+def candidate_bank(
+    concepts_from: str | None, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder, encode_text: EncodeText
+) -> ConceptBank | None:
+    """The candidates a method chooses from, embedded by its text-image model.
+
+    Args:
+        concepts_from: what the method builds on, see ``cbm.methods.Method``.
+        cfg: a ``cbm.config.TrainConfig``.
+        dataset: the images of the run.
+        encoder: the text-image model: the encoder, or the teacher.
+        encode_text: its text tower.
+
+    Returns:
+        None if the method needs no concepts, or if images must be encoded first (``concept_images``).
+    """
+    if concepts_from is None or learns_concepts(concepts_from, cfg):
+        return None
+    if concepts_from == "class_names":
+        return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
+    train = dataset.splits["train"]
+    if concepts_from == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
+        shown = majority_owners(torch.from_numpy(train.concepts), torch.from_numpy(train.labels), len(dataset.classes))
+        return label_bank(
+            dataset.concept_names, dataset.concept_groups, shown, dataset.classes, dataset.name,
+            encode_text if encoder.has_text else None, encoder.fingerprint,
+        )  # fmt: skip
+    shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
+    source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
+    own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
+    return prepare_bank(
+        find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
+        hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words,
+        remove_class_names=cfg.concepts.remove_class_names,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class ConceptImages:
+    """Images of which it is known what they show.
+
+    Attributes:
+        source: where they come from.
+        names: A concept names.
+        groups: group name to the names of concepts that exclude each other.
+        split: the images; None for the run's own training images.
+    """
+
+    source: str
+    names: list[str]
+    groups: dict[str, list[str]] = field(default_factory=dict)
+    split: Split | None = None
+
+
+def learns_concepts(concepts_from: str | None, cfg: DictConfig) -> bool:
+    """Whether the concepts are learned from images (``concepts=cav``)."""
+    return concepts_from == "bank" and cfg.concepts.source == "cav"
+
+
+def concept_images(cfg: DictConfig, dataset: ImageDataset) -> ConceptImages:
+    """The images that ``concepts.cav`` names.
+
+    Raises:
+        UserError: they say nothing about concepts, or are not there.
+    """
+    cav = cfg.concepts.cav
+    if cav.folder is not None and cav.dataset is not None:
+        raise UserError("concepts.cav.folder and concepts.cav.dataset are two places to learn concepts from: say one")
+    if cav.root is not None and cav.dataset is None:
+        raise UserError("concepts.cav.root is where the images of concepts.cav.dataset are: say that too")
+    if cav.folder is not None:
+        names, split = read_concept_folders(resolve_path(cav.folder))
+        return ConceptImages(str(cav.folder), names, split=split)
+    if cav.dataset is None:
+        _check_concepts(dataset)
+        return ConceptImages(dataset.name, dataset.concept_names, dataset.concept_groups)
+    # the run's own card keeps its settings: what it tests on is not learned from
+    own = cav.dataset == cfg.dataset.name
+    card = cfg.dataset.copy() if own else schema.load_card(cav.dataset)
+    card.root = cav.root or card.root
+    if card.root is None:
+        raise UserError(f"concepts.cav.dataset={card.name} needs to know where its images are: say concepts.cav.root=")
+    other = _check_concepts(read_images(card, Path(cfg.cache)))
+    return ConceptImages(other.name, other.concept_names, other.concept_groups, other.splits["train"])
+
+
+def _check_concepts(dataset: ImageDataset) -> ImageDataset:
+    if dataset.splits["train"].concepts is None or not dataset.concept_names:
+        raise UserError(
+            f"concepts=cav: data set '{dataset.name}' does not say which concepts its pictures show; learn them from"
+            " one that does (concepts.cav.dataset=CARD, e.g. birds) or from pictures in folders "
+            "(concepts.cav.folder=DIR)"
+        )
+    return dataset
+
+
+def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: DictConfig) -> ConceptBank:
+    """Concepts learned from images; a class owns those that most of its training images are known to show."""
+    if images.split is None:
+        x, truth = data.train.x, data.train.concepts
+    else:
+        stored = encode_images(images.split.images, encoder, Encoding.of(cfg), f"{images.source} (concepts)")
+        split = images.split.take(np.flatnonzero(stored.readable))
+        x, truth = unit_norm(stored.tensor(), split.images.names), torch.from_numpy(split.concepts)
+    assert truth is not None
+    bank = learn_cavs(
+        x, truth, images.names, encoder=encoder.fingerprint, source=images.source,
+        per_concept=cfg.concepts.cav.per_concept, svm_c=cfg.concepts.cav.svm_c, seed=cfg.seed, groups=images.groups,
+        progress=cfg.trainer.progress,
+    )  # fmt: skip
+    owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)
+    if data.train.concepts is not None:
+        shown: Tensor = majority_owners(data.train.concepts, data.train.y, len(data.classes))
+        for k, column in match_concepts(bank.texts, data.concept_names):
+            owners[:, k] = shown[:, column]
+    return bank.owned_by(owners, data.classes)

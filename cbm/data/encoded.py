@@ -1,0 +1,174 @@
+"""From a card to encoded splits: images read, classes in order, every image encoded once, shots taken."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+
+from cbm.data.dataset import ImageDataset
+from cbm.data.features import FeatureData, FeatureSplit
+from cbm.data.images import Images
+from cbm.data.readers import read_dataset
+from cbm.data.splits import complete_splits, few_shot
+from cbm.data.store import FeatureStore, StoredFeatures
+from cbm.encoders.base import Encoder
+from cbm.errors import UserError, did_you_mean
+from cbm.files import resolve_path
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How images are encoded, and how many of them are taken.
+
+    Attributes:
+        cache: folder of the feature store.
+        store_dtype: what the store keeps, ``float32`` or ``float16``.
+        batch_size: images per forward pass.
+        num_workers: processes that decode images.
+        on_error: ``skip`` unreadable images (they are reported) or ``fail``.
+        progress: whether progress bars are shown.
+        shots: training images per class, or ``all``.
+        val_shots: validation images per class, or ``all``.
+        seed: random seed for drawing the shots, and for the order of training batches.
+        devices: processes on this machine that encode.
+        nodes: machines that encode.
+    """
+
+    cache: Path = Path("cache")
+    store_dtype: str = "float32"
+    batch_size: int = 256
+    num_workers: int = 2
+    on_error: str = "skip"
+    progress: bool = True
+    shots: int | str = "all"
+    val_shots: int | str = "all"
+    seed: int = 0
+    devices: int = 1
+    nodes: int = 1
+
+    @classmethod
+    def of(cls, cfg: DictConfig, encoder: DictConfig | None = None) -> "Encoding":
+        """The settings of a run.
+
+        Args:
+            cfg: a ``cbm.config.TrainConfig``.
+            encoder: an ``EncoderConfig`` of another encoder than the run's own (a teacher).
+        """
+        own: Any = cfg.encoder if encoder is None else encoder
+        return cls(
+            Path(cfg.cache), own.store_dtype, own.batch_size, own.num_workers, cfg.dataset.on_error,
+            cfg.trainer.progress, cfg.shots, cfg.val_shots, cfg.seed,
+        )  # fmt: skip
+
+    def whole(self) -> "Encoding":
+        """The same with all images of every class, as a model is evaluated."""
+        return replace(self, shots="all", val_shots="all")
+
+
+def read_images(card: DictConfig, cache: Path) -> ImageDataset:
+    """The data set of a card, with train, val and test splits.
+
+    Args:
+        card: a ``cbm.config.DatasetConfig``.
+        cache: where splits that are drawn are kept.
+    """
+    root = None if card.root is None else resolve_path(card.root)
+    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}), cache)
+    return complete_splits(
+        dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
+    )
+
+
+def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
+    """The data set with its labels in the order of a trained model's classes.
+
+    Raises:
+        UserError: a class that is not among them, with the nearest.
+    """
+    if dataset.classes == classes:
+        return dataset
+    if unknown := sorted(set(dataset.classes) - set(classes)):
+        raise UserError(
+            f"data set '{dataset.name}' has class '{unknown[0]}', which the model does not know: "
+            f"{did_you_mean(unknown[0], classes)}"
+        )
+    new = np.array([classes.index(name) for name in dataset.classes])
+    splits = {name: replace(split, labels=new[split.labels]) for name, split in dataset.splits.items()}
+    return replace(dataset, classes=classes, splits=splits)
+
+
+def encode_splits(
+    dataset: ImageDataset,
+    encoder: Encoder,
+    settings: Encoding,
+    splits: tuple[str, ...],
+    teacher: tuple[Encoder, Encoding] | None = None,
+) -> tuple[ImageDataset, FeatureData]:
+    """Features of the splits; every image is encoded once, few-shot subsets are taken from the full split.
+
+    Args:
+        dataset: the images.
+        encoder: the frozen encoder.
+        settings: how they are encoded, and how many are taken.
+        splits: names of the splits to encode.
+        teacher: another encoder with its settings, which encodes the training and validation images too; those that
+            either cannot read are left out.
+
+    Returns:
+        The data set with the images that were taken (the readable ones, or the shots), and their features in the same
+        order. The data set that was handed in stays as it is.
+
+    Raises:
+        UserError: no such split, too few images for the shots, or whatever is wrong with the images.
+    """
+    taken = dict(dataset.splits)
+    encoded: dict[str, FeatureSplit] = {}
+    taught: dict[str, FeatureSplit] = {}
+    for name in splits:
+        if name not in dataset.splits:
+            has = " and ".join(dataset.splits)
+            raise UserError(f"data set '{dataset.name}' has no pictures for '{name}': it has {has}")
+        split = dataset.splits[name]
+        stored = [encode_images(split.images, encoder, settings, f"{dataset.name}/{name}")]
+        if teacher is not None and name != "test":
+            stored.append(encode_images(split.images, *teacher, f"{dataset.name}/{name} (teacher)"))
+        readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
+        shots = {"train": settings.shots, "val": settings.val_shots}.get(name, "all")
+        setting = "val_shots" if name == "val" else "shots"
+        rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting)]
+        split = split if len(rows) == len(split) else split.take(rows)
+        for part, features in zip((encoded, taught), stored):
+            part[name] = FeatureSplit(
+                features.unit_rows(rows, split.images.names),
+                torch.from_numpy(split.labels),
+                split.images.names,
+                None if split.concepts is None else torch.from_numpy(split.concepts),
+            )
+        taken[name] = split
+    dataset = replace(dataset, splits=taken)
+    if "train" in splits:
+        dataset.check()  # once more: a class may have lost all its images to bad files
+    seen = None
+    if teacher is not None:
+        seen = FeatureData(taught, dataset.classes, seed=settings.seed, encoder=teacher[0].fingerprint)
+    return dataset, FeatureData(
+        encoded,
+        dataset.classes,
+        concept_names=dataset.concept_names,
+        concept_groups=dataset.concept_groups,
+        seed=settings.seed,
+        encoder=encoder.fingerprint,
+        teacher=seen,
+    )
+
+
+def encode_images(images: Images, encoder: Encoder, settings: Encoding, label: str) -> StoredFeatures:
+    """Features of images, from the store or encoded now; ``label`` names them to the user."""
+    return FeatureStore(settings.cache).encode(
+        encoder, images, dtype=settings.store_dtype, batch_size=settings.batch_size,
+        num_workers=settings.num_workers, on_error=settings.on_error, label=label, progress=settings.progress,
+        devices=settings.devices, nodes=settings.nodes,
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""Which concept to ask about, and what follows from the answer."""

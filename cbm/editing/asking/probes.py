@@ -1,0 +1,146 @@
+"""Intervening on black boxes: change the representation until a probe sees the concepts a person tells.
+
+Laguna et al., "Beyond Concept Bottleneck Models: How to Make Black Boxes Intervenable?", NeurIPS 2024. They descend by
+gradient; for linear probes q(z) = sigmoid(Q z + b) the nearest such representation has a closed form,
+
+    z' = z + Q_I^T (Q_I Q_I^T + rho 1)^-1 (t - Q_I z - b_I),        t = logit(.95) or logit(.05) of the told concepts I
+
+or, where the probe is more certain already, what it says: nothing is pulled back.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+
+from cbm.editing.asking.policies import QuestionCurve
+
+CERTAIN = math.log(0.95 / 0.05)
+NUMBERS_AT_ONCE = 2**24
+
+
+@dataclass(frozen=True)
+class ConceptProbe:
+    """Log-odds ``x Q^T + b`` of K concepts.
+
+    Attributes:
+        directions: ``[K, D]`` Q.
+        bias: ``[K]``.
+        auroc: ``[K]`` on pictures it was not fitted to; NaN where they show only one state.
+    """
+
+    directions: Tensor
+    bias: Tensor
+    auroc: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Log-odds ``[N, K]`` of features ``[N, D]``."""
+        return x @ self.directions.T + self.bias
+
+
+def fit_concept_probe(
+    x: Tensor, concepts: Tensor, held_x: Tensor, held_concepts: Tensor, *, c: float = 10.0
+) -> ConceptProbe:
+    """Logistic regression of every concept; one that never changes is always what it is.
+
+    Args:
+        x: ``[N, D]`` unit-norm features.
+        concepts: ``[N, K]`` 1, 0, NaN unknown.
+        held_x: ``[M, D]`` other pictures.
+        held_concepts: ``[M, K]``.
+        c: inverse strength of the L2 penalty.
+    """
+    directions, biases, scores = [], [], []
+    for k in range(concepts.shape[1]):
+        known = ~concepts[:, k].isnan()
+        target = concepts[known, k].numpy()
+        if len(np.unique(target)) < 2:
+            directions.append(torch.zeros(x.shape[1]))
+            biases.append(CERTAIN if len(target) and target[0] > 0.5 else -CERTAIN)
+        else:
+            fitted = LogisticRegression(C=c, max_iter=1000).fit(x[known].numpy(), target > 0.5)
+            directions.append(torch.from_numpy(fitted.coef_[0]).float())
+            biases.append(float(fitted.intercept_[0]))
+        seen = ~held_concepts[:, k].isnan()
+        truth = held_concepts[seen, k].numpy()
+        both = len(np.unique(truth)) == 2
+        scores.append(roc_auc_score(truth > 0.5, (held_x[seen] @ directions[-1]).numpy()) if both else math.nan)
+    return ConceptProbe(torch.stack(directions), torch.tensor(biases), torch.tensor(scores))
+
+
+def edit_representation(x: Tensor, probe: ConceptProbe, told: Tensor, *, rho: float = 1e-3) -> Tensor:
+    """The nearest features on which the probe is certain of what is told.
+
+    Args:
+        x: ``[N, D]``.
+        probe: of K concepts.
+        told: ``[N, K]`` 1, 0, NaN not told.
+        rho: how much the probe's saying so counts against staying near: 0 for exactly so, infinite for staying.
+    """
+    known = ~told.isnan()
+    outer = probe.directions.double() @ probe.directions.double().T
+    ridge = rho * outer.diagonal().mean().clamp(min=1e-30)
+    wanted = torch.where(told > 0.5, CERTAIN, -CERTAIN)
+    parts = []
+    for part, mask, goal in zip(*(each.split(max(1, NUMBERS_AT_ONCE // outer.numel())) for each in (x, known, wanted))):
+        inner = outer * (mask[:, :, None] & mask[:, None, :]) + torch.diag_embed(torch.where(mask, ridge, 1.0))
+        lacking = (goal - probe(part)).double()
+        lacking = torch.where(mask & (lacking * goal > 0), lacking, 0.0)
+        step = torch.linalg.solve(inner, lacking[..., None])[..., 0] @ probe.directions.double()
+        parts.append(torch.where(mask.any(dim=1, keepdim=True), part + step.to(part), part))
+    return torch.cat(parts) if parts else x
+
+
+@torch.no_grad()
+def tell_in_turn(
+    model: nn.Module,
+    probe: ConceptProbe,
+    x: Tensor,
+    y: Tensor,
+    answers: Tensor,
+    units: Sequence[Sequence[int]],
+    *,
+    questions: int | None = None,
+    costs: Tensor | None = None,
+    seed: int = 0,
+) -> QuestionCurve:
+    """Accuracy of a classifier of features as more is told of every picture, in a random order of its own.
+
+    Args:
+        model: features ``[N, D]`` to logits.
+        probe: of the K concepts.
+        x: ``[N, D]``.
+        y: ``[N]`` classes.
+        answers: ``[N, K]`` 1, 0, NaN nobody knows.
+        units: columns told together.
+        questions: per picture; all groups by default.
+        costs: ``[U]`` of every group; 1 by default.
+        seed: of the order.
+    """
+    questions = len(units) if questions is None else min(questions, len(units))
+    costs = torch.ones(len(units)) if costs is None else costs.float()
+    member = torch.zeros(len(units), answers.shape[1])
+    for number, unit in enumerate(units):
+        member[number, list(unit)] = 1.0
+    order = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed)).argsort(dim=1)[:, :questions]
+    right = []
+    for step in range(questions + 1):
+        told = torch.zeros_like(answers, dtype=torch.bool)
+        for column in order[:, :step].T:
+            told |= member[column] > 0
+        edited = edit_representation(x, probe, torch.where(told, answers, torch.nan))
+        right.append((model(edited).argmax(dim=1) == y).double().mean())
+    spent = torch.cat([torch.zeros(len(x), 1), costs[order].cumsum(dim=1)], dim=1).mean(dim=0)
+    return QuestionCurve(torch.stack(right), spent, order)
+
+
+@torch.no_grad()
+def intervenability(model: nn.Module, x: Tensor, y: Tensor, edited: Tensor) -> float:
+    """Mean decrease of the cross-entropy by editing representations, both ``[N, D]`` (their equation 2)."""
+    before, after = (nn.functional.cross_entropy(model(each), y) for each in (x, edited))
+    return float(before - after)

@@ -1,0 +1,83 @@
+"""``correct``: let an editor correct a model for another domain, and compare what comes of it with simpler means."""
+
+from dataclasses import dataclass, replace
+
+import torch
+
+from cbm.data import FeatureSplit
+from cbm.editing.comparison import Comparison
+from cbm.editing.domains.base import EDITORS, DomainEditor, EditContext, Proposal, create_editor
+from cbm.editing.edits import EditSet, signed
+
+BASELINES = ("recentre", "refit")  # stand beside every correction
+
+
+@dataclass(frozen=True)
+class Correction:
+    """A model corrected for one domain, and what came of it.
+
+    Attributes:
+        name: of the editor.
+        context: what the editor looked at.
+        proposal: its answer.
+        tested: the pictures it was not shown.
+        comparison: decisions about these.
+        baselines: accuracy of the simplest other uses of the same labels, on the same pictures.
+        inside: share of the pictures that pass the gate; 1 without one.
+    """
+
+    name: str
+    context: EditContext
+    proposal: Proposal
+    tested: FeatureSplit
+    comparison: Comparison
+    baselines: dict[str, float]
+    inside: float
+
+    def metrics(self) -> dict[str, float]:
+        """``edits/...`` beyond those of the comparison."""
+        support = self.context.support
+        values = {f"edits/{name}_accuracy": value for name, value in self.baselines.items()}
+        values |= {"edits/n_support": float(len(support)) if support else 0.0, "edits/share_edited": self.inside}
+        if self.proposal.edits is not None:
+            values["edits/n_concepts"] = float(len({edit.concept for edit in self.proposal.edits.edits}))
+        if self.proposal.source is not None:
+            before, after, (low, high) = self.proposal.source
+            values |= {"edits/source_accuracy_macro_before": before, "edits/source_accuracy_macro_after": after}
+            values |= {"edits/source_change_low": low, "edits/source_change_high": high}
+        return values
+
+    def summary(self) -> str:
+        """One line for the terminal."""
+        edits = self.proposal.edits
+        what = "another model" if edits is None else f"{len(edits)} edits" if len(edits) else "nothing is edited"
+        return f"{self.name}: {what}; {self.proposal.reason}"
+
+
+def correct(context: EditContext, tested: FeatureSplit, editor: DomainEditor) -> Correction:
+    """Let an editor correct a model for another domain.
+
+    Args:
+        context: what the editor may look at.
+        tested: labelled images of the domain that it is not shown; the decisions about these are compared.
+        editor: with its settings.
+
+    Raises:
+        UserError: something that the editor needs is not there, or the model cannot be corrected so.
+    """
+    proposal = editor.propose(context)
+    passed = torch.full((len(tested),), True) if proposal.gate is None else proposal.gate(tested.x)
+    before = context.model.logits(tested.x)
+    changed = bool(proposal.edits is None or len(proposal.edits))
+    after = torch.where(passed[:, None], proposal.model.logits(tested.x), before) if changed else before
+    name = next(name for name, kind in EDITORS.items() if kind is type(editor))
+    baselines = {}
+    for other in BASELINES:
+        if other != name:
+            logits = create_editor({"name": other, "seed": editor.seed}).propose(context).model.logits(tested.x)
+            baselines[other] = float((logits.argmax(dim=1) == tested.y).double().mean())
+    if proposal.edits is not None:
+        who = f"editor={name}"
+        proposal = replace(proposal, edits=EditSet(tuple(signed(edit, who) for edit in proposal.edits.edits)))
+    comparison = Comparison(before, after, tested.y, context.classes)
+    return Correction(name, context, proposal, tested, comparison, baselines, float(passed.double().mean()))

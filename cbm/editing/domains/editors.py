@@ -1,0 +1,213 @@
+"""Editors that correct a model for another domain, all behind one door: ``create_editor(settings).propose(context)``.
+
+    test_time   mask and amplify a few concepts, chosen by a few labelled pictures (``cbm.editing.domains.attribution``)
+    prune       remove the concepts that the same pictures blame most, without any further test
+    recentre    every concept's mean is put where the source domain has it: as many edits as concepts
+    conda       move concepts and head by gradient on unlabelled pictures (``cbm.editing.domains.conda``)
+    refit       a new head on the labelled pictures alone: logistic regression on standardised concepts
+
+The first three answer with edits that a person can read, the others with another model. None touches the model given.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from cbm.editing.apply import edited_model
+from cbm.editing.domains.attribution import Plan, applied, blamed_concepts, plan_edits, recentre
+from cbm.editing.domains.base import DomainEditor, EditContext, Proposal, register_editor
+from cbm.editing.domains.concept_head import LinearConceptHead
+from cbm.editing.domains.conda import adapt_unlabelled, pseudo_labels
+from cbm.editing.domains.gate import fit_gate
+from cbm.editing.domains.source_card import SourceStatistics
+from cbm.editing.edits import Edit, EditSet
+from cbm.editing.prune import prune
+from cbm.errors import UserError, did_you_mean
+from cbm.layers.activations import Sigmoid
+
+PROTECTIONS = ("tag", "gate", "batch", "none")
+ALLOWED_LOSS = 0.005  # of balanced accuracy at home, where edits may reach pictures from there
+RESAMPLES = 1000
+
+
+@register_editor("test_time")
+@dataclass(frozen=True)
+class ShiftAttribution(DomainEditor):
+    """Training-free test-time editing.
+
+    Attributes:
+        guard: see ``plan_edits``.
+        per_class: no class may lose a picture that was left out.
+        protect: concepts that may not be masked.
+        protection: what keeps the edits away from home. tag: the domain's name. gate: pictures must look like the
+            domain. batch: batches must. none: nothing; edits are kept only while accuracy at home holds.
+        alpha: share of pictures from home that may pass a gate.
+        batch: pictures per batch of the batch gate.
+    """
+
+    guard: str = "default"
+    per_class: bool = False
+    protect: list[str] = field(default_factory=list)
+    protection: str = "tag"
+    alpha: float = 0.05
+    batch: int = 32
+
+    def _propose(self, context: EditContext) -> Proposal:
+        if self.protection not in PROTECTIONS:
+            raise UserError(f"editor.protection={self.protection}: {did_you_mean(self.protection, PROTECTIONS)}")
+        model, texts = context.model, context.texts
+        if model.residual is not None:
+            raise UserError(
+                "the model decides past its concepts too (a residual): test-time editing would not reach it"
+            )
+        EditSet(tuple(Edit("mask", text) for text in self.protect)).check(texts, context.classes)
+        source, (a, y) = context.statistics(), context.labelled()
+        plan = plan_edits(
+            a, y, context.head, source, guard=self.guard, per_class=self.per_class, groups=context.groups,
+            protect=[texts.index(text) for text in self.protect],
+            pivot="zero" if isinstance(model.activation, Sigmoid) else "target", seed=self.seed,
+        )  # fmt: skip
+        gate, at_home = None, None
+        if self.protection in ("gate", "batch"):
+            assert context.support is not None
+            size = self.batch if self.protection == "batch" else 1
+            gate = fit_gate(context.source.x, context.support.x, alpha=self.alpha, batch=size, seed=self.seed)
+        if self.protection != "tag" and plan.changes:
+            plan, at_home = keep_home(plan, source, context.head, None if gate is None else gate(context.source.x))
+        edits = plan.edits(texts, None if self.protection == "none" else context.domain)
+        edited = edited_model(model, edits, texts, context.classes, context.domain)
+        return Proposal(edited, plan.reason, edits, plan, gate, at_home)
+
+
+def keep_home(
+    plan: Plan, source: SourceStatistics, head: LinearConceptHead, passed: Tensor | None
+) -> tuple[Plan, tuple[float, float, tuple[float, float]]]:
+    """Drop the last edits until pictures from home lose no more than 0.005 of balanced accuracy.
+
+    Args:
+        plan: with one change or more.
+        source: statistics, and the pictures to try.
+        head: of the model.
+        passed: ``[M]`` bool, which of them pass the gate; all without one.
+    """
+    before = head(source.a).argmax(dim=1) == source.y
+    while True:
+        after = head(applied(source.a, plan.changes)).argmax(dim=1) == source.y
+        after = after if passed is None else torch.where(passed, after, before)
+        share = 1 / torch.bincount(source.y)[source.y].double() / len(source.mean)
+        change = share * (after.double() - before.double())
+        if float(change.sum()) >= -ALLOWED_LOSS or not plan.changes:
+            break
+        plan = replace(plan, changes=plan.changes[:-1], reason=f"{plan.reason}; one edit less for accuracy at home")
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(change), (RESAMPLES, len(change)), generator=generator)
+    low, high = change[drawn].sum(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return plan, (float((share * before).sum()), float((share * after).sum()), (low, high))
+
+
+@register_editor("recentre")
+@dataclass(frozen=True)
+class Recentre(DomainEditor):
+    """The simplest use of the labels."""
+
+    def _propose(self, context: EditContext) -> Proposal:
+        shift = recentre(*context.labelled(), context.statistics()).tolist()
+        why = f"the class-balanced mean in '{context.domain}' is put where it is at home"
+        edits = EditSet(
+            tuple(Edit("shift", text, by, domain=context.domain, why=why) for text, by in zip(context.texts, shift))
+        )
+        model = edited_model(context.model, edits, context.texts, context.classes, context.domain)
+        return Proposal(model, why, edits)
+
+
+@register_editor("prune")
+@dataclass(frozen=True)
+class PruneBlamed(DomainEditor):
+    """Remove what misleads most, as a person would who looks at the mistakes (PCBM's editing, listed by blame).
+
+    Attributes:
+        count: concepts, at most.
+        normalise: scale what is left of a class to its former sum of absolute weights.
+    """
+
+    count: int = 6
+    normalise: bool = False
+
+    def _propose(self, context: EditContext) -> Proposal:
+        columns = blamed_concepts(*context.labelled(), context.head, context.statistics())[: self.count]
+        removed = torch.zeros(len(context.classes), len(context.texts), dtype=torch.bool)
+        removed[:, columns] = True
+        why = f"blamed most for mistakes in '{context.domain}'"
+        edits = EditSet(tuple(Edit("remove", context.texts[k], domain=context.domain, why=why) for k in columns))
+        model = prune(context.model, removed, normalise=self.normalise)
+        return Proposal(model, f"{len(columns)} concepts {why}", None if self.normalise else edits)
+
+
+@register_editor("conda")
+@dataclass(frozen=True)
+class Conda(DomainEditor):
+    """Unlabelled pictures only.
+
+    Attributes:
+        steps: of each of the three stages.
+        lr: of a step, as a share of the root mean square of what it changes.
+    """
+
+    steps: int = 10
+    lr: float = 0.02
+    requires: ClassVar[frozenset[str]] = frozenset({"unlabelled"})
+
+    def _propose(self, context: EditContext) -> Proposal:
+        assert context.unlabelled is not None
+        labels = pseudo_labels(context.model, context.unlabelled, context.zero_shot)
+        model = adapt_unlabelled(
+            context.model,
+            context.unlabelled,
+            labels,
+            context.statistics(),
+            steps=self.steps,
+            lr=self.lr,
+            seed=self.seed,
+        )
+        drift = float((model.concepts - context.model.concepts).norm())
+        agreement = float((model.logits(context.unlabelled).argmax(dim=1) == labels).double().mean())
+        return Proposal(model, f"concepts moved by {drift:.2f}, {100 * agreement:.0f} % agree with the pseudo-labels")
+
+
+@register_editor("refit")
+@dataclass(frozen=True)
+class Refit(DomainEditor):
+    """What the labels would buy without the old head.
+
+    Attributes:
+        c: inverse strength of the L2 penalty.
+    """
+
+    c: float = 0.1
+
+    def _propose(self, context: EditContext) -> Proposal:
+        a, y = context.labelled()
+        scaler = StandardScaler().fit(a.numpy())
+        fitted = LogisticRegression(C=self.c, max_iter=1000).fit(scaler.transform(a.numpy()), y.numpy())
+        scale = torch.from_numpy(scaler.scale_)
+        present = torch.from_numpy(fitted.classes_)
+        coefficients, intercept = torch.from_numpy(fitted.coef_), torch.from_numpy(fitted.intercept_)
+        if len(present) == 2:
+            coefficients, intercept = (
+                torch.cat([-coefficients, coefficients]) / 2,
+                torch.cat([-intercept, intercept]) / 2,
+            )
+        weights, bias = (
+            torch.zeros(len(context.classes), a.shape[1]).double(),
+            torch.zeros(len(context.classes)).double(),
+        )
+        bias -= 1e4  # classes that nobody showed
+        weights[present] = coefficients / scale
+        bias[present] = intercept - weights[present] @ torch.from_numpy(scaler.mean_)
+        model = context.model.with_weights(weights.float(), bias.float())
+        model.residual = None
+        return Proposal(model, f"a new head on {len(y)} pictures")

@@ -1,0 +1,113 @@
+"""The source card: what a later correction must know of the domain a model was trained for.
+
+It is written with every run, from validation pictures (training pictures would look too certain), and holds their
+features in half precision: no picture of the source domain is needed again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from cbm.editing.domains.concept_head import ConceptHead
+from cbm.errors import UserError
+from cbm.files.tensors import read_tensors, write_tensors
+
+PER_CLASS = 200
+ROWS = 50_000  # of all classes: 77 MB at 768 dimensions
+
+
+@dataclass(frozen=True)
+class SourceCard:
+    """Labelled pictures of the source domain.
+
+    Attributes:
+        x: ``[M, D]`` features, at most 200 per class and 50,000 in all.
+        y: ``[M]`` their classes.
+    """
+
+    x: Tensor
+    y: Tensor
+
+    def save(self, path: Path) -> None:
+        """Write ``source_card.safetensors``."""
+        write_tensors(path, {"x": self.x.half(), "y": self.y})
+
+
+def source_card(x: Tensor, y: Tensor, num_classes: int, seed: int = 0) -> SourceCard:
+    """The card of pictures ``[N, D]`` with classes ``[N]``: as many of every class, drawn by the seed."""
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(len(y), generator=generator)
+    count = min(PER_CLASS, max(ROWS // num_classes, 2))
+    rows = torch.cat([order[y[order] == c][:count] for c in y.unique()])
+    return SourceCard(x[rows], y[rows])
+
+
+def load_source_card(path: Path) -> SourceCard:
+    """Read what ``SourceCard.save`` wrote.
+
+    Raises:
+        UserError: it is not there (the run is older than source cards), or damaged.
+    """
+    try:
+        tensors, _ = read_tensors(path)
+        x, y = tensors["x"].float(), tensors["y"].long()
+    except FileNotFoundError as error:
+        raise UserError(f"no source card '{path}': train the run again, it is written at the end") from error
+    except KeyError as error:
+        raise UserError(f"'{path}' is no source card: it has no tensor {error}") from error
+    if x.dim() != 2 or y.shape != x.shape[:1]:
+        raise UserError(f"'{path}' is no source card: features {list(x.shape)} and classes {list(y.shape)}")
+    return SourceCard(x, y)
+
+
+@dataclass(frozen=True)
+class SourceStatistics:
+    """What the concepts of one model do in the source domain.
+
+    Attributes:
+        mean: ``[C, K]`` of the activations by class.
+        std: ``[C, K]``.
+        a: ``[M, K]`` the activations themselves.
+        y: ``[M]`` their classes.
+        factor: what the logits are multiplied by to be calibrated.
+    """
+
+    mean: Tensor
+    std: Tensor
+    a: Tensor
+    y: Tensor
+    factor: float
+
+    @property
+    def reference(self) -> Tensor:
+        """``[K]`` mean over the classes."""
+        return self.mean.mean(dim=0)
+
+    @property
+    def scale(self) -> Tensor:
+        """``[C, K]`` what a deviation is measured in: a class's standard deviation and a tenth of the pooled one."""
+        return self.std + 0.1 * self.std.square().mean(dim=0).sqrt()
+
+
+@torch.no_grad()
+def source_statistics(a: Tensor, y: Tensor, head: ConceptHead) -> SourceStatistics:
+    """Statistics of activations ``[M, K]`` with classes ``[M]``.
+
+    Raises:
+        UserError: a class has fewer than two pictures.
+    """
+    a = a.double()
+    z = head(a)
+    means, stds = [], []
+    for c in range(z.shape[1]):
+        own = a[y == c]
+        if len(own) < 2:
+            raise UserError(f"class {c} has {len(own)} pictures in the source domain; a source card needs two or more")
+        means.append(own.mean(dim=0))
+        stds.append(own.std(dim=0))
+    gap = z.topk(2, dim=1).values.diff().neg().median().clamp(min=1e-12)
+    grid = torch.logspace(-1.5, 1.5, 61, dtype=torch.float64) / gap
+    losses = [float(torch.nn.functional.cross_entropy(factor * z, y)) for factor in grid]
+    return SourceStatistics(torch.stack(means), torch.stack(stds), a, y, float(grid[losses.index(min(losses))]))

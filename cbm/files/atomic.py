@@ -1,0 +1,92 @@
+"""Finding files, and writing them so that they are there whole or not at all."""
+
+import errno
+import fcntl
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from typing import IO
+
+from cbm.errors import UserError
+
+PROJECT = Path(__file__).resolve().parents[2]
+"""The checkout: relative paths that do not exist where the command runs are looked up here."""
+
+PARTIAL = ".partial."
+"""How the names of files begin that are being written, or were when their process was killed."""
+
+
+def resolve_path(path: str | Path) -> Path:
+    """``path`` as given if it exists from here, else inside the project, else as given."""
+    path = Path(path).expanduser()
+    inside = PROJECT / path
+    return inside if not path.exists() and inside.exists() else path
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Write ``content`` to ``path``: a reader sees the old file or the new one, also after a kill or a power cut.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to. The old file is untouched.
+    """
+    write_in_parts(path.parent, [content], lambda: path.name)
+
+
+def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]) -> Path:
+    """Write ``parts`` one after the other to a file of ``folder`` that is there whole or not at all; returns its path.
+
+    What killed processes left half written in the folder is removed.
+
+    Args:
+        folder: where; made if need be.
+        parts: the content.
+        name: of the file; asked for when all is written.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to. An old file of this name is untouched.
+    """
+    temporary = None
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _sweep(folder)
+        with _locked_file(folder) as file:
+            temporary = Path(file.name)
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.chmod(0o644)
+            return temporary.replace(folder / name())
+    except OSError as error:
+        raise cannot_write(folder if temporary is None else folder / name(), error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _locked_file(folder: Path) -> IO[bytes]:
+    """A new temporary file, locked as long as it is open: nobody else takes it for a leftover."""
+    while True:
+        file = tempfile.NamedTemporaryFile(dir=folder, prefix=PARTIAL, delete=False)  # noqa: SIM115
+        with suppress(OSError):  # a file system without locks, where nothing is swept
+            fcntl.flock(file, fcntl.LOCK_EX)
+        if Path(file.name).exists():
+            return file
+        file.close()  # swept by another process before it was locked
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the temporary files of processes that are gone: those that nobody holds a lock on."""
+    for path in folder.glob(f"{PARTIAL}*"):
+        with suppress(OSError), path.open("rb") as file:  # gone already, in use, or not ours to remove
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            path.unlink()
+
+
+def cannot_write(path: Path, error: OSError) -> UserError:
+    """The one line for a write that failed."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+        return UserError(f"no space left for '{path}': free some disk and run the same command again, it goes on there")
+    return UserError(f"cannot write '{path}': {error.strerror or error}")

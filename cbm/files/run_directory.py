@@ -1,0 +1,217 @@
+"""The directory of a run: what it is called, whether it is free, finished or interrupted, and what it holds."""
+
+import fcntl
+import hashlib
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from cbm.errors import UserError, did_you_mean
+from cbm.files import PARTIAL, write_atomically
+from cbm.files.parsing import read_json, read_yaml
+
+NOT_PART_OF_A_RUN = ("run_dir", "cache", "overwrite", "report", "logger")
+"""Settings that do not change what is trained: the same run may go on with others."""
+READ_BACK = ("config.yaml", "metrics.json", "about.json", "bank/bank.json")
+"""What later commands read of a finished run, beside files that carry their own checksum."""
+
+
+def settings_hash(cfg: DictConfig) -> str:
+    """Eight digits that stand for everything that decides what is trained."""
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    settings = {key: value for key, value in settings.items() if key not in NOT_PART_OF_A_RUN}
+    settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in ("progress", "checkpoint_seconds")}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+class RunDirectory:
+    """A run directory, claimed by this process until it ends.
+
+    Args:
+        path: the directory (see ``choose_run_directory``), made if it is not there.
+        cfg: the configuration, written to ``config.yaml``.
+
+    Attributes:
+        path: the directory.
+        resumed: it held an interrupted run of the same settings, which goes on.
+
+    Raises:
+        UserError: another process is writing there, or it cannot be made.
+    """
+
+    def __init__(self, path: Path, cfg: DictConfig):
+        self.path = path
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            self._lock = (path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"cannot make run directory '{path}': {error.strerror}") from error
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"another process is writing to run directory '{path}'") from error
+        self.resumed = (path / "state.json").is_file()
+        write_atomically(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
+        self.settings = settings_hash(cfg)
+        self.write_json("state.json", {"settings": self.settings, "finished": False})
+
+    def finish(self) -> None:
+        """Mark the run as finished, with the checksums of what is read back; what was kept for resuming goes."""
+        checksums = {name: _checksum(self.path / name) for name in READ_BACK if (self.path / name).is_file()}
+        self.write_json("state.json", {"settings": self.settings, "finished": True, "checksums": checksums})
+        shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
+
+    def write_json(self, name: str, content: Any) -> None:
+        """Write ``content`` to the file ``name``."""
+        write_atomically(self.path / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+
+
+def choose_run_directory(cfg: DictConfig) -> Path:
+    """Where a new run goes, or where an interrupted one of the same settings goes on.
+
+    With no ``run_dir`` the name is runs/METHOD-DATASET-HASH of the settings; if that is finished, -2, -3 ... follow.
+
+    Raises:
+        UserError: ``run_dir`` holds a finished run, a run with other settings, or something that is no run.
+    """
+    code = settings_hash(cfg)
+    if cfg.run_dir is None:
+        stem = Path("runs") / f"{cfg.method.name}-{cfg.dataset.name}-{code}"
+        number = 1
+        while _state(path := stem if number == 1 else stem.with_name(f"{stem.name}-{number}"), code) == "finished":
+            number += 1
+    else:
+        path = Path(cfg.run_dir)
+    state = _state(path, code)
+    if state == "finished":
+        if not cfg.overwrite:
+            raise UserError(
+                f"run directory '{path}' exists and holds a finished run: choose another run_dir, "
+                "or say overwrite=true to move it aside"
+            )
+        number = 1
+        while (aside := path.with_name(f"{path.name}.old-{number}")).exists():
+            number += 1
+        path.rename(aside)
+        state = "free"
+    if state == "foreign":
+        raise UserError(f"run_dir='{path}' exists and is not a run of cbm: choose another")
+    if state == "other":
+        raise UserError(
+            f"run directory '{path}' holds an interrupted run with other settings: choose another run_dir, "
+            f"or the settings in '{path / 'config.yaml'}' to go on with it"
+        )
+    return path
+
+
+def finished_run(cfg: DictConfig) -> Path | None:
+    """Where a finished run of the same settings is, under ``run_dir`` or the name it would get; None if nowhere."""
+    code = settings_hash(cfg)
+    path = Path("runs") / f"{cfg.method.name}-{cfg.dataset.name}-{code}" if cfg.run_dir is None else Path(cfg.run_dir)
+    if _state(path, code) != "finished":
+        return None
+    return path if _read_state(path / "state.json")["settings"] == code else None
+
+
+def _state(path: Path, code: str) -> str:
+    if not path.exists() or (path.is_dir() and not any(path.iterdir())):
+        return "free"
+    file = path / "state.json"
+    if not file.is_file():
+        if not path.is_dir():
+            return "foreign"
+        # a kill between making the directory and writing its state leaves no more than these
+        names = {p.name for p in path.iterdir() if not p.name.startswith(PARTIAL)}
+        return "free" if names <= {".lock", "config.yaml"} else "foreign"
+    state = _read_state(file)
+    if state["finished"]:
+        return "finished"
+    return "interrupted" if state["settings"] == code else "other"
+
+
+def _read_state(file: Path) -> dict[str, Any]:
+    state = read_json(file)
+    if not isinstance(state, dict) or not isinstance(state.get("finished"), bool) or "settings" not in state:
+        raise UserError(f"'{file}' is damaged: it does not say whether the run is finished")
+    if not isinstance(state.get("checksums", {}), dict):
+        raise UserError(f"'{file}' is damaged: its checksums are {json.dumps(state['checksums'])[:60]}")
+    return state
+
+
+def _checksum(file: Path) -> str:
+    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+
+
+def open_run(path: Path) -> tuple[Path, DictConfig]:
+    """The directory and configuration of a finished run.
+
+    Raises:
+        UserError: there is no such run (with the nearest names), it is not finished, or it is damaged.
+    """
+    path = Path(path)
+    if not (path / "config.yaml").is_file():
+        siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"no run in '{path}' {did_you_mean(path.name, siblings)}".rstrip())
+    if not (path / "metrics.json").is_file():
+        raise UserError(f"run '{path}' is not finished: run its train.py command again, it goes on where it stopped")
+    verify_run(path)
+    return path, read_config(path)
+
+
+def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
+    """Raise a ``UserError`` if one of the files is not as the run left it."""
+    state = _read_state(path / "state.json") if (path / "state.json").is_file() else {}
+    checksums = state.get("checksums", {})
+    for name in names:
+        if name in checksums and (not (path / name).is_file() or _checksum(path / name) != checksums[name]):
+            raise UserError(
+                f"'{path / name}' is not as the run left it: restore it or train again (or, if it was changed on "
+                "purpose, take its line out of state.json)"
+            )
+
+
+def read_config(path: Path) -> DictConfig:
+    """The configuration of a run.
+
+    Raises:
+        UserError: ``config.yaml`` cannot be read.
+    """
+    file = path / "config.yaml"
+    content = read_yaml(file)
+    if not isinstance(content, dict):
+        raise UserError(f"'{file}' is not the configuration of a run")
+    try:
+        return OmegaConf.create(content)
+    except Exception as error:  # OmegaConf lets its parser's errors through
+        raise UserError(f"'{file}' cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def read_metrics(path: Path) -> dict[str, float]:
+    """The numbers of a run.
+
+    Raises:
+        UserError: ``metrics.json`` cannot be read.
+    """
+    metrics = read_json(path / "metrics.json")
+    if not isinstance(metrics, dict) or not all(isinstance(value, int | float) for value in metrics.values()):
+        raise UserError(f"'{path / 'metrics.json'}' is damaged: expected names and numbers")
+    return metrics
+
+
+def read_about(path: Path) -> dict[str, Any]:
+    """What ``about.json`` of a run says: ``classes``, ``encoder``, ...
+
+    Raises:
+        UserError: it cannot be read.
+    """
+    about = read_json(path / "about.json")
+    try:
+        sound = all(isinstance(name, str) for name in about["classes"]) and bool(about["encoder"]["fingerprint"])
+    except (KeyError, TypeError):
+        sound = False
+    if not sound:
+        raise UserError(f"'{path / 'about.json'}' is damaged: expected the classes and the encoder of a run")
+    return about

@@ -1,0 +1,47 @@
+"""The two questions asked of a model before it is explained or edited, each with its one answer."""
+
+from typing import Any
+
+from torch import nn
+
+from cbm.errors import UserError
+from cbm.layers.bottleneck import ConceptBottleneck
+from cbm.layers.energy import EnergyBottleneck
+
+
+def has_concepts(model: nn.Module, bank: Any = True) -> bool:
+    """Whether a model decides by named concepts: a bottleneck or energies, with a bank.
+
+    Args:
+        model: any classifier of features.
+        bank: the concepts of its columns, or None.
+    """
+    return bank is not None and isinstance(model, ConceptBottleneck | EnergyBottleneck)
+
+
+def require_concepts(model: nn.Module, bank: Any = True) -> ConceptBottleneck | EnergyBottleneck:
+    """The model, if it has concepts that can be set.
+
+    Raises:
+        UserError: it has none.
+    """
+    if not has_concepts(model, bank):
+        raise UserError(
+            f"this model ({type(model).__name__}) has no concepts to explain or edit: train a bottleneck, such as "
+            "method=labo"
+        )
+    return model  # type: ignore[return-value]
+
+
+def require_linear(model: nn.Module, bank: Any = True) -> ConceptBottleneck:
+    """The model, if a linear head reads its concepts.
+
+    Raises:
+        UserError: it has no concepts, or energies instead of a head.
+    """
+    if isinstance(require_concepts(model, bank), EnergyBottleneck):
+        raise UserError(
+            "an energy-based model has no linear head: set, mask, scale or shift its concepts, or ask what follows "
+            "from one that is set (cbm.Editor.follow)"
+        )
+    return model  # type: ignore[return-value]

@@ -1,0 +1,64 @@
+"""``fit_method``: build a method's model, train what it leaves to train, and return what is used."""
+
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import seed_everything
+from lightning.pytorch.loggers import Logger
+from torch import nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.config import TrainerConfig
+from cbm.data.features import FeatureData
+from cbm.methods.base import Method
+from cbm.training import ConceptBottleneckModule, fit, write_history
+
+
+def fit_method(
+    method: Method,
+    data: FeatureData,
+    bank: ConceptBank | None,
+    logit_scale: float,
+    *,
+    seed: int = 0,
+    trainer: Any = None,
+    run_path: Path | None = None,
+    logger: Logger | None = None,
+) -> tuple[nn.Module, ConceptBank | None]:
+    """Train a method.
+
+    Args:
+        method: with its settings.
+        data: encoded splits.
+        bank: embedded candidate concepts, or None.
+        logit_scale: the encoder's own factor on cosines.
+        seed: random seed for everything random in the fit.
+        trainer: a ``cbm.config.TrainerConfig``; its defaults where None.
+        run_path: a run directory, in which checkpoints and ``log.csv`` are kept.
+        logger: a Lightning logger that gets the losses as well.
+
+    Returns:
+        The model, frozen and in evaluation mode, and the bank of its columns.
+    """
+    seed_everything(seed, verbose=False)
+    trainer = TrainerConfig() if trainer is None else trainer
+    built = method.build(data, bank, logit_scale)
+    if method.trains:
+        module = ConceptBottleneckModule(built.model, method.optimizer, method.loss, method.validate)
+        fit(
+            module,
+            data,
+            batch_size=built.batch_size,
+            targets=built.targets,
+            patience=method.config.patience,
+            max_epochs=min(trainer.max_epochs, method.config.max_epochs),
+            trainer={key: getattr(trainer, key) for key in ("accelerator", "devices", "precision")},
+            checkpoint=run_path and run_path / "checkpoints" / "last.ckpt",
+            checkpoint_seconds=trainer.checkpoint_seconds,
+            progress=trainer.progress and run_path is not None,
+            logger=logger,
+        )
+        if run_path is not None:
+            write_history(run_path / "log.csv", module.history)
+    built.model.eval().requires_grad_(False)
+    return method.finish(built, data), built.bank

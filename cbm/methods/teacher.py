@@ -1,0 +1,54 @@
+"""The teacher of a method that learns to see phrases: a text-image model whose scores the encoder is taught."""
+
+from omegaconf import DictConfig, OmegaConf
+
+from cbm.concepts.candidates import learns_concepts
+from cbm.encoders import load_encoder
+from cbm.encoders.base import Encoder
+from cbm.errors import UserError
+from cbm.methods.base import METHODS, Method
+
+
+def check_teacher(method: Method, cfg: DictConfig) -> None:
+    """Find out before the long work begins whether a run can use the teacher it names.
+
+    Raises:
+        UserError: the method has no use for one, it is not named, or the concepts are learned from images.
+    """
+    if cfg.teacher is not None and not method.uses_teacher:
+        able = [name for name, kind in METHODS.items() if kind.uses_teacher]
+        raise UserError(
+            f"method={cfg.method.name} has no use for a teacher: leave out teacher=, or choose "
+            + " or ".join(f"method={name}" for name in able)
+        )
+    if cfg.teacher is not None and OmegaConf.is_missing(cfg.teacher, "model"):
+        raise UserError("'teacher.model' is needed: say teacher.model=..., or teacher=NAME")
+    if method.uses_teacher and learns_concepts(method.concepts_from, cfg):
+        raise UserError(
+            f"method={cfg.method.name} learns to see phrases, but concepts=cav are learned from pictures already: "
+            "choose a bank of phrases, or another method (method=labo)"
+        )
+
+
+def load_teacher(method: Method, cfg: DictConfig, encoder: Encoder) -> Encoder | None:
+    """The teacher of a run, or None if that is the encoder itself.
+
+    Args:
+        method: what is trained.
+        cfg: a ``cbm.config.TrainConfig``.
+        encoder: the encoder of the run.
+
+    Raises:
+        UserError: the method needs one and there is none, or the model reads no text.
+    """
+    if cfg.teacher is None:
+        if method.uses_teacher and not encoder.has_text:
+            raise UserError(
+                f"encoder '{encoder.id}' reads images only: method={cfg.method.name} needs a text-image model to learn "
+                "the concepts from, say teacher=NAME (e.g. teacher=vit_b32)"
+            )
+        return None
+    teacher = load_encoder(cfg.teacher)
+    if not teacher.has_text:
+        raise UserError(f"teacher '{teacher.id}' reads images only: choose a text-image model (e.g. teacher=vit_b32)")
+    return None if teacher.fingerprint == encoder.fingerprint else teacher

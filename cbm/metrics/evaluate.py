@@ -1,0 +1,262 @@
+"""Everything that is measured about a classifier on one split."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.concepts.readers import match_concepts
+from cbm.data.features import FeatureData, FeatureSplit, spaced
+from cbm.kernels import class_logits, class_vectors, concept_scores
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits
+from cbm.metrics import (
+    ConceptAlignment,
+    ImageSparsity,
+    classification_metrics,
+    concept_label_metrics,
+    concept_probability_metrics,
+    effective_concepts,
+    grounding_gap,
+    intervention_curve,
+    nonzero_concepts,
+    truncated_weights,
+)
+from cbm.metrics.nec import SparseHead
+
+
+def truncated_logits(model: ConceptBottleneck, x: Tensor, count: int = 5) -> Tensor:
+    """Logits ``[N, C]`` when every class may use its ``count`` most important concepts only (and no residual)."""
+    path = model.concept_path()
+    return path.logits(x, truncated_weights(path, count))
+
+
+@torch.no_grad()
+def evaluate_split(
+    model: nn.Module, bank: ConceptBank | None, data: FeatureData, name: str, heads: Sequence[SparseHead] = ()
+) -> dict[str, float]:
+    """Metrics of one split, keys as in ``metrics.json`` (``test/accuracy``, ``test/accuracy_nec5``, ...).
+
+    Args:
+        model: a ``ConceptBottleneck`` or any classifier of features.
+        bank: the concepts of its columns; None without concepts.
+        data: encoded splits; concept thresholds come from its validation split.
+        name: which split.
+        heads: re-solved heads on the model's concepts (``cbm.metrics.nec``).
+    """
+    split = data.splits[name]
+    values = classification_metrics(predict_logits(model, split.x), split.y)
+    if isinstance(model, ConceptBottleneck) and bank is not None:
+        values |= nec_metrics(model, split, heads)
+        if model.residual is not None:
+            values |= residual_metrics(model, split)
+        values["nec"] = nonzero_concepts(model.weights())
+        values["nec_effective"] = effective_concepts(model.importance())
+        values |= {f"image_{key}": value for key, value in image_sparsity(model, split.x).items()}
+        values |= alignment(model, bank, split.x)
+        gap, gap_std = grounding_gap(split.x, split.y, model.concepts, bank.owners(data.classes))
+        values["grounding_gap"], values["grounding_gap_std"] = gap, gap_std
+        values |= concept_ground_truth(model, bank, split, data)[0]
+        if isinstance(model.activation, Sigmoid):
+            values |= told_concepts(model, bank, split, data)
+    if isinstance(model, EnergyBottleneck) and bank is not None:
+        values |= energy_metrics(model, bank, split, data)
+        values |= told_concepts(model, bank, split, data)
+    return {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
+
+
+def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[SparseHead]) -> dict[str, float]:
+    """Accuracy at equal sparsity: truncated (``accuracy_nec5``), and re-solved if there are ``heads``; averages too."""
+    counts = dict.fromkeys([5, *(head.target for head in heads)])
+    truncated = {count: accuracy(truncated_logits(model, split.x, count), split.y) for count in counts}
+    values = {"accuracy_nec5": truncated[5]}
+    if heads:
+        solved = {}
+        for head in heads:
+            vectors = class_vectors(model.concepts, head.weight, bias=head.bias)
+            solved[head.target] = accuracy(class_logits(split.x, *vectors), split.y)
+        values["accuracy_nec_avg"] = sum(truncated[head.target] for head in heads) / len(heads)
+        values |= {f"accuracy_nec{count}_resolved": value for count, value in solved.items()}
+        values["accuracy_nec_avg_resolved"] = sum(solved.values()) / len(solved)
+    return values
+
+
+@torch.no_grad()
+def image_sparsity(model: ConceptBottleneck, x: Tensor) -> dict[str, float]:
+    """How many concepts enter one picture's decision: sparsity of what they add to the logit of the predicted class.
+
+    Of at most 4,096 pictures at even distances: these are means, and K numbers per picture are looked at.
+    """
+    sparsity = ImageSparsity()
+    for part in spaced(x, 4096).split(256):
+        sparsity.update(model.contributions(part, model(part).argmax(dim=1)))
+    return {key: float(value) for key, value in sparsity.compute().items()}
+
+
+@torch.no_grad()
+def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[str, float]:
+    """Whether concepts that were learned still mean their names, and of how many concepts of the bank they are mixed.
+
+    Without a learned layer every name shows the score of its own direction: all three are 1.
+
+    Left out where the bank does not hold its texts' directions in the space of the features (``label_free`` with
+    another text-image model as teacher).
+    """
+    if any("projection" in concept.provenance for concept in bank.concepts):
+        return {}
+    if model.mixing is None:
+        return {"alignment": 1.0, "self_rank": 1.0, "mixed_concepts": 1.0}
+    measured = ConceptAlignment(model.concepts, bank.directions())
+    measured.update(x)
+    values = {key: float(value) for key, value in measured.compute().items()}
+    return values | {"mixed_concepts": nonzero_concepts(model.mixing)}
+
+
+def residual_metrics(model: ConceptBottleneck, split: FeatureSplit) -> dict[str, float]:
+    """How much of the decision of PCBM-h passes by the concepts: the two paths alone, and the residual's share."""
+    assert model.residual is not None
+    concepts, residual = predict_logits(model.concept_path(), split.x), predict_logits(model.residual, split.x)
+    values = {"residual_share": residual_share(concepts, residual)}
+    for name, logits in (("concepts_only", concepts), ("residual_only", residual), ("both", concepts + residual)):
+        values[f"loss_{name}"] = float(torch.nn.functional.cross_entropy(logits, split.y))
+        if name != "both":
+            values[f"accuracy_{name}"] = accuracy(logits, split.y)
+    return values
+
+
+def deleted_logits(model: ConceptBottleneck, x: Tensor) -> Tensor:
+    """Logits ``[N, C]`` with every concept held at its reference value."""
+    return model.logits(x, torch.zeros_like(model.weights()))
+
+
+@torch.no_grad()
+def outside_share(model: ConceptBottleneck, x: Tensor) -> float:
+    """Share of the decision that does not pass through the concepts; 0 without a residual."""
+    if model.residual is None:
+        return 0.0
+    return residual_share(predict_logits(model.concept_path(), x), predict_logits(model.residual, x))
+
+
+def residual_share(concepts: Tensor, residual: Tensor) -> float:
+    """Share of the residual in what tells pictures and classes apart, from the two paths' logits ``[N, C]``.
+
+    Mean absolute size of each after removing what is the same for all classes of a picture and for all pictures of a
+    class: neither tells anything.
+    """
+
+    def size(logits: Tensor) -> float:
+        centred = logits - logits.mean(dim=1, keepdim=True)
+        return float((centred - centred.mean(dim=0)).abs().mean())
+
+    return size(residual) / max(size(concepts) + size(residual), 1e-30)
+
+
+def accuracy(logits: Tensor, y: Tensor) -> float:
+    """Share of the rows whose largest logit is the label's."""
+    return float((logits.argmax(dim=1) == y).double().mean())
+
+
+@torch.no_grad()
+def used_concept_truth(model: ConceptBottleneck, x: Tensor, columns: list[int], truth: Tensor) -> dict[str, float]:
+    """Are the concepts that a picture uses true of it? Share of right ones among those whose truth is known.
+
+    Args:
+        model: most of whose activations are zero.
+        x: ``[N, D]`` unit-norm features.
+        columns: M concepts of known truth.
+        truth: ``[N, M]`` 1, 0 or NaN (unknown).
+    """
+    right = total = 0
+    for part, target in zip(x.split(1024), truth.split(1024)):
+        used = (model.activations(part)[:, columns] > 0) & ~target.isnan()
+        right, total = right + int((used & (target == 1)).sum()), total + int(used.sum())
+    return {"used_concept_precision": right / total if total else float("nan")}
+
+
+def concept_ground_truth(
+    model: ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
+) -> tuple[dict[str, float], dict[int, float]]:
+    """Concept accuracy and AUROC where the data set knows the truth; the AUROC of each matched concept by column."""
+    matches = match_concepts(bank.texts, data.concept_names)
+    val = data.splits.get("val", split)
+    if not matches or split.concepts is None or val.concepts is None:
+        return {}, {}
+    columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
+    directions = model.concepts[columns]
+    scores, val_scores = concept_scores(split.x, directions), concept_scores(val.x, directions)
+    values, aurocs = concept_label_metrics(scores, split.concepts[:, truth], val_scores, val.concepts[:, truth])
+    if model.activation is not None and model.activation.rests_at_zero:
+        values |= used_concept_truth(model, split.x, columns, split.concepts[:, truth])
+    return values, {column: auroc for column, auroc in zip(columns, aurocs) if not math.isnan(auroc)}
+
+
+@torch.no_grad()
+def energy_metrics(
+    model: EnergyBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
+) -> dict[str, float]:
+    """The class from the concepts alone and with a look at the picture; the concepts, if their truth is known.
+
+    ``..._direct`` is what a concept's own evidence says. ``ess``: the median of a picture's effective samples.
+    """
+    matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
+    columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
+    values: dict[str, float] = {}
+    for key, leaky in (("strict", False), ("leaky", True)):
+        found = [model.infer(part, leaky=leaky) for part in split.x.split(16384)]
+        values[f"accuracy_{key}"] = accuracy(torch.cat([f.class_probability for f in found]), split.y)
+        if leaky != bool(model.class_weight):
+            continue
+        ess = torch.cat([f.ess for f in found])
+        values["ess"] = float(ess.median()) if bool(ess.isfinite().all()) else float("nan")
+        if matches and split.concepts is not None:
+            known = split.concepts[:, truth]
+            probability = torch.cat([f.concept_probability[:, columns] for f in found])
+            values |= concept_probability_metrics(probability, known)
+            alone = [
+                model.infer(part, method="direct").concept_probability[:, columns] for part in split.x.split(16384)
+            ]
+            for name, value in concept_probability_metrics(torch.cat(alone), known).items():
+                values |= {} if name == "concepts_matched" else {f"{name}_direct": value}
+    return values
+
+
+def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) -> tuple[Tensor, dict[str, list[int]]]:
+    """The truth of a bank's concepts, as far as the data set knows it.
+
+    Returns:
+        ``[N, K]`` 1, 0 or NaN; and the data set's exclusive groups, as columns of the bank.
+    """
+    concepts = torch.full((len(split), len(bank)), float("nan"))
+    if split.concepts is None:
+        return concepts, {}
+    columns = {truth: column for column, truth in match_concepts(bank.texts, data.concept_names)}
+    concepts[:, list(columns.values())] = split.concepts[:, list(columns)]
+    number = {name: columns[i] for i, name in enumerate(data.concept_names) if i in columns}
+    groups = {group: [number[name] for name in names if name in number] for group, names in data.concept_groups.items()}
+    return concepts, groups
+
+
+@torch.no_grad()
+def told_concepts(
+    model: EnergyBottleneck | ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
+) -> dict[str, float]:
+    """What correcting concepts is worth (``cbm.metrics.intervention``), of 2,048 pictures at even distances.
+
+    Only concepts whose truth the data set knows are told; without any, nothing is measured.
+    """
+    concepts, groups = known_concepts(bank, split, data)
+    if bool(concepts.isnan().all()):
+        return {}
+    x, y, concepts = (spaced(tensor, 2048) for tensor in (split.x, split.y, concepts))
+    if isinstance(model, EnergyBottleneck):  # a test picture may show two of a group that training pictures never do
+        concepts = model.blocks.without_contradictions(concepts)
+
+    def answer(told: Tensor) -> tuple[Tensor, Tensor]:
+        if isinstance(model, EnergyBottleneck):
+            found = model.infer(x, clamp=told)
+            return found.class_probability, found.concept_probability
+        probability = told.where(~told.isnan(), model.activations(x))
+        return torch.nn.functional.linear(probability, model.weights(), model.head.bias), probability
+
+    return intervention_curve(answer, concepts, y, list(groups.values())).metrics()

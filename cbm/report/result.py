@@ -1,0 +1,54 @@
+"""``RunResult``: what training hands to whoever shows it (report, terminal, W&B)."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+from torch import nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data import FeatureData, ImageDataset
+from cbm.layers import ConceptBottleneck, EnergyBottleneck
+from cbm.metrics.integrity import Integrity
+from cbm.metrics.nec import SparseHead
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A trained model with everything that was found out about it.
+
+    Attributes:
+        path: the run directory.
+        cfg: the configuration of the run (``cbm.config.TrainConfig``).
+        model: the trained classifier.
+        bank: the concepts of its columns; None without concepts.
+        data: encoded splits.
+        dataset: the images; rows of ``dataset.splits["test"]`` are those of ``data.test``.
+        metrics: the contents of ``metrics.json``.
+        heads: heads solved anew at given numbers of concepts per class.
+        integrity: the evidence for the concepts, if it was gathered.
+        baselines: test metrics of other classifiers on the same images, by name.
+    """
+
+    path: Path
+    cfg: DictConfig
+    model: nn.Module
+    bank: ConceptBank | None
+    data: FeatureData
+    dataset: ImageDataset
+    metrics: dict[str, float]
+    heads: Sequence[SparseHead] = ()
+    integrity: Integrity | None = None
+    baselines: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def bottleneck(self) -> ConceptBottleneck | None:
+        """The model, if a linear head reads its concepts."""
+        return self.model if isinstance(self.model, ConceptBottleneck) and self.bank is not None else None
+
+    @property
+    def energies(self) -> EnergyBottleneck | None:
+        """The model, if it is energy-based."""
+        return self.model if isinstance(self.model, EnergyBottleneck) and self.bank is not None else None

@@ -1,0 +1,35 @@
+"""The results of a run on the terminal."""
+
+import logging
+
+from cbm.report.result import RunResult
+
+log = logging.getLogger("cbm")
+
+
+def announce(result: RunResult) -> None:
+    """Say what a run found, and where it is written."""
+    metrics, cfg = result.metrics, result.cfg
+    print_metrics(f"{cfg.method.name} on {cfg.dataset.name}", metrics)
+    for head in {head.nec: head for head in result.heads}.values():  # a path that ends early is one head for several
+        log.info(
+            "  re-solved with %.4g concepts per class: test accuracy %.4f (duality gap %.0e, KKT residual %.0e)",
+            head.nec, metrics[f"test/accuracy_nec{head.target}_resolved"], head.gap, head.kkt,
+        )  # fmt: skip
+    for name, values in result.baselines.items():
+        log.info("  %-28s %.4f", f"{name} accuracy", values["test/accuracy"])
+    if result.integrity is not None:
+        log.info(result.integrity.verdict)
+    page = result.path / "report.html"
+    where = page if cfg.report and page.is_file() else result.path / "metrics.json"
+    log.info("done in %.1f s: %s", metrics["time/total_s"], where)
+
+
+def print_metrics(title: str, metrics: dict[str, float]) -> None:
+    """A few lines for people; everything is in ``metrics.json``."""
+    log.info(title)
+    for key, value in metrics.items():
+        if "_nec" in key and key.endswith("_resolved") and "avg" not in key:
+            continue  # said with their certificates
+        if key.startswith(("test/", "train/", "model/")) or (key.startswith("val/") and "test/accuracy" not in metrics):
+            log.info("  %-28s %.4f", key, value)

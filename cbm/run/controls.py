@@ -1,0 +1,75 @@
+"""The evidence beside every result: the same method on random and on shuffled concepts, and simple baselines."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from cbm.concepts import CONTROLS, ConceptBank, apply_control
+from cbm.concepts.prepare import class_name_bank
+from cbm.data import FeatureData
+from cbm.data.text_store import text_encoder
+from cbm.encoders.base import Encoder
+from cbm.layers import ConceptBottleneck, predict_logits
+from cbm.methods import Method, create_method, fit_method
+from cbm.metrics.evaluate import deleted_logits, evaluate_split, outside_share, truncated_logits
+from cbm.metrics.grounding import concept_gaps
+from cbm.metrics.integrity import Integrity, chance_accuracy, renamed_accuracy, weigh_integrity
+
+
+def check_integrity(
+    model: ConceptBottleneck,
+    bank: ConceptBank,
+    data: FeatureData,
+    candidates: ConceptBank,
+    cfg: DictConfig,
+    logit_scale: float,
+) -> Integrity:
+    """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``)."""
+    fitted: dict[str, tuple[Any, Any]] = {"real": (model, bank)}
+    for control in CONTROLS:
+        method, names = create_method(cfg.method).as_control(candidates, bank)
+        fitted[control] = fit_method(
+            method, data, apply_control(names, control, cfg.seed), logit_scale, seed=cfg.seed, trainer=cfg.trainer
+        )
+    test, classes = data.test, data.classes
+    return weigh_integrity(
+        {name: predict_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
+        {name: truncated_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
+        {name: concept_gaps(test.x, test.y, m.concepts, b.owners(classes))[1] for name, (m, b) in fitted.items()},
+        deleted=float((deleted_logits(model, test.x).argmax(1) == test.y).float().mean()),
+        renamed=renamed_accuracy(model, test.x, test.y),
+        chance=chance_accuracy(test.y),
+        outside=outside_share(model, test.x),
+    )
+
+
+def integrity_metrics(integrity: Integrity) -> dict[str, float]:
+    """The integrity check as flat keys."""
+    values = {"integrity/carries": float(integrity.carries), "integrity/deleted_accuracy": integrity.deleted}
+    values["integrity/renamed_accuracy"] = integrity.renamed
+    values["integrity/outside_share"] = integrity.outside
+    for control in CONTROLS:
+        values[f"integrity/{control}_accuracy"] = integrity.accuracy[control]
+        values[f"integrity/{control}_accuracy_nec5"] = integrity.nec5[control]
+        if not math.isnan(integrity.gap[control]):
+            values[f"integrity/{control}_grounding_gap_std"] = integrity.gap[control]
+    return values
+
+
+def fit_baselines(method: Method, data: FeatureData, cfg: DictConfig, encoder: Encoder) -> dict[str, dict[str, float]]:
+    """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe."""
+    names = ["zero_shot", "linear_probe"] if encoder.has_text else ["linear_probe"]
+    results = {}
+    for name in names:
+        baseline = create_method({"name": name})
+        if type(baseline) is type(method):
+            continue
+        bank = None
+        if baseline.concepts_from == "class_names":
+            encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
+            bank = class_name_bank(data.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
+        model, bank = fit_method(baseline, data, bank, encoder.logit_scale, seed=cfg.seed, trainer=cfg.trainer)
+        results[name] = evaluate_split(model, bank, data, "test")
+    return results

@@ -1,0 +1,207 @@
+"""``evaluate``: a finished run on one of its splits or on other images; plain, with edits, or corrected."""
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig, OmegaConf
+
+from cbm.data import FeatureData
+from cbm.editing import (
+    Comparison,
+    DomainEditor,
+    changed_most,
+    create_editor,
+    edited_logits,
+    edited_model,
+    load_edits,
+    load_gate,
+)
+from cbm.editing.domains.correct import correct
+from cbm.errors import UserError, did_you_mean
+from cbm.files import resolve_path, write_atomically
+from cbm.layers import predict_logits, require_concepts
+from cbm.metrics import classification_metrics
+from cbm.metrics.evaluate import evaluate_split
+from cbm.metrics.nec import load_heads
+from cbm.report.correction import write_correction
+from cbm.run.announce import print_metrics
+from cbm.trained import TrainedModel, load
+from cbm.trained.domains import edit_context, support_and_tested
+
+log = logging.getLogger("cbm")
+
+
+def evaluate(cfg: DictConfig) -> dict[str, float]:
+    """Evaluate a finished run on one of its splits, or on another set of images.
+
+    Args:
+        cfg: a ``cbm.config.EvalConfig``.
+
+    Returns:
+        The metrics, also written to ``RUN/eval/DATASET-SPLIT.json``.
+
+    Raises:
+        UserError: no such run or split, other classes, or an encoder that is not the one the model was trained with.
+    """
+    editor = check_request(cfg)
+    model = load(Path(cfg.run), device=cfg.device)
+    card = model.card(cfg.dataset)
+    dataset, data = model.read(("val", cfg.split), dataset=card, cache=cfg.cache)
+    request = Request(model, data, cfg.split, card, cfg.domain or dataset.name, Path(cfg.cache))
+    name = f"{dataset.name}-{cfg.split}"
+    if editor is not None:
+        name += f"-{cfg.editor.name}"
+        found, how = corrected(request, editor, model.path / "eval" / name), f" corrected by {cfg.editor.name}"
+    elif cfg.edits is not None:
+        name += "-edited"
+        gate = None if cfg.gate is None else resolve_path(cfg.gate)
+        found, how = edited(request, resolve_path(cfg.edits), gate), f" with {cfg.edits}"
+    else:
+        found, how = plain(request), ""
+    content = json.dumps(found.metrics, indent=1).encode()
+    write_atomically(model.path / "eval" / f"{name}.json", content)
+    if cfg.output is not None:
+        write_atomically(Path(cfg.output), content)
+    print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics)
+    found.say_more()
+    return found.metrics
+
+
+def check_request(cfg: DictConfig) -> DomainEditor | None:
+    """The editor that is asked for, if there is one.
+
+    Raises:
+        UserError: settings that do not go together, or an unknown split or editor.
+    """
+    if OmegaConf.is_missing(cfg, "run"):
+        raise UserError("which run? say run=runs/NAME")
+    if cfg.editor is not None and cfg.edits is not None:
+        raise UserError("edits= are yours and editor= makes its own: say one of them")
+    if cfg.gate is not None and cfg.edits is None:
+        raise UserError("gate= says which pictures edits= are for: say edits= too")
+    if cfg.split not in ("train", "val", "test"):
+        raise UserError(f"split={cfg.split}: {did_you_mean(cfg.split, ['train', 'val', 'test'])}")
+    return None if cfg.editor is None else create_editor(cfg.editor)
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is evaluated.
+
+    Attributes:
+        model: the model of the run.
+        data: encoded splits, with the one that is evaluated.
+        split: name of that split.
+        card: the card of the images.
+        domain: what the images' origin is called, for edits that are bound to one.
+        cache: folder of the feature store.
+    """
+
+    model: TrainedModel
+    data: FeatureData
+    split: str
+    card: DictConfig
+    domain: str
+    cache: Path
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """What came of it.
+
+    Attributes:
+        metrics: every number of the file that is written, all of one decision.
+        say_more: says on the terminal what is not a metric.
+    """
+
+    metrics: dict[str, float]
+    say_more: Callable[[], None] = lambda: None
+
+
+def plain(request: Request) -> Evaluated:
+    """The model as it was trained."""
+    model, heads = request.model, load_heads(request.model.path / "nec.safetensors")
+    metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads)
+    return Evaluated(metrics | {f"data/n_{request.split}": float(len(request.data.splits[request.split]))})
+
+
+def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
+    """The model after the edits of a file, on images that pass the gate if there is one.
+
+    Raises:
+        UserError: no such file, a model without concepts to edit, an unknown concept, class or image.
+    """
+    edits, gate = load_edits(file), None if gate_file is None else load_gate(gate_file)
+    model, bank, classes, domain = request.model.model, request.model.bank, request.model.classes, request.domain
+    bottleneck = require_concepts(model, bank)
+    assert bank is not None
+    split = request.data.splits[request.split]
+    edits.check_pictures(split.names)
+    before = predict_logits(bottleneck, split.x)
+    inside = None if gate is None else gate(split.x)
+    after = edited_logits(bottleneck, edits, bank, classes, split.x, split.names, before, domain, inside)
+    comparison = Comparison(before, after, split.y, classes)
+    one_model = (
+        None if edits.samples or gate is not None else edited_model(bottleneck, edits, bank.texts, classes, domain)
+    )
+    metrics = decided_metrics(request, request.data, comparison, one_model)
+
+    log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
+    if elsewhere := sorted(edits.domains - {domain}):
+        log.info("pictures of '%s': edits of '%s' do not act (domain= says otherwise)", domain, elsewhere[0])
+    return Evaluated(metrics, lambda: say_changes(comparison))
+
+
+def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated:
+    """The model corrected by an editor for these images; edits and a page to read are written to ``folder``.
+
+    Raises:
+        UserError: a model that cannot be edited so, or too few labelled images.
+    """
+    model, data = request.model, request.data
+    support, tested = support_and_tested(model, request.card, editor, data.splits[request.split], request.cache)
+    context = edit_context(model, request.card, support, tested, domain=request.domain, cache=request.cache)
+    correction = correct(context, tested, editor)
+    one_model = None if correction.proposal.gate is not None else correction.proposal.model
+    rest = replace(data, splits={**data.splits, request.split: tested})
+    metrics = decided_metrics(request, rest, correction.comparison, one_model) | correction.metrics()
+    write_correction(folder, correction, str(model.path))
+
+    def say_more() -> None:
+        say_changes(correction.comparison)
+        log.info("%s", correction.summary())
+        log.info("edits and a page to read: %s", folder)
+
+    return Evaluated(metrics, say_more)
+
+
+def decided_metrics(
+    request: Request, data: FeatureData, comparison: Comparison, one_model: torch.nn.Module | None
+) -> dict[str, float]:
+    """The metrics of decisions after edits, all from the logits that were decided with.
+
+    Args:
+        request: what is evaluated.
+        data: encoded splits; the one that is evaluated holds the images of ``comparison``.
+        comparison: logits before and after.
+        one_model: the model that decides about all images. Where a gate or edits of single images make the decisions
+            those of several models, None: then numbers that describe one model (accuracy at equal sparsity, concepts
+            per image, ...) are left out.
+    """
+    split = request.split
+    metrics = {} if one_model is None else evaluate_split(one_model, request.model.bank, data, split)
+    decided = classification_metrics(comparison.after, comparison.y)
+    metrics |= {f"{split}/{key}": value for key, value in decided.items()}
+    metrics |= comparison.metrics()
+    return metrics | {f"data/n_{split}": float(len(data.splits[split]))}
+
+
+def say_changes(comparison: Comparison) -> None:
+    """What the edits changed, on the terminal."""
+    log.info("%s", comparison)
+    for of, count, before, after in changed_most(comparison):
+        log.info("%s: %.3f -> %.3f of %d pictures right", of, before, after, count)

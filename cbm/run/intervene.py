@@ -1,0 +1,186 @@
+"""``python -m cbm intervene``: what asking a person about concepts is worth, by every policy, for finished runs."""
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from cbm.concepts import ConceptBank
+from cbm.data import Split
+from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn
+from cbm.editing.asking.policies import POLICIES, QuestionCurve, ask_in_turn
+from cbm.errors import UserError, did_you_mean
+from cbm.files import write_atomically
+from cbm.files.parsing import read_table
+from cbm.layers import require_linear
+from cbm.layers.probe import LinearProbe
+from cbm.metrics.evaluate import known_concepts
+from cbm.metrics.intervention import told_together
+from cbm.trained import TrainedModel, load
+
+if TYPE_CHECKING:  # needs the extra 'llm'
+    from cbm.concepts.llm.client import Endpoint
+    from cbm.concepts.llm.vision import VisionExpert
+
+log = logging.getLogger("cbm")
+
+
+def question_curves(
+    run: Path,
+    cache: Path,
+    *,
+    policies: list[str],
+    questions: int | None = None,
+    noise: float = 0.0,
+    answers: Path | None = None,
+    expert: "Endpoint | None" = None,
+    propagate: bool = False,
+    costs: dict[str, float] | None = None,
+    seed: int = 0,
+) -> dict[str, QuestionCurve]:
+    """Curves on the test pictures of a run, also written to ``interventions.json`` there.
+
+    Args:
+        run: a finished run on a data set that knows concepts.
+        cache: of features.
+        policies: of ``cbm.editing.asking.policies``.
+        questions: per picture; about all groups by default.
+        noise: share of the answers that are wrong.
+        answers: a CSV file with a column ``picture`` and a column per concept (1, 0, empty) to be asked instead of the
+            truth.
+        expert: a vision-language model to be asked instead.
+        propagate: what is told moves the concepts that go with it within classes (``cbm.editing.asking.propagation``).
+        costs: of questions about a concept or group, by name; 1 of the others.
+        seed: of the noise and of ``random``.
+
+    Raises:
+        UserError: no such run or policy, a model without concepts or a linear head, no concept of known truth, a file
+            of answers that does not fit, or an expert that does not answer.
+    """
+    for name in policies:
+        if name not in POLICIES:
+            raise UserError(f"unknown policy '{name}': {did_you_mean(name, POLICIES)}")
+    if not 0 <= noise < 1:
+        raise UserError(f"--noise {noise}: expected a share from 0 to 1")
+    trained = load(run)
+    path, classes = trained.path, trained.classes
+    if isinstance(trained.model, LinearProbe):
+        return {"random": probe_curve(trained, cache, questions=questions, noise=noise, seed=seed)}
+    model, bank = require_linear(trained.model, trained.bank), trained.bank
+    assert bank is not None
+    dataset, data = trained.read(("test",), cache=cache)
+    truth, groups = known_concepts(bank, data.test, data)
+    if bool(truth.isnan().all()):
+        raise UserError(f"data set '{dataset.name}' knows the truth of no concept of run '{path}'")
+    units = told_together(truth, list(groups.values()))
+    asked = None if expert is None else _vision_expert(expert, dataset.splits["test"], bank, cache, truth)
+    given = asked or _noisy(truth, noise, seed)
+    if answers is not None:
+        given = read_answers(answers, data.test.names, bank)
+    covariance = None
+    if propagate:
+        card = load_source_card(path / "source_card.safetensors")
+        a = model.activations(card.x).double()
+        means = torch.stack([a[card.y == c].mean(dim=0) for c in range(len(classes))])
+        covariance = source_covariance(a - means[card.y])
+    price = _costs(costs or {}, units, bank, groups)
+    curves = {
+        name: ask_in_turn(
+            model, data.test.x, data.test.y, given, units, name, covariance=covariance, truth=truth,
+            questions=questions, costs=price, seed=seed,
+        )
+        for name in policies
+    }  # fmt: skip
+    if asked is not None:
+        log.info(asked.summary())
+    write_curves(path, curves)
+    return curves
+
+
+def _vision_expert(expert: "Endpoint", split: Split, bank: ConceptBank, cache: Path, truth: Tensor) -> "VisionExpert":
+    from cbm.concepts.llm.vision import VisionExpert
+
+    return VisionExpert(expert, split.images, bank.texts, cache, truth)
+
+
+def write_curves(path: Path, curves: dict[str, QuestionCurve]) -> None:
+    """Write ``interventions.json`` of a run."""
+    content = {
+        name: {"accuracy": curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
+        for name, curve in curves.items()
+    }
+    write_atomically(path / "interventions.json", json.dumps(content, indent=1).encode())
+
+
+def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, noise: float, seed: int) -> QuestionCurve:
+    """A classifier of features told concepts through its representation: a probe is fitted on the validation images.
+
+    Raises:
+        UserError: the data set knows no concepts.
+    """
+    path, model = trained.path, trained.model
+    dataset, data = trained.read(("val", "test"), cache=cache)
+    seen, truth = data.val.concepts, data.test.concepts
+    if seen is None or truth is None:
+        raise UserError(f"data set '{dataset.name}' knows no concepts to tell")
+    probe = fit_concept_probe(data.val.x, seen, data.test.x, truth)
+    log.info("'%s' has no concepts: its features are edited by probes of %d concepts, mean AUROC %.3f on test pictures",
+             path, len(probe.bias), float(probe.auroc.nanmean()))  # fmt: skip
+    names = dataset.concept_names
+    grouped = [[names.index(name) for name in group] for group in dataset.concept_groups.values()]
+    alone = set(range(len(names))) - {k for group in grouped for k in group}
+    units = told_together(truth, grouped + [[k] for k in sorted(alone)])
+    curve = tell_in_turn(
+        model, probe, data.test.x, data.test.y, _noisy(truth, noise, seed), units, questions=questions, seed=seed
+    )
+    write_curves(path, {"random": curve})
+    return curve
+
+
+def _noisy(truth: Tensor, noise: float, seed: int) -> Tensor:
+    """The truth with some answers turned round."""
+    wrong = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) < noise
+    return torch.where(wrong, 1 - truth, truth)
+
+
+def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
+    """What an expert said, ``[N, K]``: 1, 0, NaN where nothing.
+
+    Raises:
+        UserError: no such file, an unknown picture or concept, or an entry that is neither 0, 1 nor empty.
+    """
+    columns, rows = read_table(file)
+    if not rows or "picture" not in columns:
+        raise UserError(f"'{file}' has no column 'picture', or no rows")
+    row_of, column_of = {name: n for n, name in enumerate(names)}, {text: k for k, text in enumerate(bank.texts)}
+    found = torch.full((len(names), len(bank)), float("nan"))
+    for number, row in enumerate(rows, start=2):
+        if row["picture"] not in row_of:
+            nearest = did_you_mean(str(row["picture"]), names)
+            raise UserError(f"'{file}' line {number}: no picture '{row['picture']}' in the test split: {nearest}")
+        for text, value in row.items():
+            if text == "picture":
+                continue
+            if text not in column_of:
+                raise UserError(f"'{file}': no concept '{text}' in this model: {did_you_mean(str(text), bank.texts)}")
+            if (value or "").strip() not in ("", "0", "1"):
+                raise UserError(f"'{file}' line {number}: '{text}' is '{value}'; expected 1, 0 or nothing")
+            if (value or "").strip():
+                found[row_of[row["picture"]], column_of[text]] = float(value)
+    return found
+
+
+def _costs(named: dict[str, float], units: list[list[int]], bank: ConceptBank, groups: dict[str, list[int]]) -> Tensor:
+    """Cost of a question about every unit."""
+    known = {name: unit for name, unit in groups.items() if unit} | {
+        bank.texts[unit[0]]: unit for unit in units if len(unit) == 1
+    }
+    price = torch.ones(len(units))
+    for name, cost in named.items():
+        if name not in known:
+            raise UserError(f"no concept or group '{name}' to ask about: {did_you_mean(name, list(known))}")
+        price[units.index(list(known[name]))] = cost
+    return price

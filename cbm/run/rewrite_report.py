@@ -1,0 +1,34 @@
+"""``rewrite_report``: the report of a finished run, written again."""
+
+from pathlib import Path
+
+from cbm.files.run_directory import read_metrics
+from cbm.metrics.integrity import integrity_from_json
+from cbm.report import write_report
+from cbm.report.result import RunResult
+from cbm.trained import load
+
+
+def rewrite_report(path: Path, cache: Path) -> Path:
+    """Write the report of a finished run again, from what the run directory and the feature store hold.
+
+    Args:
+        path: the run directory.
+        cache: folder of the feature store.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError: no such run, or an encoder that has other weights than the one the model was trained on.
+    """
+    model = load(path)
+    dataset, data = model.read(("train", "val", "test"), cache=cache, as_trained=True)
+    remembered = model.about
+    integrity = remembered["integrity"] and integrity_from_json(remembered["integrity"])
+    return write_report(
+        RunResult(
+            model.path, model.config, model.model, model.bank, data, dataset, read_metrics(model.path),
+            integrity=integrity, baselines=remembered["baselines"],
+        )
+    )  # fmt: skip

@@ -1,0 +1,120 @@
+"""Weights & Biases: what people look at, and model and bank as artifacts. Offline by itself when there is no login."""
+
+import logging
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data import FeatureData
+from cbm.data.images import Images
+from cbm.layers import ConceptBottleneck
+from cbm.metrics.sparsity import top_concepts
+from cbm.report.result import RunResult
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 16  # pictures of either kind
+SIDE = 224  # pixels of their longer side
+
+
+def create_wandb_logger(
+    path: Path, settings: dict[str, Any], *, project: str, entity: str | None, tags: list[str]
+) -> Any:
+    """Lightning's W&B logger writing below ``path``; offline unless there is a login or ``WANDB_MODE`` is set."""
+    import wandb
+    from lightning.pytorch.loggers import WandbLogger
+
+    os.environ.setdefault("WANDB_SILENT", "true")
+    mode: dict[str, Any] = {}
+    if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
+        mode = {"mode": "offline"}
+        log.info("W&B: no login found, logging offline (wandb sync %s/wandb/offline-run-* uploads it later)", path)
+    return WandbLogger(
+        name=path.name, project=project, entity=entity, tags=tags, save_dir=str(path), config=settings, **mode
+    )
+
+
+def log_results(logger: Any, result: RunResult) -> None:
+    """What people look at, once a run is done, and its model and bank as artifacts.
+
+    The metrics become the summary of the W&B run; top concepts per class and explained test images become tables.
+
+    Args:
+        logger: of ``create_wandb_logger``.
+        result: the finished run.
+    """
+    import wandb
+
+    run, path, metrics, bank = logger.experiment, result.path, result.metrics, result.bank
+    run.summary.update(metrics)
+    if result.bottleneck is not None and bank is not None:
+        run.log({"concepts": concept_table(result.bottleneck, bank, result.data.classes)})
+        examples = example_table(result.bottleneck, bank, result.data, result.dataset.splits["test"].images)
+        captions = [f"{row[2]}, called {row[3]} ({row[4]:.0%}): {row[5]}" for row in examples.data]
+        shown = [wandb.Image(row[0].image, caption=caption) for row, caption in zip(examples.data, captions)]
+        run.log({"examples": examples, "example_pictures": shown})
+    for name, axis, points in curves(metrics):
+        table = wandb.Table(columns=[axis, "accuracy"], data=points)
+        run.log({name: wandb.plot.line(table, axis, "accuracy", title=name.replace("_", " "))})
+    if (path / "report.html").is_file():
+        run.log({"report": wandb.Html((path / "report.html").read_text(encoding="utf-8"))})
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metrics)
+    artifact.add_file(str(path / "model.safetensors"))
+    artifact.add_file(str(path / "config.yaml"))
+    run.log_artifact(artifact)
+    if (path / "bank").is_dir():
+        concepts = wandb.Artifact(f"bank-{run.id}", type="concept-bank")
+        concepts.add_dir(str(path / "bank"))
+        run.log_artifact(concepts)
+    run.finish()
+
+
+def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str]) -> Any:
+    """Ten concepts of every class, the most important first."""
+    import wandb
+
+    table = wandb.Table(columns=["class", "rank", "concept", "weight", "importance"])
+    weights, importance = model.weights(), model.importance()
+    for row, columns in enumerate(top_concepts(model, 10).tolist()):
+        for rank, k in enumerate(columns, start=1):
+            table.add_data(classes[row], rank, bank.texts[k], float(weights[row, k]), float(importance[row, k]))
+    return table
+
+
+def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, pictures: Images) -> Any:
+    """Test pictures with what decided about them: the surest mistakes, then right ones from sure to unsure."""
+    import wandb
+
+    x, y = data.test.x, data.test.y
+    confidence, predicted = model.logits(x).softmax(dim=1).max(dim=1)
+    order = confidence.argsort(descending=True, stable=True)
+    wrong = order[(predicted != y)[order]][:EXAMPLES]
+    right = order[(predicted == y)[order]]
+    rows = torch.cat([wrong, right[torch.arange(min(EXAMPLES, len(right))) * len(right) // EXAMPLES]])
+    table = wandb.Table(columns=["picture", "name", "class", "called", "confidence", "because", "although"])
+    for row, values in zip(rows.tolist(), model.contributions(x[rows].float(), predicted[rows])):
+        picture = pictures.open(row)
+        picture.thumbnail((SIDE, SIDE))
+        known = [f"{bank.texts[k]} {values[k]:+.2f}" for k in values.argsort(descending=True).tolist()]
+        table.add_data(
+            wandb.Image(picture), data.test.names[row], data.classes[int(y[row])], data.classes[int(predicted[row])],
+            float(confidence[row]), "; ".join(known[:5]), "; ".join(known[:-4:-1]),
+        )  # fmt: skip
+    return table
+
+
+def curves(metrics: dict[str, float]) -> list[tuple[str, str, list[list[float]]]]:
+    """Name, axis and points of the curves that are in the metrics: over concepts per class, over concepts told."""
+    found = []
+    for name, axis, pattern in (
+        ("accuracy_at_equal_sparsity", "concepts per class", r"test/accuracy_nec(\d+)_resolved"),
+        ("intervention_curve", "per cent of concepts told", r"test/intervention_accuracy_(\d+)"),
+    ):
+        points = [[float(match[1]), value] for key, value in metrics.items() if (match := re.fullmatch(pattern, key))]
+        if points:
+            found.append((name, axis, sorted(points)))
+    return found

@@ -1,0 +1,293 @@
+"""``train``: a configuration in, a run directory out. Reads top to bottom as a run goes."""
+
+import logging
+import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from torch import nn
+
+from cbm.concepts import ConceptBank, apply_control, clean_class_name
+from cbm.concepts.candidates import candidate_bank, concept_images, learn_bank, learns_concepts
+from cbm.config import check_settings
+from cbm.data import FeatureData, ImageDataset, few_shot
+from cbm.data.encoded import Encoding, encode_splits, read_images
+from cbm.data.text_store import text_encoder
+from cbm.editing.domains.source_card import source_card
+from cbm.encoders import load_encoder
+from cbm.encoders.base import Encoder
+from cbm.errors import UserError
+from cbm.files.run_directory import RunDirectory, choose_run_directory, finished_run, read_metrics
+from cbm.layers import ConceptBottleneck, save_model
+from cbm.methods import Method, create_method, fit_method
+from cbm.methods.teacher import check_teacher, load_teacher
+from cbm.metrics.evaluate import evaluate_split
+from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
+from cbm.report import write_report
+from cbm.report.result import RunResult
+from cbm.run.announce import announce
+from cbm.run.controls import check_integrity, fit_baselines, integrity_metrics
+from cbm.run.tracking import create_wandb_logger, log_results
+
+log = logging.getLogger("cbm")
+
+
+def train(cfg: DictConfig) -> dict[str, float]:
+    """Train as configured and write the run directory.
+
+    A sweep (``train.py -m``) passes over the runs that are finished, so an interrupted one goes on.
+
+    Args:
+        cfg: a ``cbm.config.TrainConfig``.
+
+    Returns:
+        The contents of ``metrics.json``.
+
+    Raises:
+        UserError: for whatever is wrong with the request or the data.
+    """
+    began = time.perf_counter()
+    forget_peak()
+    if in_sweep() and (found := finished_run(cfg)):
+        log.info("%s is there already", found)
+        return read_metrics(found)
+    method = create_method(cfg.method)  # wrong settings are found before anything is read
+    check_settings(cfg)
+    check_teacher(method, cfg)
+    images = read_training_images(cfg)
+    path = choose_run_directory(cfg)
+    clock = Clock()
+    inputs = gather(method, cfg, images, clock)
+    run = RunDirectory(path, cfg)
+    log.info("%s %s", "going on in" if run.resumed else "writing to", run.path)
+    dataset, data, candidates = encode(method, cfg, inputs, clock)
+    with clock("fit"):
+        logger = wandb_logger(cfg, run.path)
+        bank = candidates and apply_control(candidates, cfg.concepts.control, cfg.seed)
+        model, bank = fit_method(
+            method, data, bank, inputs.encoder.logit_scale, seed=cfg.seed, trainer=cfg.trainer, run_path=run.path,
+            logger=logger,
+        )  # fmt: skip
+        facts = {f"method/{key}": value for key, value in method.facts.items()}  # before controls overwrite them
+    with clock("nec"):
+        heads = resolve_nec(model, bank, data, list(cfg.nec))
+    metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
+    metrics |= facts
+    for head in heads:
+        metrics |= {f"nec/resolved{head.target}_{key}": getattr(head, key) for key in ("nec", "gap", "kkt")}
+    integrity = None
+    with clock("controls"):
+        if cfg.controls and method.concepts_from == "bank":
+            assert isinstance(model, ConceptBottleneck)
+            assert candidates is not None
+            assert bank is not None
+            integrity = check_integrity(model, bank, data, candidates, cfg, inputs.encoder.logit_scale)
+            metrics |= integrity_metrics(integrity)
+    baselines = fit_baselines(method, data, cfg, inputs.encoder) if cfg.report else {}
+    metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
+    metrics["data/n_classes"] = float(len(data.classes))
+    if bank is not None:
+        metrics["model/n_concepts"] = float(len(bank))
+    metrics |= {"time/total_s": round(time.perf_counter() - began, 3), **clock.metrics(), **memory()}
+
+    result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines)
+    save(run, result, inputs.encoder)
+    show(result, logger)
+    return metrics
+
+
+def in_sweep() -> bool:
+    """Whether this run is one of many that Hydra makes."""
+    return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
+
+
+# ------------------------------------------------------------------------------------------------------ what goes in
+
+
+def read_training_images(cfg: DictConfig) -> ImageDataset:
+    """The data set of a run; too many shots are found now, not after hours of encoding.
+
+    Raises:
+        UserError: nothing to train on, or too few images of a class.
+    """
+    dataset = read_images(cfg.dataset, Path(cfg.cache))
+    if "train" not in dataset.splits:
+        raise UserError(f"data set '{dataset.name}' has no pictures to train on: it is for evaluation")
+    few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
+    few_shot(dataset.splits["val"].labels, cfg.val_shots, cfg.seed, dataset.classes, "val_shots")
+    return dataset
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What a run begins with, before the long work of encoding.
+
+    Attributes:
+        images: the data set.
+        encoder: the frozen encoder.
+        teacher: the text-image model that the concepts come from, if that is another one.
+        candidates: the concepts to choose from; None if there are none, or if they are learned from images.
+        concept_images: the images that concepts are learned from, or None.
+    """
+
+    images: ImageDataset
+    encoder: Encoder
+    teacher: Encoder | None
+    candidates: ConceptBank | None
+    concept_images: Any
+
+
+def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock") -> Inputs:
+    """Encoder, teacher and candidate concepts of a run."""
+    with clock("encode"):
+        encoder = load_encoder(cfg.encoder)
+        teacher = load_teacher(method, cfg, encoder)
+    with clock("concepts"):
+        reader = teacher or encoder
+        candidates = candidate_bank(method.concepts_from, cfg, images, reader, text_tower(reader, cfg))
+        shown = concept_images(cfg, images) if learns_concepts(method.concepts_from, cfg) else None
+    return Inputs(images, encoder, teacher, candidates, shown)
+
+
+def encode(
+    method: Method, cfg: DictConfig, inputs: Inputs, clock: "Clock"
+) -> tuple[ImageDataset, FeatureData, ConceptBank | None]:
+    """The images that were taken, their features, and the candidate concepts."""
+    with clock("encode"):
+        teacher = None if inputs.teacher is None else (inputs.teacher, Encoding.of(cfg, cfg.teacher))
+        splits = ("train", "val", "test")
+        dataset, data = encode_splits(inputs.images, inputs.encoder, Encoding.of(cfg), splits, teacher)
+        if method.reads_class_names:
+            names = [clean_class_name(name) for name in data.classes]
+            data = replace(data, class_embeddings=text_tower(inputs.teacher or inputs.encoder, cfg)(names))
+    candidates = inputs.candidates
+    if inputs.concept_images is not None:
+        with clock("concepts"):
+            candidates = learn_bank(inputs.concept_images, data, inputs.encoder, cfg)
+    return dataset, data, candidates
+
+
+def text_tower(encoder: Encoder, cfg: DictConfig):
+    """Phrases to features by an encoder, remembered in the run's store."""
+    return text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
+
+
+def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, counts: list[int]) -> list[SparseHead]:
+    """New sparse heads on the model's concepts, at every number of concepts per class the run asks for."""
+    if not isinstance(model, ConceptBottleneck) or bank is None:
+        return []
+    if counts:
+        log.info("solving sparse heads on %d concepts at %s per class", len(bank), ", ".join(map(str, counts)))
+    return resolve_heads(model, data.train, len(data.classes), counts)
+
+
+# ----------------------------------------------------------------------------------------------------- what comes out
+
+
+def save(run: RunDirectory, result: RunResult, encoder: Encoder) -> None:
+    """Write the model and what was measured, and mark the run as finished."""
+    path, data = result.path, result.data
+    save_model(result.model, path / "model.safetensors")
+    card = source_card(data.val.x, data.val.y, len(data.classes), result.cfg.seed)
+    card.save(path / "source_card.safetensors")
+    if result.heads:
+        save_heads(list(result.heads), path / "nec.safetensors")
+    if result.bank is not None:
+        result.bank.save(path / "bank")
+    run.write_json("about.json", about(result, encoder))
+    run.write_json("metrics.json", result.metrics)
+    run.finish()
+
+
+def about(result: RunResult, encoder: Encoder) -> dict[str, Any]:
+    """What a later reader of the run needs to know."""
+    integrity = result.integrity
+    return {
+        "classes": result.data.classes,
+        "encoder": {
+            "id": encoder.id,
+            "fingerprint": encoder.fingerprint,
+            "dim": encoder.dim,
+            "logit_scale": encoder.logit_scale,
+            "preprocess": " ".join(repr(encoder.preprocess).split()),
+        },
+        "verdict": integrity and integrity.verdict,
+        "integrity": integrity and asdict(integrity),
+        "baselines": result.baselines,
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+    }
+
+
+def show(result: RunResult, logger: Any) -> None:
+    """Report, W&B and terminal. The run is finished: what cannot be shown is a warning."""
+    if result.cfg.report:
+        with failing_softly(f"the report could not be written (again: python -m cbm report {result.path})"):
+            write_report(result)
+    if logger is not None:
+        with failing_softly("W&B did not take the results"):
+            log_results(logger, result)
+    announce(result)
+
+
+@contextmanager
+def failing_softly(what: str) -> Iterator[None]:
+    """Whatever goes wrong inside is a warning that begins with ``what``."""
+    try:
+        yield
+    except Exception as error:  # libraries that draw and send can raise anything
+        reason = (str(error).strip().splitlines() or [""])[0][:200]
+        log.warning("%s: %s %s", what, type(error).__name__, reason)
+
+
+def wandb_logger(cfg: DictConfig, path: Path) -> Any:
+    """A W&B logger if asked for; without a login it works offline by itself."""
+    if not cfg.logger.wandb:
+        return None
+    settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    return create_wandb_logger(
+        path, settings, project=cfg.logger.project, entity=cfg.logger.entity, tags=list(cfg.logger.tags)
+    )
+
+
+# --------------------------------------------------------------------------------------------------- time and memory
+
+
+@dataclass
+class Clock:
+    """Seconds of the parts of a run, by name: ``with clock("fit"): ...``."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def __call__(self, part: str) -> Iterator[None]:
+        """Add the seconds of the block to those of ``part``."""
+        began = time.perf_counter()
+        yield
+        self.seconds[part] = self.seconds.get(part, 0.0) + time.perf_counter() - began
+
+    def metrics(self) -> dict[str, float]:
+        """``time/PART_s`` of every part."""
+        return {f"time/{part}_s": round(value, 3) for part, value in self.seconds.items()}
+
+
+def forget_peak() -> None:
+    """Let the largest memory of this process be measured from here on (Linux; elsewhere from its beginning)."""
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def memory() -> dict[str, float]:
+    """The largest memory of this process in MB, mapped files included."""
+    status = Path("/proc/self/status")
+    if not status.is_file():
+        return {}
+    peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+    return {} if peak is None else {"memory/peak_mb": round(int(peak) / 1024, 1)}

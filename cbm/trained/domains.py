@@ -1,0 +1,87 @@
+"""What an editor for another domain may look at, gathered from a trained model and images of that domain."""
+
+from pathlib import Path
+
+import numpy as np
+from omegaconf import DictConfig
+
+from cbm.concepts.prepare import class_name_bank
+from cbm.data import FeatureSplit, ImageDataset, read_dataset
+from cbm.data.encoded import Encoding, encode_splits, reorder_classes
+from cbm.data.features import split_test
+from cbm.data.text_store import text_encoder
+from cbm.editing import DomainEditor, EditContext, load_source_card
+from cbm.files import resolve_path
+from cbm.layers import require_linear
+from cbm.trained.model import TrainedModel
+
+
+def support_and_tested(
+    model: TrainedModel, card: DictConfig, editor: DomainEditor, images: FeatureSplit, cache: str | Path = "cache"
+) -> tuple[FeatureSplit, FeatureSplit]:
+    """The labelled images that an editor is shown, and those that its correction is tested on.
+
+    Args:
+        model: the model to be corrected.
+        card: of the domain's images.
+        editor: says how many images are labelled, and in which folder they are, if not among ``images``.
+        images: labelled images of the domain.
+        cache: folder of the feature store.
+
+    Raises:
+        UserError: too few images of a class, no such folder, or a class that the model does not know.
+    """
+    if editor.support is None:
+        return split_test(images, editor.shots, model.classes, editor.seed)
+    folder, settings = resolve_path(editor.support), model.encoding(card, cache)
+    return labelled_images(model, folder, editor.shots, editor.seed, settings), images
+
+
+def labelled_images(model: TrainedModel, folder: Path, shots: int, seed: int, settings: Encoding) -> FeatureSplit:
+    """At most ``shots`` images per class of a folder ``FOLDER/CLASS/*.jpg``, encoded; a class may be absent.
+
+    Raises:
+        UserError: no such folder, or a class that the model does not know.
+    """
+    read = reorder_classes(read_dataset("folder", folder.name, folder, {}), model.classes)
+    split = read.splits["train"]
+    order = np.random.default_rng(seed).permutation(len(split))
+    rows = np.sort(np.concatenate([order[split.labels[order] == c][:shots] for c in range(len(model.classes))]))
+    few = ImageDataset(read.name, model.classes, {"support": split.take(rows)})
+    return encode_splits(few, model.encoder, settings, ("support",))[1].splits["support"]
+
+
+def edit_context(
+    model: TrainedModel,
+    card: DictConfig,
+    support: FeatureSplit,
+    images: FeatureSplit,
+    *,
+    domain: str | None = None,
+    cache: str | Path = "cache",
+) -> EditContext:
+    """What an editor may look at: labelled images of the domain, others without their labels, the source card.
+
+    Args:
+        model: the model to be corrected.
+        card: of the domain's images, which says how a class name is put into words.
+        support: labelled images of the domain.
+        images: further images of the domain; their labels are not used.
+        domain: what the domain is called; by default as the card is.
+        cache: where text features are kept.
+
+    Raises:
+        UserError: the model has no linear head on concepts, or the run has no source card.
+    """
+    bottleneck = require_linear(model.model, model.bank)
+    assert model.bank is not None
+    zero_shot = None
+    if model.encoder.has_text:
+        encode_text = text_encoder(model.encoder, Path(cache), False)
+        names = class_name_bank(model.classes, card.template, encode_text, model.encoder.fingerprint)
+        assert names.embeddings is not None
+        zero_shot = model.encoder.logit_scale * images.x @ names.embeddings.T
+    source = load_source_card(model.path / "source_card.safetensors")
+    return EditContext(
+        bottleneck, model.bank.texts, model.classes, domain or card.name, source, support, images.x, zero_shot
+    )

@@ -1,0 +1,258 @@
+"""``cbm.Editor``: correct a trained model's concepts and see what follows."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from cbm.data import FeatureSplit
+from cbm.editing import (
+    Comparison,
+    Edit,
+    EditSet,
+    alike,
+    counterfactual,
+    edited_logits,
+    edited_model,
+    energy_guided_edits,
+    load_edits,
+    margin_edits,
+    signed,
+)
+from cbm.editing.prune import ALIKE
+from cbm.errors import UserError, did_you_mean
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, predict_logits, require_concepts, require_linear, save_model
+from cbm.trained.model import Picture, Prediction, TrainedModel
+
+Names = str | Sequence[str] | None
+
+
+class Editor:
+    """Edits of one model, made one after the other. The model itself stays as it is.
+
+        editor = cbm.Editor(cbm.load("runs/NAME"))
+        editor.remove("water in the background", why="spurious").set("yellow belly", "present", samples="a.png")
+        editor.predict(["a.png"]); editor.compare(split); editor.undo(); editor.save("edits.yaml")
+
+    Args:
+        model: a trained concept bottleneck.
+        edits: to begin with: a set, or the file of one.
+        who: the author of what is done here; by default the user of this computer.
+        domain: where the pictures come from: edits that are bound to other domains do not act.
+
+    Raises:
+        UserError: the model has no concepts, or an edit does not fit it.
+
+    Attributes:
+        bottleneck: the model's concepts and head, or its energies: of these, concepts can be set, masked, scaled and
+            shifted, for all classes.
+    """
+
+    def __init__(
+        self, model: TrainedModel, edits: EditSet | str | Path | None = None, *, who: str | None = None,
+        domain: str | None = None,
+    ):  # fmt: skip
+        self.bottleneck = require_concepts(model.model, model.bank)
+        assert model.bank is not None
+        self.model, self.bank, self.who, self.domain = model, model.bank, who, domain
+        self.edits = load_edits(edits) if isinstance(edits, str | Path) else edits or EditSet()
+        self.edits.check(self.bank.texts, model.classes)
+        self._undone: list[EditSet] = []
+        self._history: list[EditSet] = []
+
+    def set(
+        self, concept: str, value: float | str, *, classes: Names = None, samples: Names = None, why: str | None = None
+    ) -> "Editor":
+        """Its activation becomes ``value``: a number, "present" or "absent"."""
+        return self.apply(Edit("set", concept, value, _tuple(classes), _tuple(samples), why=why))
+
+    def mask(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
+        """Its activation becomes what it is on average."""
+        return self.apply(Edit("mask", concept, None, _tuple(classes), _tuple(samples), why=why))
+
+    def scale(
+        self, concept: str, value: float, *, classes: Names = None, samples: Names = None, why: str | None = None
+    ) -> "Editor":
+        """Its activation is multiplied by ``value``."""
+        return self.apply(Edit("scale", concept, value, _tuple(classes), _tuple(samples), why=why))
+
+    def remove(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
+        """No class, or none of these, reads it any more."""
+        return self.apply(Edit("remove", concept, None, _tuple(classes), _tuple(samples), why=why))
+
+    def reweight(
+        self, concept: str, value: float, *, classes: Names = None, samples: Names = None, why: str | None = None
+    ) -> "Editor":
+        """One standard deviation of it adds ``value`` to the logit of these classes."""
+        return self.apply(Edit("reweight", concept, value, _tuple(classes), _tuple(samples), why=why))
+
+    def alike(self, concept: str, cosine: float = ALIKE) -> list[str]:
+        """The concepts that the encoder cannot tell from this one (itself too): what one reads, the others read.
+
+        Raises:
+            UserError: an unknown concept, or a model without concept directions.
+        """
+        EditSet((Edit("mask", concept),)).check(self.bank.texts, self.model.classes)
+        linear, column = self._linear(), torch.zeros(len(self.bank), dtype=torch.bool)
+        column[self.bank.index(concept)] = True
+        return [self.bank.texts[k] for k in alike(linear, column, cosine).nonzero()[:, 0].tolist()]
+
+    def apply(self, edit: Edit | EditSet) -> "Editor":
+        """Add edits, signed with author and time; returns the editor.
+
+        Raises:
+            UserError: an unknown concept or class, with the nearest; nothing is changed then.
+        """
+        more = EditSet((edit,)) if isinstance(edit, Edit) else edit
+        more.check(self.bank.texts, self.model.classes)
+        more = EditSet(tuple(each if each.when else signed(each, self.who) for each in more.edits))
+        self._history.append(self.edits)
+        self._undone.clear()
+        self.edits = self.edits + more
+        return self
+
+    def undo(self) -> "Editor":
+        """Take the last change back.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self._history:
+            raise UserError("there is no edit to undo")
+        self._undone.append(self.edits)
+        self.edits = self._history.pop()
+        return self
+
+    def redo(self) -> "Editor":
+        """Make the change again that was taken back last.
+
+        Raises:
+            UserError: there is none.
+        """
+        if not self._undone:
+            raise UserError("there is no edit to make again")
+        self._history.append(self.edits)
+        self.edits = self._undone.pop()
+        return self
+
+    def save(self, path: str | Path) -> None:
+        """Write the edits to ``edits.yaml``."""
+        self.edits.save(path)
+
+    def save_model(self, path: str | Path) -> None:
+        """Write the edited model to a ``model.safetensors``; edits of single pictures cannot be part of it."""
+        if self.edits.samples:
+            raise UserError("edits of single pictures cannot become part of a model: undo them, or save the edits")
+        save_model(self._linear(), Path(path))
+
+    def as_model(self) -> nn.Module:
+        """The edits of all pictures (of the domain) as a bottleneck, or energies, of its own."""
+        return edited_model(self.bottleneck, self.edits, self.bank.texts, self.model.classes, self.domain)
+
+    def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
+        """Classify pictures after the edits; edits of single pictures find paths by their end."""
+        before = self.model.predict(images)
+        names = None if isinstance(images, Tensor) else [self._name(image) for image in images]
+        logits = self.logits(before.features, names, before.logits)
+        return Prediction(logits, before.classes, before.features, self.as_model(), self.bank)
+
+    def logits(self, x: Tensor, names: Sequence[str] | None = None, before: Tensor | None = None) -> Tensor:
+        """Logits after the edits ``[N, C]`` of unit-norm features ``[N, D]``."""
+        return self._logits(self.edits, x, names, before)
+
+    def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison:
+        """Decisions about labelled pictures before and after the edits; or what further ``edits`` would change.
+
+        A preview: nothing is applied. The flips are exact.
+        """
+        logits = predict_logits(self.bottleneck, split.x)
+        before, after = EditSet(), self.edits
+        if edits is not None:
+            before, after = self.edits, self.edits + edits
+        after.check_pictures(split.names)
+        old, new = (self._logits(each, split.x, split.names, logits) for each in (before, after))
+        return Comparison(old, new, split.y, self.model.classes)
+
+    def correct(self, x: Tensor, label: str, concept: str, *, margin: float = 0.2, why: str | None = None) -> "Editor":
+        """Move what a concept counts for, just so far that pictures ``[D]`` or ``[n, D]`` become ``label``.
+
+        Label-free CBM's manual editing: see ``cbm.editing.margin``. Look at ``compare`` before you keep it.
+
+        Args:
+            x: unit-norm features.
+            label: the class they should have.
+            concept: the one by which.
+            margin: by which it should win, in logits.
+            why: kept with the edits.
+
+        Raises:
+            UserError: an unknown class or concept, or a concept that these pictures show as any other.
+        """
+        EditSet((Edit("mask", concept, classes=(label,)),)).check(self.bank.texts, self.model.classes)
+        column, row = self.bank.index(concept), self.model.classes.index(label)
+        edited, texts = self._linear(), self.bank.texts
+        return self.apply(margin_edits(edited, x, row, column, texts, self.model.classes, margin=margin, why=why))
+
+    def follow(self, x: Tensor, told: dict[str, str]) -> EditSet:
+        """What follows about one picture ``[D]`` from what is told of it, as edits to look at and to apply.
+
+        Energy-based models only: the told concepts are held, and concepts and class of the lowest energy are found.
+
+        Args:
+            x: its unit-norm features.
+            told: concepts that are "present" or "absent".
+
+        Raises:
+            UserError: an unknown concept, or a model whose concepts do not know of each other.
+        """
+        if not isinstance(self.bottleneck, EnergyBottleneck):
+            raise UserError("the concepts of this model do not follow from each other: train one with method=energy")
+        edits = EditSet(tuple(Edit("set", concept, value) for concept, value in told.items()))
+        edits.check(self.bank.texts, self.model.classes)
+        return energy_guided_edits(self.bottleneck, x, edits, self.bank.texts)
+
+    def smallest_flip(
+        self, x: Tensor, target: str | None = None, *, budget: int = 5, frozen: Sequence[str] = ()
+    ) -> EditSet | None:
+        """The fewest concepts that change the edited model's decision about one picture ``[D]``, as edits to apply.
+
+        Args:
+            x: its unit-norm features.
+            target: the class it should become; any other by default.
+            budget: most concepts.
+            frozen: concepts that must stay.
+
+        Returns:
+            None if no so small change does it.
+        """
+        EditSet(tuple(Edit("mask", text) for text in frozen)).check(self.bank.texts, self.model.classes)
+        if target is not None and target not in self.model.classes:
+            raise UserError(f"no class '{target}' in this model: {did_you_mean(target, self.model.classes)}")
+        goal = None if target is None else self.model.classes.index(target)
+        columns = [self.bank.index(text) for text in frozen]
+        change = counterfactual(self._linear(), x, target=goal, budget=budget, frozen=columns)
+        if change is None:
+            return None
+        pairs = zip(change.columns, change.values)
+        return EditSet(tuple(Edit("set", self.bank.texts[k], value) for k, value in pairs))
+
+    def _linear(self) -> ConceptBottleneck:
+        """The edited model, if it has a linear head."""
+        require_linear(self.bottleneck)
+        edited = self.as_model()
+        assert isinstance(edited, ConceptBottleneck)
+        return edited
+
+    def _logits(self, edits: EditSet, x: Tensor, names: Sequence[str] | None, before: Tensor | None) -> Tensor:
+        return edited_logits(self.bottleneck, edits, self.bank, self.model.classes, x, names, before, self.domain)
+
+    def _name(self, image: Picture) -> str:
+        """How an edit may call a picture: a path by the longest of its ends that an edit names."""
+        path = Path(image).as_posix() if isinstance(image, str | Path) else ""
+        ends = [name for name in self.edits.samples if path == name or path.endswith("/" + name)]
+        return max(ends, key=len, default=path)
+
+
+def _tuple(names: Names) -> tuple[str, ...] | None:
+    return (names,) if isinstance(names, str) else None if names is None else tuple(names)

@@ -1,0 +1,204 @@
+"""``ConceptClassifier``: any method as a scikit-learn estimator, on features of your own backbone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from lightning.pytorch.utilities.seed import isolate_rng
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.multiclass import check_classification_targets
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from cbm.concepts import Concept, ConceptBank, phrase_bank
+from cbm.concepts.prepare import adopt_classes
+from cbm.concepts.readers import normalise_text
+from cbm.config import TrainerConfig
+from cbm.data import FeatureData, FeatureSplit, unit_norm
+from cbm.errors import UserError
+from cbm.files.console import quiet_libraries
+from cbm.methods import Method, create_method, fit_method
+from cbm.trained import Prediction
+
+Concepts = Sequence[str] | Mapping[str, Sequence[str]] | ConceptBank
+
+
+class ConceptClassifier(ClassifierMixin, BaseEstimator):
+    """A concept bottleneck over features ``[N, D]`` that you have encoded yourself.
+
+        model = cbm.ConceptClassifier("labo", concepts=phrases, concept_embeddings=text_features, lr=0.05)
+        model.fit(features, labels).score(test_features, test_labels)
+        model.explain(test_features[:1])
+
+    Features may be of any norm; they are divided by it. Concepts may name their owners, ``{class: phrases}``.
+
+    Args:
+        method: ``labo``, ``posthoc``, ``sparse``, ``cms``, ``linear_probe`` ... (docs/methods).
+        concepts: phrases, class -> phrases, or an embedded bank; ``zero_shot`` and ``linear_probe`` need none.
+        concept_embeddings: ``[K, D]`` the phrases in their order (class after class) by the text tower that belongs to
+            the features, of any norm.
+        class_embeddings: ``[C, D]`` the class names by that tower, for the methods that read them (``zero_shot``,
+            ``cms``, ``label_free`` with ``class_cutoff``).
+        classes: C names of the labels in their sorted order, where labels are numbers.
+        logit_scale: the encoder's factor on cosines.
+        validation: share of the pictures of every class that training is stopped and tuned by.
+        random_state: of that split and of training.
+        settings: of the method (``python train.py method=NAME --help``).
+
+    Attributes:
+        classes_: the labels, sorted.
+        model_: features ``[N, D]`` to logits ``[N, C]``.
+        bank_: the concepts of its columns, or None.
+        facts_: what the method says about its fit.
+    """
+
+    def __init__(
+        self, method: str = "labo", *, concepts: Concepts | None = None, concept_embeddings: ArrayLike | None = None,
+        class_embeddings: ArrayLike | None = None, classes: Sequence[str] | None = None, logit_scale: float = 100.0,
+        validation: float = 0.2, random_state: int | np.random.RandomState | None = 0, **settings: Any,
+    ):  # fmt: skip
+        self.method = method
+        self.concepts = concepts
+        self.concept_embeddings = concept_embeddings
+        self.class_embeddings = class_embeddings
+        self.classes = classes
+        self.logit_scale = logit_scale
+        self.validation = validation
+        self.random_state = random_state
+        self._settings = settings
+
+    def get_params(self, deep: bool = True) -> dict[str, Any]:
+        """Our own and the method's settings."""
+        return {**super().get_params(deep), **self._settings}
+
+    def set_params(self, **params: Any) -> "ConceptClassifier":
+        """Our own and the method's settings; those that no method knows are found by ``fit``."""
+        own = self._get_param_names()
+        for name, value in params.items():
+            if name in own:
+                setattr(self, name, value)
+            else:
+                self._settings[name] = value
+        return self
+
+    def fit(self, X: Any, y: Any) -> "ConceptClassifier":
+        """Train on features ``[N, D]`` with labels ``[N]``.
+
+        Raises:
+            UserError: a wrong setting, missing concepts, or embeddings that do not fit.
+            ValueError: whatever scikit-learn finds wrong with the arrays.
+        """
+        method = create_method({"name": self.method, **self._settings})
+        if not 0 < self.validation < 1:
+            raise UserError(f"validation={self.validation}: expected a share between 0 and 1")
+        X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_features=2)
+        check_classification_targets(y)
+        self.classes_, labels = np.unique(y, return_inverse=True)
+        names = self._class_names()
+        seed = self.random_state
+        if not isinstance(seed, int | np.integer):
+            seed = check_random_state(seed).randint(2**31)
+        data = self._data(X, labels, names, int(seed))
+        if method.reads_class_names and self.class_embeddings is not None:
+            named = self._embeddings("class_embeddings", self.class_embeddings, len(names), names)
+            data = replace(data, class_embeddings=named)
+        quiet_libraries()
+        with isolate_rng():
+            bank, trainer = self._bank(method, names), TrainerConfig(progress=False)
+            self.model_, self.bank_ = fit_method(
+                method, data, bank, self.logit_scale, seed=int(seed), trainer=trainer
+            )
+        self.facts_ = dict(method.facts)
+        return self
+
+    def predict(self, X: ArrayLike) -> NDArray:
+        """Labels ``[N]``."""
+        best = self._prediction(X).logits.argmax(dim=1).numpy()
+        return self.classes_[best]
+
+    def predict_proba(self, X: ArrayLike) -> NDArray:
+        """Probabilities ``[N, C]``, columns as in ``classes_``."""
+        return self._prediction(X).logits.double().softmax(dim=1).numpy()
+
+    def explain(self, X: ArrayLike, top: int = 10) -> list[list[tuple[str, float]]]:
+        """The concepts that moved the predicted logit of every picture most, with their contributions."""
+        prediction = self._prediction(X)
+        return [prediction.explain(row, top) for row in range(len(prediction.logits))]
+
+    def __sklearn_is_fitted__(self) -> bool:
+        return hasattr(self, "model_")
+
+    @torch.no_grad()
+    def _prediction(self, X: ArrayLike) -> Prediction:
+        check_is_fitted(self)
+        x = _unit(validate_data(self, X, dtype=np.float32, reset=False))
+        return Prediction(self.model_(x), self._class_names(), x, self.model_, self.bank_)
+
+    def _class_names(self) -> list[str]:
+        if self.classes is None:
+            return [str(label) for label in self.classes_]
+        if len(self.classes) != len(self.classes_):
+            raise UserError(f"classes has {len(self.classes)} names, but y has {len(self.classes_)} labels")
+        return list(self.classes)
+
+    def _data(self, X: NDArray, labels: NDArray, names: list[str], seed: int) -> FeatureData:
+        """Train and validation split: of every class its share, and at least one picture where there are two."""
+        generator, held_out = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
+        for label in range(len(names)):
+            rows = generator.permutation(np.flatnonzero(labels == label))
+            held_out[rows[: min(max(round(self.validation * len(rows)), 1), len(rows) - 1)]] = True
+        if not held_out.any():
+            raise ValueError(f"{len(labels)} sample(s) of {len(names)} class(es): some class needs two or more")
+        x, y = _unit(X), torch.from_numpy(labels.astype(np.int64))
+        whole = FeatureSplit(x, y, [str(row) for row in range(len(y))])
+        splits = {"train": whole.take(np.flatnonzero(~held_out)), "val": whole.take(np.flatnonzero(held_out))}
+        return FeatureData(splits, names, seed=seed, encoder="yours")
+
+    def _bank(self, method: Method, names: list[str]) -> ConceptBank | None:
+        """The concepts the method speaks through, embedded."""
+        if method.concepts_from is None:
+            return None
+        if method.concepts_from == "class_names":
+            if self.class_embeddings is None:
+                raise UserError(f"method={self.method} needs class_embeddings [C, D]: class names by your text tower")
+            rows = self._embeddings("class_embeddings", self.class_embeddings, len(names), names)
+            return ConceptBank("classes", "classes", tuple(Concept(name, (name,)) for name in names), "yours", rows)
+        if self.concepts is None:
+            raise UserError(f"method={self.method} speaks through concepts: say concepts= and concept_embeddings=")
+        given, bank = self.concept_embeddings, _as_bank(self.concepts)
+        if given is None:
+            given = bank.embeddings
+        if given is None:
+            raise UserError("concepts need concept_embeddings [K, D]: the phrases by the text tower of your features")
+        texts = _phrases(self.concepts)
+        rows = self._embeddings("concept_embeddings", given, len(texts), texts)
+        first = {normalise_text(text): row for row, text in reversed(list(enumerate(texts)))}  # duplicates are merged
+        rows = rows[[first[normalise_text(text)] for text in bank.texts]]
+        return adopt_classes(replace(bank, embeddings=rows, encoder="yours"), names)
+
+    def _embeddings(self, name: str, given: ArrayLike | Tensor, count: int, texts: Sequence[str]) -> Tensor:
+        """``[count, D]`` unit-norm."""
+        rows = torch.as_tensor(given if isinstance(given, Tensor) else np.asarray(given), dtype=torch.float32)
+        if list(rows.shape) != [count, self.n_features_in_]:
+            raise UserError(f"{name} has shape {list(rows.shape)}; expected [{count}, {self.n_features_in_}]")
+        return unit_norm(rows, list(texts))
+
+
+def _unit(X: NDArray) -> Tensor:
+    return unit_norm(torch.from_numpy(np.ascontiguousarray(X)), [f"row {row}" for row in range(len(X))])
+
+
+def _as_bank(concepts: Concepts) -> ConceptBank:
+    return concepts if isinstance(concepts, ConceptBank) else phrase_bank(concepts)
+
+
+def _phrases(concepts: Concepts) -> list[str]:
+    """The phrases as they were given: a row of ``concept_embeddings`` each."""
+    if isinstance(concepts, ConceptBank):
+        return concepts.texts
+    lists = concepts.values() if isinstance(concepts, Mapping) else [concepts]
+    return [text for phrases in lists for text in phrases]

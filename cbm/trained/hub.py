@@ -1,0 +1,95 @@
+"""A trained model as a folder that can be given away, and its way to the Hugging Face hub and back.
+
+The folder holds ``config.yaml``, ``model.safetensors``, ``bank/``, ``about.json``, ``metrics.json`` and ``README.md``
+(the model card), nothing that is executed. The hub gets no path of this computer, and no source card, which holds
+features of pictures.
+"""
+
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cbm.errors import UserError
+from cbm.files import PROJECT
+from cbm.files.network import is_network_error, offline_if_unreachable
+
+FILES = ["config.yaml", "model.safetensors", "bank/bank.json", "bank/embeddings.safetensors", "about.json",
+         "metrics.json", "README.md"]  # fmt: skip
+
+
+def without_paths(value: Any) -> Any:
+    """Settings without absolute paths: those inside the project are seen from there, others lose their folder."""
+    if isinstance(value, dict):
+        return {key: without_paths(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return [without_paths(entry) for entry in value]
+    if not isinstance(value, str):
+        return value
+    schema, mark, rest = value.rpartition(":") if ":/" in value and "://" not in value else ("", "", value)
+    path = Path(rest)
+    if not path.is_absolute() and not rest.startswith("~"):
+        return value
+    return schema + mark + (str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else path.name)
+
+
+def push(save: Callable[[Path], object], repo: str, *, private: bool, message: str) -> str:
+    """Upload a folder; returns where it is.
+
+    Args:
+        save: writes the folder, which is a new one.
+        repo: ``ORG/NAME``.
+        private: whether a repository that is made now is private.
+        message: of the commit.
+
+    Raises:
+        UserError: no network, nobody logged in, or no such organisation.
+    """
+    from huggingface_hub import HfApi
+
+    with tempfile.TemporaryDirectory(prefix="cbm-hub-") as temporary:
+        save(folder := Path(temporary) / "model")
+        try:
+            with offline_if_unreachable():
+                api = HfApi()
+                place = api.create_repo(repo, private=private, exist_ok=True)
+                api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message, allow_patterns=FILES)
+        except Exception as error:  # of the hub's client and of what it stands on
+            raise _hub_error(f"cannot upload to '{repo}'", error) from error
+    return str(place)
+
+
+def pull(name: str) -> Path:
+    """The folder of ``ORG/NAME`` or ``ORG/NAME@REVISION``, downloaded if it is not here yet; only our files.
+
+    Raises:
+        UserError: no such repository, or it is not here and the hub cannot be reached.
+    """
+    from huggingface_hub import snapshot_download
+
+    repo, _, revision = name.partition("@")
+    try:
+        with offline_if_unreachable():
+            folder = Path(snapshot_download(repo, revision=revision or None, allow_patterns=FILES))
+    except Exception as error:  # of the hub's client and of what it stands on
+        raise _hub_error(f"cannot download 'hf-hub:{name}'", error) from error
+    if not (folder / "config.yaml").is_file() or not (folder / "model.safetensors").is_file():
+        raise UserError(f"'hf-hub:{name}' is no model of cbm: it has no config.yaml and model.safetensors")
+    return folder
+
+
+def _hub_error(what: str, error: Exception) -> UserError:
+    """The one line for whatever the hub's client raised."""
+    from huggingface_hub import errors
+
+    if isinstance(error, UserError):
+        return error
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    status = getattr(getattr(error, "response", None), "status_code", None)
+    if isinstance(error, errors.LocalTokenNotFoundError) or status in (401, 403):
+        return UserError(f"{what}: not allowed; log in with `hf auth login`, or choose another name ({reason})")
+    if isinstance(error, errors.RepositoryNotFoundError | errors.RevisionNotFoundError | errors.HFValidationError):
+        return UserError(f"{what}: {reason}")
+    if is_network_error(error):
+        return UserError(f"{what}: the hub cannot be reached from here ({reason})")
+    return UserError(f"{what}: {reason}")

@@ -1,0 +1,75 @@
+"""The model card that goes with a model to the hub, from a template; only what the run measured is on it."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from cbm.concepts.bank import ConceptBank
+from cbm.config import AboutConfig, about_card, card_names
+from cbm.layers import ConceptBottleneck
+from cbm.report.classes import ConceptUse
+from cbm.report.templates import load_template
+from cbm.report.wording import percent
+
+CLASSES = 50
+CONCEPTS = 5
+MEASURED = {
+    "test/accuracy": "accuracy",
+    "test/accuracy_macro": "accuracy, mean over classes",
+    "test/accuracy_nec5": "accuracy with the five strongest concepts per class",
+    "test/concept_accuracy": "concept accuracy",
+    "test/ece": "expected calibration error",
+}
+
+
+def model_card(
+    model: nn.Module, bank: ConceptBank | None, place: str, config: dict[str, Any], about: dict[str, Any],
+    metrics: dict[str, float],
+) -> str:  # fmt: skip
+    """``README.md`` of a published model.
+
+    Args:
+        model: the classifier, as it is published.
+        bank: the concepts of its columns, or None.
+        place: what ``cbm.load`` is to be told.
+        config: its configuration, without paths.
+        about: what the run knows of itself.
+        metrics: what was measured of it; empty if it was changed since.
+    """
+    dataset = config["dataset"]["name"]
+    card = about_card(dataset) if dataset in card_names() else AboutConfig()
+    classes: list[str] = about["classes"]
+    bottleneck = model if isinstance(model, ConceptBottleneck) and bank is not None else None
+    uses: list[tuple[str, list[str]]] = []
+    if bottleneck is not None:
+        assert bank is not None
+        use = ConceptUse(bottleneck, bank, classes, {}, CONCEPTS)
+        shown = enumerate(classes[:CLASSES])
+        uses = [(_cell(name), [_cell(concept.text) for concept in use.of(label)]) for label, name in shown]
+    return load_template(Path(__file__).parent / "model_card.md").render(
+        place=place,
+        method=config["method"]["name"],
+        fidelity=config["method"].get("fidelity"),
+        dataset=dataset,
+        seed=config["seed"],
+        title=card.title or dataset,
+        homepage=card.homepage,
+        licence=card.licence,
+        classes=[_cell(name) for name in classes],
+        concepts=None if bank is None else len(bank),
+        bank_name=bank and bank.name,
+        encoder=about["encoder"],
+        n_train=f"{metrics['data/n_train']:,.0f}" if "data/n_train" in metrics else None,
+        changes=about["changes"],
+        metrics=[(name, percent(metrics[key])) for key, name in MEASURED.items() if key in metrics],
+        verdict=about.get("verdict"),
+        uses=uses,
+        rest=len(classes) > len(uses),
+        residual=bottleneck is not None and bottleneck.residual is not None,
+    )
+
+
+def _cell(text: str) -> str:
+    """A name inside a Markdown table."""
+    return " ".join(text.split()).replace("|", "\\|")

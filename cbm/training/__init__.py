@@ -1,0 +1,6 @@
+"""Gradient descent under Lightning: the LightningModule, its batches, and ``fit``."""
+
+from cbm.training.fit import fit
+from cbm.training.module import ConceptBottleneckModule, write_history
+
+__all__ = ["ConceptBottleneckModule", "fit", "write_history"]

@@ -1,0 +1,103 @@
+"""Batches of encoded splits that lie in memory, as Lightning's loop wants them."""
+
+from collections.abc import Iterator, Mapping
+
+import lightning
+import torch
+from torch import Tensor
+
+from cbm.data.features import FeatureData, FeatureSplit
+
+
+class Batches:
+    """Batches over tensors in memory; Lightning iterates over it as over a DataLoader.
+
+    An epoch is the stretch between two validations: as many passes over the data as make ``min_steps`` batches. Its
+    order depends on the seed and the epoch only, so a resumed run sees the batches it would have seen; of several
+    processes each gets its part of the same batches.
+
+    Args:
+        split: N pictures.
+        batch_size: per step; if it covers the split, every step sees the full batch, in order.
+        min_steps: batches per epoch, at least.
+        shuffle: draw a new order for every pass.
+        seed: of the order.
+        concepts: ``[N, K]`` concept labels that go with every batch, if there are any.
+        rank: which of the processes this is.
+        world: how many there are.
+    """
+
+    def __init__(
+        self, split: FeatureSplit, batch_size: int, *, min_steps: int = 1, shuffle: bool, seed: int = 0,
+        concepts: Tensor | None = None, rank: int = 0, world: int = 1,
+    ):  # fmt: skip
+        self.rank, self.world = rank, world
+        self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
+        self.tensors = [split.x, split.y] if concepts is None else [split.x, split.y, concepts]
+        self.per_pass = -(-len(split) // batch_size)
+        self.passes = -(-min_steps // self.per_pass)
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by Lightning before each epoch."""
+        self.epoch = epoch
+
+    batch_sampler = None
+
+    @property
+    def sampler(self) -> "Batches":
+        """Where Lightning looks for ``set_epoch``."""
+        return self
+
+    def __len__(self) -> int:
+        return self.per_pass * self.passes
+
+    def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
+        for turn in range(self.passes):
+            for rows in self._order(turn):
+                x, *others = (tensor[rows] for tensor in self.tensors)
+                yield (x.float(), *others)
+
+    def _order(self, turn: int) -> Iterator[slice | Tensor]:
+        """The rows of every batch of one pass, or this process's part of them: where none is left, one of weight 0."""
+        count, size = len(self.split), self.batch_size
+        if (not self.shuffle or self.per_pass == 1) and self.world == 1:
+            return (slice(start, start + size) for start in range(0, count, size))
+        order = torch.arange(count)
+        if self.shuffle and self.per_pass > 1:
+            generator = torch.Generator().manual_seed((self.seed * 100_003 + self.epoch) * 1009 + turn)
+            order = torch.randperm(count, generator=generator)
+        return (batch[self.rank :: self.world] if len(batch) > self.rank else batch[:1] for batch in order.split(size))
+
+    def weight(self, batch: int) -> float:
+        """What the mean loss of this process's part counts for, so that the mean over processes is the batch's mean."""
+        start = batch % self.per_pass * self.batch_size
+        whole = min(self.batch_size, len(self.split) - start)
+        return self.world * len(range(self.rank, whole, self.world)) / whole
+
+
+class TrainingBatches(lightning.LightningDataModule):
+    """The batches of one fit.
+
+    Args:
+        data: encoded splits.
+        batch_size: rows per training batch; None is the full batch.
+        targets: split name to concept labels ``[N, K]`` that go with every batch, if there are any.
+    """
+
+    def __init__(self, data: FeatureData, batch_size: int | None, targets: Mapping[str, Tensor]):
+        super().__init__()
+        self.data, self.batch_size, self.targets = data, batch_size, targets
+
+    def train_dataloader(self) -> Batches:
+        """Shuffled batches of the training split, 10 steps or more between validations, dealt out to the processes."""
+        train = self.data.train
+        return Batches(
+            train, self.batch_size or len(train), min_steps=10, shuffle=True, seed=self.data.seed,
+            concepts=self.targets.get("train"), rank=self.trainer.global_rank if self.trainer else 0,
+            world=self.trainer.world_size if self.trainer else 1,
+        )  # fmt: skip
+
+    def val_dataloader(self) -> Batches:
+        """The validation split, in order."""
+        return Batches(self.data.val, 65536, shuffle=False, concepts=self.targets.get("val"))

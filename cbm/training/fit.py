@@ -1,0 +1,159 @@
+"""``fit``: train a module on encoded splits under Lightning, and end with its best weights."""
+
+import io
+import logging
+import re
+import tempfile
+import time
+import warnings
+import zipfile
+from collections.abc import Mapping
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import lightning
+import torch
+from lightning.fabric.plugins.io import TorchCheckpointIO
+from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.strategies import DDPStrategy
+from torch import Tensor
+from torch.multiprocessing import ProcessRaisedException
+
+from cbm.data.features import FeatureData
+from cbm.errors import UserError
+from cbm.files import write_in_parts
+from cbm.training.batches import TrainingBatches
+from cbm.training.module import ConceptBottleneckModule
+
+log = logging.getLogger(__name__)
+
+
+class SaveResults(Callback):
+    """Saves the best weights and history to a file: the parent process of a multi-process fit does not train."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
+        """The new processes are as quiet as the first."""
+        logging.getLogger("lightning.pytorch").setLevel("ERROR")
+        warnings.simplefilter("ignore")
+
+    def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """One process writes."""
+        if trainer.is_global_zero:
+            torch.save({"best": pl_module.best, "history": pl_module.history}, self.path)
+
+
+class AtomicCheckpoint(TorchCheckpointIO):
+    """Checkpoints that are there whole or not at all."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Write under a temporary name, then rename."""
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        write_in_parts(Path(path).parent, [buffer.getvalue()], lambda: Path(path).name)
+
+
+def is_sound(checkpoint: Path) -> bool:
+    """Whether a checkpoint is as it was written: its parts carry checksums."""
+    try:
+        with zipfile.ZipFile(checkpoint) as archive:
+            if archive.testzip() is not None:
+                return False
+        return "cbm" in torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # whatever a foreign or damaged file makes the parsers raise
+        return False
+
+
+class ResumeCheckpoint(Callback):
+    """Writes ``last.ckpt`` at the end of an epoch (a stretch between two validations) every so many seconds."""
+
+    def __init__(self, path: Path, every: float):
+        self.path, self.every = path, every
+        self._written = time.monotonic()
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        """Write if it is time; the processes agree on that."""
+        if trainer.strategy.broadcast(time.monotonic() - self._written >= self.every):
+            trainer.save_checkpoint(self.path)
+            self._written = time.monotonic()
+
+
+def fit(
+    module: ConceptBottleneckModule,
+    data: FeatureData,
+    *,
+    batch_size: int | None = None,
+    targets: Mapping[str, Tensor] | None = None,
+    patience: int,
+    max_epochs: int,
+    trainer: dict[str, Any],
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 30.0,
+    progress: bool = False,
+    logger: Logger | None = None,
+) -> None:
+    """Train until the validation loss has not fallen by 0.001 for ``patience`` validations; end with the best weights.
+
+    Args:
+        module: what to train.
+        data: encoded splits; ``train`` and ``val`` are used.
+        batch_size: rows per training batch; None is the full batch.
+        targets: split name to concept labels ``[N, K]`` that go with every batch, if there are any.
+        patience: validations without improvement.
+        max_epochs: at most so many stretches between validations.
+        trainer: ``accelerator``, ``devices``, ``precision`` for Lightning's Trainer. More than one device: as many
+            processes, each with its part of every batch; the result is that of one process to rounding.
+        checkpoint: where ``last.ckpt`` is written; if it is there, training goes on from it, or, if it is damaged,
+            begins again.
+        checkpoint_seconds: how often.
+        progress: show a progress bar.
+        logger: a Lightning logger that gets the losses as well.
+    """
+    callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience, min_delta=1e-3, check_finite=False)]
+    if checkpoint is not None:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
+        callbacks.append(ResumeCheckpoint(checkpoint, checkpoint_seconds))
+    if progress:
+        callbacks.append(RichProgressBar(leave=False))
+    resume = checkpoint if checkpoint is not None and checkpoint.is_file() else None
+    if resume and not is_sound(resume):
+        log.warning("'%s' is damaged: training begins again", resume)
+        resume.unlink()
+        resume = None
+    many = trainer.get("devices", 1) not in (1, "1")
+    # heads may train by other gradients than those of their parameters (cbm.solvers.AssociationAdam)
+    strategy: Any = DDPStrategy(start_method="spawn", find_unused_parameters=True) if many else "auto"
+    with warnings.catch_warnings(), tempfile.TemporaryDirectory(prefix="cbm-fit-") if many else nullcontext() as folder:
+        warnings.simplefilter("ignore")  # Lightning's advice about workers, short epochs and missing test loops
+        if many:
+            callbacks.append(SaveResults(results := Path(str(folder)) / "results.pt"))
+        runner = lightning.Trainer(
+            max_epochs=max_epochs, callbacks=callbacks, logger=logger or False, enable_checkpointing=False,
+            enable_progress_bar=progress, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
+            use_distributed_sampler=False, strategy=strategy, plugins=AtomicCheckpoint(), **trainer,
+        )  # fmt: skip
+        if resume:
+            log.info("going on from %s", resume)
+        # weights_only: a checkpoint is data, nothing in it is executed
+        try:
+            runner.fit(module, TrainingBatches(data, batch_size, targets or {}), ckpt_path=resume, weights_only=True)
+        except SystemExit as stop:  # what Lightning makes of Ctrl-C
+            raise KeyboardInterrupt from stop
+        except ProcessRaisedException as error:
+            if found := re.search(r"cbm\.errors\.UserError: (.*)", str(error)):
+                raise UserError(found[1]) from error
+            raise
+        if many:
+            found_best = torch.load(results, weights_only=True)
+            module.best, module.history = found_best["best"], found_best["history"]
+    if module.best["state"] is not None:
+        module.model.load_state_dict(module.best["state"])
+    module.model.cpu()
+    log.info(
+        "trained %d steps; best validation loss %.4f at step %d",
+        module.history[-1]["step"] if module.history else 0, module.best["loss"], module.best["step"],
+    )  # fmt: skip

@@ -1,0 +1,104 @@
+"""W&B without a network and without a login: the run is logged offline, and its files hold what people look at."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from birds_run import QUICK, small
+from conftest import PROJECT
+
+from cbm import config
+from cbm.run.tracking import curves
+
+pytest.importorskip("wandb")
+
+
+def records(folder: Path):
+    """The records of an offline run: LevelDB's log format (blocks of 32 kB; checksum, length, type) after 7 bytes."""
+    from wandb.proto import wandb_internal_pb2
+
+    content = next(folder.rglob("run-*.wandb")).read_bytes()
+    assert content[:4] == b":W&B"
+    position, parts = 7, b""
+    while position + 7 <= len(content):
+        left = 32768 - position % 32768
+        if left < 7:
+            position += left
+            continue
+        length, kind = int.from_bytes(content[position + 4 : position + 6], "little"), content[position + 6]
+        parts += content[position + 7 : position + 7 + length]
+        position += 7 + length
+        if kind in (1, 4):  # whole, or last part
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(parts)
+            yield record
+            parts = b""
+
+
+def test_offline_without_a_login(tmp_path: Path):
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
+    environment = {**kept, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    arguments = [*small(), *QUICK, "logger=wandb", "controls=false", "run_dir=tracked"]
+    result = subprocess.run(
+        [sys.executable, str(PROJECT / "train.py"), *arguments], cwd=tmp_path, env=environment, capture_output=True,
+        text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    assert "no login found, logging offline" in result.stderr
+    summary: dict[str, str] = {}
+    logged: dict[str, str] = {}
+    artifacts, history = [], 0
+    for record in records(tmp_path / "tracked" / "wandb"):
+        kind = record.WhichOneof("record_type")
+        if kind == "summary":
+            summary |= {item.key or ".".join(item.nested_key): item.value_json for item in record.summary.update}
+        if kind == "history":
+            history += 1
+            logged |= {item.key or ".".join(item.nested_key): item.value_json for item in record.history.item}
+        if kind == "artifact":
+            artifacts.append(record.artifact.type)
+    measured = json.loads((tmp_path / "tracked" / "metrics.json").read_text())
+    assert float(summary["test/accuracy"]) == pytest.approx(measured["test/accuracy"])
+    assert history > 3
+    assert artifacts.count("model") == artifacts.count("concept-bank") == 1
+    for table in ("concepts", "examples", "accuracy_at_equal_sparsity_table"):
+        assert json.loads(logged[f"{table}._type"]) == "table-file", sorted(logged)
+    assert json.loads(logged["report._type"]) == "html-file"
+    examples = json.loads(next((tmp_path / "tracked").rglob("examples_*.table.json")).read_text())
+    named = dict(zip(examples["columns"], zip(*examples["data"])))
+    wrong = [label != called for label, called in zip(named["class"], named["called"])]
+    assert 0 < sum(wrong) <= 16
+    assert wrong == sorted(wrong, reverse=True)  # mistakes first
+    assert sorted(named["confidence"][: sum(wrong)], reverse=True) == list(named["confidence"][: sum(wrong)])
+    assert len(list((tmp_path / "tracked").rglob("example_pictures_*.png"))) == len(wrong)
+    captions = json.loads(logged["example_pictures.captions"])
+    assert captions[0].startswith(f"{named['class'][0]}, called {named['called'][0]} (")
+    assert named["because"][0] in captions[0]
+    assert len(named["because"][0].split("; ")) == 5
+
+
+def test_curves_are_read_off_the_metrics():
+    metrics = {f"test/intervention_accuracy_{p}": p / 200 for p in (0, 100, 50)} | {"test/accuracy_nec5_resolved": 0.9}
+    assert curves(metrics) == [
+        ("accuracy_at_equal_sparsity", "concepts per class", [[5.0, 0.9]]),
+        ("intervention_curve", "per cent of concepts told", [[0.0, 0.0], [50.0, 0.25], [100.0, 0.5]]),
+    ]
+    assert curves({"test/accuracy": 1.0}) == []
+
+
+def test_the_sweep_file_names_settings_that_exist():
+    from hydra import compose, initialize_config_dir
+
+    sweep = yaml.safe_load((config.CONFIGS / "wandb_sweep.yaml").read_text())
+    chosen = [f"{key}={value['values'][-1]}" for key, value in sweep["parameters"].items()]
+    fixed = [part for part in sweep["command"] if "=" in part]
+    config.register()
+    with initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
+        cfg = compose("train", [*chosen, *fixed])
+    assert cfg.logger.wandb
+    for method in sweep["parameters"]["method"]["values"]:
+        assert method in config.choices("method")
