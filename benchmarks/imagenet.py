@@ -31,7 +31,7 @@ from cbm.data.shards import read_shard, write_rows
 from cbm.metrics.evaluate import accuracy, predict_logits, truncated_logits
 from cbm.kernels import score_moments, topk_concepts
 from cbm.methods import create_method
-from cbm.training.module import ConceptBottleneckModule, fit
+from cbm.training import ConceptBottleneckModule, fit
 
 PART = 65536
 

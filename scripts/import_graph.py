@@ -3,9 +3,10 @@
     python scripts/import_graph.py            # this checkout
     python scripts/import_graph.py PATH       # another
 
-A room is a package or a loose module of ``cbm/``; nested packages count with their parent. An arrow leads from a room to
-another that it imports, wherever in the file the import stands: inside a function and for type checkers too. A circle is a set of rooms, or of files, that import each other. A room's floor is one above the highest
-floor it imports from; an arrow goes up if it leads to a room that ``FLOORS`` puts on the same floor or a higher one.
+A room is a package or a loose module of ``cbm/``; nested packages count with their parent. An arrow leads from a room
+to another that it imports, wherever in the file the import stands: inside a function and for type checkers too. A circle
+is a set of rooms, or of files, that import each other. A room's floor is one above the highest floor it imports from; an
+arrow goes up if it leads to a room that the architecture test puts on the same floor or a higher one.
 """
 
 import ast
@@ -14,20 +15,16 @@ from collections import Counter
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
-FLOORS: list[list[str]] = [
-    ["errors", "kernels"],
-    ["files", "solvers"],
-    ["config", "encoders", "layers", "losses"],
-    ["data"],
-    ["concepts", "training"],
-    ["editing", "metrics"],
-    ["methods", "report"],
-    ["trained"],
-    ["__init__", "app", "editor", "estimator", "run"],
-    ["commands"],
-    ["__main__"],
-]
-"""The house, from the ground up. A room imports rooms of strictly lower floors, and itself."""
+HOUSE = Path(__file__).resolve().parents[1] / "tests" / "test_architecture.py"
+"""The test that holds the order of the rooms."""
+
+
+def floors() -> dict[str, int]:
+    """Room to floor, as ``FLOORS`` of the architecture test says."""
+    for node in ast.parse(HOUSE.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "FLOORS":
+            return {name: level for level, names in enumerate(ast.literal_eval(node.value)) for name in names}
+    raise ValueError(f"no FLOORS in {HOUSE}")
 
 
 def modules(root: Path) -> dict[str, Path]:
@@ -111,7 +108,7 @@ def height(edges: dict[str, set[str]]) -> int:
 
 def upward(found: dict[tuple[str, str], int]) -> list[tuple[str, str]]:
     """Arrows that do not lead to a strictly lower floor."""
-    floor = {name: level for level, names in enumerate(FLOORS) for name in names}
+    floor = floors()
     return sorted((a, b) for a, b in found if floor.get(b, 99) >= floor.get(a, -1))
 
 
@@ -123,17 +120,16 @@ def main() -> None:
     edges: dict[str, set[str]] = {name: set() for name in rooms}
     for a, b in found:
         edges[a].add(b)
-    listed = {name for names in FLOORS for name in names}
     print(f"rooms           {len(rooms)}")
     print(f"floors          {height(edges)}")
     print(f"arrows          {len(found)}")
     print(f"room circles    {len(circles(edges))}  {circles(edges) or ''}")
-    files = [group for group in circles(file_edges(root))]
+    files = circles(file_edges(root))
     print(f"file circles    {len(files)}  {files or ''}")
-    if rooms <= listed:
+    if rooms <= set(floors()):
         print(f"arrows upward   {len(upward(found))}  {upward(found) or ''}")
     else:
-        print(f"arrows upward   not counted: {len(rooms - listed)} rooms are not in FLOORS")
+        print(f"arrows upward   not counted: {len(rooms - set(floors()))} rooms have no floor")
 
 
 if __name__ == "__main__":

@@ -75,10 +75,11 @@ def pixel_encoder():
 @pytest.fixture
 def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
     """Run ``python -m cbm`` in this process, from an empty folder: returns (exit status, stdout, stderr)."""
-    import cbm.__main__
+    from cbm.commands import main as commands
+    from cbm.commands import shared
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cbm.__main__.out, "width", 160, raising=False)
+    monkeypatch.setattr(shared.out, "width", 160, raising=False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         import logging
@@ -86,7 +87,7 @@ def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_p
         logging.getLogger("cbm").handlers.clear()
         monkeypatch.setattr(sys, "argv", ["cbm", *arguments])
         try:
-            cbm.__main__.main()
+            commands.main()
             status = 0
         except SystemExit as stop:
             status = int(stop.code or 0)

@@ -16,9 +16,9 @@ from cbm.app.concepts import describe_concept
 from cbm.app.gallery import PER_PAGE, find_pictures
 from cbm.app.render import render
 from cbm.app.session import EVERYWHERE
+from cbm.concepts.readers import match_concepts
 from cbm.config import load_card
 from cbm.errors import UserError
-from cbm.metrics import match_concepts
 from cbm.metrics.concept_labels import binary_auroc
 
 

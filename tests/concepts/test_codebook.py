@@ -10,8 +10,8 @@ from birds_run import QUICK, small
 from conftest import one_line
 from torch.nn.functional import normalize
 
-from cbm.concepts.codebook import CodebookSettings, encode_pool, learn_codebook
 from cbm.concepts import read_bank
+from cbm.concepts.codebook import CodebookSettings, encode_pool, learn_codebook
 from cbm.errors import UserError
 
 

@@ -6,7 +6,7 @@ from ising import ising
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.data import FeatureData, FeatureSplit
 from cbm.methods import create_method
-from cbm.training.module import ConceptBottleneckModule, fit
+from cbm.training import ConceptBottleneckModule, fit
 
 NAMES = [f"concept {k}" for k in range(8)]
 CPU = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
@@ -25,7 +25,11 @@ def planted(seed: int = 0, unknown: float = 0.0) -> FeatureData:
 def fitted(data: FeatureData, name: str = "energy", **settings):
     torch.manual_seed(0)
     method = create_method({"name": name, "patience": 8, **settings})
-    model, bank = method.build(data, ConceptBank("planted", "planted", tuple(map(Concept, NAMES))), 1.0)
-    module = ConceptBottleneckModule(model, method.optimizer, method.loss, method.validate)
-    fit(module, data, patience=method.config.patience, max_epochs=60, trainer=CPU)
-    return method, method.finish(model.eval().requires_grad_(False), data), bank
+    built = method.build(data, ConceptBank("planted", "planted", tuple(map(Concept, NAMES))), 1.0)
+    module = ConceptBottleneckModule(built.model, method.optimizer, method.loss, method.validate)
+    fit(
+        module, data, batch_size=built.batch_size, targets=built.targets, patience=method.config.patience,
+        max_epochs=60, trainer=CPU,
+    )  # fmt: skip
+    built.model.eval().requires_grad_(False)
+    return method, method.finish(built, data), built.bank

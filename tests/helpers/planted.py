@@ -1,12 +1,14 @@
 """Data in which the right concepts are known."""
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch.nn.functional import normalize
 
 from cbm.concepts import ConceptBank, merge_duplicates
 from cbm.data import FeatureData, FeatureSplit
+from cbm.methods import Built
 
 CLASSES, PER_CLASS, DIM = 5, 8, 24
 
@@ -26,3 +28,8 @@ def planted(seed: int = 0, n: int = 200) -> tuple[FeatureData, ConceptBank]:
         x = normalize(axes[y] + 0.25 * torch.randn(n, DIM, generator=g), dim=1)
         splits[name] = FeatureSplit(x, y, [f"{name}{i}" for i in range(n)])
     return FeatureData(splits, names), bank
+
+
+def parts(built: Built) -> tuple[Any, ConceptBank | None]:
+    """Model and bank of what a method built."""
+    return built.model, built.bank

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import CLASSES, DIM, PER_CLASS, planted
+from planted import CLASSES, DIM, PER_CLASS, parts, planted
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -29,12 +29,12 @@ def with_names() -> tuple[FeatureData, ConceptBank]:
     data, bank = planted()
     own = bank.directions().view(CLASSES, PER_CLASS, DIM).mean(1)
     noise = torch.randn(CLASSES, DIM, generator=torch.Generator().manual_seed(3))
-    data.class_embeddings = normalize(own + 0.05 * noise, dim=1)
+    data = replace(data, class_embeddings=normalize(own + 0.05 * noise, dim=1))
     return data, bank
 
 
 def build(data: FeatureData, bank: ConceptBank, **settings) -> ConceptBottleneck:
-    model, used = create_method({"name": "cms", **settings}).build(data, bank, SCALE)
+    model, used = parts(create_method({"name": "cms", **settings}).build(data, bank, SCALE))
     assert used is bank
     assert isinstance(model, ConceptBottleneck)
     return model.requires_grad_(False)
@@ -125,7 +125,7 @@ def test_disjoint_blocks_are_classified_without_error(rule: Rule, norm: Norm, ce
 @pytest.mark.parametrize("embeddings", [None, torch.eye(CLASSES, DIM + 1)], ids=["none", "of another space"])
 def test_it_needs_class_names_in_the_space_of_the_pictures(embeddings: Tensor | None):
     data, bank = planted()
-    data.class_embeddings = embeddings
+    data = replace(data, class_embeddings=embeddings)
     with pytest.raises(UserError, match="method=cms .* it needs an encoder that reads text") as raised:
         build(data, bank)
     assert "\n" not in str(raised.value)
@@ -134,7 +134,7 @@ def test_it_needs_class_names_in_the_space_of_the_pictures(embeddings: Tensor | 
 def test_sums_that_cannot_be_divided_by_are_one_line():
     data, bank = with_names()
     assert data.class_embeddings is not None
-    data.class_embeddings = -data.class_embeddings
+    data = replace(data, class_embeddings=-data.class_embeddings)
     with pytest.raises(UserError, match="method.norm=row: class . has cosines that sum to -.*norm='none'") as raised:
         build(data, bank, norm="row")
     assert "\n" not in str(raised.value)

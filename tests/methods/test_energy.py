@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,11 +9,11 @@ from labelled_pictures import NAMES, fitted, planted
 
 import cbm
 from cbm.concepts.bank import Concept, ConceptBank
-from cbm.metrics.evaluate import evaluate_split
 from cbm.layers import EnergyBottleneck, load_model, save_model
 from cbm.methods import create_method
 from cbm.methods.concept_labels import concept_labels, pseudo_labels
 from cbm.methods.energy import class_vectors
+from cbm.metrics.evaluate import evaluate_split
 from cbm.report.energies import describe_energies, told_rows
 from cbm.solvers.concept_blocks import concept_blocks
 from cbm.solvers.concept_distribution import from_joint
@@ -74,7 +75,7 @@ def test_class_level_labels_are_told_apart_from_those_of_pictures():
     for split in data.splits.values():
         split.concepts = torch.tensor([[1.0, 0] * 4, [0, 1.0] * 4, [1.0] * 8, [0.0] * 8])[split.y]
     method = create_method({"name": "energy"})
-    model, _ = method.build(data, ConceptBank("b", "b", tuple(map(Concept, NAMES))), 1.0)
+    model = method.build(data, ConceptBank("b", "b", tuple(map(Concept, NAMES))), 1.0).model
     assert method.noise == 0.03
     assert model.vectors.shape == (4, 8)
     found = model.eval().infer(data.test.x[:20])
@@ -100,7 +101,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, fidelity):
     torch.manual_seed(0)
     data = planted()
     method = create_method({"name": "energy", "fidelity": fidelity})
-    model, _ = method.build(data, ConceptBank("b", "b", tuple(map(Concept, NAMES))), 1.0)
+    model = method.build(data, ConceptBank("b", "b", tuple(map(Concept, NAMES))), 1.0).model
     save_model(model.eval(), tmp_path / "model.safetensors")
     again = load_model(tmp_path / "model.safetensors")
     assert type(again) is type(model)
@@ -151,7 +152,7 @@ def test_pictures_that_show_two_of_a_group_are_evaluated_all_the_same():
     data = planted()
     for split in data.splits.values():  # one of concepts 0 and 1, exactly
         split.concepts[:, 1] = 1 - split.concepts[:, 0]
-    data.concept_groups = {"pair": NAMES[:2]}
+    data = replace(data, concept_groups={"pair": NAMES[:2]})
     data.val.concepts[3, :2], data.test.concepts[5, :2] = 1.0, 0.0
     _, model, bank = fitted(data)
     assert len(model.blocks.values) == 7

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import CLASSES, DIM, PER_CLASS, planted
+from planted import CLASSES, DIM, PER_CLASS, parts, planted
 from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
@@ -16,14 +16,15 @@ SETTINGS = {"name": "label_free", "n_lambdas": 10}
 
 
 def build(data: FeatureData, bank: ConceptBank, **settings):
-    return create_method({**SETTINGS, **settings}).build(data, bank, 100.0)
+    return parts(create_method({**SETTINGS, **settings}).build(data, bank, 100.0))
 
 
 def alone() -> tuple[FeatureData, ConceptBank]:
     """An encoder that teaches itself; class names that are like no phrase."""
     data, bank = planted()
     generator = torch.Generator().manual_seed(5)
-    data.encoder, data.class_embeddings = "backbone", normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
+    names = normalize(torch.randn(CLASSES, DIM, generator=generator), dim=1)
+    data = replace(data, encoder="backbone", class_embeddings=names)
     return data, replace(bank, encoder="backbone")
 
 
@@ -48,7 +49,7 @@ def taught() -> tuple[FeatureData, ConceptBank, Tensor]:
     phrases = replace(bank, concepts=concepts, embeddings=torch.cat([real, empty]), encoder="teacher")
     teacher = FeatureData({name: seen(data.splits[name]) for name in ("train", "val")}, data.classes, encoder="teacher")
     both = FeatureData(data.splits, data.classes, encoder="backbone", teacher=teacher)
-    both.class_embeddings = pad(data.class_embeddings @ rotation, (0, NOISE))
+    both = replace(both, class_embeddings=pad(data.class_embeddings @ rotation, (0, NOISE)))
     return both, phrases, bank.directions()
 
 
@@ -116,12 +117,12 @@ def test_filters_in_turn():
 def test_a_control_has_the_names_that_passed_and_no_filters():
     data, bank, _ = taught()
     method = create_method(SETTINGS)
-    _, used = method.build(data, bank, 100.0)
+    used = method.build(data, bank, 100.0).bank
     control, names = method.as_control(bank, used)
     assert names.concepts == used.concepts
     torch.testing.assert_close(names.directions(), bank.directions()[:-NOISE])
     for kind in ("random", "shuffled"):
-        _, kept = control.build(data, apply_control(names, kind, 0), 100.0)
+        kept = control.build(data, apply_control(names, kind, 0), 100.0).bank
         assert kept.texts == used.texts
         assert kept.owners(data.classes).equal(used.owners(data.classes))
 

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import CLASSES, PER_CLASS, planted
+from planted import CLASSES, PER_CLASS, parts, planted
 from torch.nn.functional import cross_entropy
 
 from cbm.data import FeatureData, FeatureSplit
@@ -11,7 +11,8 @@ from cbm.layers import ConceptBottleneck
 from cbm.methods import create_method
 from cbm.methods.labo import fit_scale
 from cbm.metrics import top_concepts
-from cbm.training.module import ConceptBottleneckModule, fit
+from cbm.training import ConceptBottleneckModule, fit
+from cbm.training.batches import TrainingBatches
 
 
 def accuracy(model, split):
@@ -21,7 +22,10 @@ def accuracy(model, split):
 def test_before_training_it_is_the_prototype_classifier():
     """R -> 0: the prior alone classifies by the mean of each class's own phrases."""
     data, bank = planted()
-    model, used = create_method({"name": "labo", "concepts_per_class": PER_CLASS}).build(data, bank, 100.0)
+    model, used = (
+        (built := create_method({"name": "labo", "concepts_per_class": PER_CLASS}).build(data, bank, 100.0)).model,
+        built.bank,
+    )
     own = used.owners(data.classes).float()
     prototypes = own @ used.directions() / own.sum(1, keepdim=True)
     prediction = (data.test.x @ prototypes.T).argmax(1)
@@ -32,7 +36,7 @@ def test_before_training_it_is_the_prototype_classifier():
 def test_training_improves_the_validation_loss_and_stays_row_stochastic(fidelity: str):
     data, bank = planted()
     method = create_method({"name": "labo", "concepts_per_class": 4, "fidelity": fidelity, "max_epochs": 20})
-    model, used = method.build(data, bank, 100.0)
+    model = method.build(data, bank, 100.0).model
     assert isinstance(model, ConceptBottleneck)
     before = float(cross_entropy(model(data.val.x), data.val.y))
     module = ConceptBottleneckModule(model, method.optimizer)
@@ -48,7 +52,7 @@ def test_training_improves_the_validation_loss_and_stays_row_stochastic(fidelity
 def test_planted_concepts_stay_on_top():
     data, bank = planted()
     method = create_method({"name": "labo", "concepts_per_class": PER_CLASS, "max_epochs": 30})
-    model, used = method.build(data, bank, 100.0)
+    model, used = parts(method.build(data, bank, 100.0))
     fit(
         ConceptBottleneckModule(model, method.optimizer),
         data,
@@ -64,21 +68,24 @@ def test_planted_concepts_stay_on_top():
 def test_full_batch_and_minibatch_are_both_possible():
     data, bank = planted()
     for size, steps in ((None, 1), (64, 4)):
-        create_method({"name": "labo", "batch_size": size}).build(data, bank, 100.0)
-        assert data.train_dataloader().per_pass == steps
+        built = create_method({"name": "labo", "batch_size": size}).build(data, bank, 100.0)
+        assert TrainingBatches(data, built.batch_size, built.targets).train_dataloader().per_pass == steps
 
 
 def test_ownerless_concepts_are_claimed():
     data, bank = planted()
     ownerless = replace(bank, concepts=tuple(replace(c, classes=()) for c in bank.concepts))
-    model, used = create_method({"name": "labo", "concepts_per_class": 4}).build(data, ownerless, 100.0)
+    model, used = (
+        (built := create_method({"name": "labo", "concepts_per_class": 4}).build(data, ownerless, 100.0)).model,
+        built.bank,
+    )
     assert set(used.classes) == set(data.classes)
     assert accuracy(model, data.test) > 0.8
 
 
 def test_classes_may_be_renamed_without_changing_the_model():
     data, bank = planted()
-    one, _ = create_method({"name": "labo", "concepts_per_class": 4}).build(data, bank, 100.0)
+    one = create_method({"name": "labo", "concepts_per_class": 4}).build(data, bank, 100.0).model
     order = [3, 1, 4, 0, 2]
     moved = FeatureData(
         {
@@ -87,7 +94,7 @@ def test_classes_may_be_renamed_without_changing_the_model():
         },
         [data.classes[c] for c in order],
     )
-    two, _ = create_method({"name": "labo", "concepts_per_class": 4}).build(moved, bank, 100.0)
+    two = create_method({"name": "labo", "concepts_per_class": 4}).build(moved, bank, 100.0).model
     torch.testing.assert_close(one(data.test.x)[:, order], two(data.test.x), rtol=1e-4, atol=1e-4)
 
 

@@ -4,23 +4,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import CLASSES, PER_CLASS, planted
+from planted import CLASSES, PER_CLASS, parts, planted
 from torch.nn import functional as F
 
 from cbm.concepts import ConceptBank
 from cbm.errors import UserError
-from cbm.metrics.evaluate import evaluate_split, predict_logits, residual_share
-from cbm.layers import ConceptBottleneck, LinearProbe, load_model, save_model
+from cbm.layers import ConceptBottleneck, LinearProbe, load_model, predict_logits, save_model
 from cbm.methods import create_method
 from cbm.methods.sparse_head import sparsest_good
-from cbm.training.module import ConceptBottleneckModule, fit
+from cbm.metrics.evaluate import evaluate_split, residual_share
+from cbm.training import ConceptBottleneckModule, fit
 
 TRAINER = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
 
 
 def build(**settings) -> tuple[ConceptBottleneck, ConceptBank]:
     data, bank = planted()
-    return create_method({"name": "posthoc", **settings}).build(data, bank, 100.0)
+    return parts(create_method({"name": "posthoc", **settings}).build(data, bank, 100.0))
 
 
 def test_a_sparse_head_on_all_concepts_classifies_and_reads_its_own():
@@ -59,7 +59,9 @@ def test_the_length_of_a_concept_vector_matters_as_published_only_in_paper():
     stretched = replace(bank, concepts=longer)
 
     def weights(fidelity: str, bank: ConceptBank, **settings) -> torch.Tensor:
-        return create_method({"name": "posthoc", "fidelity": fidelity, **settings}).build(data, bank, 1.0)[0].weights()
+        return (
+            create_method({"name": "posthoc", "fidelity": fidelity, **settings}).build(data, bank, 1.0).model.weights()
+        )
 
     for fidelity in ("repaired", "released"):
         assert torch.equal(weights(fidelity, bank, lam=1e-3), weights(fidelity, stretched, lam=1e-3))
@@ -70,18 +72,25 @@ def test_the_length_of_a_concept_vector_matters_as_published_only_in_paper():
 
 def test_the_paper_divides_the_penalty_by_classes_times_concepts():
     data, bank = planted()
-    scaled = create_method({"name": "posthoc", "fidelity": "paper", "lam": 0.2}).build(data, bank, 1.0)[0]
+    scaled = create_method({"name": "posthoc", "fidelity": "paper", "lam": 0.2}).build(data, bank, 1.0).model
     lam = 0.2 / (CLASSES * len(bank))
-    given = create_method({"name": "posthoc", "fidelity": "released", "lam": lam}).build(data, bank, 1.0)[0]
+    given = create_method({"name": "posthoc", "fidelity": "released", "lam": lam}).build(data, bank, 1.0).model
     torch.testing.assert_close(scaled.weights(), given.weights())  # text vectors have length 1: nothing else differs
 
 
 def fitted_hybrid() -> tuple[ConceptBottleneck, ConceptBottleneck]:
     data, bank = planted()
     method = create_method({"name": "posthoc", "lam": 0.05, "residual": True, "batch_size": 64, "max_epochs": 20})
-    alone, _ = create_method({"name": "posthoc", "lam": 0.05}).build(data, bank, 1.0)
-    model, _ = method.build(data, bank, 1.0)
-    fit(ConceptBottleneckModule(model, method.optimizer), data, patience=5, max_epochs=20, trainer=TRAINER)
+    alone = create_method({"name": "posthoc", "lam": 0.05}).build(data, bank, 1.0).model
+    model = method.build(data, bank, 1.0).model
+    fit(
+        ConceptBottleneckModule(model, method.optimizer),
+        data,
+        batch_size=64,
+        patience=5,
+        max_epochs=20,
+        trainer=TRAINER,
+    )
     return alone, model
 
 
@@ -108,9 +117,9 @@ def test_two_classes_hear_the_concepts_beside_a_residual():
     """The published code broadcast one concept logit to both classes, where the softmax cancels it."""
     data, bank = planted()
     two = replace(data.train, y=data.train.y % 2), replace(data.val, y=data.val.y % 2)
-    data.splits |= {"train": two[0], "val": two[1]}
-    data.classes = ["even", "odd"]
-    model, _ = create_method({"name": "posthoc", "lam": 0.01}).build(data, bank, 1.0)
+    splits = {**data.splits, "train": two[0], "val": two[1]}
+    data = replace(data, splits=splits, classes=["even", "odd"])
+    model = create_method({"name": "posthoc", "lam": 0.01}).build(data, bank, 1.0).model
     model.residual = LinearProbe(torch.randn(2, data.dim), torch.zeros(2))
     model.requires_grad_(False)
     x = data.test.x

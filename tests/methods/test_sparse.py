@@ -20,10 +20,10 @@ from cbm.errors import UserError
 from cbm.kernels import gumbel_noise
 from cbm.layers import ConceptBottleneck, load_model, save_model
 from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
-from cbm.methods import Method, create_method
+from cbm.methods import Built, Method, create_method
 from cbm.methods.sparse import OBJECTIVES, SparseBottleneck
 from cbm.metrics import ConceptAlignment, ImageSparsity
-from cbm.training.module import ConceptBottleneckModule, fit
+from cbm.training import ConceptBottleneckModule, fit
 
 TRAINER = {"accelerator": "cpu", "devices": 1}
 SCALE = 100.0
@@ -33,7 +33,7 @@ EVERY = [(objective, fidelity) for objective in OBJECTIVES for fidelity in ("rep
 def build(data: FeatureData, bank: ConceptBank, seed: int = 0, **settings) -> tuple[Method, SparseBottleneck]:
     seed_everything(seed, verbose=False)
     method = create_method({"name": "sparse", **settings})
-    model, _ = method.build(data, bank, SCALE)
+    model = method.build(data, bank, SCALE).model
     assert isinstance(model, SparseBottleneck)
     return method, model
 
@@ -44,11 +44,12 @@ def train(
     """Method, the trained module, what is made of it, and the module as it was before that."""
     method, model = build(data, bank, **settings)
     fit(
-        ConceptBottleneckModule(model, method.optimizer, method.loss), data, patience=method.config.patience,
+        ConceptBottleneckModule(model, method.optimizer, method.loss), data, batch_size=method.config.batch_size,
+        patience=method.config.patience,
         max_epochs=method.config.max_epochs, trainer=TRAINER,
     )  # fmt: skip
     before = copy.deepcopy(model.eval().requires_grad_(False))
-    finished = method.finish(model, data)
+    finished = method.finish(Built(model, bank), data)
     assert isinstance(finished, ConceptBottleneck)
     return method, model, finished, before
 
@@ -327,7 +328,10 @@ def test_an_interrupted_training_goes_on_with_its_noise(
         data, bank = planted()
         method, model = build(data, bank, lr=0.01, batch_size=64, **settings)
         module = ConceptBottleneckModule(model, method.optimizer, method.loss)
-        fit(module, data, patience=1000, max_epochs=8, trainer=TRAINER, checkpoint=checkpoint, checkpoint_seconds=0)
+        fit(
+            module, data, batch_size=64, patience=1000, max_epochs=8, trainer=TRAINER, checkpoint=checkpoint,
+            checkpoint_seconds=0,
+        )  # fmt: skip
         return module
 
     whole = start()

@@ -2,13 +2,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from planted import CLASSES, PER_CLASS, planted
+from planted import CLASSES, PER_CLASS, parts, planted
 from torch.nn.functional import normalize
 
 from cbm.data import FeatureData
 from cbm.errors import UserError
 from cbm.methods import create_method
-from cbm.training.module import ConceptBottleneckModule, fit
+from cbm.training import ConceptBottleneckModule, fit
 
 
 def few(data: FeatureData, shots: int) -> FeatureData:
@@ -21,7 +21,7 @@ def test_a_class_owns_what_its_pictures_say():
     data, bank = planted()
     bank = replace(bank, concepts=tuple(replace(concept, classes=()) for concept in bank.concepts))
     method = create_method({"name": "v2c", "concepts_per_class": 4, "k": 2})
-    model, used = method.build(data, bank, 100.0)
+    model, used = parts(method.build(data, bank, 100.0))
     planted_owner = [int(text.split()[1]) // PER_CLASS for text in used.texts]
     right = [data.classes[c] in concept.classes for c, concept in zip(planted_owner, used.concepts)]
     assert sum(right) / len(right) >= 0.8  # by chance 0.2
@@ -57,7 +57,7 @@ def test_one_shot_reaches_the_wanted_number_by_the_next_nearest():
 def test_training_finds_the_classes(fidelity: str):
     data, bank = planted()
     method = create_method({"name": "v2c", "concepts_per_class": 4, "fidelity": fidelity, "max_epochs": 30})
-    model, used = method.build(data, bank, 100.0)
+    model, used = parts(method.build(data, bank, 100.0))
     module = ConceptBottleneckModule(model, method.optimizer)
     fit(module, data, patience=20, max_epochs=30, trainer={"accelerator": "cpu"})
     assert float((model(data.test.x).argmax(1) == data.test.y).float().mean()) > 0.9
@@ -77,10 +77,10 @@ def test_the_published_start_depends_on_the_shots():
 def test_a_control_keeps_names_and_owners():
     data, bank = planted()
     method = create_method({"name": "v2c", "concepts_per_class": 4, "k": 2})
-    _, used = method.build(data, bank, 100.0)
+    used = method.build(data, bank, 100.0).bank
     control, names = method.as_control(bank, used)
     shuffled = replace(names, embeddings=names.directions().flip(0))
-    _, again = control.build(data, shuffled, 100.0)
+    again = control.build(data, shuffled, 100.0).bank
     assert again.concepts == used.concepts
     torch.testing.assert_close(names.directions(), used.directions())
 

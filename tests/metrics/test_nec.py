@@ -5,8 +5,8 @@ import torch
 from planted import CLASSES, planted
 
 from cbm.errors import UserError
-from cbm.metrics.evaluate import evaluate_split
 from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.nec import load_heads, resolve_heads, save_heads
 
 

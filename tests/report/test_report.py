@@ -14,8 +14,8 @@ from cbm.config import ConceptsConfig, DatasetConfig, EncoderConfig, TrainConfig
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import ImageArray, ImageFiles
-from cbm.metrics.evaluate import evaluate_split, predict_logits
-from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, LinearHead, LinearProbe, TopK
+from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, LinearHead, LinearProbe, TopK, predict_logits
+from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.integrity import Evidence, Integrity
 from cbm.report import write_report
 from cbm.report.classes import select_classes

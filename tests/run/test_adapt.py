@@ -6,8 +6,8 @@ import pytest
 from birds_run import COUNTS, QUICK, small
 
 from cbm import config
-from cbm.run.adapt import overlap
 from cbm.editing import Edit, EditSet, Proposal, load_edits
+from cbm.run.adapt import overlap
 
 
 @pytest.fixture

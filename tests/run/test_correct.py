@@ -139,4 +139,4 @@ def test_models_without_concepts(command, tmp_path: Path):
     assert status == 0, errors
     status, errors, _ = evaluated(command, tmp_path / "probe", "editor=recentre")
     assert status == 2
-    assert "no linear head on concepts" in errors
+    assert "has no concepts to explain or edit" in errors

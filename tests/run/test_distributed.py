@@ -11,7 +11,7 @@ import pytest
 import torch
 from conftest import PROJECT
 
-from cbm.data.features import Batches, FeatureSplit
+from cbm.training.batches import Batches, FeatureSplit
 
 SCRIPT = textwrap.dedent("""
     import json, sys
@@ -21,7 +21,7 @@ SCRIPT = textwrap.dedent("""
     from cbm.errors import UserError
     from cbm.layers import AssociationHead, ConceptBottleneck
     from cbm.methods.base import trained
-    from cbm.training.module import ConceptBottleneckModule, fit
+    from cbm.training import ConceptBottleneckModule, fit
     from cbm.solvers import AssociationAdam
 
     def association(model):
@@ -42,12 +42,11 @@ SCRIPT = textwrap.dedent("""
             x = normalize(centres[y] + 0.9 * torch.randn(count, 8, generator=g), dim=1)
             splits[name] = FeatureSplit(x, y, [str(i) for i in range(count)])
         data = FeatureData(splits, list("abcd"))
-        data.batch_size = 34
         head = AssociationHead(torch.randn(4, 30, generator=g))
         concepts = normalize(torch.randn(30, 8, generator=g), dim=1)
         module = ConceptBottleneckModule(ConceptBottleneck(concepts, head, scale=5.0, learn_scale=True), optimizer)
         trainer = {"accelerator": "cpu", "devices": devices, "precision": "32-true"}
-        fit(module, data, patience=3, max_epochs=4, trainer=trainer)
+        fit(module, data, batch_size=34, patience=3, max_epochs=4, trainer=trainer)
         return module
 
     if __name__ == "__main__":

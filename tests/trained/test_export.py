@@ -8,8 +8,9 @@ import torch
 from small_bottleneck import K, bottleneck
 
 from cbm.errors import UserError
+from cbm.layers import Largest, Sigmoid, TopK
 from cbm.trained.export import export_model
-from cbm.layers import Largest, PortableModel, Sigmoid, TopK
+from cbm.trained.portable import PortableModel
 
 ABOUT = {"classes": ["ant", "bee", "cat", "dog"], "concepts": ["größer", "yellow belly"], "encoder": {"id": "mine"}}
 ACTIVATIONS = [None, TopK(torch.zeros(K), 3), Largest(torch.zeros(K)), Sigmoid(torch.full((K,), 0.1))]

@@ -3,8 +3,9 @@ import torch
 from small_bottleneck import C, D, K, bottleneck
 
 from cbm.errors import UserError
-from cbm.layers import Cube, EnergyBottleneck, Largest, LinearProbe, PortableModel, Sigmoid, TopK
+from cbm.layers import Cube, EnergyBottleneck, Largest, LinearProbe, Sigmoid, TopK
 from cbm.solvers.concept_blocks import ConceptBlocks
+from cbm.trained.portable import PortableModel
 
 OFFSET = torch.linspace(-0.3, 0.3, K)
 ACTIVATIONS = [None, TopK(OFFSET, 3), Largest(OFFSET), Cube(OFFSET), Sigmoid(OFFSET)]

@@ -9,10 +9,11 @@ from lightning.pytorch.callbacks import Callback
 from torch.nn.functional import normalize
 
 from cbm.data import FeatureData, FeatureSplit
-from cbm.data.features import Batches
 from cbm.errors import UserError
 from cbm.layers import LinearProbe
-from cbm.training.module import ConceptBottleneckModule, fit, is_sound
+from cbm.training.batches import Batches
+from cbm.training.fit import fit, is_sound
+from cbm.training.module import ConceptBottleneckModule
 
 TRAINER = {"accelerator": "cpu", "devices": 1}
 
@@ -25,9 +26,7 @@ def make_data(n: int = 90, seed: int = 0) -> FeatureData:
         y = torch.arange(n) % 3
         x = normalize(centres[y] + 0.9 * torch.randn(n, 8, generator=generator), dim=1)
         splits[name] = FeatureSplit(x, y, [str(i) for i in range(n)])
-    data = FeatureData(splits, ["a", "b", "c"], seed=seed)
-    data.batch_size = 32
-    return data
+    return FeatureData(splits, ["a", "b", "c"], seed=seed)
 
 
 def make_module(lr: float = 0.05) -> ConceptBottleneckModule:
@@ -37,7 +36,7 @@ def make_module(lr: float = 0.05) -> ConceptBottleneckModule:
 
 def test_the_best_weights_are_kept_not_the_last():
     module, data = make_module(lr=1.0), make_data()
-    fit(module, data, patience=5, max_epochs=50, trainer=TRAINER)
+    fit(module, data, batch_size=32, patience=5, max_epochs=50, trainer=TRAINER)
     loss = torch.nn.functional.cross_entropy(module(data.val.x), data.val.y)
     losses = [row["val/loss"] for row in module.history]
     assert float(loss) == pytest.approx(min(losses), abs=1e-5)
@@ -46,7 +45,7 @@ def test_the_best_weights_are_kept_not_the_last():
 
 def test_patience_ends_training():
     module = make_module(lr=1.0)
-    fit(module, make_data(), patience=3, max_epochs=10_000, trainer=TRAINER)
+    fit(module, make_data(), batch_size=32, patience=3, max_epochs=10_000, trainer=TRAINER)
     best = min(range(len(module.history)), key=lambda i: module.history[i]["val/loss"])
     assert len(module.history) <= best + 1 + 3 + 3
 
@@ -64,7 +63,7 @@ class StopAt(Callback):
 
 def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = make_module()
-    fit(whole, make_data(), patience=1000, max_epochs=12, trainer=TRAINER)
+    fit(whole, make_data(), batch_size=32, patience=1000, max_epochs=12, trainer=TRAINER)
 
     original = lightning.Trainer.__init__
 
@@ -77,6 +76,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, m
         fit(
             make_module(),
             make_data(),
+            batch_size=32,
             patience=1000,
             max_epochs=12,
             trainer=TRAINER,
@@ -87,7 +87,16 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, m
     assert path.is_file()
 
     resumed = make_module()
-    fit(resumed, make_data(), patience=1000, max_epochs=12, trainer=TRAINER, checkpoint=path, checkpoint_seconds=0)
+    fit(
+        resumed,
+        make_data(),
+        batch_size=32,
+        patience=1000,
+        max_epochs=12,
+        trainer=TRAINER,
+        checkpoint=path,
+        checkpoint_seconds=0,
+    )
     assert [row["step"] for row in resumed.history] == [row["step"] for row in whole.history]
     for a, b in zip(whole.history, resumed.history):
         assert a == pytest.approx(b, abs=1e-6)
@@ -97,7 +106,7 @@ def test_an_interrupted_run_goes_on_as_if_nothing_had_happened(tmp_path: Path, m
 def test_a_damaged_checkpoint_begins_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
     whole, file = make_module(), tmp_path / "last.ckpt"
     settings = dict(patience=1000, max_epochs=4, trainer=TRAINER, checkpoint=file, checkpoint_seconds=0)
-    fit(whole, make_data(), **settings)
+    fit(whole, make_data(), batch_size=32, **settings)
     content, kept = file.read_bytes(), torch.load(file, weights_only=True)["state_dict"]
     generator = random.Random(0)
     for _ in range(200):
@@ -111,7 +120,7 @@ def test_a_damaged_checkpoint_begins_again(tmp_path: Path, caplog: pytest.LogCap
     changed[content.index(kept["model.matrix"].numpy().tobytes()) + 2] ^= 1
     file.write_bytes(changed)
     again = make_module()
-    fit(again, make_data(), **settings)
+    fit(again, make_data(), batch_size=32, **settings)
     assert "last.ckpt' is damaged: training begins again" in caplog.text
     assert again.history == whole.history
 
@@ -120,7 +129,7 @@ def test_divergence_is_one_line():
     module, data = make_module(), make_data()
     data.train.x[0] = math.nan
     with pytest.raises(UserError, match="training diverged"):
-        fit(module, data, patience=5, max_epochs=5, trainer=TRAINER)
+        fit(module, data, batch_size=32, patience=5, max_epochs=5, trainer=TRAINER)
 
 
 def test_batches_cover_every_pass_once_and_depend_on_the_epoch():

@@ -30,9 +30,9 @@ import cbm.report
 import cbm.run  # noqa: F401
 from cbm.data import store
 from cbm.data.shards import find_shards, read_shard
-from cbm.training.module import is_sound
 from cbm.files.run_directory import verify_run
 from cbm.files.tensors import read_tensors
+from cbm.training.fit import is_sound
 
 store.SHARD_ROWS = 8
 SETTINGS = [

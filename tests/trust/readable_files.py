@@ -30,12 +30,12 @@ from cbm.data.webdataset import open_tars
 from cbm.editing import load_edits, load_gate, load_source_card
 from cbm.editing.domains.gate import Gate
 from cbm.editing.domains.source_card import SourceCard
-from cbm.run.intervene import read_answers
+from cbm.files.run_directory import _state, read_about, read_config, read_metrics, verify_run
 from cbm.layers import ConceptBottleneck, LinearHead, load_model, save_model
 from cbm.metrics.nec import SparseHead, load_heads, save_heads
-from cbm.training.module import is_sound
-from cbm.files.run_directory import _state, read_about, read_config, read_metrics, verify_run
+from cbm.run.intervene import read_answers
 from cbm.trained import _open
+from cbm.training.fit import is_sound
 
 
 class Readable(NamedTuple):

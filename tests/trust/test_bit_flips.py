@@ -16,9 +16,9 @@ from cbm.data.vocabulary_store import VocabularyStore
 from cbm.editing import load_gate, load_source_card
 from cbm.editing.domains.gate import Gate
 from cbm.errors import UserError
-from cbm.metrics.nec import load_heads
 from cbm.files.run_directory import read_metrics
 from cbm.files.tensors import read_tensors, write_tensors
+from cbm.metrics.nec import load_heads
 
 
 def flips(content: bytes, count: int, seed: int = 0):

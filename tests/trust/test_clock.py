@@ -13,7 +13,7 @@ from trust.readable_files import picture, tar
 from cbm.data.images import ImageFiles
 from cbm.data.webdataset import open_tars
 from cbm.files import PARTIAL, write_atomically
-from cbm.training.module import fit
+from cbm.training.fit import fit
 
 
 def test_content_that_changes_behind_an_old_time_is_seen(tmp_path: Path):

@@ -104,7 +104,7 @@ def test_yaml_makes_no_objects_and_no_gigabytes(tmp_path: Path):
 
 def test_a_pickle_in_place_of_a_checkpoint_runs_nothing(tmp_path: Path):
     from cbm.layers import load_model
-    from cbm.training.module import is_sound
+    from cbm.training.fit import is_sound
 
     class Evil:
         def __reduce__(self):

@@ -7,8 +7,6 @@ import pytest
 import torch
 
 from cbm.editing import EditSet, load_edits
-from cbm.editing.domains.concept_head import ConceptHead, EmbeddingConceptHead, LinearConceptHead
-from cbm.editing.domains.source_card import source_statistics
 from cbm.editing.domains.attribution import (
     Change,
     Plan,
@@ -19,6 +17,8 @@ from cbm.editing.domains.attribution import (
     recentre,
     shift_attribution,
 )
+from cbm.editing.domains.concept_head import ConceptHead, EmbeddingConceptHead, LinearConceptHead
+from cbm.editing.domains.source_card import source_statistics
 from cbm.errors import UserError
 
 C, K = 5, 20
