@@ -1,0 +1,71 @@
+"""Runs that were written before the house was rebuilt (``tests/fixtures/runs_f47ba49``): evaluated, edited and explored
+with the numbers of then.
+
+Each was trained on 240 paper birds (``n_train=12``) by its method's defaults with ``method.max_epochs=15``;
+``expected.json`` holds what ``eval.py``, ``eval.py edits=edits.yaml`` and the explorer said at that commit.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import PROJECT
+
+import cbm
+from cbm.app import Explorer
+
+FIXTURES = PROJECT / "tests" / "fixtures" / "runs_f47ba49"
+METHODS = ["labo", "sparse", "energy"]
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    """Where the birds are drawn and encoded once; the runs lie beside them."""
+    folder = tmp_path_factory.mktemp("old")
+    shutil.copytree(FIXTURES, folder / "runs")
+    return folder
+
+
+@pytest.fixture
+def old(place: Path, command, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(place)
+    return place / "runs"
+
+
+def same(found: dict[str, float], expected: dict[str, float]) -> None:
+    assert found.keys() == expected.keys()
+    for key, value in expected.items():
+        assert found[key] == pytest.approx(value, abs=1e-6, rel=1e-6), key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_evaluated_and_edited(method: str, old: Path, command):
+    expected = json.loads((old / method / "expected.json").read_text())
+    for what, more in (("plain", []), ("edited", [f"edits=runs/{method}/edits.yaml"])):
+        status, errors = command("eval", f"run=runs/{method}", "cache=cache", "output=out.json", *more)
+        assert status == 0, errors
+        same(json.loads(Path("out.json").read_text()), expected[what])
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_explored(method: str, old: Path):
+    expected = json.loads((old / method / "expected.json").read_text())["explored"]
+    explorer = Explorer(f"runs/{method}", Path("cache"))
+    assert explorer.accuracy == pytest.approx(expected["accuracy"], abs=1e-9)
+    assert explorer.split.names[:3] == expected["names"]
+    torch.testing.assert_close(explorer.logits[:3], torch.tensor(expected["logits"]), atol=1e-5, rtol=1e-5)
+    editor = cbm.Editor(explorer.model, f"runs/{method}/edits.yaml")
+    after = editor.logits(explorer.split.x, explorer.split.names, explorer.logits)
+    torch.testing.assert_close(after[:3], torch.tensor(expected["edited_logits"]), atol=1e-5, rtol=1e-5)
+
+
+def test_reported_and_listed(old: Path, module, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(old.parent)
+    status, _, errors = module("report", "runs/labo", "--cache=cache")
+    assert status == 0, errors
+    assert "carry the decision" in (old / "labo" / "report.html").read_text()
+    status, shown, errors = module("compare", *(f"runs/{method}" for method in METHODS), "--style=csv")
+    assert status == 0, errors
+    assert len(shown.strip().splitlines()) == 4
