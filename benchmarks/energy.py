@@ -19,6 +19,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,13 +30,16 @@ from torch import Tensor, nn
 from torch.nn.functional import normalize, one_hot
 
 from cbm import config
+from cbm.concepts.candidates import candidate_bank
 from cbm.data import birds
-from cbm.metrics.evaluate import evaluate_split
-from cbm.inputs import candidate_bank, encode_splits, load_encoder, read_images, text_encoder
+from cbm.data.encoded import Encoding, encode_splits, read_images
+from cbm.data.text_store import text_encoder
+from cbm.encoders import load_encoder
+from cbm.files.console import set_up_logging
 from cbm.layers import EnergyBottleneck, ReleasedEnergyBottleneck
-from cbm.methods import create_method
+from cbm.methods import create_method, fit_method
 from cbm.metrics import intervention_curve
-from cbm.run import fit_method, set_up_logging
+from cbm.metrics.evaluate import evaluate_split
 from cbm.solvers.concept_blocks import concept_blocks
 from cbm.solvers.concept_distribution import from_joint, from_labels
 from cbm.solvers.energy import METHODS
@@ -130,16 +134,17 @@ def load(overrides: list[str]) -> tuple[Any, Any, Any, Any]:
         cfg = hydra.compose("train", ["method=energy", "dataset=birds", "trainer.progress=false", *overrides])
     set_up_logging()
     images, encoder = read_images(cfg.dataset, Path(cfg.cache)), load_encoder(cfg.encoder)
-    bank = candidate_bank(
-        create_method(cfg.method), cfg, images, encoder, text_encoder(encoder, Path(cfg.cache), False)
-    )
-    return cfg, encode_splits(images, encoder, cfg, ("train", "val", "test")), bank, encoder
+    encode_text = text_encoder(encoder, Path(cfg.cache), False)
+    bank = candidate_bank(create_method(cfg.method).concepts_from, cfg, images, encoder, encode_text)
+    _, data = encode_splits(images, encoder, Encoding.of(cfg), ("train", "val", "test"))
+    return cfg, data, bank, encoder
 
 
 def estimators(cfg: Any, data: Any, bank: Any) -> list[str]:
     """Every method against enumeration, on the concepts of four groups."""
     few = [k for k, c in enumerate(bank.concepts) if c.group in list(birds.ATTRIBUTES)[:4]]
-    model, _ = fit_method(create_method({"name": "energy", "joint_weight": 1.0}), data, bank.take(few), cfg, 1.0)
+    method = create_method({"name": "energy", "joint_weight": 1.0})
+    model, _ = fit_method(method, data, bank.take(few), 1.0, seed=cfg.seed, trainer=cfg.trainer)
     x = data.test.x
     exact = model.infer(x, method="enumerate")
     lines = [
@@ -225,10 +230,12 @@ def paper_birds(overrides: list[str]) -> list[str]:
     methods: dict[str, dict[str, Any]] = {"energy": {}, "energy, released": {"fidelity": "released"}}
     methods |= {f"supervised, {t}": {"training": t} for t in ("independent", "sequential", "joint")}
     for seed in SEEDS:
-        cfg.seed = data.seed = seed
+        data = replace(data, seed=seed)
         for name, settings in methods.items():
             kind = name.split(",")[0]
-            model, used = fit_method(create_method({"name": kind, **settings}), data, bank, cfg, 1.0)
+            model, used = fit_method(
+                create_method({"name": kind, **settings}), data, bank, 1.0, seed=seed, trainer=cfg.trainer
+            )
             note(name, evaluate_split(model, used, data, "test"))
             if kind == "energy":
                 note(name, conditionals(model, data))
@@ -272,8 +279,8 @@ def breasts_by_estimator(overrides: list[str]) -> list[str]:
                                        "gibbs, 50 sweeps": {"method": "gibbs"}}  # fmt: skip
     seen: dict[str, dict[str, list[float]]] = {name: {} for name in ways}
     for seed in SEEDS:
-        cfg.seed = data.seed = seed
-        model, _ = fit_method(create_method({"name": "energy"}), data, bank, cfg, 1.0)
+        data = replace(data, seed=seed)
+        model, _ = fit_method(create_method({"name": "energy"}), data, bank, 1.0, seed=seed, trainer=cfg.trainer)
         for name, settings in ways.items():
             for key, value in breasts(model, data, **settings).items():
                 seen[name].setdefault(key, []).append(value)

@@ -15,8 +15,8 @@ from torchmetrics.functional.classification import binary_auroc
 import cbm.encoders
 from cbm.data.birds import ATTRIBUTES, GROUPS, part_pixels, render, sample
 from cbm.encoders import create_encoder
-from cbm.trained.heat_map import METHODS, heat_map
 from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.trained.heat_map import METHODS, heat_map
 
 PARTS = [group for group in ATTRIBUTES if group.endswith("colour")]
 PER_SPECIES, SMALLEST = 2, 12  # birds; pixels of a part that can be seen

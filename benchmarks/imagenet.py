@@ -28,9 +28,9 @@ from torch.nn.functional import normalize
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.data import FeatureData, FeatureSplit
 from cbm.data.shards import read_shard, write_rows
-from cbm.metrics.evaluate import accuracy, predict_logits, truncated_logits
 from cbm.kernels import score_moments, topk_concepts
 from cbm.methods import create_method
+from cbm.metrics.evaluate import accuracy, predict_logits, truncated_logits
 from cbm.training import ConceptBottleneckModule, fit
 
 PART = 65536
@@ -135,11 +135,13 @@ def run(arguments: argparse.Namespace, folder: Path) -> Report:
     with stage(
         "selection and start of the head", f"{arguments.per_class} of {k} phrases for each of {c:,} classes"
     ):
-        model, chosen = method.build(data, bank, 100.0)
+        built = method.build(data, bank, 100.0)
+        model, chosen = built.model, built.bank
         module = ConceptBottleneckModule(model, method.optimizer)
-    with stage("training", f"{len(chosen or ()):,} concepts x {c} classes, batches of {data.batch_size:,}"):
+    size = built.batch_size or len(data.train)
+    with stage("training", f"{len(chosen or ()):,} concepts x {c} classes, batches of {size:,}"):
         trainer = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
-        fit(module, data, patience=3, max_epochs=arguments.validations, trainer=trainer)
+        fit(module, data, batch_size=built.batch_size, patience=3, max_epochs=arguments.validations, trainer=trainer)
     with stage("evaluation", f"{len(data.test):,} pictures, whole and with five concepts per class"):
         right = accuracy(predict_logits(model, data.test.x), data.test.y)
         right5 = accuracy(truncated_logits(model, data.test.x), data.test.y)  # type: ignore[arg-type]

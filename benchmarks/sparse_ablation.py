@@ -14,6 +14,7 @@ import json
 import statistics
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +22,13 @@ import hydra
 import torch
 
 from cbm import config
+from cbm.concepts.candidates import candidate_bank
+from cbm.data.encoded import Encoding, encode_splits, read_images
+from cbm.data.text_store import text_encoder
+from cbm.encoders import load_encoder
+from cbm.files.console import set_up_logging
+from cbm.methods import create_method, fit_method
 from cbm.metrics.evaluate import evaluate_split
-from cbm.inputs import candidate_bank, encode_splits, load_encoder, read_images, text_encoder
-from cbm.methods import create_method
-from cbm.run import fit_method, set_up_logging
 
 RESULTS = Path(__file__).parent / "results" / "sparse_ablation.jsonl"
 FIGURE = Path(__file__).parents[1] / "docs" / "images" / "sparse_ablation.png"
@@ -65,8 +69,8 @@ def run(name: str, overrides: list[str]) -> None:
     dataset = read_images(cfg.dataset, Path(cfg.cache))
     encoder = load_encoder(cfg.encoder)
     encode_text = text_encoder(encoder, Path(cfg.cache), False)
-    bank = candidate_bank(method, cfg, dataset, encoder, encode_text)
-    data = encode_splits(dataset, encoder, cfg, ("train", "val", "test"))
+    bank = candidate_bank(method.concepts_from, cfg, dataset, encoder, encode_text)
+    _, data = encode_splits(dataset, encoder, Encoding.of(cfg), ("train", "val", "test"))
     done = {(line["data"], line["variant"], line["k"], line["seed"]) for line in known()}
     for k, seed in GRID:
         for variant, settings in VARIANTS.items():
@@ -74,10 +78,10 @@ def run(name: str, overrides: list[str]) -> None:
                 k == "all" and settings["objective"] == "gumbel" and "fidelity" not in settings
             ):
                 continue
-            cfg.seed = data.seed = seed
+            data = replace(data, seed=seed)
             method = create_method({"name": "sparse", "k": k, **settings})
             began = time.perf_counter()
-            model, used = fit_method(method, data, bank, cfg, encoder.logit_scale)
+            model, used = fit_method(method, data, bank, encoder.logit_scale, seed=seed, trainer=cfg.trainer)
             seconds = time.perf_counter() - began
             metrics = evaluate_split(model, used, data, "test")
             line = {"data": name, "variant": variant, "k": k, "seed": seed, "concepts": len(used or ())}

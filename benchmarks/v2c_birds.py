@@ -25,15 +25,17 @@ import hydra
 import torch
 
 from cbm import config
-from cbm.concepts.codebook import CodebookSettings, learn_codebook, picture_prototypes
 from cbm.concepts.cav import majority_owners
+from cbm.concepts.codebook import CodebookSettings, learn_codebook, picture_prototypes
 from cbm.concepts.prepare import prepare_bank
 from cbm.concepts.readers import read_bank
 from cbm.concepts.vocabulary import build_vocabulary
+from cbm.data.encoded import Encoding, encode_splits, read_images
+from cbm.data.text_store import text_encoder
 from cbm.data.vocabulary_store import EmbeddedVocabulary, VocabularyStore
-from cbm.inputs import encode_splits, load_encoder, read_images, text_encoder
-from cbm.methods import create_method
-from cbm.run import fit_method, set_up_logging
+from cbm.encoders import load_encoder
+from cbm.files.console import set_up_logging
+from cbm.methods import create_method, fit_method
 
 RESULTS = Path(__file__).parent / "results" / "v2c_birds.jsonl"
 CHOICES = {
@@ -52,7 +54,7 @@ def main(overrides: list[str]) -> None:
     set_up_logging()
     images = read_images(cfg.dataset, Path(cfg.cache))
     encoder = load_encoder(cfg.encoder)
-    data = encode_splits(images, encoder, cfg, ("train", "val", "test"))
+    _, data = encode_splits(images, encoder, Encoding.of(cfg), ("train", "val", "test"))
     encode_text = text_encoder(encoder, Path(cfg.cache), False)
     assert data.train.concepts is not None
     shown = majority_owners(data.train.concepts, data.train.y, len(data.classes))
@@ -93,7 +95,9 @@ def main(overrides: list[str]) -> None:
                     book.bank, data.classes, encode_text, encoder.fingerprint, hygiene=False, max_words=20,
                     remove_class_names="none",
                 )  # fmt: skip
-                model, _ = fit_method(create_method(cfg.method), data, bank, cfg, encoder.logit_scale)
+                model, _ = fit_method(
+                    create_method(cfg.method), data, bank, encoder.logit_scale, seed=cfg.seed, trainer=cfg.trainer
+                )
                 line["accuracy"] = float((model(data.test.x).argmax(dim=1) == data.test.y).float().mean())
             lines.append(line)
     RESULTS.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -4,9 +4,9 @@
     python scripts/import_graph.py PATH       # another
 
 A room is a package or a loose module of ``cbm/``; nested packages count with their parent. An arrow leads from a room
-to another that it imports, wherever in the file the import stands: inside a function and for type checkers too. A circle
-is a set of rooms, or of files, that import each other. A room's floor is one above the highest floor it imports from; an
-arrow goes up if it leads to a room that the architecture test puts on the same floor or a higher one.
+to another that it imports, wherever in the file the import stands: inside a function and for type checkers too. A
+circle is a set of rooms, or of files, that import each other. A room's floor is one above the highest floor it imports
+from; an arrow goes up if it leads to a room that the architecture test puts on the same floor or a higher one.
 """
 
 import ast
