@@ -17,7 +17,7 @@ from torch.nn.functional import interpolate, normalize
 
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
-from cbm.layers import ConceptBottleneck, EnergyBottleneck
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, require_concepts
 
 METHODS = ("covering", "positions")
 CELLS, WINDOW = 8, 2  # cells along a side; a window covers 2 x 2 of them
@@ -67,22 +67,21 @@ def heat_map(
     Raises:
         UserError: an unknown method, one that this model or encoder has not, or a model without concepts.
     """
-    if not isinstance(model, ConceptBottleneck | EnergyBottleneck):
-        raise UserError("this model has no concepts, so there is nothing to look for in a picture")
+    bottleneck = require_concepts(model)
     if method not in (None, *METHODS):
         raise UserError(f"unknown heat map '{method}': {did_you_mean(str(method), METHODS)}")
     pixels, seen = encoder.preprocess(picture.convert("RGB")), encoder.seen(picture)
     if method != "covering":
-        places = encoder.encode_positions(pixels[None]) if isinstance(model, ConceptBottleneck) else None
+        places = encoder.encode_positions(pixels[None]) if isinstance(bottleneck, ConceptBottleneck) else None
         if places is not None and (method is not None or min(places.shape[2:]) >= FINE):
-            found = concept_score(model, column, places[0].flatten(1).T).view(places.shape[2:])
+            found = concept_score(bottleneck, column, places[0].flatten(1).T).view(places.shape[2:])
             return HeatMap(found - found.mean(), "positions", seen)
         if method is not None:
             raise UserError(
                 f"encoder '{encoder.id}' and this model have no score for every position: use method='covering'"
             )
     covered = cover(pixels)
-    scores = concept_score(model, column, encoder.encode_images(torch.cat([pixels[None], covered])))
+    scores = concept_score(bottleneck, column, encoder.encode_images(torch.cat([pixels[None], covered])))
     return HeatMap(spread_over_cells(scores[0] - scores[1:]), "covering", seen)
 
 

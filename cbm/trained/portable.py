@@ -9,6 +9,7 @@ from cbm.kernels.scores import ACTIVATIONS as POINTWISE
 from cbm.layers.activations import Largest, Pointwise, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.probe import LinearProbe
+from cbm.layers.require import require_linear
 
 
 class PortableModel(nn.Module):
@@ -104,10 +105,9 @@ class PortableModel(nn.Module):
 
 
 def _check_top_k(model: nn.Module, top_k: int) -> None:
-    if not isinstance(model, ConceptBottleneck):
-        raise UserError(f"top_k={top_k}: this model has no concepts (it is a linear probe)")
-    if not 1 <= top_k <= len(model.concepts):
-        raise UserError(f"top_k={top_k}: expected 1 to {len(model.concepts)}, the concepts of the model")
+    count = len(require_linear(model).concepts)
+    if not 1 <= top_k <= count:
+        raise UserError(f"top_k={top_k}: expected 1 to {count}, the concepts of the model")
 
 
 def _linear_part(model: ConceptBottleneck | LinearProbe) -> tuple[Tensor | None, Tensor]:
