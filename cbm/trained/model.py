@@ -330,7 +330,7 @@ class TrainedModel:
             UserError: a picture cannot be read.
         """
         if not isinstance(images, Tensor):
-            images = torch.stack([self.encoder.preprocess(_open(image)) for image in images])
+            images = torch.stack([self.encoder.preprocess(open_image(image)) for image in images])
         features = torch.cat([self.encoder.encode_images(part) for part in images.split(256)])
         return self.predict_features(features)
 
@@ -342,7 +342,7 @@ class TrainedModel:
         """
         require_concepts(self.model, self.bank)
         assert self.bank is not None
-        return heat_map(self.encoder, self.model, self.bank.index(concept), _open(image), method)
+        return heat_map(self.encoder, self.model, self.bank.index(concept), open_image(image), method)
 
     @torch.no_grad()
     def predict_features(self, features: Tensor) -> Prediction:
@@ -409,7 +409,12 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
     return TrainedModel(path, config, read_about(path))
 
 
-def _open(picture: Picture) -> Image.Image:
+def open_image(picture: Picture) -> Image.Image:
+    """An image by its path, or as it is, in RGB.
+
+    Raises:
+        UserError: the file cannot be read as an image.
+    """
     if isinstance(picture, Image.Image):
         return picture.convert("RGB")
     try:

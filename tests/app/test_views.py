@@ -82,7 +82,7 @@ def test_pictures_of_another_domain(monkeypatch: pytest.MonkeyPatch):
     card = load_card("birds_shift")
     card.args.update(COUNTS)
     card.root = str(shared_folder() / "birds")
-    monkeypatch.setattr("cbm.app.explorer.load_card", lambda name: card)
+    monkeypatch.setattr("cbm.trained.model.load_card", lambda name: card)
     explorer = Explorer(trained("labo"), shared_folder() / "cache", dataset="birds_shift")
     assert explorer.domain == "birds_shift"
     assert explorer.accuracy < explored().accuracy
@@ -90,11 +90,11 @@ def test_pictures_of_another_domain(monkeypatch: pytest.MonkeyPatch):
 
 def test_test_time_editing_finds_what_was_added():
     """All pictures are given more of one concept: it is among what is edited, and the edits help."""
-    explorer, data = copy.copy(explored()), copy.copy(explored().data)
+    explorer, data = copy.copy(explored()), explored().data
     split = explorer.split
     planted = replace(split, x=normalize(split.x + explorer.bottleneck.concepts[0], dim=1))
-    data.splits = {**data.splits, "test": planted}
-    explorer.data, explorer.domain = data, "another camera"
+    explorer.data = replace(data, splits={**data.splits, "test": planted})
+    explorer.domain = "another camera"
     explorer.logits = explorer.model.model(planted.x)
     found = suggest(explorer, shots=3)
     assert (found.support, found.tested) == (60, len(planted) - 60)
@@ -117,7 +117,7 @@ def test_a_run_that_is_not_there():
     run = trained("labo")
     with pytest.raises(UserError, match="did you mean 'explored-labo'"):
         Explorer(run.with_name("explored-lab"), shared_folder() / "cache")
-    with pytest.raises(UserError, match="no split 'tests'"):
+    with pytest.raises(UserError, match="no pictures for 'tests': it has train and val and test"):
         Explorer(run, shared_folder() / "cache", name="tests")
 
 

@@ -12,6 +12,7 @@ from torch.nn.functional import normalize
 
 from cbm.concepts import read_bank
 from cbm.concepts.codebook import CodebookSettings, encode_pool, learn_codebook
+from cbm.data.encoded import Encoding
 from cbm.errors import UserError
 
 
@@ -90,15 +91,13 @@ def test_impossible_settings():
 
 
 def test_a_pool_is_a_folder_of_any_depth(colour_folder: Path, pixel_encoder, tmp_path: Path):
-    from cbm.__main__ import _encoding
-
-    cfg = _encoding("tiny_clip", None, tmp_path / "cache", workers=0)
+    settings = Encoding(tmp_path / "cache", num_workers=0)
     (colour_folder / "red" / "broken.png").write_bytes(b"not a picture")
-    features = encode_pool(colour_folder, pixel_encoder, cfg)
+    features = encode_pool(colour_folder, pixel_encoder, settings)
     assert features.shape == (60, 16)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(60))
     with pytest.raises(UserError, match="no pictures in"):
-        encode_pool(tmp_path / "nowhere", pixel_encoder, cfg)
+        encode_pool(tmp_path / "nowhere", pixel_encoder, settings)
 
 
 # ------------------------------------------------------------------------------------------------------- command line
@@ -110,7 +109,7 @@ def v2c(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path
     monkeypatch.chdir(tmp_path)
 
     def run(*arguments: str) -> tuple[int, str]:
-        from cbm.__main__ import main
+        from cbm.commands.main import main
 
         monkeypatch.setattr(sys, "argv", ["cbm", "concepts", "v2c", "folder", *arguments])
         try:

@@ -85,7 +85,7 @@ def test_tables_that_cannot_be_read(tmp_path: Path, text: str, message: str):
 
 
 def test_unknown_reader_argument_and_missing_root(tmp_path: Path):
-    with pytest.raises(UserError, match="unknown reader 'foldr', did you mean 'folder'"):
+    with pytest.raises(UserError, match="unknown reader 'foldr': did you mean 'folder'"):
         read_dataset("foldr", "t", tmp_path, {})
     with pytest.raises(UserError, match=r"dataset.args.varient.*did you mean 'variant'"):
         read_dataset("birds", "t", tmp_path, {"varient": "birds"})

@@ -183,11 +183,8 @@ def test_from_tar_files_to_a_run(tmp_path: Path, command):
 
 
 def test_a_pool_of_tar_files(tmp_path: Path, pixel_encoder):
-    from omegaconf import OmegaConf
-
-    from cbm import config
     from cbm.concepts.codebook import encode_pool
+    from cbm.data.encoded import Encoding
 
-    cfg = OmegaConf.merge(OmegaConf.structured(config.TrainConfig), {"encoder": {"num_workers": 0}})
-    cfg.cache = str(tmp_path / "cache")
-    assert encode_pool(shards(tmp_path / "tars", lambda c, name: {}), pixel_encoder, cfg).shape == (36, 16)
+    settings = Encoding(tmp_path / "cache", num_workers=0)
+    assert encode_pool(shards(tmp_path / "tars", lambda c, name: {}), pixel_encoder, settings).shape == (36, 16)

@@ -5,13 +5,13 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
+from cbm.concepts.readers import match_concepts
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.metrics import (
     classification_metrics,
     concept_label_metrics,
     effective_concepts,
     grounding_gap,
-    match_concepts,
     mcnemar,
     nonzero_concepts,
     top_concepts,

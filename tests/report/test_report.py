@@ -21,6 +21,7 @@ from cbm.report import write_report
 from cbm.report.classes import select_classes
 from cbm.report.command import reproduce_command
 from cbm.report.explanations import Breakdown, Contribution, blame, confident_mistakes, explain, typical_rows
+from cbm.report.result import RunResult
 
 DIM = 16
 
@@ -75,7 +76,12 @@ class Run:
         metrics = {**evaluate_split(model, bank, self.data, "test"), "time/fit_s": 1.0, "time/total_s": 2.0}
         baselines = {"zero_shot": {"test/accuracy": 0.4}, "linear_probe": {"test/accuracy": 0.8, "test/ece": 0.1}}
         integrity = self.integrity if concepts else None
-        write_report(folder, model, bank, self.data, self.dataset, metrics, integrity, baselines, configuration())
+        cfg = configuration()
+        write_report(
+            RunResult(
+                folder, cfg, model, bank, self.data, self.dataset, metrics, integrity=integrity, baselines=baselines
+            )
+        )
         return (folder / "report.html").read_text(encoding="utf-8")
 
 

@@ -34,7 +34,7 @@ from cbm.files.run_directory import _state, read_about, read_config, read_metric
 from cbm.layers import ConceptBottleneck, LinearHead, load_model, save_model
 from cbm.metrics.nec import SparseHead, load_heads, save_heads
 from cbm.run.intervene import read_answers
-from cbm.trained import _open
+from cbm.trained.model import open_image
 from cbm.training.fit import is_sound
 
 
@@ -468,7 +468,7 @@ READABLE: dict[str, Readable] = {
         lambda root: (tree(**{"a.png": PNG})(root), read_fingerprints(root))[0], read_fingerprints,
         ("fingerprints.sqlite",),
     ),
-    "picture": Readable(tree(**{"a.png": PNG}), lambda root: _open(root / "a.png"), ("a.png",)),
+    "picture": Readable(tree(**{"a.png": PNG}), lambda root: open_image(root / "a.png"), ("a.png",)),
 }  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import lightning
 import pytest
 from lightning.pytorch.callbacks import Callback
-from test_module import TRAINER, make_data, make_module
+from small_fit import TRAINER, make_data, make_module
 from trust.readable_files import picture, tar
 
 from cbm.data.images import ImageFiles
@@ -62,8 +62,8 @@ def test_a_clock_that_goes_backwards_costs_nothing(tmp_path: Path, monkeypatch: 
         lambda self, *args, callbacks, **kwargs: original(self, *args, callbacks=[*callbacks, Count()], **kwargs),
     )  # fmt: skip
     fit(
-        make_module(), make_data(), patience=1000, max_epochs=3, trainer=TRAINER, checkpoint=tmp_path / "last.ckpt",
-        checkpoint_seconds=0,
+        make_module(), make_data(), batch_size=32, patience=1000, max_epochs=3, trainer=TRAINER,
+        checkpoint=tmp_path / "last.ckpt", checkpoint_seconds=0,
     )  # fmt: skip
     assert written == [True, True, True]
     leftover = tmp_path / f"{PARTIAL}future"

@@ -17,7 +17,7 @@ from cbm.data import FeatureStore, read_dataset
 from cbm.data.webdataset import open_tars
 from cbm.editing import load_edits
 from cbm.errors import UserError
-from cbm.trained import _open
+from cbm.trained.model import open_image
 
 CODE = [file for folder in ("cbm", "scripts", "benchmarks") for file in sorted((PROJECT / folder).rglob("*.py"))]
 FORBIDDEN = {
@@ -169,4 +169,4 @@ def test_a_decompression_bomb_is_an_unreadable_picture(tmp_path: Path, colour_fo
     assert stored.readable.sum() == 59
     assert "DecompressionBombError" in stored.errors["red/00.png"]
     with pytest.raises(UserError, match="cannot read image .*exceeds limit"):
-        _open(colour_folder / "red" / "00.png")
+        open_image(colour_folder / "red" / "00.png")
