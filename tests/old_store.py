@@ -1,13 +1,17 @@
 """A feature store as cbm wrote it up to f47ba49, with one folder for every list of pictures.
 
-``tests/fixtures/store_f47ba49`` was written by that code: ``python tests/old_store.py`` in a checkout of it, with shards
-of five pictures. Twelve pictures, of which ``c.png`` is broken.
+``tests/fixtures/store_f47ba49`` was written by that code: ``python tests/old_store.py`` in a checkout of it. Twelve
+pictures, of which ``c.png`` is broken, in shards of five. ``write_old`` writes such stores by hand.
 """
 
+import hashlib
+import json
 import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet
 import torch
 from PIL import Image
 
@@ -17,7 +21,7 @@ ROWS = 5
 
 
 class Corners:
-    """Picture to its first pixels; it prints the same everywhere, so its encoder has the same fingerprint everywhere."""
+    """Picture to its first pixels; it prints the same everywhere, so the encoder has one fingerprint everywhere."""
 
     def __repr__(self) -> str:
         return "Corners"
@@ -46,6 +50,31 @@ def paint_all(folder: Path) -> None:
     for name in NAMES:
         Image.fromarray(generator.integers(0, 256, (4, 4, 3), dtype=np.uint8)).save(folder / name)
     (folder / "c.png").write_bytes((folder / "c.png").read_bytes()[:70])
+
+
+def write_old(root: Path, encoder, images, precision: str = "fp32", dtype: str = "float32") -> Path:
+    """A store of features that are all 7, so that they are known again; returns the list's folder."""
+    import safetensors.torch
+
+    fingerprints = images.fingerprints(root)
+    key = hashlib.sha256("\n".join([encoder.fingerprint, precision, dtype, *fingerprints]).encode())
+    folder = root / "features" / key.hexdigest()[:24]
+    folder.mkdir(parents=True)
+    for number, start in enumerate(range(0, len(images), ROWS)):
+        count = min(ROWS, len(images) - start)
+        features = torch.full((count, encoder.dim), 7.0, dtype=getattr(torch, dtype))
+        content = safetensors.torch.save(
+            {"features": features, "readable": torch.ones(count, dtype=torch.uint8)}, {"json": '{"errors": {}}'}
+        )
+        checksum = hashlib.blake2b(content, digest_size=16).hexdigest()
+        (folder / f"{number:05d}-{checksum}.safetensors").write_bytes(content)
+    numbers = np.arange(len(images))
+    columns = {"image": images.names, "fingerprint": fingerprints, "shard": numbers // ROWS, "row": numbers % ROWS}
+    nothing = pa.nulls(len(images), pa.string())
+    pyarrow.parquet.write_table(pa.table({**columns, "error": nothing}), folder / "index.parquet")
+    about = {"encoder": encoder.id, "encoder_fingerprint": encoder.fingerprint, "dtype": dtype, "dim": encoder.dim}
+    (folder / "about.json").write_text(json.dumps({**about, "images": len(images)}))
+    return folder
 
 
 if __name__ == "__main__":

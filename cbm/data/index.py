@@ -35,7 +35,7 @@ class FeatureIndex:
 
     Attributes:
         folder: of the shards.
-        names: the shards, as paths from ``folder``, sorted.
+        names: the shards, sorted: file names, with ``OLD/`` before them in older stores.
     """
 
     def __init__(self, folder: Path, old: OldStores):
@@ -69,6 +69,10 @@ class FeatureIndex:
         self._without |= set(without)
         self._listed, self._unlisted, self._others = _Entries.none(), {}, _Entries.none()
         self.refresh()
+
+    def path(self, name: str) -> Path:
+        """The file of a shard."""
+        return (self.folder.parent if "/" in name else self.folder) / name
 
     def find(self, digests: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Number of the shard in ``names`` (-1: none has it) and row in there of pictures ``[N, 2]``, each ``[N]``."""
@@ -136,9 +140,9 @@ class FeatureIndex:
 
     def _read_shard(self, name: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Digests ``[n, 2]`` and rows ``[n]`` of the pictures in a shard; None if it cannot be read."""
-        if name.startswith(".."):
+        if "/" in name:
             return self.old.pictures(name)
-        stored = peek(self.folder / name, "fingerprints")
+        stored = peek(self.path(name), "fingerprints")
         if stored is None or stored.dtype != torch.int64 or stored.ndim != 2 or stored.shape[1] != 2:
             return None
         return stored.numpy().view(np.uint64).copy(), np.arange(len(stored), dtype=np.int32)

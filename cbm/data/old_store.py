@@ -40,12 +40,12 @@ class OldStores:
         self._lists: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray] | None] = {}
 
     def shards(self) -> list[str]:
-        """The shards of all folders, as paths from a folder beside them."""
-        return [f"../{name}/{file.name}" for name, path in self.folders.items() for file in find_shards(path).values()]
+        """The shards of all folders, as paths from ``features``."""
+        return [f"{name}/{file.name}" for name, path in self.folders.items() for file in find_shards(path).values()]
 
     def pictures(self, shard: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Digests ``[n, 2]`` and rows ``[n]`` of the readable pictures in a shard; None where nobody knows them."""
-        _, folder, file = shard.split("/")
+        folder, file = shard.split("/")
         if folder not in self._lists:
             self._lists[folder] = self._read_list(self.folders[folder])
         readable = peek(self.folders[folder] / file, "readable")

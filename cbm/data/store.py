@@ -225,7 +225,7 @@ def _look_up(index: FeatureIndex, digests: np.ndarray, names: list[str], zeros: 
         used = np.unique(number[number >= 0])
         files = [index.names[each] for each in used.tolist()]
         with ThreadPoolExecutor(READERS) as pool:
-            shards = list(pool.map(lambda name: read_shard(index.folder / name), files))
+            shards = list(pool.map(lambda name: read_shard(index.path(name)), files))
         shard = np.where(number < 0, len(used), np.searchsorted(used, number)).astype(np.int32)
         order = np.argsort(shard, kind="stable")
         own = np.split(order, np.searchsorted(shard[order], np.arange(1, len(used) + 1)))[: len(used)]

@@ -47,7 +47,7 @@ def start(folder: Path, root: Path, devices: int, pause: float = 0.0) -> subproc
 
 
 def shards(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("cache/features/*/*.safetensors"))
+    return sorted(path.name for path in folder.glob("cache/features/*/0*.safetensors"))
 
 
 def children(pid: int) -> list[int]:
@@ -90,7 +90,7 @@ def test_a_killed_process_costs_its_unfinished_shard_and_any_number_of_processes
     assert f"encoded {60 - 4 * len(kept)} images" in output
     assert "in 3 processes" in output
     assert set(kept) < set(shards(tmp_path))
-    assert [name[:5] for name in shards(tmp_path)] == [f"{number:05d}" for number in range(15)]
+    assert shards(tmp_path) == [f"{number:06d}.safetensors" for number in range(15)]
 
     monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
     encoder = PixelEncoder()
