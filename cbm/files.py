@@ -57,7 +57,7 @@ def write_in_parts(
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder)
         with _locked_file(folder) as file:
             temporary = Path(file.name)
             for part in parts:
@@ -109,7 +109,7 @@ def _locked_file(folder: Path) -> IO[bytes]:
         file.close()  # swept by another process before it was locked
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that are gone: those that nobody holds a lock on."""
     for path in folder.glob(f"{PARTIAL}*"):
         with suppress(OSError), path.open("rb") as file:  # gone already, in use, or not ours to remove

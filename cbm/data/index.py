@@ -22,6 +22,7 @@ from torch import Tensor
 from cbm.data.old_store import OldStores
 from cbm.data.shards import peek, read_shard, replace_shard, write_new_shard
 from cbm.errors import UserError
+from cbm.files import sweep
 
 log = logging.getLogger(__name__)
 
@@ -109,6 +110,7 @@ class FeatureIndex:
 
     def save(self) -> None:
         """Write the index if it lacks much; where that fails, the next one who looks opens more shards."""
+        sweep(self.folder)
         if len(self._unlisted) < UNLISTED and 4 * len(self._others) <= len(self._listed):
             return
         both = _Entries.merged([self._listed, self._others])
