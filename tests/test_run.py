@@ -194,7 +194,7 @@ def test_a_killed_run_goes_on(tmp_path: Path):
     long = [
         "method.max_epochs=250",
         "method.patience=1000",
-        "trainer.checkpoint_seconds=0",
+        "trainer.checkpoint_seconds=0.05",
         "controls=false",
         "report=false",
     ]
