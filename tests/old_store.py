@@ -68,10 +68,7 @@ def write_old(root: Path, encoder, images, precision: str = "fp32", dtype: str =
         )
         checksum = hashlib.blake2b(content, digest_size=16).hexdigest()
         (folder / f"{number:05d}-{checksum}.safetensors").write_bytes(content)
-    numbers = np.arange(len(images))
-    columns = {"image": images.names, "fingerprint": fingerprints, "shard": numbers // ROWS, "row": numbers % ROWS}
-    nothing = pa.nulls(len(images), pa.string())
-    pyarrow.parquet.write_table(pa.table({**columns, "error": nothing}), folder / "index.parquet")
+    pyarrow.parquet.write_table(pa.table({"fingerprint": fingerprints}), folder / "index.parquet")
     about = {"encoder": encoder.id, "encoder_fingerprint": encoder.fingerprint, "dtype": dtype, "dim": encoder.dim}
     (folder / "about.json").write_text(json.dumps({**about, "images": len(images)}))
     return folder

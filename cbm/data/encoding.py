@@ -6,6 +6,7 @@ the same command goes on with what is missing, in any number of processes.
 """
 
 import logging
+import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
@@ -195,7 +196,7 @@ class Pictures(Dataset):
         try:
             return row, self.preprocess(self.images.open(row))
         except Exception as error:  # a broken file can make a decoder raise anything
-            reason = str(error).replace(str(self.images.names[row]), "...")[:120]
+            reason = re.sub(rf"[^\s'\"]*{re.escape(str(self.images.names[row]))}", "...", str(error))[:120]
             lasting = not (isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None))
             return row, Unreadable(f"{type(error).__name__}: {reason}", lasting)
 

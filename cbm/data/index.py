@@ -51,14 +51,14 @@ class FeatureIndex:
 
     def refresh(self) -> None:
         """See the shards that other processes have written, or found damaged, since."""
-        there = [name for name in (*self._shards(), *self.old.shards()) if name not in self._without]
-        if any(name not in there for name in self._listed.names):
+        there = {name for name in (*self._shards(), *self.old.shards()) if name not in self._without}
+        if not there.issuperset(self._listed.names):
             self._listed = _Entries.none()
         known = set(self._listed.names)
         before = list(self._unlisted)
         self._unlisted = {name: each for name, each in self._unlisted.items() if name in there}
-        for name in there:
-            if name not in known and name not in self._unlisted and (each := self._read_shard(name)) is not None:
+        for name in sorted(there - known - self._unlisted.keys()):
+            if (each := self._read_shard(name)) is not None:
                 self._unlisted[name] = each
         if before != list(self._unlisted):
             self._others = _Entries.of(self._unlisted)

@@ -1,7 +1,8 @@
 """Feature stores up to f47ba49, read where they are: one folder for every list of pictures.
 
 A folder's name is the hash of (encoder, precision, dtype, the fingerprints of the list). ``index.parquet`` repeats the
-fingerprints, so the hash can be computed again: it says whether a folder is of this encoder, at this precision.
+fingerprints, so the hash can be computed again: it says whether a folder is of this encoder, at this precision, and
+that the list is the one whose features, in its order, are in the shards.
 """
 
 import hashlib
@@ -37,7 +38,7 @@ class OldStores:
         names = features.iterdir() if features.is_dir() else ()
         self.folders = {path.name: path for path in names if re.fullmatch("[0-9a-f]{24}", path.name)}
         self.folders = {name: path for name, path in self.folders.items() if self._may_be_ours(path)}
-        self._lists: dict[str, tuple[np.ndarray, np.ndarray, np.ndarray] | None] = {}
+        self._lists: dict[str, np.ndarray | None] = {}
 
     def shards(self) -> list[str]:
         """The shards of all folders, as paths from ``features``."""
@@ -49,14 +50,14 @@ class OldStores:
         if folder not in self._lists:
             self._lists[folder] = self._read_list(self.folders[folder])
         readable = peek(self.folders[folder] / file, "readable")
-        if (found := self._lists[folder]) is None or readable is None:
+        if (digests := self._lists[folder]) is None or readable is None:
             return None
-        digests, shards, rows = found
-        here = shards == int(file.partition("-")[0])
-        digests, rows = digests[here], rows[here]
-        good = (rows < len(readable)) & digests.any(axis=1)
-        good[good] = readable.numpy().astype(bool)[rows[good]]
-        return digests[good], rows[good]
+        start = int(file.partition("-")[0]) * ROWS
+        digests = digests[start : start + ROWS]
+        if len(digests) != len(readable):
+            return digests[:0], np.empty(0, int)
+        (rows,) = np.nonzero(readable.numpy().astype(bool) & digests.any(axis=1))
+        return digests[rows], rows
 
     def _may_be_ours(self, folder: Path) -> bool:
         try:
@@ -65,23 +66,18 @@ class OldStores:
         except (OSError, ValueError, KeyError, TypeError):  # interrupted, or damaged: its name tells
             return True
 
-    def _read_list(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-        """Digests, shards and rows of a folder's list: empty if it is of another encoder, None if it is not known."""
-        others = False
+    def _read_list(self, folder: Path) -> np.ndarray | None:
+        """Digests ``[N, 2]`` of a folder's list: none if it is of another encoder, None if the list is not known."""
+        found = None
         try:
-            table = pyarrow.parquet.read_table(folder / "index.parquet", columns=["fingerprint", "shard", "row"])
-            chunks = [batch.column(0).to_pylist() for batch in table.select([0]).to_batches(1 << 16)]
+            table = pyarrow.parquet.read_table(folder / "index.parquet", columns=["fingerprint"])
+            chunks = [batch.column(0).to_pylist() for batch in table.to_batches(1 << 16)]
             if self._key(chunks) == folder.name:
-                digests = np.concatenate([to_digests(chunk) for chunk in chunks])
-                return digests, table["shard"].to_numpy(), table["row"].to_numpy()
-            others = True
-        except (pa.ArrowException, OSError, ValueError, TypeError, KeyError):
-            pass
-        if self._key([self.fingerprints]) == folder.name:
-            log.info("'%s' was not finished, or lost its index: it goes on from there", folder)
-            numbers = np.arange(len(self.fingerprints))
-            return to_digests(self.fingerprints), numbers // ROWS, numbers % ROWS
-        return (np.empty((0, 2), np.uint64), np.empty(0, int), np.empty(0, int)) if others else None
+                return np.concatenate([to_digests(chunk) for chunk in chunks])
+            found = np.empty((0, 2), np.uint64)
+        except (pa.ArrowException, OSError, ValueError, TypeError):
+            log.info("'%s' has no sound index", folder)
+        return to_digests(self.fingerprints) if self._key([self.fingerprints]) == folder.name else found
 
     def _key(self, chunks: list[list[str]]) -> str:
         digest = hashlib.sha256("\n".join(self.address).encode())
