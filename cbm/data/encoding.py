@@ -1,25 +1,27 @@
 """Pictures to shards of features: Lightning's prediction loop, in one process or in many.
 
 Every process encodes whole shards of its own and writes each when it is complete, so processes say nothing to each
-other but which shards are missing when they begin. One that dies takes the others with it; what is on disk stays, and
+other but which pictures are missing when they begin. One that dies takes the others with it; what is on disk stays, and
 the same command goes on with what is missing, in any number of processes.
 """
 
 import logging
+import re
 import time
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import lightning
+import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from cbm.data.images import Images
-from cbm.data.shards import write_shard
+from cbm.data.index import FeatureIndex
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 
@@ -27,10 +29,11 @@ log = logging.getLogger(__name__)
 
 
 def encode_shards(
-    folder: Path,
+    index: FeatureIndex,
     encoder: Encoder,
     images: Images,
-    missing: list[int],
+    digests: np.ndarray,
+    missing: np.ndarray,
     shard_rows: int,
     *,
     dtype: torch.dtype,
@@ -41,13 +44,14 @@ def encode_shards(
     devices: int,
     nodes: int,
 ) -> None:
-    """Encode the pictures of some shards and write these to ``folder``; returns when all processes are done.
+    """Encode pictures and write them to the folder of ``index``; returns when all processes are done.
 
     Args:
-        folder: of the shards.
+        index: of the folder.
         encoder: the frozen encoder.
         images: N pictures.
-        missing: numbers of the shards.
+        digests: ``[N, 2]`` of the pictures.
+        missing: the rows to encode, ``[n]``.
         shard_rows: pictures per shard.
         dtype: what is stored.
         batch_size: pictures per forward pass.
@@ -60,9 +64,9 @@ def encode_shards(
     Raises:
         UserError: features that are not finite, a full disk, or a process that decodes died.
     """
-    module = _Encoding(folder, encoder, images, missing, shard_rows, dtype, batch_size, num_workers)
-    if (rows := len(module.rows_of(missing))) < len(images):
-        log.info("%s: %d of %d already encoded", label, len(images) - rows, len(images))
+    module = _Encoding(index, encoder, images, digests, missing, shard_rows, dtype, batch_size, num_workers)
+    if len(missing) < len(images):
+        log.info("%s: %d of %d already encoded", label, len(images) - len(missing), len(images))
     many = devices * nodes > 1
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice about workers
@@ -86,38 +90,39 @@ def encode_shards(
             ) from error
         runner.strategy.barrier()
     if runner.is_global_zero:
-        speed = rows / (time.perf_counter() - began)
-        log.info("encoded %d %s at %.0f images/s%s", rows, label, speed, f" in {devices * nodes} processes" * many)
+        speed = len(missing) / (time.perf_counter() - began)
+        log.info(
+            "encoded %d %s at %.0f images/s%s", len(missing), label, speed, f" in {devices * nodes} processes" * many
+        )
 
 
 class _Encoding(lightning.LightningModule):
     """Encodes batches of pictures and writes a shard whenever one is complete."""
 
     def __init__(
-        self, folder: Path, encoder: Encoder, images: Images, missing: list[int], shard_rows: int, dtype: torch.dtype,
-        batch_size: int, num_workers: int,
+        self, index: FeatureIndex, encoder: Encoder, images: Images, digests: np.ndarray, missing: np.ndarray,
+        shard_rows: int, dtype: torch.dtype, batch_size: int, num_workers: int,
     ):  # fmt: skip
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer shards than processes
-        self.folder, self.encoder, self.images, self.missing = folder, encoder, images, missing
-        self.shard_rows, self.stored_dtype = shard_rows, dtype
+        self.index, self.encoder, self.images, self.digests = index, encoder, images, digests
+        self.missing, self.shard_rows, self.stored_dtype = missing, shard_rows, dtype
         self.batch_size, self.num_workers = batch_size, num_workers
+        self._rows: list[int] = []
         self._features: list[Tensor] = []
         self._readable: list[Tensor] = []
-        self._errors: dict[str, str] = {}
-
-    def rows_of(self, shards: list[int]) -> list[int]:
-        """The pictures of some shards, in order."""
-        size, count = self.shard_rows, len(self.images)
-        return [row for shard in shards for row in range(shard * size, min(shard * size + size, count))]
+        self._why: dict[int, Unreadable] = {}
 
     def predict_dataloader(self) -> DataLoader:
         """The pictures of this process's shards: what the first process found missing is dealt out to all."""
         missing = self.trainer.strategy.broadcast(self.missing)
-        rows = self.rows_of(missing[self.trainer.global_rank :: self.trainer.world_size])
+        starts = range(
+            self.trainer.global_rank * self.shard_rows, len(missing), self.trainer.world_size * self.shard_rows
+        )
+        rows = [row for start in starts for row in missing[start : start + self.shard_rows].tolist()]
         workers = min(self.num_workers, max(1, len(rows) // self.batch_size)) if self.num_workers else 0
         return DataLoader(
-            _Pictures(self.images, rows, self.encoder.preprocess), batch_size=self.batch_size, num_workers=workers,
+            Pictures(self.images, rows, self.encoder.preprocess), batch_size=self.batch_size, num_workers=workers,
             collate_fn=_collate, pin_memory=self.encoder.device.type == "cuda",
         )  # fmt: skip
 
@@ -136,43 +141,68 @@ class _Encoding(lightning.LightningModule):
         if not (finite := encoded.isfinite().all(dim=1)).all():
             name = self.images.names[rows[int((~finite).nonzero()[0])]]
             raise UserError(f"encoder '{self.encoder.id}' gives NaN or infinite features, first for image '{name}'")
-        self._errors |= {self.images.names[row]: reason for row, reason in why.items()}
+        self._why |= why
         start = 0
-        for i, row in enumerate(rows):
-            if (row + 1) % self.shard_rows == 0 or row + 1 == len(self.images):
-                self._features.append(encoded[start : i + 1])
-                self._readable.append(good[start : i + 1])
-                self._write(row // self.shard_rows)
-                start = i + 1
-        self._features.append(encoded[start:])
-        self._readable.append(good[start:])
+        while start < len(rows):
+            part = slice(start, start + self.shard_rows - len(self._rows))
+            self._rows += rows[part]
+            self._features.append(encoded[part])
+            self._readable.append(good[part])
+            if len(self._rows) == self.shard_rows:
+                self._write()
+            start = part.stop
 
-    def _write(self, shard: int) -> None:
-        features = torch.cat(self._features).to(self.stored_dtype)
-        tensors = {"features": features, "readable": torch.cat(self._readable).to(torch.uint8)}
-        write_shard(self.folder, f"{shard:05d}", tensors, {"errors": self._errors})
-        self._features, self._readable, self._errors = [], [], {}
+    def on_predict_epoch_end(self) -> None:
+        """The last shard is a smaller one."""
+        if self._rows:
+            self._write()
+
+    def _write(self) -> None:
+        """Write a shard, without the pictures that could not be read for another reason than their content."""
+        kept = [i for i, row in enumerate(self._rows) if row not in self._why or self._why[row].lasting]
+        rows = [self._rows[i] for i in kept]
+        tensors = {
+            "features": torch.cat(self._features)[kept].to(self.stored_dtype),
+            "readable": torch.cat(self._readable)[kept].to(torch.uint8),
+        }
+        errors = {i: self._why[row].reason for i, row in enumerate(rows) if row in self._why}
+        self.index.add(self.digests[rows], tensors, errors)
+        self._rows, self._features, self._readable, self._why = [], [], [], {}
 
 
-class _Pictures(Dataset):
-    """Row to (row, preprocessed picture or None, why not)."""
+class Unreadable(NamedTuple):
+    """Why a picture cannot be read.
 
-    def __init__(self, images: Images, rows: Sequence[int], preprocess):
+    Attributes:
+        reason: what was raised.
+        lasting: whether its content is at fault: the same bytes will fail again.
+    """
+
+    reason: str
+    lasting: bool
+
+
+class Pictures(Dataset):
+    """Row to (row, preprocessed picture, or why there is none)."""
+
+    def __init__(self, images: Images, rows: Sequence[int], preprocess: Callable[[Image.Image], Tensor]):
         self.images, self.rows, self.preprocess = images, rows, preprocess
 
     def __len__(self) -> int:
         return len(self.rows)
 
-    def __getitem__(self, i: int) -> tuple[int, Tensor | None, str]:
+    def __getitem__(self, i: int) -> tuple[int, Tensor | Unreadable]:
         row = self.rows[i]
         try:
-            return row, self.preprocess(self.images.open(row)), ""
+            return row, self.preprocess(self.images.open(row))
         except Exception as error:  # a broken file can make a decoder raise anything
-            return row, None, f"{type(error).__name__}: {str(error).replace(str(self.images.names[row]), '...')[:120]}"
+            reason = re.sub(rf"[^\s'\"]*{re.escape(str(self.images.names[row]))}", "...", str(error))[:120]
+            lasting = not (isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None))
+            return row, Unreadable(f"{type(error).__name__}: {reason}", lasting)
 
 
-def _collate(items: list[tuple[int, Tensor | None, str]]) -> tuple[list[int], Tensor, Tensor, dict[int, str]]:
-    rows = [row for row, _, _ in items]
-    pictures = [picture for _, picture, _ in items if picture is not None]
-    good = torch.tensor([picture is not None for _, picture, _ in items])
-    return rows, good, torch.stack(pictures) if pictures else torch.empty(0), {r: why for r, _, why in items if why}
+def _collate(items: list[tuple[int, Tensor | Unreadable]]) -> tuple[list[int], Tensor, Tensor, dict[int, Unreadable]]:
+    pictures = [found for _, found in items if isinstance(found, Tensor)]
+    good = torch.tensor([isinstance(found, Tensor) for _, found in items])
+    why = {row: found for row, found in items if isinstance(found, Unreadable)}
+    return [row for row, _ in items], good, torch.stack(pictures) if pictures else torch.empty(0), why

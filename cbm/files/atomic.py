@@ -17,6 +17,9 @@ PROJECT = Path(__file__).resolve().parents[2]
 PARTIAL = ".partial."
 """How the names of files begin that are being written, or were when their process was killed."""
 
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
+"""What file systems without hard links say to one."""
+
 
 def resolve_path(path: str | Path) -> Path:
     """``path`` as given if it exists from here, else inside the project, else as given."""
@@ -34,7 +37,9 @@ def write_atomically(path: Path, content: bytes) -> None:
     write_in_parts(path.parent, [content], lambda: path.name)
 
 
-def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]) -> Path:
+def write_in_parts(
+    folder: Path, parts: Iterable[bytes], name: Callable[[], str], place: Callable[[Path, Path], object] = Path.replace
+) -> Path:
     """Write ``parts`` one after the other to a file of ``folder`` that is there whole or not at all; returns its path.
 
     What killed processes left half written in the folder is removed.
@@ -43,6 +48,8 @@ def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]
         folder: where; made if need be.
         parts: the content.
         name: of the file; asked for when all is written.
+        place: gives the complete file, under a temporary name, its own; an older file is replaced unless this says
+            otherwise.
 
     Raises:
         UserError: the disk is full, or the place cannot be written to. An old file of this name is untouched.
@@ -50,7 +57,7 @@ def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]
     temporary = None
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        _sweep(folder)
+        sweep(folder)
         with _locked_file(folder) as file:
             temporary = Path(file.name)
             for part in parts:
@@ -58,12 +65,37 @@ def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]
             file.flush()
             os.fsync(file.fileno())
             temporary.chmod(0o644)
-            return temporary.replace(folder / name())
+            path = folder / name()
+            place(temporary, path)
+            return path
     except OSError as error:
         raise cannot_write(folder if temporary is None else folder / name(), error) from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+
+
+def place_new(temporary: Path, path: Path) -> bool:
+    """Give a complete file the name ``path`` if nothing has it: of many processes that try, one is told True.
+
+    A hard link is made whole or not at all, and whoever is killed leaves nothing that others would wait for. Where the
+    file system has none, an empty file takes the name until the content replaces it; a process that is killed in
+    between leaves that.
+    """
+    try:
+        path.hardlink_to(temporary)
+        return True
+    except FileExistsError:
+        return False
+    except OSError as error:
+        if error.errno not in NO_LINKS:
+            raise
+    try:
+        path.touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    temporary.replace(path)
+    return True
 
 
 def _locked_file(folder: Path) -> IO[bytes]:
@@ -77,7 +109,7 @@ def _locked_file(folder: Path) -> IO[bytes]:
         file.close()  # swept by another process before it was locked
 
 
-def _sweep(folder: Path) -> None:
+def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that are gone: those that nobody holds a lock on."""
     for path in folder.glob(f"{PARTIAL}*"):
         with suppress(OSError), path.open("rb") as file:  # gone already, in use, or not ours to remove

@@ -34,7 +34,7 @@ def address() -> str:
 
     opened: queue.Queue[str] = queue.Queue()
     threading.Thread(target=launch, args=(explored(),), kwargs={"opened": opened.put}, daemon=True).start()
-    return opened.get(timeout=120)
+    return opened.get(timeout=1200)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def page(browser, address: str):
     page.on("request", lambda request: asked.append(request.url))
     page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
     page.on("pageerror", lambda error: failed.append(str(error)))
-    page.set_default_timeout(60_000)
+    page.set_default_timeout(600_000)
     page.goto(address)
     page.wait_for_selector("#explanation .bar")
     yield page
@@ -87,7 +87,7 @@ def test_why_change_it_and_see(page, address: str, browser):
 
     other = browser.new_page()
     other.goto(address)
-    other.wait_for_selector("text=Edits: none", timeout=60_000)
+    other.wait_for_selector("text=Edits: none", timeout=600_000)
     other.close()
 
     press(page, "Undo")

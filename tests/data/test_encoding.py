@@ -22,12 +22,14 @@ SCRIPT = textwrap.dedent("""
     from cbm.data import FeatureStore, read_dataset, store
 
     logging.basicConfig(level="INFO", format="%(message)s")
-    root, cache, devices, pause = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), float(sys.argv[4])
+    root, cache, devices, hold = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4])
     store.SHARD_ROWS = 4
-    encoder = PixelEncoder()
+    encoder, batches = PixelEncoder(), []
     original = encoder.image_features
     def slow(pictures):
-        time.sleep(pause)
+        batches.append(pictures)
+        while len(batches) == 5 and hold.exists():  # after three shards of four pictures
+            time.sleep(0.05)
         return original(pictures)
     encoder.image_features = slow
     images = read_dataset("folder", "f", root, {}).splits["train"].images
@@ -35,19 +37,19 @@ SCRIPT = textwrap.dedent("""
 """)
 
 
-def start(folder: Path, root: Path, devices: int, pause: float = 0.0) -> subprocess.Popen:
+def start(folder: Path, root: Path, devices: int) -> subprocess.Popen:
     script = folder / "encode.py"
     script.write_text(SCRIPT)
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
     return subprocess.Popen(
-        [sys.executable, str(script), str(root), str(folder / "cache"), str(devices), str(pause)],
+        [sys.executable, str(script), str(root), str(folder / "cache"), str(devices), str(folder / "hold")],
         env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
 
 
 def shards(folder: Path) -> list[str]:
-    return sorted(path.name for path in folder.glob("cache/features/*/*.safetensors"))
+    return sorted(path.name for path in folder.glob("cache/features/*/0*.safetensors"))
 
 
 def children(pid: int) -> list[int]:
@@ -66,31 +68,31 @@ def children(pid: int) -> list[int]:
 def test_a_killed_process_costs_its_unfinished_shard_and_any_number_of_processes_goes_on(
     tmp_path: Path, colour_folder: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    first = start(tmp_path, colour_folder, devices=2, pause=0.4)
+    (tmp_path / "hold").touch()
+    first = start(tmp_path, colour_folder, devices=2)
     try:
-        deadline = time.monotonic() + 120
-        while len(shards(tmp_path)) < 4:
+        while len(shards(tmp_path)) < 6:  # three of each process, which then wait
             assert first.poll() is None, first.communicate()[0]
-            assert time.monotonic() < deadline
             time.sleep(0.05)
         (second,) = children(first.pid)
         os.kill(second, signal.SIGKILL)
-        output = first.communicate(timeout=120)[0]
+        output = first.communicate()[0]
     finally:
         if first.poll() is None:
             os.killpg(first.pid, signal.SIGKILL)
     assert first.returncode != 0, output
     kept = shards(tmp_path)
-    assert 4 <= len(kept) < 15  # whole shards of four pictures each
+    assert len(kept) == 6
 
+    (tmp_path / "hold").unlink()
     again = start(tmp_path, colour_folder, devices=3)  # another number of processes
-    output = again.communicate(timeout=240)[0]
+    output = again.communicate()[0]
     assert again.returncode == 0, output
     assert f"{4 * len(kept)} of 60 already encoded" in output
     assert f"encoded {60 - 4 * len(kept)} images" in output
     assert "in 3 processes" in output
     assert set(kept) < set(shards(tmp_path))
-    assert [name[:5] for name in shards(tmp_path)] == [f"{number:05d}" for number in range(15)]
+    assert shards(tmp_path) == [f"{number:06d}.safetensors" for number in range(15)]
 
     monkeypatch.setattr(store_module, "SHARD_ROWS", 4)
     encoder = PixelEncoder()

@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -11,8 +12,9 @@ import pytest
 import torch
 from conftest import PROJECT, PixelEncoder
 
-from cbm.data import FeatureStore, TextStore, encoding, read_dataset
+from cbm.data import FeatureStore, TextStore, index, read_dataset, unit_norm
 from cbm.data import store as store_module
+from cbm.data.images import ImageFiles
 from cbm.errors import UserError
 
 
@@ -99,7 +101,7 @@ def test_the_address_depends_on_weights_dtype_and_pictures(tmp_path: Path, image
     picture.write_bytes((colour_folder / "blue" / "01.png").read_bytes())
     counting(pixel_encoder)
     changed = encode(store, pixel_encoder, images)
-    assert pixel_encoder.seen == 60
+    assert pixel_encoder.seen == 0  # the store knows that picture
     row = images.names.index("red/00.png")
     torch.testing.assert_close(changed.tensor()[row], changed.tensor()[images.names.index("blue/01.png")])
 
@@ -131,11 +133,147 @@ def test_unreadable_pictures_are_named_and_skipped_or_fatal(
     for _ in range(2):  # also when the rest comes from the store
         with pytest.raises(UserError, match=r"2 of 60 image\(s\) cannot be read, first 'green/03.png'"):
             encode(store, pixel_encoder, images, on_error="fail")
-    import pyarrow.parquet
+    assert list(stored.errors) == ["green/03.png", "red/04.png"]
+    assert str(colour_folder) not in str(stored.errors)  # the same bytes may stand elsewhere
+    some = encode(store, pixel_encoder, images.take([bad[1], 0]))  # in another list, the other errors are not
+    assert some.errors == {"red/04.png": stored.errors["red/04.png"]}
 
-    index = pyarrow.parquet.read_table(next((tmp_path / "c" / "features").glob("*/index.parquet"))).to_pydict()
-    assert index["image"] == images.names
-    assert [i for i, error in enumerate(index["error"]) if error] == bad
+
+LISTS = {
+    "a subset": list(range(3, 60, 7)), "another order": list(range(59, -1, -1)), "twice": [5, 5, 0, 59, 5], "one": [17],
+    "shuffled": np.random.default_rng(0).permutation(60).tolist(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", LISTS.values(), ids=LISTS.keys())
+@pytest.mark.parametrize("scattered", [0, 10**6])
+def test_another_list_of_the_same_pictures_encodes_nothing(
+    tmp_path: Path, images, pixel_encoder, rows: list[int], scattered: int, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_module, "SCATTERED", scattered)
+    store = FeatureStore(tmp_path / "c")
+    first = encode(store, pixel_encoder, images).tensor().clone()
+    counting(pixel_encoder)
+    other = images.take(rows)
+    found = encode(store, pixel_encoder, other)
+    assert pixel_encoder.seen == 0
+    assert torch.equal(found.tensor(), first[rows])
+    some = np.arange(len(rows))[::-2]
+    assert torch.equal(found.tensor(some), first[rows][some.copy()])
+    names = [other.names[row] for row in some]
+    inside = found.unit_rows(some, names)
+    assert torch.equal(inside, unit_norm(first[rows][some.copy()], names))
+    monkeypatch.setattr(store_module, "IN_MEMORY", 0)
+    assert torch.equal(found.unit_rows(some, names), inside)
+
+
+def test_the_same_pictures_in_another_folder_under_other_names_are_known(
+    tmp_path: Path, images, pixel_encoder, colour_folder: Path
+):
+    store = FeatureStore(tmp_path / "c")
+    first = encode(store, pixel_encoder, images).tensor()
+    names = [f"{row:03d}.png" for row in range(60)]
+    (tmp_path / "copies").mkdir()
+    for name, original in zip(names, images.names):
+        (tmp_path / "copies" / name).write_bytes((colour_folder / original).read_bytes())
+    counting(pixel_encoder)
+    assert torch.equal(encode(store, pixel_encoder, ImageFiles(tmp_path / "copies", names)).tensor(), first)
+    assert pixel_encoder.seen == 0
+
+
+def test_an_overlapping_list_encodes_what_is_new(tmp_path: Path, images, pixel_encoder):
+    store = FeatureStore(tmp_path / "c")
+    counting(pixel_encoder)
+    encode(store, pixel_encoder, images.take(range(20, 45)))
+    assert pixel_encoder.seen == 25
+    whole = encode(store, pixel_encoder, images)
+    assert pixel_encoder.seen == 60
+    torch.testing.assert_close(whole.tensor(), expected(pixel_encoder, images))
+
+
+def test_a_picture_that_stands_twice_in_a_list_is_encoded_once(tmp_path: Path, images, pixel_encoder):
+    counting(pixel_encoder)
+    stored = encode(FeatureStore(tmp_path / "c"), pixel_encoder, images.take([4, 9, 4, 4, 9, 30]))
+    assert pixel_encoder.seen == 3
+    torch.testing.assert_close(stored.tensor(), expected(pixel_encoder, images.take([4, 9, 30]))[[0, 1, 0, 0, 1, 2]])
+
+
+def test_pictures_that_stand_together_are_not_copied(
+    tmp_path: Path, images, pixel_encoder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_module, "SCATTERED", 0)
+    stored = encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
+    parts = list(stored.parts(np.arange(3, 60)))
+    assert [len(part) for part in parts] == [13, 16, 16, 12]
+    shards = {shard.untyped_storage().data_ptr() for shard in stored.shards}
+    assert all(part.untyped_storage().data_ptr() in shards for part in parts)
+
+
+def test_rows_on_disk_belong_to_pictures_not_to_positions(
+    tmp_path: Path, images, pixel_encoder, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(store_module, "IN_MEMORY", 0)
+    rows = np.arange(10)
+    for part in (images.take(range(10)), images.take(range(30, 40))):
+        found = encode(FeatureStore(tmp_path / "c"), pixel_encoder, part).unit_rows(rows, part.names)
+        torch.testing.assert_close(found, unit_norm(expected(pixel_encoder, part), part.names))
+
+
+def test_a_file_that_is_not_there_is_looked_for_again(tmp_path: Path, images, pixel_encoder, colour_folder: Path):
+    """Two missing files look the same; neither is mistaken for what the other becomes."""
+    store, kept = FeatureStore(tmp_path / "c"), {}
+    for name in ("red/00.png", "red/01.png"):
+        kept[name] = (colour_folder / name).read_bytes()
+        (colour_folder / name).unlink()
+    stored = encode(store, pixel_encoder, images)
+    assert list(stored.errors) == ["red/00.png", "red/01.png"]
+    assert all("FileNotFoundError" in why for why in stored.errors.values())
+    (colour_folder / "red/01.png").write_bytes(kept["red/01.png"])
+    stored = encode(store, pixel_encoder, images)
+    assert list(stored.errors) == ["red/00.png"]
+    assert not stored.tensor(np.array([images.names.index("red/00.png")])).any()
+    torch.testing.assert_close(
+        stored.tensor(np.array([images.names.index("red/01.png")])),
+        expected(pixel_encoder, images.take([images.names.index("red/01.png")])),
+    )
+
+
+def test_only_what_the_content_is_to_blame_for_is_remembered(tmp_path: Path, images, pixel_encoder):
+    """A network that fails once: the picture is reported, and read the next time."""
+    whole, fails = images.open, True
+
+    def unsteady(row: int):
+        if fails and row == 7:
+            raise OSError(errno.EIO, "Input/output error")
+        return whole(row)
+
+    images.open = unsteady
+    stored = encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
+    assert list(stored.errors) == [images.names[7]]
+    assert stored.readable.sum() == 59
+    fails = False
+    counting(pixel_encoder)
+    assert encode(FeatureStore(tmp_path / "c"), pixel_encoder, images).readable.all()
+    assert pixel_encoder.seen == 1
+
+
+def test_an_interrupted_encoding_goes_on_with_the_next_shard(tmp_path: Path, images, pixel_encoder):
+    original, batches = pixel_encoder.image_features, []
+
+    def interrupt(pictures):
+        batches.append(len(pictures))
+        if sum(batches) > 40:
+            raise KeyboardInterrupt
+        return original(pictures)
+
+    pixel_encoder.image_features = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
+    pixel_encoder.image_features = original
+    counting(pixel_encoder)
+    again = encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
+    assert pixel_encoder.seen == 60 - 32
+    torch.testing.assert_close(again.tensor(), expected(pixel_encoder, images))
 
 
 def test_nan_features_stop_with_the_picture(tmp_path: Path, images, pixel_encoder):
@@ -147,11 +285,9 @@ def test_nan_features_stop_with_the_picture(tmp_path: Path, images, pixel_encode
 def test_a_full_disk_is_one_line_and_loses_nothing(
     tmp_path: Path, images, pixel_encoder, monkeypatch: pytest.MonkeyPatch
 ):
-    import errno
-
     store = FeatureStore(tmp_path / "c")
     writes = []
-    real = encoding.write_shard
+    real = index.write_new_shard
 
     def fill_up(folder, stem, tensors, metadata):
         if len(writes) == 2:
@@ -161,27 +297,29 @@ def test_a_full_disk_is_one_line_and_loses_nothing(
         writes.append(stem)
         return real(folder, stem, tensors, metadata)
 
-    monkeypatch.setattr(encoding, "write_shard", fill_up)
+    monkeypatch.setattr(index, "write_new_shard", fill_up)
     with pytest.raises(UserError, match="no space left"):
         encode(store, pixel_encoder, images)
-    monkeypatch.setattr(encoding, "write_shard", real)
+    monkeypatch.setattr(index, "write_new_shard", real)
     counting(pixel_encoder)
     encode(store, pixel_encoder, images)
     assert pixel_encoder.seen == 60 - 32
 
 
-def test_kill_9_at_any_moment_loses_no_finished_shard(tmp_path: Path, images, colour_folder: Path):
-    """A process that encodes is killed again and again; shards that were finished are never encoded twice."""
+def test_kill_9_loses_no_finished_shard(tmp_path: Path, images, colour_folder: Path):
+    """A process that encodes is killed; shards that were finished are not encoded again."""
     script = textwrap.dedent(f"""
         import sys, time; sys.path[:0] = [{str(PROJECT)!r}, {str(PROJECT / "tests")!r}]
         from conftest import PixelEncoder
         from cbm.data import FeatureStore, read_dataset, store
         from pathlib import Path
         store.SHARD_ROWS = 16
-        encoder = PixelEncoder()
+        encoder, batches = PixelEncoder(), []
         original = encoder.image_features
         def slow(pictures):
-            print("batch", flush=True); time.sleep(0.02)
+            print("batch", flush=True)
+            batches.append(len(pictures))
+            while len(batches) == 9: time.sleep(1)  # until it is killed: two shards of four batches are done
             return original(pictures)
         encoder.image_features = slow
         images = read_dataset("folder", "f", Path({str(colour_folder)!r}), {{}}).splits["train"].images
@@ -191,15 +329,15 @@ def test_kill_9_at_any_moment_loses_no_finished_shard(tmp_path: Path, images, co
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, env=environment)
     assert process.stdout is not None
-    for _ in range(9):  # two shards of four batches are done, the third has begun
-        process.stdout.readline()
+    for _ in range(9):
+        assert process.stdout.readline() == "batch\n"
     process.send_signal(signal.SIGKILL)
     process.wait()
-    finished = list((tmp_path / "c" / "features").glob("*/*.safetensors"))
-    assert 1 <= len(finished) <= 3
+    finished = list((tmp_path / "c" / "features").glob("*/0*.safetensors"))
+    assert len(finished) == 2
     encoder = counting(PixelEncoder())
     stored = encode(FeatureStore(tmp_path / "c"), encoder, images)
-    assert encoder.seen == 60 - 16 * len(finished)
+    assert encoder.seen == 60 - 32
     torch.testing.assert_close(stored.tensor(), expected(encoder, images))
 
 
@@ -232,4 +370,4 @@ def test_about_names_the_encoder(tmp_path: Path, images, pixel_encoder):
     encode(FeatureStore(tmp_path), pixel_encoder, images)
     about = json.loads(next((tmp_path / "features").glob("*/about.json")).read_text())
     assert about["encoder"] == "pixels"
-    assert about["images"] == 60
+    assert (about["precision"], about["dtype"], about["dim"]) == ("fp32", "float32", 16)

@@ -65,7 +65,6 @@ def test_loads_in_a_fresh_process_from_any_folder(tmp_path):
         env=offline,
         capture_output=True,
         text=True,
-        timeout=120,
     )
     assert done.stdout.split("\n")[0] == "(1, 128) (2, 128) torch.float32", done.stderr
 

@@ -173,30 +173,45 @@ def test_a_sweep(command):
     assert len(list(Path("runs").iterdir())) == 4
 
 
+STOP_AT_THE_SECOND_CHECKPOINT = """
+import pathlib, runpy, sys, time
+written = []
+def watch(event, args):
+    if event == "os.rename" and str(args[1]).endswith("last.ckpt"):
+        written.append(args)
+        if len(written) == 2:
+            pathlib.Path("waits").touch()
+            time.sleep(1e6)  # until it is killed
+sys.argv[0] = sys.argv.pop(1)
+sys.path.insert(0, str(pathlib.Path(sys.argv[0]).parent))
+sys.addaudithook(watch)
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
 def test_a_killed_run_goes_on(tmp_path: Path):
     """SIGKILL while training; the same command ends with the numbers of a run that was never interrupted."""
     long = [
         "method.max_epochs=250",
         "method.patience=1000",
-        "trainer.checkpoint_seconds=0.2",
+        "trainer.checkpoint_seconds=0.05",
         "controls=false",
         "report=false",
     ]
     arguments = [*small(), *QUICK[:3], *long]
 
-    def start(run: str) -> subprocess.Popen:
-        call = [sys.executable, str(PROJECT / "train.py"), *arguments, f"run_dir={run}"]
+    def start(run: str, *before: str) -> subprocess.Popen:
+        call = [sys.executable, *(before or [str(PROJECT / "train.py")]), *arguments, f"run_dir={run}"]
         return subprocess.Popen(call, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env={**os.environ})
 
     assert start("whole").wait() == 0
-    process = start("killed")
-    deadline = time.monotonic() + 120
-    while not (tmp_path / "killed/checkpoints/last.ckpt").is_file():
+    process = start("killed", "-c", STOP_AT_THE_SECOND_CHECKPOINT, str(PROJECT / "train.py"))
+    while not (tmp_path / "waits").exists():
         assert process.poll() is None, process.communicate()[1]
-        assert time.monotonic() < deadline
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.wait()
+    assert (tmp_path / "killed/checkpoints/last.ckpt").is_file()
     assert not (tmp_path / "killed/metrics.json").exists()
     again = start("killed")
     log = again.communicate()[1]

@@ -45,7 +45,7 @@ def test_offline_without_a_login(tmp_path: Path):
     arguments = [*small(), *QUICK, "logger=wandb", "controls=false", "run_dir=tracked"]
     result = subprocess.run(
         [sys.executable, str(PROJECT / "train.py"), *arguments], cwd=tmp_path, env=environment, capture_output=True,
-        text=True, timeout=300, check=False,
+        text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "no login found, logging offline" in result.stderr

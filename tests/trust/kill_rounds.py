@@ -102,8 +102,13 @@ def outcome(folder: Path) -> dict[str, object]:
     metrics = json.loads((folder / "run" / "metrics.json").read_text())
     (splits,) = (folder / "cache" / "splits").iterdir()
     features = folder / "cache" / "features"
-    for split in features.iterdir():
-        assert len(list(split.glob("*.safetensors"))) == len(find_shards(split))
+    for encoder in features.iterdir():
+        pictures: list[tuple[int, int]] = []
+        for file in encoder.glob("0*.safetensors"):
+            shard = read_shard(file)
+            assert shard is not None
+            pictures += map(tuple, shard[0]["fingerprints"].tolist())
+        assert len(pictures) == len(set(pictures)) == 20 * len(COLOURS)
     texts: list[str] = []
     for file in find_shards(next((folder / "cache" / "text").iterdir())).values():
         shard = read_shard(file)

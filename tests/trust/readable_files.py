@@ -23,7 +23,7 @@ from cbm.concepts.vocabulary import _seed_words
 from cbm.concepts.wordnet import WordNet
 from cbm.data import read_dataset
 from cbm.data.images import ImageFiles
-from cbm.data.shards import read_shard, write_shard
+from cbm.data.shards import peek, read_shard, write_shard
 from cbm.data.skin import CRITERIA
 from cbm.data.splits import complete_splits
 from cbm.data.webdataset import open_tars
@@ -458,10 +458,9 @@ READABLE: dict[str, Readable] = {
         lambda root: load_source_card(root / "s"), ("s",),
     ),
     "shard": Readable(
-        lambda root: write_shard(root, "00000", {"features": torch.ones(2, 3)}, {"errors": {}}).rename(
-            root / "00000-0123.safetensors"
-        ),
-        lambda root: read_shard(root / "00000-0123.safetensors"), ("00000-0123.safetensors",),
+        lambda root: write_shard(root, "00000", {"features": torch.ones(2, 3)}, {"errors": {}}),
+        lambda root: (peek(root / "00000.safetensors", "features"), read_shard(root / "00000.safetensors")),
+        ("00000.safetensors",),
     ),
     "checkpoint": Readable(save_checkpoint, lambda root: is_sound(root / "last.ckpt"), ("last.ckpt",)),
     "fingerprints": Readable(

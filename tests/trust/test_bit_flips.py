@@ -11,7 +11,7 @@ from birds_run import QUICK, small
 import cbm
 from cbm.concepts import Concept, ConceptBank, load_bank
 from cbm.data import TextStore
-from cbm.data.shards import read_shard, write_shard
+from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.data.vocabulary_store import VocabularyStore
 from cbm.editing import load_gate, load_source_card
 from cbm.editing.domains.gate import Gate
@@ -113,7 +113,8 @@ def test_shards_are_dropped(tmp_path: Path):
     for changed in flips(file.read_bytes(), 100):
         file.write_bytes(changed)
         assert read_shard(file) is None
-        assert not file.exists()
+        assert find_shards(tmp_path) == {}
+        assert file.read_bytes() == b""  # nobody can take a later file of this name for this one
 
 
 class Lengths:

@@ -20,7 +20,7 @@ def test_nothing_is_lost_or_there_twice():
         capture_output=True,
         text=True,
         check=False,
-        timeout=60 * int(ROUNDS),
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
     )
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("nothing lost") == int(ROUNDS)

@@ -45,16 +45,16 @@ def test_the_same_pictures_and_other_encoders(tmp_path: Path, colour_folder: Pat
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(colour_folder), str(cache)], capture_output=True, text=True, check=False,
-        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, timeout=120,
+        env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     assert "cannot be" not in result.stderr  # the memory of fingerprints was never locked out
     folders = list((cache / "features").iterdir())
     assert len(folders) == 2
     for folder in folders:
-        names = sorted(path.name for path in folder.glob("*.safetensors"))
-        assert [name[:5] for name in names] == [f"{number:05d}" for number in range(15)]
-        assert all(read_shard(folder / name) for name in names)
+        shards = [read_shard(path) for path in sorted(folder.glob("0*.safetensors"))]
+        pictures = [tuple(picture) for tensors, _ in shards for picture in tensors["fingerprints"].tolist()]
+        assert len(pictures) == len(set(pictures)) == 60
         assert not [path for path in folder.iterdir() if path.name.startswith(".")]
 
     monkeypatch.setattr(store, "SHARD_ROWS", 4)
@@ -65,6 +65,68 @@ def test_the_same_pictures_and_other_encoders(tmp_path: Path, colour_folder: Pat
         encoder.image_features = None  # nothing is left to encode
         stored = FeatureStore(cache).encode(encoder, images, num_workers=0, progress=False)
         torch.testing.assert_close(stored.tensor(), expected)
+
+
+RACE = """
+import sys, time
+from pathlib import Path
+from conftest import PixelEncoder
+import cbm.files
+from cbm.data import FeatureStore, read_dataset, store
+
+root, cache, meeting, me, first, last = *map(Path, sys.argv[1:4]), *map(int, sys.argv[4:])
+store.SHARD_ROWS = 8
+waited = []
+begin = cbm.files._locked_file
+
+def meet(folder):
+    if not waited and "features" in folder.parts:  # before the first shard is written, and after whatever is checked
+        waited.append(True)
+        (meeting / str(me)).touch()
+        while len(list(meeting.iterdir())) < 3:
+            time.sleep(0.01)
+    return begin(folder)
+
+cbm.files._locked_file = meet
+encoder = PixelEncoder()
+original = encoder.image_features
+encoder.image_features = lambda pictures: original(pictures) * (1 + 1e-6 * me)  # what other batches do to the last bits
+images = read_dataset("folder", "f", root, {}).splits["train"].images.take(range(first, last))
+stored = FeatureStore(cache).encode(encoder, images, num_workers=0, batch_size=4, progress=False)
+assert stored.readable.all()
+(meeting.parent / f"found-{me}").write_bytes(stored.tensor().numpy().tobytes())
+"""
+
+
+@pytest.mark.parametrize("lists", [[(0, 24)] * 3, [(0, 24), (8, 40), (4, 60)], [(0, 8)] * 3], ids=str)
+def test_three_that_write_at_the_same_moment(tmp_path: Path, colour_folder: Path, lists: list[tuple[int, int]]):
+    """Each has seen that no shard is there before any writes one. No picture is there twice, none is missing, and
+    whoever asks is given the same features as those that encoded them."""
+    meeting, cache = tmp_path / "meeting", tmp_path / "cache"
+    meeting.mkdir()
+    paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", RACE, str(colour_folder), str(cache), str(meeting), str(me), *map(str, part)],
+            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
+        )
+        for me, part in enumerate(lists)
+    ]  # fmt: skip
+    for process in processes:
+        errors = process.communicate()[1]
+        assert process.returncode == 0, errors
+    (folder,) = (cache / "features").iterdir()
+    files = [path for path in folder.glob("*.safetensors") if path.stem != "index"]
+    assert len({path.stem.partition("-")[0] for path in files}) == len(files)
+    shards = [read_shard(path) for path in sorted(files)]
+    pictures = [tuple(picture) for tensors, _ in shards for picture in tensors["fingerprints"].tolist()]
+    assert len(pictures) == len(set(pictures)) == max(last for _, last in lists)
+    encoder = PixelEncoder()
+    encoder.image_features = None  # nothing is left to encode
+    everything = read_dataset("folder", "f", colour_folder, {}).splits["train"].images
+    for me, part in enumerate(lists):
+        stored = FeatureStore(cache).encode(encoder, everything.take(range(*part)), num_workers=0, progress=False)
+        assert stored.tensor().numpy().tobytes() == (tmp_path / f"found-{me}").read_bytes()
 
 
 @pytest.mark.parametrize("state", ["locked", "damaged", "a folder"])
