@@ -20,8 +20,14 @@ READ_BACK = ("config.yaml", "metrics.json", "about.json", "bank/bank.json")
 
 
 def settings_hash(cfg: DictConfig) -> str:
-    """Eight digits that stand for everything that decides what is trained."""
+    """Eight digits that stand for everything that decides what is trained.
+
+    Raises:
+        UserError: a setting that ``read_config`` would refuse.
+    """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    if key := _interpolation(settings):
+        raise UserError(f"'{key}' contains '${{', which a written configuration cannot keep: say it in other words")
     settings = {key: value for key, value in settings.items() if key not in NOT_PART_OF_A_RUN}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in ("progress", "checkpoint_seconds")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -174,19 +180,35 @@ def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
 
 
 def read_config(path: Path) -> DictConfig:
-    """The configuration of a run.
+    """The configuration of a run. It was resolved when it was written: ``${...}`` in it is somebody else's.
 
     Raises:
-        UserError: ``config.yaml`` cannot be read.
+        UserError: ``config.yaml`` cannot be read, or would read an environment variable or another setting.
     """
     file = path / "config.yaml"
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"'{file}' is not the configuration of a run")
+    if key := _interpolation(content):
+        raise UserError(f"'{file}': '{key}' contains '${{', which no run writes: it was changed, write out its value")
     try:
         return OmegaConf.create(content)
     except Exception as error:  # OmegaConf lets its parser's errors through
         raise UserError(f"'{file}' cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def _interpolation(settings: Any, key: str = "") -> str | None:
+    """The key of the first value or key of nested settings that OmegaConf would take for an interpolation, or None."""
+    if isinstance(settings, dict):
+        inside = [(name, f"{key}.{name}".lstrip("."), value) for name, value in settings.items()]
+    elif isinstance(settings, list):
+        inside = [("", f"{key}[{number}]", value) for number, value in enumerate(settings)]
+    else:
+        return key if isinstance(settings, str) and "${" in settings else None
+    for name, place, value in inside:
+        if found := place if "${" in str(name) else _interpolation(value, place):
+            return found
+    return None
 
 
 def read_metrics(path: Path) -> dict[str, float]:
