@@ -1,5 +1,6 @@
 """A tab's edits: what they do, where they go, and that they are nobody else's."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,6 +126,42 @@ def test_saved_edits_are_what_eval_reads(tab: Session, command):
     assert len(third.edits) == 0
     with pytest.raises(UserError, match="no '../edits.yaml' in"):
         third.read("../edits.yaml")
+    for file in tab.saved_files():
+        file.unlink()
+
+
+def told_in(tab: Session) -> str:
+    return "".join(file.read_text() for file in tab.saved_files())
+
+
+def test_tabs_that_read_one_file_lose_nothing(tab: Session):
+    """The first writes it again; the second sees that it has changed."""
+    tab.hold(0)
+    tab.edit("mask", scope=EVERYWHERE)
+    tab.save()
+    tabs = [Session(tab.explorer), Session(tab.explorer)]
+    for number, other in enumerate(tabs):
+        other.read("edits.yaml")
+        other.hold(number + 1)
+        other.edit("mask", scope=EVERYWHERE, why=f"of tab {number}")
+    names = [other.save()[0].name for other in tabs]
+    assert names == ["edits.yaml", "edits-2.yaml"]
+    assert "of tab 0" in told_in(tab)
+    assert "of tab 1" in told_in(tab)
+    assert tabs[1].save()[0].name == "edits-2.yaml"  # its own from now on
+    for file in tab.saved_files():
+        file.unlink()
+
+
+def test_tabs_that_save_at_the_same_time_lose_nothing(tab: Session):
+    tabs = [Session(tab.explorer) for _ in range(12)]
+    for number, other in enumerate(tabs):
+        other.hold(number % 5)
+        other.edit("mask", scope=EVERYWHERE, why=f"of tab {number}.")
+    with ThreadPoolExecutor(len(tabs)) as pool:
+        list(pool.map(Session.save, tabs))
+    assert len(tab.saved_files()) == len(tabs)
+    assert all(f"of tab {number}." in told_in(tab) for number in range(len(tabs)))
     for file in tab.saved_files():
         file.unlink()
 
