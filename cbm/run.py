@@ -154,16 +154,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics |= {key: round(value, 3) for key, value in timing.items()}
     metrics |= memory()
     run.write_json("about.json", about(encoder, data, integrity, baselines))
+    run.write_json("metrics.json", metrics)
+    run.finish()
     if cfg.report:
         from cbm.report import write_report
 
-        write_report(run.path, model, bank, data, dataset, metrics, integrity, baselines, cfg)
-    run.write_json("metrics.json", metrics)
-    run.finish()
+        with not_the_end(f"the report is not written (python -m cbm report {run.path} tries again)"):
+            write_report(run.path, model, bank, data, dataset, metrics, integrity, baselines, cfg)
     if logger is not None:
         from cbm.tracking import log_results
 
-        log_results(logger, run.path, metrics, model, bank, data, dataset.splits["test"].images)
+        with not_the_end("the results did not all go to W&B"):
+            log_results(logger, run.path, metrics, model, bank, data, dataset.splits["test"].images)
     announce(run.path, metrics, heads, integrity, baselines, cfg)
     return metrics
 
@@ -439,6 +441,15 @@ def quiet_libraries() -> None:
 
 
 @contextmanager
+def not_the_end(what: str):
+    """An exception in the block is a warning that says what is missing: the run is finished all the same."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("%s: %s", what, " ".join(str(error).split())[:200] or type(error).__name__)
+
+
+@contextmanager
 def timed(timing: dict[str, float], key: str):
     """Add the seconds of the block to ``timing[key]``."""
     began = time.perf_counter()
@@ -503,7 +514,8 @@ def announce(
         log.info("  %-28s %.4f", f"{name} accuracy", values["test/accuracy"])
     if integrity is not None:
         log.info(integrity.verdict)
-    log.info("done in %.1f s: %s", metrics["time/total_s"], path / ("report.html" if cfg.report else "metrics.json"))
+    written = "report.html" if (path / "report.html").is_file() else "metrics.json"
+    log.info("done in %.1f s: %s", metrics["time/total_s"], path / written)
 
 
 def print_metrics(title: str, metrics: dict[str, float]) -> None:
