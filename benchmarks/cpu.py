@@ -318,8 +318,8 @@ x, t, y = torch.randn(b, d), torch.randn(k, d), torch.randint(c, (b,))
 w = (torch.randn(c, k) * 0.02).requires_grad_()
 alpha, beta = torch.ones(k, requires_grad={affine}), torch.zeros(k, requires_grad={affine})
 def step(x, y, plan):
-    return fused_bottleneck_loss(x, t, w, y, activation="sigmoid", alpha=alpha, beta=beta, backend=plan)[0].backward()
-for plan in ("torch", "chunked"):  # whatever is imported on the first call
+    return fused_bottleneck_loss(x, t, w, y, activation="sigmoid", alpha=alpha, beta=beta, plan=plan)[0].backward()
+for plan in ("eager", "chunked"):  # whatever is imported on the first call
     step(x[:64], y[:64], plan)
 before = high_water()
 if {ours}:
@@ -390,7 +390,7 @@ def nonlinear() -> Report:
             )
     report.remarks += [
         "Loss, and gradients of what is trained; scale 10, affine map and sigmoid, no optimizer. `ours` decides by "
-        "itself between plain autograd and chunks (backend='auto').",
+        "itself between plain autograd and chunks (plan='auto').",
         "`peak`: by how much one step of that size raises the largest memory of a fresh process (inputs and a small "
         "step done before), gradients included; only where the scores are over 64 MB.",
         "`equal`: the medians differ by less than the spread from the 20th to the 80th percentile.",

@@ -67,7 +67,7 @@ def write_in_parts(folder: Path, parts: Iterable[bytes], name: Callable[[], str]
             temporary.unlink(missing_ok=True)
 
 
-def open_regular(path: Path, flags: int) -> int:
+def open_regular(path: str | Path, flags: int) -> int:
     """The ``opener`` of ``open`` for a regular file of this very name: no link is followed, no pipe waited for.
 
     Raises:

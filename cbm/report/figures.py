@@ -43,7 +43,12 @@ def svg(figure: "Figure") -> str:
     import matplotlib
     from matplotlib.text import Text
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": "cbm", "font.family": "sans-serif", "text.parse_math": False}
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "cbm",
+        "font.family": "sans-serif",
+        "text.parse_math": False,
+    }
     with matplotlib.rc_context(settings), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of letters that the font lacks: whoever shows the figure has others
         for text in figure.findobj(Text):
