@@ -108,6 +108,8 @@ class Session:
     ) -> Edit:
         """Edit the held concept. Setting it again takes the place of the last edit, so that a dragged value is one.
 
+        With a concept that is set present, those that exclude it are set absent (``cbm.Editor.exclusively``).
+
         Args:
             op: of ``cbm.editing.OPS``.
             value: if it takes one.
@@ -120,7 +122,7 @@ class Session:
         self._dragged = None
         if before is not None and before.op == op and replace(before, value=value) == edit:
             self.editor.undo()
-        self._apply(edit)
+        self._apply(self.editor.exclusively(edit))
         self._dragged = edit
         return edit
 

@@ -10,7 +10,7 @@ from cbm.editing.energies import EditedEnergies, energy_guided_edits
 from cbm.editing.gate import Gate, fit_gate, load_gate
 from cbm.editing.margin import margin_edits
 from cbm.editing.policies import POLICIES, CoopWeights, QuestionCurve, ask_in_turn
-from cbm.editing.propagation import propagate, source_covariance
+from cbm.editing.propagation import conditional_mean, propagate, source_covariance, to_activations, to_logits
 from cbm.editing.prune import alike, prune
 from cbm.editing.representation import (
     ConceptProbe,
@@ -42,6 +42,7 @@ __all__ = [
     "alike",
     "ask_in_turn",
     "changed_most",
+    "conditional_mean",
     "contrast",
     "counterfactual",
     "create_editor",
@@ -65,4 +66,6 @@ __all__ = [
     "source_covariance",
     "swap_bank",
     "tell_in_turn",
+    "to_activations",
+    "to_logits",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from cbm.app.decision import contributions, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.session import EVERYWHERE, HERE
 from cbm.editing import load_edits
+from cbm.editor import Editor
 from cbm.errors import UserError
 
 
@@ -253,9 +254,9 @@ def test_energies_follow():
         tab.look_at(explorer.picture(row))
         with pytest.raises(UserError, match="tell it something first"):
             tab.follow()
-        told = min(decide(tab).bars, key=lambda bar: bar.after)
+        told = max(decide(tab).bars, key=lambda bar: bar.after)
         tab.hold(told.column)
-        tab.edit("set", "present")
+        tab.edit("set", "absent")
         tab.follow()
         if len(tab.proposed):
             break
@@ -266,8 +267,8 @@ def test_energies_follow():
     tab.accept()
     assert {edit.samples for edit in tab.edits.edits} == {(tab.picture.name,)}
     bars = {bar.text: bar for bar in decide(tab).bars}
-    assert bars[told.text].after == 1.0
-    assert reach(tab).now == reach(tab).high
+    assert bars[told.text].after == 0.0
+    assert reach(tab).now == reach(tab).low
     assert sum(share.after for share in decide(tab).classes) <= 1 + 1e-4
     made = tab.edits
     with pytest.raises(UserError, match="no weights of concepts"):
@@ -284,3 +285,23 @@ def test_a_black_box_says_so():
     for do in (lambda: tab.hold(0), lambda: tab.compare(), lambda: tab.save(), lambda: tab.look_for()):
         with pytest.raises(UserError, match="reads no concepts|no concepts|no edit to save"):
             do()
+
+
+@pytest.mark.parametrize("method", ["supervised", "energy"])
+def test_a_tab_sets_exclusive_concepts_as_an_editor_does(method: str):
+    tab = Session(explored(method))
+    bank, editor = tab.explorer.bank, Editor(tab.explorer.model)
+    column = next(k for k, concept in enumerate(bank.concepts) if concept.group and "colour" in concept.group)
+    tab.hold(column)
+    tab.edit("set", "absent")
+    assert len(tab.edits) == 1
+    tab.edit("set", "present")  # in its place
+    editor.set(bank.texts[column], "present", samples=tab.picture.name)
+    assert len(editor.edits) > 1
+    assert editor.edits.diff(tab.edits) == ([], [])
+    assert {edit.concept for edit in tab.edits.edits} <= {
+        concept.text for concept in bank.concepts if concept.group == bank.concepts[column].group
+    }
+    tab.undo()
+    assert len(tab.edits) == 0
+    assert len(Session(tab.explorer).edits) == 0
