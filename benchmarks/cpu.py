@@ -318,8 +318,8 @@ x, t, y = torch.randn(b, d), torch.randn(k, d), torch.randint(c, (b,))
 w = (torch.randn(c, k) * 0.02).requires_grad_()
 alpha, beta = torch.ones(k, requires_grad={affine}), torch.zeros(k, requires_grad={affine})
 def step(x, y, plan):
-    return fused_bottleneck_loss(x, t, w, y, activation="sigmoid", alpha=alpha, beta=beta, backend=plan)[0].backward()
-for plan in ("torch", "chunked"):  # whatever is imported on the first call
+    return fused_bottleneck_loss(x, t, w, y, activation="sigmoid", alpha=alpha, beta=beta, plan=plan)[0].backward()
+for plan in ("eager", "chunked"):  # whatever is imported on the first call
     step(x[:64], y[:64], plan)
 before = high_water()
 if {ours}:
@@ -390,7 +390,7 @@ def nonlinear() -> Report:
             )
     report.remarks += [
         "Loss, and gradients of what is trained; scale 10, affine map and sigmoid, no optimizer. `ours` decides by "
-        "itself between plain autograd and chunks (backend='auto').",
+        "itself between plain autograd and chunks (plan='auto').",
         "`peak`: by how much one step of that size raises the largest memory of a fresh process (inputs and a small "
         "step done before), gradients included; only where the scores are over 64 MB.",
         "`equal`: the medians differ by less than the spread from the 20th to the 80th percentile.",
@@ -736,7 +736,7 @@ def text() -> Report:
     phrases = (Path(__file__).parent.parent / "concepts" / "general.txt").read_text(encoding="utf-8").splitlines()[::4]
     torch.manual_seed(0)
     network, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32")  # random weights take the same time
-    encoder = ClipEncoder("ViT-B-32", network, preprocess, open_clip.get_tokenizer("ViT-B-32"))
+    encoder = ClipEncoder("ViT-B-32", network, preprocess, open_clip.SimpleTokenizer())
     report = Report(
         "text", f"Encoding {len(phrases)} phrases with the text tower of ViT-B-32",
         ["", "CPU ms", "phrases/s", "against all tokens"],

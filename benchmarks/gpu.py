@@ -214,7 +214,7 @@ def nonlinear(bench: Bench, n: int, k: int, d: int, c: int) -> None:
 
     def ours(plan: str) -> Callable[[Tensor], Tensor]:
         return lambda leaf: fused_bottleneck_loss(
-            x, t, leaf, y, activation="sigmoid", alpha=alpha, beta=beta, scale=10.0, backend=plan
+            x, t, leaf, y, activation="sigmoid", alpha=alpha, beta=beta, scale=10.0, plan=plan
         )[0]
 
     def exact() -> Tensor:

@@ -346,7 +346,7 @@ def train(out: Path, minutes: float, seed: int, n_birds: int, batch: int, size: 
     config = json.loads((out / "open_clip_config.json").read_text())["model_cfg"]
     model = open_clip.CLIP(**config)
     model.visual = model.visual.to(memory_format=torch.channels_last)
-    tokenize = open_clip.get_tokenizer(f"local-dir:{out}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{out}", trust_remote_code=False)
     print(f"{sum(p.numel() for p in model.parameters()) / 1e6:.2f} M parameters, {vocabulary} tokens")
 
     start = time.time()
@@ -437,7 +437,7 @@ def evaluate(out: Path, seed: int, n: int = 2048, size: int = 64) -> dict:
     from PIL import Image
 
     model, preprocess = open_clip.create_model_from_pretrained(f"local-dir:{out.resolve()}")
-    tokenize = open_clip.get_tokenizer(f"local-dir:{out.resolve()}")
+    tokenize = open_clip.get_tokenizer(f"local-dir:{out.resolve()}", trust_remote_code=False)
     model.eval()
     pictures, attributes = random_birds(n, seed=seed + 987_654_321, size=size)
     truth = concepts_of(attributes)

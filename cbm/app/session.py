@@ -9,6 +9,7 @@ from cbm.app.explorer import Explorer, Picture
 from cbm.app.gallery import class_index
 from cbm.editing import Comparison, Edit, EditSet, load_edits
 from cbm.errors import UserError
+from cbm.files import locked
 from cbm.trained.editor import Editor
 from cbm.trained.heat_map import HeatMap
 
@@ -35,7 +36,7 @@ class Session:
     def __init__(self, explorer: Explorer):
         self.explorer = explorer
         self._editor = Editor(explorer.model, domain=explorer.domain) if explorer.has_concepts else None
-        self._saved: Path | None = None
+        self._saved: tuple[Path, bytes] | None = None  # the file that this tab wrote or read, as it was then
         self._dragged: Edit | None = None
         self._comparison: tuple[EditSet, Comparison] | None = None
         self.picture: Picture = explorer.picture(0)
@@ -107,6 +108,8 @@ class Session:
     ) -> Edit:
         """Edit the held concept. Setting it again takes the place of the last edit, so that a dragged value is one.
 
+        With a concept that is set present, those that exclude it are set absent (``cbm.Editor.exclusively``).
+
         Args:
             op: of ``cbm.editing.OPS``.
             value: if it takes one.
@@ -119,7 +122,7 @@ class Session:
         self._dragged = None
         if before is not None and before.op == op and replace(before, value=value) == edit:
             self.editor.undo()
-        self._apply(edit)
+        self._apply(self.editor.exclusively(edit))
         self._dragged = edit
         return edit
 
@@ -216,7 +219,7 @@ class Session:
     def save(self) -> tuple[Path, int]:
         """Write the edits into the run directory: ``edits.yaml``, or the next free ``edits-2.yaml``, ...
 
-        A file that this tab wrote or read is written again; others are left alone.
+        A file that this tab wrote or read is written again unless somebody else has changed it; others are left alone.
 
         Returns:
             The file, and how many edits are not in it: those of dropped pictures, which no split knows.
@@ -229,10 +232,11 @@ class Session:
         if not len(kept):
             raise UserError("there is no edit to save" + (" but of dropped pictures" if len(self.edits) else ""))
         number, path = 2, self.explorer.model.path / "edits.yaml"
-        while path.exists() and path != self._saved:
-            path, number = path.with_name(f"edits-{number}.yaml"), number + 1
-        kept.save(path)
-        self._saved = path
+        with locked(path.parent):
+            while path.exists() and not (path.is_file() and (path, path.read_bytes()) == self._saved):
+                path, number = path.with_name(f"edits-{number}.yaml"), number + 1
+            kept.save(path)
+            self._saved = path, path.read_bytes()
         return path, len(self.edits) - len(kept)
 
     def saved_files(self) -> list[Path]:
@@ -248,12 +252,13 @@ class Session:
         found = {path.name: path for path in self.saved_files()}
         if file not in found:
             raise UserError(f"no '{file}' in '{self.explorer.model.path}'")
+        content = found[file].read_bytes()
         edits = load_edits(found[file])
         begun = bool(len(self.edits))
         self._dragged = None
         self._apply(edits)
         if not begun:
-            self._saved = found[file]
+            self._saved = found[file], content
         return found[file]
 
     def logits(self) -> torch.Tensor:

@@ -95,6 +95,16 @@ class ConceptBank:
         except ValueError:
             raise UserError(f"unknown concept '{text}': {did_you_mean(text, self.texts)}") from None
 
+    def excluded_by(self, text: str) -> list[str]:
+        """The other concepts of its group, which are absent where it is present.
+
+        None of a group of which some class owns two: it shows both.
+        """
+        group = self.concepts[self.index(text)].group
+        members = [concept for concept in self.concepts if group is not None and concept.group == group]
+        owners = [name for concept in members for name in set(concept.classes)]
+        return [one.text for one in members if one.text != text] if len(owners) == len(set(owners)) else []
+
     def owners(self, classes: list[str]) -> Tensor:
         """Ownership as a multi-hot matrix ``[C, K]`` bool over ``classes``."""
         row = {name: i for i, name in enumerate(classes)}

@@ -9,7 +9,7 @@ from cbm.editing.asking.probes import (
     intervenability,
     tell_in_turn,
 )
-from cbm.editing.asking.propagation import propagate, source_covariance
+from cbm.editing.asking.propagation import conditional_mean, propagate, source_covariance, to_activations, to_logits
 from cbm.editing.bank_swap import BankSwap, Kept, refit_head, swap_bank
 from cbm.editing.comparison import Comparison, changed_most
 from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual
@@ -42,6 +42,7 @@ __all__ = [
     "alike",
     "ask_in_turn",
     "changed_most",
+    "conditional_mean",
     "contrast",
     "counterfactual",
     "create_editor",
@@ -65,4 +66,6 @@ __all__ = [
     "source_covariance",
     "swap_bank",
     "tell_in_turn",
+    "to_activations",
+    "to_logits",
 ]  # fmt: skip

@@ -86,6 +86,16 @@ def levels(model: ConceptBottleneck) -> Tensor:
     return torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
 
 
+def told_levels(model: ConceptBottleneck) -> Tensor:
+    """Activations ``[2, K]`` that the head reads of concepts told to be absent and present in an intervention.
+
+    0 and 1 of concepts that are probabilities, else those of ``levels``.
+    """
+    if isinstance(model.activation, Sigmoid):
+        return torch.tensor([[0.0], [1.0]]).expand(-1, len(model.concepts)).to(model.reference)
+    return levels(model)
+
+
 @overload
 def edited_model(
     model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str], domain: str | None = None

@@ -1,11 +1,11 @@
 """Image-only backbones from timm and torchvision: ``timm:resnet18``, ``torchvision:resnet50``."""
 
-import os
 from typing import Any
 
 from torch import Tensor, nn
 
 from cbm.encoders.base import Encoder
+from cbm.encoders.foreign_code import tensors_only
 from cbm.encoders.positions import timm_position_features
 from cbm.errors import UserError, did_you_mean
 
@@ -40,7 +40,8 @@ def _timm(name: str, weights: bool) -> tuple[nn.Module, Any]:
 
     if not timm.is_model(name):
         raise UserError(f"unknown timm model '{name}': {did_you_mean(name, timm.list_models())}")
-    model = timm.create_model(name, pretrained=weights, num_classes=0)
+    with tensors_only():
+        model = timm.create_model(name, pretrained=weights, num_classes=0)
     return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
 
 
@@ -49,9 +50,9 @@ def _torchvision(name: str, weights: bool) -> tuple[nn.Module, Any]:
 
     if name not in models.list_models(module=models):
         raise UserError(f"unknown torchvision model '{name}': {did_you_mean(name, models.list_models(module=models))}")
-    os.environ.setdefault("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "1")  # torchvision would unpickle what it downloads
     default = models.get_model_weights(name).DEFAULT
-    model = models.get_model(name, weights=default if weights else None)
+    with tensors_only():  # torchvision would unpickle what it downloads
+        model = models.get_model(name, weights=default if weights else None)
     for head in ("fc", "classifier", "heads", "head"):
         if hasattr(model, head):
             setattr(model, head, nn.Identity())

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import warnings
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from cbm.encoders.base import Encoder
+from cbm.encoders.foreign_code import check_folder, check_settings, no_foreign_code
 from cbm.encoders.positions import position_features
 
 log = logging.getLogger(__name__)
@@ -102,11 +104,27 @@ class ClipEncoder(Encoder):
 
 
 def load(model: str, pretrained: str | None, device: str) -> tuple[Any, Any, Any]:
-    """Model, evaluation preprocessing and tokenizer of an open_clip model, weights loaded."""
-    with warnings.catch_warnings():
+    """Model, evaluation preprocessing and tokenizer of an open_clip model, weights loaded; no code of its files runs.
+
+    Raises:
+        UserError: its files ask for more than parts of the libraries (``cbm.encoders.foreign_code``).
+    """
+    with warnings.catch_warnings(), no_foreign_code(model):
         warnings.simplefilter("ignore")
         import open_clip
 
-        network, preprocess = open_clip.create_model_from_pretrained(model, pretrained=pretrained, device=device)
-        tokenizer = open_clip.get_tokenizer(model)
+        if model.startswith("local-dir:"):
+            check_folder(Path(model.removeprefix("local-dir:")), model)
+        config = open_clip.get_model_config(model)
+        check_settings(config, model)
+        network, preprocess = open_clip.create_model_from_pretrained(
+            model, pretrained=pretrained, device=device, weights_only=True
+        )
+        text = config["text_cfg"]
+        if text.get("hf_tokenizer_name"):
+            tokenizer = open_clip.get_tokenizer(model, trust_remote_code=False)
+        else:
+            tokenizer = open_clip.SimpleTokenizer(
+                context_length=text.get("context_length", 77), **text.get("tokenizer_kwargs", {})
+            )
     return network, preprocess, tokenizer

@@ -3,9 +3,10 @@
 import errno
 import fcntl
 import os
+import stat
 import tempfile
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -98,6 +99,36 @@ def place_new(temporary: Path, path: Path) -> bool:
     return True
 
 
+def open_regular(path: str | Path, flags: int) -> int:
+    """The ``opener`` of ``open`` for a regular file of this very name: no link is followed, no pipe waited for.
+
+    Raises:
+        OSError: it cannot be opened, or something else has the name.
+    """
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, "a link, not a file", str(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return descriptor
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Nobody else who asks for the folder in this way has it at the same time (where the file system has locks)."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
 def _locked_file(folder: Path) -> IO[bytes]:
     """A new temporary file, locked as long as it is open: nobody else takes it for a leftover."""
     while True:
@@ -112,7 +143,7 @@ def _locked_file(folder: Path) -> IO[bytes]:
 def sweep(folder: Path) -> None:
     """Remove the temporary files of processes that are gone: those that nobody holds a lock on."""
     for path in folder.glob(f"{PARTIAL}*"):
-        with suppress(OSError), path.open("rb") as file:  # gone already, in use, or not ours to remove
+        with suppress(OSError), open(path, "rb", opener=open_regular) as file:  # gone, in use, or not ours
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             path.unlink()
 

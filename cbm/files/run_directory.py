@@ -1,8 +1,10 @@
 """The directory of a run: what it is called, whether it is free, finished or interrupted, and what it holds."""
 
+import errno
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -10,18 +12,26 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files import PARTIAL, write_atomically
+from cbm.files import PARTIAL, open_regular, write_atomically
 from cbm.files.parsing import read_json, read_yaml
 
 NOT_PART_OF_A_RUN = ("run_dir", "cache", "overwrite", "report", "logger")
 """Settings that do not change what is trained: the same run may go on with others."""
 READ_BACK = ("config.yaml", "metrics.json", "about.json", "bank/bank.json")
 """What later commands read of a finished run, beside files that carry their own checksum."""
+FOLDERS = ("bank", "checkpoints", "eval", "figures", "wandb")
+"""What is written into below a run directory."""
 
 
 def settings_hash(cfg: DictConfig) -> str:
-    """Eight digits that stand for everything that decides what is trained."""
+    """Eight digits that stand for everything that decides what is trained.
+
+    Raises:
+        UserError: a setting that ``read_config`` would refuse.
+    """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
+    if key := _interpolation(settings):
+        raise UserError(f"'{key}' contains '${{', which a written configuration cannot keep: say it in other words")
     settings = {key: value for key, value in settings.items() if key not in NOT_PART_OF_A_RUN}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in ("progress", "checkpoint_seconds")}
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
@@ -46,13 +56,18 @@ class RunDirectory:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
         except OSError as error:
             raise UserError(f"cannot make run directory '{path}': {error.strerror}") from error
+        check_files(path)
+        try:
+            self._lock = open(path / ".lock", "ab", opener=open_regular)  # noqa: SIM115
+        except OSError as error:
+            raise UserError(f"cannot write to run directory '{path}': '.lock': {error.strerror}") from error
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise UserError(f"another process is writing to run directory '{path}'") from error
+            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):  # others: a file system without locks
+                raise UserError(f"another process is writing to run directory '{path}'") from error
         self.resumed = (path / "state.json").is_file()
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         self.settings = settings_hash(cfg)
@@ -162,7 +177,8 @@ def open_run(path: Path) -> tuple[Path, DictConfig]:
 
 
 def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
-    """Raise a ``UserError`` if one of the files is not as the run left it."""
+    """Raise a ``UserError`` if one of the files is not as the run left it, or not a file."""
+    check_files(path)
     state = _read_state(path / "state.json") if (path / "state.json").is_file() else {}
     checksums = state.get("checksums", {})
     for name in names:
@@ -173,20 +189,58 @@ def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
             )
 
 
+def check_files(path: Path) -> None:
+    """Raise a ``UserError`` if a run directory holds what would be waited for, or leads elsewhere what is written.
+
+    That is anything but files and folders (a pipe, a device, a link to one), and links in place of the folders that
+    runs write into. Links to files may stay: they are read, and replaced when they are written.
+    """
+    try:
+        for entry in sorted(path.iterdir()):
+            ours = entry.name in FOLDERS
+            below = os.walk(entry) if ours and entry.name != "wandb" and not entry.is_symlink() else ()
+            inside = [Path(folder) / name for folder, folders, names in below for name in (*folders, *names)]
+            for found in (entry, *inside):
+                if found.exists() and not found.is_file() and not found.is_dir():
+                    raise UserError(f"'{found}' is neither a file nor a folder: remove it")
+                if ours and found.is_symlink() and not found.is_file():
+                    raise UserError(f"'{found}' is a link to another place, where nothing is written: remove it")
+                if ours and found is entry and not found.is_dir():
+                    raise UserError(f"'{found}' is not a folder: remove it")
+    except OSError as error:
+        raise UserError(f"cannot read run directory '{path}': {error.strerror}") from error
+
+
 def read_config(path: Path) -> DictConfig:
-    """The configuration of a run.
+    """The configuration of a run. It was resolved when it was written: ``${...}`` in it is somebody else's.
 
     Raises:
-        UserError: ``config.yaml`` cannot be read.
+        UserError: ``config.yaml`` cannot be read, or would read an environment variable or another setting.
     """
     file = path / "config.yaml"
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"'{file}' is not the configuration of a run")
+    if key := _interpolation(content):
+        raise UserError(f"'{file}': '{key}' contains '${{', which no run writes: it was changed, write out its value")
     try:
         return OmegaConf.create(content)
     except Exception as error:  # OmegaConf lets its parser's errors through
         raise UserError(f"'{file}' cannot be read: {' '.join(str(error).split())[:200]}") from error
+
+
+def _interpolation(settings: Any, key: str = "") -> str | None:
+    """The key of the first value or key of nested settings that OmegaConf would take for an interpolation, or None."""
+    if isinstance(settings, dict):
+        inside = [(name, f"{key}.{name}".lstrip("."), value) for name, value in settings.items()]
+    elif isinstance(settings, list):
+        inside = [("", f"{key}[{number}]", value) for number, value in enumerate(settings)]
+    else:
+        return key if isinstance(settings, str) and "${" in settings else None
+    for name, place, value in inside:
+        if found := place if "${" in str(name) else _interpolation(value, place):
+            return found
+    return None
 
 
 def read_metrics(path: Path) -> dict[str, float]:

@@ -152,8 +152,9 @@ def association_adam_(
     if step < 1:
         raise ValueError(f"step is {step}; expected >= 1")
     level = torch.linalg.vecdot(upstream, vectors)
+    beyond = "" if logits.dtype == torch.float32 else f"logits are {logits.dtype}"
     rate, root = lr / (1 - betas[0] ** step), (1 - betas[1] ** step) ** 0.5
-    if use_triton(backend if logits.dtype == torch.float32 else "torch", logits, concepts):
+    if use_triton(backend, logits, concepts, beyond=beyond):
         from cbm.kernels.gpu import association as gpu
 
         upstream, concepts = kernel_matrix(upstream, logits.dtype), kernel_matrix(concepts, logits.dtype)

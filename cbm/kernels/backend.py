@@ -84,12 +84,13 @@ def triton_runs_on(tensor: Tensor) -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def use_triton(backend: str, *tensors: Tensor | None) -> bool:
+def use_triton(backend: str, *tensors: Tensor | None, beyond: str = "") -> bool:
     """Decide between the two paths of an operation.
 
     Args:
         backend: "auto", "torch" or "triton".
         tensors: Its matrix arguments.
+        beyond: What is beyond its kernels, such as "k is 200"; empty if nothing is.
 
     Raises:
         ValueError: If ``backend`` is another word, or "triton" cannot take the tensors.
@@ -104,7 +105,11 @@ def use_triton(backend: str, *tensors: Tensor | None) -> bool:
             f"backend is 'triton', but a tensor is {unfit[0].dtype} on {unfit[0].device}; expected float32, bfloat16 "
             "or float16 on a CUDA device with triton installed, or TRITON_INTERPRET=1 in the environment"
         )
-    return not unfit
+    if backend == "triton" and beyond:
+        raise ValueError(
+            f"backend is 'triton', but {beyond}, which its kernels do not take; expected 'auto' or 'torch'"
+        )
+    return not unfit and not beyond
 
 
 def kernel_vector(vector: Tensor | None) -> Tensor | None:

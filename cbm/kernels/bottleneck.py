@@ -8,11 +8,13 @@ heads; logits compute their scores again in the backward pass. Nothing of size N
 
 Plans:
 
-    torch      plain autograd through the scores: what small problems take, and what the others are tested against
+    eager      plain autograd through the scores: what small problems take, and what the others are tested against
     chunked    the default
     single     one kernel, scores in registers (cbm.kernels.gpu.bottleneck). A score computed again costs 2D FLOP, one
                written and read in half precision 4 bytes: with D = 512 the two are close, so this is taken only where
                it was measured to be faster. It has not been measured yet, and "auto" never takes it.
+
+``backend`` says what computes a plan: "eager" is PyTorch, "single" is Triton, "chunked" is either between its products.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cbm.kernels.backend import MOST_CLASSES, kernel_matrix, kernel_vector, triton_runs_on
+from cbm.kernels.backend import MOST_CLASSES, Backend, kernel_matrix, kernel_vector, use_triton
 from cbm.kernels.chunks import accumulate, product, rows_per_chunk
 from cbm.kernels.scores import ACTIVATIONS, Activation, check_activation, concept_scores, slope
 from cbm.kernels.shapes import (
@@ -37,7 +39,7 @@ from cbm.kernels.shapes import (
     scaled_alpha,
 )
 
-Plan = Literal["auto", "torch", "chunked", "single"]
+Plan = Literal["auto", "eager", "chunked", "single"]
 _SMALL = 2**20  # scores that plain autograd may hold: 4 MB of float32
 
 
@@ -52,7 +54,8 @@ def fused_bottleneck_logits(
     bias: Tensor | None = None,
     scale: float | Tensor = 1.0,
     inv_norm: Tensor | None = None,
-    backend: Plan = "auto",
+    plan: Plan = "auto",
+    backend: Backend = "auto",
 ) -> Tensor:
     """Logits of a nonlinear bottleneck, ``phi(scale * alpha * inv_norm * x T^T + beta) W^T + bias``.
 
@@ -66,18 +69,19 @@ def fused_bottleneck_logits(
         bias: Class bias [C]; None for 0.
         scale: Factor on the scores, a number or a 0-d tensor.
         inv_norm: A factor on every row of x [N], such as 1 / |x|; None for 1.
-        backend: A plan, see above; "auto" for "torch" if there are few scores, else "chunked".
+        plan: See above; "auto" for "eager" if there are few scores and Triton is not asked for, else "chunked".
+        backend: "auto", "torch" or "triton".
 
     Returns:
         Logits [N, C], float32 or float64. Differentiable once in every other tensor.
 
     Raises:
-        ValueError: If a shape does not fit, a word is unknown, or "single" cannot take the tensors.
+        ValueError: If a shape does not fit, a word is unknown, or the plan or backend cannot take the tensors.
     """
-    problem, plan = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, backend)
-    if plan == "torch":
+    problem, way, triton = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, plan, backend)
+    if way == "eager":
         return problem.eager()[1]
-    logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, plan == "single")
+    logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, way == "single", triton)
     return logits if bias is None else logits + bias.to(logits.dtype)
 
 
@@ -96,7 +100,8 @@ def fused_bottleneck_loss(
     label_smoothing: float = 0.0,
     l1_scores: float = 0.0,
     chunk_rows: int | Literal["auto"] = "auto",
-    backend: Plan = "auto",
+    plan: Plan = "auto",
+    backend: Backend = "auto",
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Mean cross-entropy of ``fused_bottleneck_logits``, plus ``l1_scores`` times the mean absolute activation.
 
@@ -116,6 +121,7 @@ def fused_bottleneck_loss(
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         l1_scores: Weight of the mean of |a|.
         chunk_rows: Rows per step; "auto" for as many as stay in cache.
+        plan: As for the logits.
         backend: As for the logits.
 
     Returns:
@@ -123,9 +129,10 @@ def fused_bottleneck_loss(
         gradient.
 
     Raises:
-        ValueError: If a shape does not fit, a word is unknown, or a number is out of range.
+        ValueError: If a shape does not fit, a word is unknown, a number is out of range, or the plan or backend cannot
+            take the tensors.
     """
-    problem, plan = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, backend)
+    problem, way, triton = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, plan, backend)
     n, (c, k) = len(x), head.shape
     if may_read(y):
         check_labels(y, n, c)
@@ -135,16 +142,14 @@ def fused_bottleneck_loss(
         raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 <= label_smoothing < 1")
     if chunk_rows != "auto" and chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; expected >= 1 or 'auto'")
-    if plan == "single":
+    if way == "single":
         if l1_scores:
-            raise ValueError(
-                f"l1_scores is {l1_scores} and backend 'single', which keeps no scores; expected 'chunked'"
-            )
-        logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, True)
+            raise ValueError(f"l1_scores is {l1_scores} and plan 'single', which keeps no scores; expected 'chunked'")
+        logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, True, triton)
         logits = logits if bias is None else logits + bias.to(logits.dtype)
         loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
         return loss, {"accuracy": (logits.argmax(1) == y).to(loss.dtype).mean()}
-    if plan == "torch":
+    if way == "eager":
         activations, logits = problem.eager()
         loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
         right = (logits.detach().argmax(1) == y).to(loss.dtype).mean()
@@ -153,33 +158,39 @@ def fused_bottleneck_loss(
     need = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*problem.tensors[:5], bias)]
     loss, right, size, *_ = torch.ops.cbm.bottleneck_loss(
         *problem.tensors, bias, y, activation, label_smoothing, l1_scores,
-        rows_per_chunk(n, k, x.is_cuda) if chunk_rows == "auto" else chunk_rows, need,
+        rows_per_chunk(n, k, x.is_cuda) if chunk_rows == "auto" else chunk_rows, triton, need,
     )  # fmt: skip
     return loss, {"accuracy": right, "mean_abs_score": size}
 
 
-def _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, plan) -> tuple[_Bottleneck, str]:
-    """Check the arguments against each other and pick the plan."""
+def _checked(
+    x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, plan, backend
+) -> tuple[_Bottleneck, str, bool]:
+    """Check the arguments against each other, pick the plan, and say whether Triton computes it."""
     check_activation(activation)
-    if plan not in ("auto", "torch", "chunked", "single"):
-        raise ValueError(f"backend is {plan!r}; expected 'auto', 'torch', 'chunked' or 'single'")
+    if plan not in ("auto", "eager", "chunked", "single"):
+        raise ValueError(f"plan is {plan!r}; expected 'auto', 'eager', 'chunked' or 'single'")
     k = len(check_matrix("concepts", concepts, columns=check_matrix("x", x).shape[1]))
     check_matrix("head", head, columns=k)
     check_row_factors("inv_norm", inv_norm, len(x))
     alpha = scaled_alpha(scale, alpha, concepts)
     check_vector("beta", beta, k)
     check_vector("bias", bias, len(head))
+    triton = use_triton(backend, x)
     if plan == "auto":
-        plan = "torch" if len(x) * k <= _SMALL else "chunked"
+        plan = "eager" if len(x) * k <= _SMALL and backend != "triton" else "chunked"
+    if plan == "eager" and backend == "triton":
+        raise ValueError("plan is 'eager', which is PyTorch, and backend 'triton'; expected 'chunked' or 'single'")
     if plan == "single":
-        if not triton_runs_on(x) or len(head) > MOST_CLASSES:
+        if not triton or len(head) > MOST_CLASSES:
             raise ValueError(
-                f"backend is 'single' with {len(head)} classes and {x.dtype} on {x.device}; expected at most "
-                f"{MOST_CLASSES} classes, and float32, bfloat16 or float16 on a CUDA device with triton installed"
+                f"plan is 'single' with {len(head)} classes, backend {backend!r} and {x.dtype} on {x.device}; expected "
+                f"at most {MOST_CLASSES} classes, and what backend 'triton' takes: float32, bfloat16 or float16 on a "
+                "CUDA device with triton installed"
             )
         if torch.is_grad_enabled() and (x.requires_grad or concepts.requires_grad):
-            raise ValueError("backend is 'single' and x or concepts require a gradient; expected 'chunked'")
-    return _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias), plan
+            raise ValueError("plan is 'single' and x or concepts require a gradient; expected 'chunked'")
+    return _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias), plan, triton
 
 
 @dataclass
@@ -201,7 +212,7 @@ class _Gradients:
 
 @dataclass
 class _Bottleneck:
-    """The tensors of a problem, and what is done with a chunk of its rows."""
+    """The tensors of a problem."""
 
     x: Tensor
     concepts: Tensor
@@ -211,7 +222,6 @@ class _Bottleneck:
     inv_norm: Tensor | None
     activation: str
     bias: Tensor | None = None
-    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def tensors(self) -> tuple[Tensor | None, ...]:
@@ -232,21 +242,54 @@ class _Bottleneck:
             bias = None if self.bias is None else self.bias.to(dtype)
             return activations, torch.nn.functional.linear(activations.to(dtype), self.head.to(dtype), bias)
 
-    def prepare(self, keep_scores: bool) -> _Bottleneck:
+    def prepare(self, keep_scores: bool, triton: bool) -> _Prepared:
         """Cast once: operands of products, and float vectors. PyTorch takes alpha into the concepts where it may."""
-        self.fused = triton_runs_on(self.x)
-        self.dtype = compute_dtype(*self.tensors, self.bias)
+        dtype = compute_dtype(*self.tensors, self.bias)
         operand = torch.promote_types(torch.promote_types(self.x.dtype, self.concepts.dtype), self.head.dtype)
-        self.operand = operand if self.fused else self.dtype
-        self.keep_scores = keep_scores
-        self.folded = not self.fused and not keep_scores
-        vectors = (None if v is None else v.to(self.dtype) for v in (self.alpha, self.beta, self.inv_norm))
-        self.alpha, self.beta, self.inv_norm = vectors
-        self.weight = self.concepts.to(self.operand)
-        if self.folded and self.alpha is not None:
-            self.weight = self.weight * self.alpha[:, None]
-        self.votes = self.head.to(self.operand)
-        return self
+        operand = operand if triton else dtype
+        alpha, beta, inv_norm = (None if v is None else v.to(dtype) for v in (self.alpha, self.beta, self.inv_norm))
+        folded = not triton and not keep_scores
+        weight = self.concepts.to(operand)
+        if folded and alpha is not None:
+            weight = weight * alpha[:, None]
+        return _Prepared(
+            self.x, weight, self.head.to(operand), alpha, beta, inv_norm, self.activation, self.bias, dtype, operand,
+            triton, folded,
+        )  # fmt: skip
+
+
+@dataclass
+class _Prepared:
+    """A problem as its chunks take it.
+
+    Attributes:
+        x: features [N, D], cast chunk by chunk.
+        weight: concepts [K, D], times alpha where that is folded in.
+        votes: head [C, K].
+        alpha: factor on every concept's score [K], or None.
+        beta: added to it [K], or None.
+        inv_norm: factor on every row [N], or None.
+        activation: its name.
+        bias: of the classes [C], or None; as it came.
+        dtype: of sums, vectors and gradients.
+        operand: the type of what matrix products take.
+        fused: whether Triton does the elementwise part.
+        folded: whether alpha is in the weight: raw scores are lost.
+    """
+
+    x: Tensor
+    weight: Tensor
+    votes: Tensor
+    alpha: Tensor | None
+    beta: Tensor | None
+    inv_norm: Tensor | None
+    activation: str
+    bias: Tensor | None
+    dtype: torch.dtype
+    operand: torch.dtype
+    fused: bool
+    folded: bool
+    _buffers: dict[str, Tensor] = field(default_factory=dict)
 
     def buffer(self, name: str, shape: torch.Size | tuple[int, int], dtype: torch.dtype) -> Tensor:
         """Memory of this shape that is used again by the next chunk."""
@@ -292,7 +335,7 @@ class _Bottleneck:
 
     def gradients(self, need: list[bool]) -> _Gradients:
         """Zeros for every gradient that is needed: of x, concepts, head, alpha, beta, bias."""
-        (n, d), (c, k) = self.x.shape, self.head.shape
+        (n, d), (c, k) = self.x.shape, self.votes.shape
         shapes = [(n, d), (k, d), (c, k), (k,), (k,), (c,)]
         return _Gradients(
             *(self.x.new_zeros(s, dtype=self.dtype) if wanted else None for s, wanted in zip(shapes, need))
@@ -367,12 +410,13 @@ def _slope_in_place(upstream: Tensor, a: Tensor, activation: str) -> Tensor:
 @torch.library.custom_op("cbm::bottleneck_loss", mutates_args=())
 def _loss(
     x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None,
-    bias: Tensor | None, y: Tensor, activation: str, smoothing: float, l1: float, rows: int, need: list[bool],
+    bias: Tensor | None, y: Tensor, activation: str, smoothing: float, l1: float, rows: int, triton: bool,
+    need: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Loss, accuracy and mean |a|, then gradients of x, concepts, head, alpha, beta and bias."""
     with torch.autocast(x.device.type, enabled=False):
-        problem = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias)
-        problem = problem.prepare(keep_scores=need[3])
+        whole = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias)
+        problem = whole.prepare(keep_scores=need[3], triton=triton)
         n, k = len(x), len(concepts)
         into = problem.gradients(need)
         loss, right, size = x.new_zeros(3, dtype=problem.dtype)
@@ -389,7 +433,7 @@ def _loss(
 
 
 def _cross_entropy(
-    logits: Tensor, y: Tensor, weight: float, smoothing: float, problem: _Bottleneck
+    logits: Tensor, y: Tensor, weight: float, smoothing: float, problem: _Prepared
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, number of right answers, and ``weight`` times the gradient of the logits [n, C]."""
     if problem.fused:
@@ -410,7 +454,7 @@ def _cross_entropy(
 
 
 @_loss.register_fake
-def _(x, concepts, head, alpha, beta, inv_norm, bias, y, activation, smoothing, l1, rows, need):
+def _(x, concepts, head, alpha, beta, inv_norm, bias, y, activation, smoothing, l1, rows, triton, need):
     dtype = compute_dtype(x, concepts, head, alpha, beta, inv_norm, bias)
     (n, d), (c, k) = x.shape, head.shape
     shapes = [(n, d), (k, d), (c, k), (k,), (k,), (c,)]
@@ -430,7 +474,7 @@ def _hand_on(ctx, upstream, *_):
         (gradient * upstream).to(dtype) if wanted else None
         for gradient, dtype, wanted in zip(ctx.saved_tensors, ctx.dtypes, ctx.need)
     ]
-    return (*gradients[:5], None, gradients[5], *[None] * 6)
+    return (*gradients[:5], None, gradients[5], *[None] * 7)
 
 
 _loss.register_autograd(_hand_on, setup_context=_keep_gradients)
@@ -448,14 +492,15 @@ def _for_kernel(
 @torch.library.custom_op("cbm::bottleneck_logits", mutates_args=())
 def _logits(
     x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None,
-    activation: str, single: bool,
+    activation: str, single: bool, triton: bool,
 ) -> Tensor:  # fmt: skip
     if single:
         from cbm.kernels.gpu import bottleneck as gpu
 
         return gpu.logits(*_for_kernel(x, concepts, head, alpha, beta, inv_norm), activation)
     with torch.autocast(x.device.type, enabled=False):
-        problem = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation).prepare(keep_scores=False)
+        whole = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation)
+        problem = whole.prepare(keep_scores=False, triton=triton)
         logits = x.new_empty(len(x), len(head), dtype=problem.dtype)
         for chunk in problem.chunks(rows_per_chunk(len(x), len(concepts), x.is_cuda)):
             product(problem.activations(chunk)[2], problem.votes.T, logits[chunk])
@@ -463,18 +508,19 @@ def _logits(
 
 
 @_logits.register_fake
-def _(x, concepts, head, alpha, beta, inv_norm, activation, single):
+def _(x, concepts, head, alpha, beta, inv_norm, activation, single, triton):
     return x.new_empty(len(x), len(head), dtype=compute_dtype(x, concepts, head, alpha, beta, inv_norm))
 
 
 @torch.library.custom_op("cbm::bottleneck_logits_backward", mutates_args=())
 def _logits_backward(
     upstream: Tensor, x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None,
-    inv_norm: Tensor | None, activation: str, single: bool, need: list[bool],
+    inv_norm: Tensor | None, activation: str, single: bool, triton: bool, need: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, concepts, head, alpha and beta; the scores are computed again."""
     with torch.autocast(x.device.type, enabled=False):
-        problem = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation).prepare(keep_scores=need[3])
+        whole = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation)
+        problem = whole.prepare(keep_scores=need[3], triton=triton)
         into = problem.gradients([*need, False])
         if single:
             from cbm.kernels.gpu import bottleneck as gpu
@@ -490,7 +536,7 @@ def _logits_backward(
 
 
 @_logits_backward.register_fake
-def _(upstream, x, concepts, head, alpha, beta, inv_norm, activation, single, need):
+def _(upstream, x, concepts, head, alpha, beta, inv_norm, activation, single, triton, need):
     dtype = compute_dtype(x, concepts, head, alpha, beta, inv_norm)
     (n, d), (c, k) = x.shape, head.shape
     shapes = [(n, d), (k, d), (c, k), (k,), (k,)]
@@ -499,15 +545,15 @@ def _(upstream, x, concepts, head, alpha, beta, inv_norm, activation, single, ne
 
 def _keep_inputs(ctx, inputs, output):
     ctx.save_for_backward(*inputs[:6])
-    ctx.activation, ctx.single = inputs[6:]
+    ctx.how = inputs[6:]
 
 
 def _pull_logits(ctx, upstream):
     tensors = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:5])
-    found = torch.ops.cbm.bottleneck_logits_backward(upstream.contiguous(), *tensors, ctx.activation, ctx.single, need)
+    found = torch.ops.cbm.bottleneck_logits_backward(upstream.contiguous(), *tensors, *ctx.how, need)
     gradients = (g.to(t.dtype) if w else None for g, t, w in zip(found, tensors, need))
-    return (*gradients, None, None, None)
+    return (*gradients, None, None, None, None)
 
 
 _logits.register_autograd(_pull_logits, setup_context=_keep_inputs)

@@ -88,7 +88,7 @@ def gumbel_topk(
         raise ValueError(
             f"row_ids has shape {list(row_ids.shape)} and dtype {row_ids.dtype}; expected an int64 [{n}] vector"
         )
-    triton = use_triton(backend if k <= MOST_PICKS else "torch", x, concepts, head)
+    triton = use_triton(backend, x, concepts, head, beyond=f"k is {k}" if k > MOST_PICKS else "")
     signed = ((seed & 2**64 - 1) ^ 2**63) - 2**63
     indices, logits, lse = torch.ops.cbm.gumbel_topk(
         x, concepts, head, alpha, beta, inv_norm, row_ids, k, tau, signed, stream, hard, triton

@@ -82,7 +82,7 @@ def intervene(
         raise ValueError(f"y has shape {list(y.shape)}; expected [{n}]")
     if may_read(order) and order.numel() and int(order.max()) >= k:
         raise ValueError(f"order has concept {int(order.max())}; expected at most {k - 1}, the last row of votes")
-    triton = use_triton(backend if c <= _MOST_CLASSES else "torch", logits, votes)
+    triton = use_triton(backend, logits, votes, beyond=f"there are {c} classes" if c > _MOST_CLASSES else "")
     right, target = torch.ops.cbm.intervene(logits, order, change, votes, y, return_target, triton)
     return right.double().mean(1), target if return_target else None
 

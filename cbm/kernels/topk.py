@@ -67,7 +67,7 @@ def topk_concepts(
         raise ValueError(f"allowed has shape {list(allowed.shape)} and dtype {allowed.dtype}; expected bool [{count}]")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected >= 1")
-    triton = use_triton(backend if k <= MOST_PICKS else "torch", x, concepts)
+    triton = use_triton(backend, x, concepts, beyond=f"k is {k}" if k > MOST_PICKS else "")
 
     shifts = beta
     if allowed is not None:

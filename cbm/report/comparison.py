@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cbm.files import write_atomically
 from cbm.report.compare import EQUAL, SIGNIFICANT, Row, cell, columns, title
-from cbm.report.figures import as_image, new_figure
+from cbm.report.figures import add_legend, as_image, new_figure
 from cbm.report.templates import load_template
 
 if TYPE_CHECKING:
@@ -61,15 +61,18 @@ def curve_figure(rows: list[Row], pattern: str, axis: str) -> "Figure | None":
         return None
     figure, axes = new_figure(7.0, 4.0)
     methods = [row.labels["method"] for row, _ in curves]
+    drawn, names = [], []
     for row, points in curves[:MOST_CURVES]:
         name = row.labels["method"]
         further = [row.labels[key] for key in ("concepts", "settings") if row.labels[key]]
         name = f"{name} ({', '.join(further)})" if methods.count(name) > 1 else name
         x, means = [place for place, _ in points], [statistics.fmean(values) for _, values in points]
         spread = [statistics.stdev(values) if len(values) > 1 else 0.0 for _, values in points]
-        (line,) = axes.plot(x, means, "o-", markersize=3, label=name)
+        (line,) = axes.plot(x, means, "o-", markersize=3)
+        drawn.append(line)
+        names.append(name)
         low, high = ([m + sign * s for m, s in zip(means, spread)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
     axes.set(xlabel=axis, ylabel="test accuracy")
-    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    add_legend(axes, drawn, names, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -3,9 +3,11 @@
 import base64
 import io
 import re
+import unicodedata
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,7 @@ from cbm.layers import ConceptBottleneck
 from cbm.report.wording import clip
 
 if TYPE_CHECKING:
+    from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -38,8 +41,18 @@ def new_figure(width: float = 5.0, height: float = 3.2) -> "tuple[Figure, Axes]"
 def svg(figure: "Figure") -> str:
     """The figure as an ``<svg>`` element: text stays text, the same figure gives the same bytes."""
     import matplotlib
+    from matplotlib.text import Text
 
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cbm", "font.family": "sans-serif"}):
+    settings: Any = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": "cbm",
+        "font.family": "sans-serif",
+        "text.parse_math": False,
+    }
+    with matplotlib.rc_context(settings), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that the font lacks: whoever shows the figure has others
+        for text in figure.findobj(Text):
+            text.set(parse_math=False, usetex=False)
         buffer = io.StringIO()
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     content = buffer.getvalue()
@@ -49,6 +62,18 @@ def svg(figure: "Figure") -> str:
 def as_image(figure: "Figure") -> str:
     """The figure as an address that holds it, for pages that load nothing."""
     return "data:image/svg+xml;base64," + base64.b64encode(svg(figure).encode()).decode()
+
+
+def label(text: str) -> str:
+    """Text of others as one line that a figure can show: no control characters, no halves of letters, not endless."""
+    return clip("".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text))
+
+
+def add_legend(axes: "Axes", handles: "Sequence[Artist]", names: Sequence[str], **settings: Any) -> None:
+    """A legend with names of others: matplotlib would leave out those that begin with ``_``."""
+    legend = axes.legend(handles, [str(number) for number in range(len(names))], frameon=False, **settings)
+    for text, name in zip(legend.get_texts(), names):
+        text.set(text=label(name), parse_math=False)
 
 
 def sparsity_figure(metrics: dict[str, float]) -> "Figure | None":
@@ -133,13 +158,13 @@ def correlation_figure(model: ConceptBottleneck, texts: Sequence[str], x: Tensor
     distance = (1 - correlation).clamp(min=0)
     distance.fill_diagonal_(0)
     order = leaves_list(linkage(squareform(distance.numpy(), checks=False), "average"))
-    names = [clip(texts[k]) for k in columns[order].tolist()]
+    names = [label(texts[k]) for k in columns[order].tolist()]
     side = max(3.5, 0.19 * len(names) + 2.2)
     figure, axes = new_figure(side, side - 0.6)
     axes.grid(visible=False)
     image = axes.imshow(correlation[order][:, order], cmap="RdBu_r", vmin=-1, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6)
-    axes.set_yticks(range(len(names)), names, fontsize=6)
+    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6, parse_math=False)
+    axes.set_yticks(range(len(names)), names, fontsize=6, parse_math=False)
     figure.colorbar(image, shrink=0.5, label="correlation over test pictures")
     return figure
 

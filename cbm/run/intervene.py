@@ -2,6 +2,7 @@
 
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from cbm.concepts import ConceptBank
 from cbm.data import Split
-from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn
+from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn, to_logits
 from cbm.editing.asking.policies import POLICIES, QuestionCurve, ask_in_turn
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
@@ -77,13 +78,13 @@ def question_curves(
         raise UserError(f"data set '{dataset.name}' knows the truth of no concept of run '{path}'")
     units = told_together(truth, list(groups.values()))
     asked = None if expert is None else _vision_expert(expert, dataset.splits["test"], bank, cache, truth)
-    given = asked or _noisy(truth, noise, seed)
+    given = asked or _noisy(truth, noise, seed, list(groups.values()))
     if answers is not None:
         given = read_answers(answers, data.test.names, bank)
     covariance = None
     if propagate:
         card = load_source_card(path / "source_card.safetensors")
-        a = model.activations(card.x).double()
+        a = to_logits(model, model.activations(card.x))
         means = torch.stack([a[card.y == c].mean(dim=0) for c in range(len(classes))])
         covariance = source_covariance(a - means[card.y])
     price = _costs(costs or {}, units, bank, groups)
@@ -134,16 +135,33 @@ def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, no
     alone = set(range(len(names))) - {k for group in grouped for k in group}
     units = told_together(truth, grouped + [[k] for k in sorted(alone)])
     curve = tell_in_turn(
-        model, probe, data.test.x, data.test.y, _noisy(truth, noise, seed), units, questions=questions, seed=seed
-    )
+        model, probe, data.test.x, data.test.y, _noisy(truth, noise, seed, grouped), units, questions=questions,
+        seed=seed,
+    )  # fmt: skip
     write_curves(path, {"random": curve})
     return curve
 
 
-def _noisy(truth: Tensor, noise: float, seed: int) -> Tensor:
-    """The truth with some answers turned round."""
-    wrong = torch.rand(truth.shape, generator=torch.Generator().manual_seed(seed)) < noise
-    return torch.where(wrong, 1 - truth, truth)
+def _noisy(truth: Tensor, noise: float, seed: int, groups: Sequence[Sequence[int]] = ()) -> Tensor:
+    """The truth ``[N, K]`` with some answers wrong: the other one, and of an exclusive group another value.
+
+    Args:
+        truth: 1, 0, NaN unknown.
+        noise: share of the answers that are wrong; a group is one answer.
+        seed: of which are.
+        groups: columns that exclude each other: at most one of them is said to be shown.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    wrong = torch.rand(truth.shape, generator=generator) < noise
+    given = torch.where(wrong, 1 - truth, truth)
+    for group in filter(None, groups):
+        true = truth[:, list(group)]
+        others = torch.rand(true.shape, generator=generator).where(true == 0, -1.0)  # values it could be taken for
+        place = others.argmax(dim=1, keepdim=True)
+        other = torch.zeros_like(true).scatter(1, place, (others.gather(1, place) >= 0).to(true))
+        other = other.masked_fill(true.isnan(), torch.nan)
+        given[:, list(group)] = other.where(wrong[:, [group[0]]], true)
+    return given
 
 
 def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:

@@ -39,6 +39,12 @@ class ConceptBlocks:
             product *= size
         return product
 
+    def excluded_by(self, concept: int) -> list[int]:
+        """The other concepts of the variable that ``concept`` is a value of."""
+        variable = ((self.values == concept) & self.allowed).any(dim=1)
+        values = self.values[variable][self.allowed[variable]].tolist()
+        return sorted(k for k in values if k not in (concept, self.count))
+
     def of_values(self, per_concept: Tensor) -> Tensor:
         """Something per concept ``[..., K]`` as something per value ``[..., B, V]``; none counts zero."""
         return torch.cat([per_concept, torch.zeros_like(per_concept[..., :1])], dim=-1)[..., self.values]

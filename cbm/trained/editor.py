@@ -1,6 +1,7 @@
 """``cbm.Editor``: correct a trained model's concepts and see what follows."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -62,10 +63,22 @@ class Editor:
         self._history: list[EditSet] = []
 
     def set(
-        self, concept: str, value: float | str, *, classes: Names = None, samples: Names = None, why: str | None = None
+        self,
+        concept: str,
+        value: float | str,
+        *,
+        classes: Names = None,
+        samples: Names = None,
+        why: str | None = None,
+        exclusive: bool = True,
     ) -> "Editor":
-        """Its activation becomes ``value``: a number, "present" or "absent"."""
-        return self.apply(Edit("set", concept, value, _tuple(classes), _tuple(samples), why=why))
+        """Its activation becomes ``value``: a number, "present" or "absent".
+
+        Where it is "present", the other concepts of its exclusive group become "absent", by edits of their own that are
+        undone with it; ``exclusive=False`` leaves them as they are.
+        """
+        edit = Edit("set", concept, value, _tuple(classes), _tuple(samples), why=why)
+        return self.apply(self.exclusively(edit) if exclusive else edit)
 
     def mask(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
         """Its activation becomes what it is on average."""
@@ -86,6 +99,26 @@ class Editor:
     ) -> "Editor":
         """One standard deviation of it adds ``value`` to the logit of these classes."""
         return self.apply(Edit("reweight", concept, value, _tuple(classes), _tuple(samples), why=why))
+
+    def exclusively(self, edit: Edit) -> EditSet:
+        """An edit, and those of the concepts that cannot be present beside the one that it sets "present".
+
+        Exclusive are the variables of an energy-based model, and elsewhere the groups of the bank, unless some class
+        owns two concepts of one.
+
+        Raises:
+            UserError: an unknown concept.
+        """
+        edits = EditSet((edit,))
+        if edit.op != "set" or edit.value != "present":
+            return edits
+        edits.check(self.bank.texts, self.model.classes)
+        if isinstance(self.bottleneck, EnergyBottleneck):
+            others = [self.bank.texts[k] for k in self.bottleneck.blocks.excluded_by(self.bank.index(edit.concept))]
+        else:
+            others = self.bank.excluded_by(edit.concept)
+        why = edit.why or f"'{edit.concept}' is present"
+        return edits + EditSet(tuple(replace(edit, concept=text, value="absent", why=why) for text in others))
 
     def alike(self, concept: str, cosine: float = ALIKE) -> list[str]:
         """The concepts that the encoder cannot tell from this one (itself too): what one reads, the others read.

@@ -1,5 +1,6 @@
 """A tab's edits: what they do, where they go, and that they are nobody else's."""
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from cbm.app.decision import contributions, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.session import EVERYWHERE, HERE
 from cbm.editing import load_edits
+from cbm.editor import Editor
 from cbm.errors import UserError
 
 
@@ -129,6 +131,42 @@ def test_saved_edits_are_what_eval_reads(tab: Session, command):
         file.unlink()
 
 
+def told_in(tab: Session) -> str:
+    return "".join(file.read_text() for file in tab.saved_files())
+
+
+def test_tabs_that_read_one_file_lose_nothing(tab: Session):
+    """The first writes it again; the second sees that it has changed."""
+    tab.hold(0)
+    tab.edit("mask", scope=EVERYWHERE)
+    tab.save()
+    tabs = [Session(tab.explorer), Session(tab.explorer)]
+    for number, other in enumerate(tabs):
+        other.read("edits.yaml")
+        other.hold(number + 1)
+        other.edit("mask", scope=EVERYWHERE, why=f"of tab {number}")
+    names = [other.save()[0].name for other in tabs]
+    assert names == ["edits.yaml", "edits-2.yaml"]
+    assert "of tab 0" in told_in(tab)
+    assert "of tab 1" in told_in(tab)
+    assert tabs[1].save()[0].name == "edits-2.yaml"  # its own from now on
+    for file in tab.saved_files():
+        file.unlink()
+
+
+def test_tabs_that_save_at_the_same_time_lose_nothing(tab: Session):
+    tabs = [Session(tab.explorer) for _ in range(12)]
+    for number, other in enumerate(tabs):
+        other.hold(number % 5)
+        other.edit("mask", scope=EVERYWHERE, why=f"of tab {number}.")
+    with ThreadPoolExecutor(len(tabs)) as pool:
+        list(pool.map(Session.save, tabs))
+    assert len(tab.saved_files()) == len(tabs)
+    assert all(f"of tab {number}." in told_in(tab) for number in range(len(tabs)))
+    for file in tab.saved_files():
+        file.unlink()
+
+
 def test_dropped_pictures(tab: Session, tmp_path: Path):
     row = 5
     tab.explorer.picture(row).image.save(tmp_path / "mine.png")
@@ -216,9 +254,9 @@ def test_energies_follow():
         tab.look_at(explorer.picture(row))
         with pytest.raises(UserError, match="tell it something first"):
             tab.follow()
-        told = min(decide(tab).bars, key=lambda bar: bar.after)
+        told = max(decide(tab).bars, key=lambda bar: bar.after)
         tab.hold(told.column)
-        tab.edit("set", "present")
+        tab.edit("set", "absent")
         tab.follow()
         if len(tab.proposed):
             break
@@ -229,8 +267,8 @@ def test_energies_follow():
     tab.accept()
     assert {edit.samples for edit in tab.edits.edits} == {(tab.picture.name,)}
     bars = {bar.text: bar for bar in decide(tab).bars}
-    assert bars[told.text].after == 1.0
-    assert reach(tab).now == reach(tab).high
+    assert bars[told.text].after == 0.0
+    assert reach(tab).now == reach(tab).low
     assert sum(share.after for share in decide(tab).classes) <= 1 + 1e-4
     made = tab.edits
     with pytest.raises(UserError, match="no weights of concepts"):
@@ -247,3 +285,23 @@ def test_a_black_box_says_so():
     for do in (lambda: tab.hold(0), lambda: tab.compare(), lambda: tab.save(), lambda: tab.look_for()):
         with pytest.raises(UserError, match="reads no concepts|no concepts|no edit to save"):
             do()
+
+
+@pytest.mark.parametrize("method", ["supervised", "energy"])
+def test_a_tab_sets_exclusive_concepts_as_an_editor_does(method: str):
+    tab = Session(explored(method))
+    bank, editor = tab.explorer.bank, Editor(tab.explorer.model)
+    column = next(k for k, concept in enumerate(bank.concepts) if concept.group and "colour" in concept.group)
+    tab.hold(column)
+    tab.edit("set", "absent")
+    assert len(tab.edits) == 1
+    tab.edit("set", "present")  # in its place
+    editor.set(bank.texts[column], "present", samples=tab.picture.name)
+    assert len(editor.edits) > 1
+    assert editor.edits.diff(tab.edits) == ([], [])
+    assert {edit.concept for edit in tab.edits.edits} <= {
+        concept.text for concept in bank.concepts if concept.group == bank.concepts[column].group
+    }
+    tab.undo()
+    assert len(tab.edits) == 0
+    assert len(Session(tab.explorer).edits) == 0

@@ -31,13 +31,11 @@ def logits_of(t, activation, **options):
     smoothing=st.sampled_from([0.0, 0.2]),
     l1=st.sampled_from([0.0, 0.7]),
     chunk_rows=st.integers(1, 10),
-    backend=st.sampled_from(["torch", "chunked"]),
+    plan=st.sampled_from(["eager", "chunked"]),
     wanted=st.sets(st.sampled_from(NAMES)),
     transposed=st.booleans(),
 )
-def test_loss_and_gradients_equal_a_loop(
-    n, k, d, c, activation, smoothing, l1, chunk_rows, backend, wanted, transposed
-):
+def test_loss_and_gradients_equal_a_loop(n, k, d, c, activation, smoothing, l1, chunk_rows, plan, wanted, transposed):
     tensors = problem(n, k, d, c, seed=n + 10 * k)
     expected = leaves(tensors, *wanted)
     exact = slow(expected, activation, 1.7, smoothing, l1)
@@ -45,7 +43,7 @@ def test_loss_and_gradients_equal_a_loop(
     if transposed:  # columns that are not next to each other
         given_ = {name: v.detach().T.contiguous().T.requires_grad_(v.requires_grad) for name, v in given_.items()}
     loss, about = loss_of(
-        given_, activation, scale=1.7, label_smoothing=smoothing, l1_scores=l1, chunk_rows=chunk_rows, backend=backend
+        given_, activation, scale=1.7, label_smoothing=smoothing, l1_scores=l1, chunk_rows=chunk_rows, plan=plan
     )
     torch.testing.assert_close(loss, exact["loss"], rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(about["mean_abs_score"], exact["mean_abs_score"], rtol=1e-10, atol=1e-10)
@@ -65,7 +63,7 @@ def test_logits_and_gradients_equal_a_loop(monkeypatch, activation, wanted):
     expected, given_ = leaves(tensors, *wanted), leaves(tensors, *wanted)
     upstream = torch.randn(13, 3, generator=torch.Generator().manual_seed(2)).double()
     exact = slow(expected, activation, 0.8)["logits"]
-    logits = logits_of(given_, activation, scale=0.8, backend="chunked")
+    logits = logits_of(given_, activation, scale=0.8, plan="chunked")
     torch.testing.assert_close(logits, exact, rtol=1e-10, atol=1e-10)
     (logits * upstream).sum().backward()
     (exact * upstream).sum().backward()
@@ -80,20 +78,20 @@ def test_gradcheck(activation):
 
     def loss(*values):
         t = tensors | dict(zip(NAMES, values))
-        return loss_of(t, activation, l1_scores=0.1, label_smoothing=0.1, chunk_rows=2, backend="chunked")[0]
+        return loss_of(t, activation, l1_scores=0.1, label_smoothing=0.1, chunk_rows=2, plan="chunked")[0]
 
     assert torch.autograd.gradcheck(loss, order)
     assert torch.autograd.gradcheck(
-        lambda *values: logits_of(tensors | dict(zip(NAMES, values)), activation, backend="chunked"), order
+        lambda *values: logits_of(tensors | dict(zip(NAMES, values)), activation, plan="chunked"), order
     )
 
 
 def test_a_learned_scale_has_its_gradient():
     tensors = problem(9, 5, 4, 3)
     found = []
-    for backend in ("torch", "chunked"):
+    for plan in ("eager", "chunked"):
         scale = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
-        loss_of(tensors, "sigmoid", scale=scale, chunk_rows=4, backend=backend)[0].backward()
+        loss_of(tensors, "sigmoid", scale=scale, chunk_rows=4, plan=plan)[0].backward()
         found.append(scale.grad)
     torch.testing.assert_close(*found, rtol=1e-12, atol=1e-12)
     assert float(found[0]) != 0
@@ -107,7 +105,7 @@ def test_precision_against_float64_of_the_same_numbers(dtype, tolerance):
     reference = slow(exact, "sigmoid", 10.0)["loss"]
     reference.backward()
     given_ = leaves(tensors, "head", "alpha")
-    loss, _ = loss_of(given_, "sigmoid", scale=10.0, chunk_rows=16, backend="chunked")
+    loss, _ = loss_of(given_, "sigmoid", scale=10.0, chunk_rows=16, plan="chunked")
     loss.backward()
     assert loss.dtype == torch.float32
     assert given_["head"].grad.dtype == dtype
@@ -122,7 +120,7 @@ def test_the_chunk_does_not_change_the_result_beyond_rounding():
     losses = []
     for rows in (1, 7, 64, 100, 1000):
         t = leaves(tensors, "head")
-        loss, _ = loss_of(t, "sigmoid", chunk_rows=rows, backend="chunked")
+        loss, _ = loss_of(t, "sigmoid", chunk_rows=rows, plan="chunked")
         loss.backward()
         losses.append((loss.detach(), t["head"].grad))
     for loss, gradient in losses[1:]:
@@ -137,7 +135,7 @@ def test_permuting_pictures_or_concepts_permutes_the_result():
     other = t | {name: t[name][rows] for name in ("x", "y", "inv_norm")}
     other |= {name: t[name][columns] for name in ("concepts", "alpha", "beta")} | {"head": t["head"][:, columns]}
     torch.testing.assert_close(
-        logits_of(other, "sigmoid", backend="chunked"), logits_of(t, "sigmoid", backend="chunked")[rows]
+        logits_of(other, "sigmoid", plan="chunked"), logits_of(t, "sigmoid", plan="chunked")[rows]
     )
 
 
@@ -145,10 +143,10 @@ def test_permuting_pictures_or_concepts_permutes_the_result():
 def test_no_matrix_of_pictures_by_concepts_is_made(wanted):
     t = leaves(problem(2000, 600, 8, 3, torch.float32), *wanted)
     with LargeTensors(2000 * 600 // 4, *t.values()) as seen:
-        loss_of(t, "sigmoid", chunk_rows=128, backend="chunked")[0].backward()
+        loss_of(t, "sigmoid", chunk_rows=128, plan="chunked")[0].backward()
     assert not seen.made
     with LargeTensors(2000 * 600, *t.values()) as seen:
-        loss_of(t, "sigmoid", backend="torch")[0].backward()
+        loss_of(t, "sigmoid", plan="eager")[0].backward()
     assert seen.made  # the counter would have seen it
 
 
@@ -176,17 +174,17 @@ def test_registration():
     arguments = (t["x"], t["concepts"], t["head"], t["alpha"], t["beta"], t["inv_norm"])
     need = [False, False, True, True, False, False]
     torch.library.opcheck(
-        torch.ops.cbm.bottleneck_loss, (*arguments, t["bias"], t["y"], "sigmoid", 0.1, 0.0, 4, need),
+        torch.ops.cbm.bottleneck_loss, (*arguments, t["bias"], t["y"], "sigmoid", 0.1, 0.0, 4, False, need),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )  # fmt: skip
-    torch.library.opcheck(torch.ops.cbm.bottleneck_logits, (*arguments, "sigmoid", False))
+    torch.library.opcheck(torch.ops.cbm.bottleneck_logits, (*arguments, "sigmoid", False, False))
 
 
 def test_compiles_without_a_graph_break():
     t = leaves(problem(40, 20, 8, 3, torch.float32), "head")
 
     def step(head):
-        loss, about = loss_of(t | {"head": head}, "sigmoid", backend="chunked")
+        loss, about = loss_of(t | {"head": head}, "sigmoid", plan="chunked")
         return loss * 2, about["accuracy"]
 
     expected = step(t["head"])
@@ -207,8 +205,10 @@ def test_compiles_without_a_graph_break():
     ({"y": torch.zeros(6)}, {}, r"y has shape \[6\] and dtype torch.float32; expected an int64"),
     ({}, {"label_smoothing": 1.0}, "label_smoothing is 1.0; expected 0 <= label_smoothing < 1"),
     ({}, {"chunk_rows": 0}, "chunk_rows is 0; expected >= 1 or 'auto'"),
-    ({}, {"backend": "triton"}, "backend is 'triton'; expected 'auto', 'torch', 'chunked' or 'single'"),
-    ({}, {"backend": "single"}, "backend is 'single' with 3 classes and torch.float64 on cpu; expected"),
+    ({}, {"plan": "torch"}, "plan is 'torch'; expected 'auto', 'eager', 'chunked' or 'single'"),
+    ({}, {"plan": "single"}, "plan is 'single' with 3 classes, backend 'auto' and torch.float64 on cpu; expected"),
+    ({}, {"plan": "single", "backend": "torch"}, "plan is 'single' with 3 classes, backend 'torch'"),
+    ({}, {"backend": "triton"}, "backend is 'triton', but a tensor is torch.float64 on cpu; expected"),
     ({}, {"activation": "gelu"}, "activation is 'gelu'; expected one of 'identity'"),
 ])  # fmt: skip
 def test_errors(change, options, message):

@@ -90,24 +90,24 @@ def test_score_gradients(activation):
 
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("dtype", TYPES)
-@pytest.mark.parametrize("backend", ["chunked", "single"])
-def test_loss_and_gradients(shape, dtype, backend):
+@pytest.mark.parametrize("plan", ["chunked", "single"])
+def test_loss_and_gradients(shape, dtype, plan):
     t = put(problem(*shape, dtype))
-    names = ("head", "alpha", "beta", "bias") + (("x", "concepts") if backend == "chunked" else ())
-    options = {"label_smoothing": 0.1, "chunk_rows": 32} | ({"l1_scores": 0.3} if backend == "chunked" else {})
+    names = ("head", "alpha", "beta", "bias") + (("x", "concepts") if plan == "chunked" else ())
+    options = {"label_smoothing": 0.1, "chunk_rows": 32} | ({"l1_scores": 0.3} if plan == "chunked" else {})
     for activation in PHI if dtype == torch.float32 else ("sigmoid", "relu"):
         found, expected = leaves(t, *names), leaves(exact(t), *names)
         results = []
-        for leaf, plan in ((found, backend), (expected, "torch")):
+        for leaf, taken in ((found, plan), (expected, "eager")):
             loss, about = fused_bottleneck_loss(
                 leaf["x"], leaf["concepts"], leaf["head"], leaf["y"], activation=activation, bias=leaf["bias"],
-                scale=3.0, backend=plan, **affine(leaf), **options,
+                scale=3.0, plan=taken, **affine(leaf), **options,
             )  # fmt: skip
             loss.backward()
             results.append((loss, about))
         tolerance = ROUNDED[dtype]
         assert relative(results[0][0], results[1][0]) < tolerance
-        if backend == "chunked":
+        if plan == "chunked":
             assert relative(results[0][1]["mean_abs_score"], results[1][1]["mean_abs_score"]) < tolerance
         for name in names:
             size = expected[name].grad.norm()
@@ -119,16 +119,16 @@ def test_many_classes_and_the_row_of_the_best():
     """More classes than one block of the cross-entropy kernel holds."""
     t = put(problem(9, 12, 8, 5000, torch.float32))
     loss, about = fused_bottleneck_loss(
-        t["x"], t["concepts"], t["head"], t["y"], activation="tanh", bias=t["bias"], backend="chunked", **affine(t)
+        t["x"], t["concepts"], t["head"], t["y"], activation="tanh", bias=t["bias"], plan="chunked", **affine(t)
     )
     e = exact(t)
     exact_loss, exact_about = fused_bottleneck_loss(
-        e["x"], e["concepts"], e["head"], e["y"], activation="tanh", bias=e["bias"], backend="torch", **affine(e)
+        e["x"], e["concepts"], e["head"], e["y"], activation="tanh", bias=e["bias"], plan="eager", **affine(e)
     )
     assert relative(loss, exact_loss) < 1e-6
     assert float(about["accuracy"]) == float(exact_about["accuracy"])
-    with pytest.raises(ValueError, match="backend is 'single' with 5000 classes"):
-        fused_bottleneck_logits(t["x"], t["concepts"], t["head"], activation="tanh", backend="single")
+    with pytest.raises(ValueError, match="plan is 'single' with 5000 classes"):
+        fused_bottleneck_logits(t["x"], t["concepts"], t["head"], activation="tanh", plan="single")
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -252,7 +252,7 @@ def test_runs_are_bitwise_equal():
         for _ in range(5):
             leaf = leaves(t, "head", "alpha")
             loss, _ = fused_bottleneck_loss(
-                leaf["x"], leaf["concepts"], leaf["head"], leaf["y"], activation="sigmoid", backend=plan, **affine(leaf)
+                leaf["x"], leaf["concepts"], leaf["head"], leaf["y"], activation="sigmoid", plan=plan, **affine(leaf)
             )
             loss.backward()
             runs.append((loss.detach(), leaf["head"].grad, leaf["alpha"].grad))
@@ -275,7 +275,7 @@ def test_a_captured_step_replays_to_the_same_result():
     def step():
         t["head"].grad = None
         loss, _ = fused_bottleneck_loss(
-            t["x"], t["concepts"], t["head"], t["y"], activation="sigmoid", backend="chunked", **affine(t)
+            t["x"], t["concepts"], t["head"], t["y"], activation="sigmoid", plan="chunked", **affine(t)
         )
         loss.backward()
         return loss.detach()

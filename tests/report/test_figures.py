@@ -1,10 +1,12 @@
 import re
 import xml.etree.ElementTree as ElementTree
 
+import pytest
 import torch
 from torch.nn.functional import normalize
 
 from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.report.compare import Row
 from cbm.report.figures import (
     calibration_figure,
     correlation_figure,
@@ -75,3 +77,44 @@ def test_files_are_the_same_every_time_and_escape_names(tmp_path):
     text = " ".join(ElementTree.fromstring(content.encode()).itertext())
     assert "a & b" in text
     assert re.search(r"\$x\$ and \$y", text)  # no formula
+
+
+FOREIGN = [
+    "tag: $9{ $8 red", r"wing $x$ $\unknowncommand{b}$ stripe", "$x_1$ and $x^2$", "$", "$$", r"\frac{1}{2} \$",
+    "_hidden",
+    "two\nlines\rand\ttabs", "bell\x07 and nul\x00", "half \ud83d a letter", "x" * 10_000, "翼の色 🐦 أبيض", "", " ",
+    "a & b < c > \"d\"",
+]  # fmt: skip
+"""Texts that matplotlib takes for formulas, that are no XML, or that its font cannot show."""
+
+
+@pytest.mark.parametrize("usetex", [False, True])
+def test_text_of_others_is_text(usetex: bool, recwarn: pytest.WarningsRecorder):
+    import matplotlib
+
+    g = torch.Generator().manual_seed(0)
+    concepts = normalize(torch.randn(len(FOREIGN), 24, generator=g), dim=1)
+    model = ConceptBottleneck(concepts, LinearHead(torch.randn(2, len(FOREIGN), generator=g)))
+    with matplotlib.rc_context({"text.usetex": usetex}):  # whatever the user's matplotlibrc says
+        figure = correlation_figure(model, FOREIGN, normalize(torch.randn(200, 24, generator=g), dim=1))
+        content = svg(figure)
+    shown = [text.text for text in ElementTree.fromstring(content).iter("{http://www.w3.org/2000/svg}text")]
+    for text in ("tag: $9{ $8 red", r"wing $x$ $\unknowncommand{b}$ stripe", "$x_1$ and $x^2$", "_hidden",
+                 "two lines and tabs", "half   a letter", "翼の色 🐦 أبيض", 'a & b < c > "d"'):  # fmt: skip
+        assert shown.count(text) == 2, text  # on both axes
+    assert not [str(warning.message) for warning in recwarn if "lyph" in str(warning.message)]
+
+
+def test_curves_of_others_have_their_names_in_the_legend(tmp_path):
+    from cbm.report.comparison import curve_figure
+
+    rows = []
+    for name in ("_hidden", "$x$", r"$\unknowncommand{b}$", "labo"):
+        path = tmp_path / str(len(rows))
+        path.mkdir()
+        (path / "metrics.json").write_text('{"test/accuracy_nec5_resolved": 0.5, "test/accuracy_nec10_resolved": 0.6}')
+        rows.append(Row({"method": name, "concepts": "", "settings": ""}, {}, (0,), (path,)))
+    figure = curve_figure(rows, r"test/accuracy_nec(\d+)_resolved", "concepts per class")
+    content = svg(figure)
+    shown = {text.text for text in ElementTree.fromstring(content).iter("{http://www.w3.org/2000/svg}text")}
+    assert shown >= {"_hidden", "$x$", r"$\unknowncommand{b}$", "labo"}

@@ -5,10 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 from birds_run import QUICK, small
 from llm_server import completion, send, server  # noqa: F401
 
 import cbm
+from cbm.run.intervene import _noisy
 
 
 @pytest.fixture
@@ -120,3 +122,28 @@ def test_a_vision_language_model_is_asked(trained: Path, module, server, tmp_pat
     assert status == 2
     assert "says nothing about pictures (BadRequestError" in errors
     assert "one of them" in module(*arguments, "--answers", "x.csv")[2]
+
+
+def test_wrong_answers_about_an_exclusive_group_name_another_value():
+    """One colour is said to be shown, never two or none; single concepts are turned round as before."""
+    g = torch.Generator().manual_seed(0)
+    n, colours, shapes = 4000, [1, 4, 5], [2, 3]
+    truth = torch.zeros(n, 8)
+    for group in (colours, shapes):
+        truth[torch.arange(n), torch.tensor(group)[torch.randint(len(group), (n,), generator=g)]] = 1.0
+    truth[:, [0, 6, 7]] = torch.randint(2, (n, 3), generator=g).float()
+    given = _noisy(truth, 0.3, 1, [colours, shapes, [7], []])
+    for group in (colours, shapes):
+        assert bool((given[:, group].sum(dim=1) == 1).all())
+        wrong = (given[:, group] != truth[:, group]).any(dim=1)
+        assert float(wrong.float().mean()) == pytest.approx(0.3, abs=0.03)
+    said = given[(truth[:, 1] == 1) & (given[:, 1] == 0)][:, [4, 5]].mean(dim=0)
+    assert said.tolist() == pytest.approx([0.5, 0.5], abs=0.07)  # any other colour
+    assert torch.equal(given[:, [0, 6, 7]], _noisy(truth, 0.3, 1)[:, [0, 6, 7]])
+    assert torch.equal(_noisy(truth, 0.0, 1, [colours, shapes]), truth)
+    unknown = truth.index_fill(1, torch.tensor([4]), torch.nan)
+    given = _noisy(unknown, 0.5, 1, [colours])
+    assert torch.equal(given.isnan(), unknown.isnan())
+    assert float(given[:, [1, 5]].sum(dim=1).max()) == 1
+    none = _noisy(torch.zeros(500, 8), 0.5, 1, [colours])  # a colour that the bank does not know
+    assert set(none[:, colours].sum(dim=1).tolist()) == {0.0, 1.0}

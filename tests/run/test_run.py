@@ -32,6 +32,29 @@ def without_time(values: dict[str, float]) -> dict[str, float]:
     return {key: value for key, value in values.items() if not key.startswith(("time/", "memory/"))}
 
 
+def test_a_report_that_fails_is_not_the_end_of_a_run(command, monkeypatch: pytest.MonkeyPatch):
+    """Nor is W&B."""
+    import cbm.tracking
+
+    import cbm.report
+
+    def fail(*args):
+        raise ValueError("not\na formula")
+
+    monkeypatch.setattr(cbm.report, "write_report", fail)
+    monkeypatch.setattr(cbm.tracking, "create_wandb_logger", lambda *args, **kwargs: False)
+    monkeypatch.setattr(cbm.tracking, "log_results", fail)
+    status, errors = command(
+        "train", *small(), "shots=2", "method=zero_shot", "nec=[]", "logger.wandb=true", "run_dir=one"
+    )
+    assert status == 0, errors
+    assert "the report is not written (python -m cbm report one tries again): not a formula" in " ".join(errors.split())
+    assert "the results did not all go to W&B: not a formula" in errors
+    assert "done in" in errors
+    assert json.loads(Path("one/state.json").read_text())["finished"]
+    assert metrics("one")["test/accuracy"] > 0
+
+
 def test_what_a_run_leaves_behind(command):
     train(command, "run_dir=one")
     written = {str(p.relative_to("one")) for p in Path("one").rglob("*") if p.is_file()}

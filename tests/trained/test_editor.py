@@ -1,11 +1,13 @@
 """Correct a model in ten lines; and from the command line."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from birds_run import QUICK, small
+from hand_made_run import write_run
 
 import cbm
 from cbm.data import FeatureSplit
@@ -101,3 +103,54 @@ def test_concepts_that_look_alike(trained):
     assert editor.alike(first, -1.0) == list(editor.bank.texts)
     with pytest.raises(UserError, match="no concept"):
         editor.alike(first + "x")
+
+
+@pytest.fixture
+def grouped(tmp_path: Path) -> cbm.Editor:
+    """Concepts 0 to 2 exclude each other; so are 3 and 4 said to, but one class shows both; 5 is a group by itself."""
+    model = cbm.load(write_run(tmp_path / "grouped"))
+    groups = ["colour"] * 3 + ["shape"] * 2 + ["size"]
+    owners = [("ant",), ("bee",), (), ("ant",), ("ant", "bee"), ()]
+    concepts = tuple(
+        replace(concept, group=groups[k], classes=owners[k]) if k < 6 else concept
+        for k, concept in enumerate(model.bank.concepts)
+    )
+    model.bank = replace(model.bank, concepts=concepts)
+    return cbm.Editor(model, who="a reader")
+
+
+def told(editor: cbm.Editor) -> list[tuple[str, object]]:
+    return [(edit.concept, edit.value) for edit in editor.edits.edits]
+
+
+def test_what_is_present_excludes_the_rest_of_its_group(grouped: cbm.Editor, tmp_path: Path):
+    texts = grouped.bank.texts
+    grouped.set(texts[1], "present", samples="a.png", classes=["bee", "cat"], why="seen")
+    assert told(grouped) == [(texts[1], "present"), (texts[0], "absent"), (texts[2], "absent")]
+    assert {(e.samples, e.classes, e.why, e.who) for e in grouped.edits.edits} == {
+        (("a.png",), ("bee", "cat"), "seen", "a reader")
+    }
+    grouped.save(tmp_path / "edits.yaml")
+    assert load_edits(tmp_path / "edits.yaml") == grouped.edits  # the file says all that is done
+    grouped.undo()
+    assert told(grouped) == []
+    grouped.redo().undo()
+    for concept, value in ((texts[1], "absent"), (texts[1], 0.4), (texts[3], "present"), (texts[5], "present"),
+                           (texts[7], "present")):  # fmt: skip
+        assert told(grouped.set(concept, value)) == [(concept, value)]
+        grouped.undo()
+    assert told(grouped.set(texts[1], "present", exclusive=False)) == [(texts[1], "present")]
+    assert told(grouped.undo().apply(Edit("set", texts[1], "present"))) == [(texts[1], "present")]
+    with pytest.raises(UserError, match="did you mean"):
+        grouped.set(texts[1] + "x", "present")
+
+
+def test_the_others_no_longer_speak_for_the_picture(grouped: cbm.Editor):
+    texts, bottleneck = grouped.bank.texts, grouped.bottleneck
+    x = torch.nn.functional.normalize(torch.randn(5, 12, generator=torch.Generator().manual_seed(1)), dim=1)
+    after = grouped.set(texts[0], "present").logits(x)
+    a, ends = bottleneck.activations(x).clone(), bottleneck.reference + 1.645 * bottleneck.spread
+    a[:, 0] = ends[0]
+    a[:, [1, 2]] = (bottleneck.reference - 1.645 * bottleneck.spread)[[1, 2]]
+    expected = bottleneck(x) + (a - bottleneck.activations(x)) @ bottleneck.weights().T
+    torch.testing.assert_close(after, expected, rtol=1e-4, atol=1e-4)

@@ -20,6 +20,7 @@ from torch import Tensor
 from cbm.concepts.llm.client import Endpoint
 from cbm.data.images import Images
 from cbm.errors import UserError
+from cbm.files import cannot_write, open_regular
 
 PROMPT = 'Look at the picture. Does it show this: "{concept}"? Answer with one word: yes, no or unsure.'
 SIDE = 512  # pixels; larger pictures are sent smaller
@@ -70,11 +71,15 @@ class VisionExpert:
         """Ask about the concepts ``[N, K]`` that are True; the other answers are NaN.
 
         Raises:
-            UserError: the server does not answer, whatever is tried.
+            UserError: the server does not answer, whatever is tried, or answers cannot be kept.
         """
         rows = asked.nonzero().tolist()
         missing = [(n, k) for n, k in rows if (self.keys[n], self.concepts[k]) not in self.known]
-        self.file.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            open(self.file, "a", opener=open_regular).close()
+        except OSError as error:
+            raise cannot_write(self.file, error) from error
         with ThreadPoolExecutor(self.endpoint.concurrency) as pool:
             futures = [pool.submit(self._ask, n, k) for n, k in missing]
             try:
@@ -114,7 +119,7 @@ class VisionExpert:
         with self.lock:
             self.asked += 1
             self.known[self.keys[row], concept] = _value(text)
-            with self.file.open("a", encoding="utf-8") as file:
+            with open(self.file, "a", encoding="utf-8", opener=open_regular) as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
 
     def summary(self) -> str:

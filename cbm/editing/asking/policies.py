@@ -12,8 +12,9 @@ the one with the highest score comes next, and everything is scored again after 
     coop        w_u entropy + w_i |E_v P(yhat | c_j = v) - P(yhat)| - w_c cost
     oracle      the concept that is most wrong: |p_j - c_j|; nobody can ask by it, it is a bound
 
-A concept is told by setting its activation to the level of "present" or "absent" (``cbm.editing.apply.levels``). What
-the model believes of it is the logistic curve that is .95 and .05 there.
+Where concepts are probabilities the head reads 0 or 1 of a concept that is told, elsewhere the level of "present" or
+"absent" (``cbm.editing.apply.told_levels``). What the model believes of a concept is the logistic curve that is .95 and
+.05 at the levels of an edit (``levels``).
 """
 
 import math
@@ -24,8 +25,8 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-from cbm.editing.apply import levels
-from cbm.editing.asking.propagation import propagate
+from cbm.editing.apply import levels, told_levels
+from cbm.editing.asking.propagation import propagate, to_activations, to_logits
 from cbm.errors import UserError, did_you_mean
 from cbm.kernels import override_logits
 from cbm.layers import ConceptBottleneck
@@ -91,8 +92,8 @@ def ask_in_turn(
             what is asked ``[N, K]`` bool to answers of that shape.
         units: columns asked about together.
         policy: see above.
-        covariance: ``[K, K]`` of the activations: concepts that were not asked about move to their conditional mean
-            (``cbm.editing.asking.propagation``); without it they stay.
+        covariance: ``[K, K]`` of logits (``to_logits``): concepts that were not asked about move to their conditional
+            mean (``cbm.editing.asking.propagation``); without it they stay.
         truth: ``[N, K]`` for ``oracle``; the answers by default.
         questions: per picture; all groups by default.
         costs: ``[U]`` of every group; 1 by default.
@@ -110,9 +111,10 @@ def ask_in_turn(
     member = torch.zeros(len(units), count)
     for number, unit in enumerate(units):
         member[number, list(unit)] = 1.0
-    ends = levels(model)
+    ends, said = levels(model), told_levels(model)
     chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
     activation = seen = model.activations(x)
+    own = None if covariance is None else to_logits(model, seen)
     columns = torch.nn.utils.rnn.pad_sequence(
         [torch.tensor(list(unit)) for unit in units], batch_first=True, padding_value=-1
     )
@@ -132,7 +134,7 @@ def ask_in_turn(
             score = chance
         else:
             believed = _believed(activation, ends)
-            per_concept = _scores(policy, model, activation, believed, logits, ends, truth, given, weights)
+            per_concept = _scores(policy, model, activation, believed, logits, said, truth, given, weights)
             score = per_concept @ member.T / member.sum(dim=1)
             score = score - weights.cost * costs if policy == "coop" else score
         best = score.masked_fill(~open_units, -torch.inf).argmax(dim=1)
@@ -141,14 +143,15 @@ def ask_in_turn(
         now = (member[best] > 0) & asking[:, None]
         given = torch.where(now, answers(now), given) if callable(answers) else given
         told = told | (now & ~given.isnan())
-        values = torch.where(given > 0.5, ends[1], ends[0])
-        if covariance is None:
+        values = torch.where(given > 0.5, said[1], said[0])
+        if covariance is None or own is None:
             asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)
             moved = torch.where(told, values, seen)
             change = (moved - activation).gather(1, asked_now.clamp(min=0))
             activation, logits = moved, override_logits(logits, asked_now, change, votes)
         else:
-            activation = propagate(seen, told, values, covariance)
+            followed = to_activations(model, propagate(own, told, given, covariance))
+            activation = torch.where(told, values, followed)
             logits = torch.nn.functional.linear(activation, model.weights()) + passed
         open_units[torch.arange(len(x)), best] = False
         spent.append(spent[-1] + costs[best] * asking)
@@ -162,7 +165,7 @@ def _believed(activation: Tensor, ends: Tensor) -> Tensor:
 
 
 def _scores(
-    policy: str, model: ConceptBottleneck, activation: Tensor, believed: Tensor, logits: Tensor, ends: Tensor,
+    policy: str, model: ConceptBottleneck, activation: Tensor, believed: Tensor, logits: Tensor, said: Tensor,
     truth: Tensor | None, answers: Tensor, weights: CoopWeights,
 ) -> Tensor:  # fmt: skip
     """How much every concept ``[N, K]`` is worth asking about."""
@@ -173,11 +176,11 @@ def _scores(
         return entropy
     matrix = model.weights()
     if policy == "cctp":
-        return believed * matrix.abs().sum(dim=0) * (ends[1] - ends[0])
+        return believed * matrix.abs().sum(dim=0) * (said[1] - said[0])
     rows = max(1, LOGITS_AT_ONCE // (2 * matrix.numel()))
     parts = []
     for a, p, z in zip(activation.split(rows), believed.split(rows), logits.split(rows)):
-        moved = (ends[:, None] - a)[..., None] * matrix.T  # [2, n, K, C]
+        moved = (said[:, None] - a)[..., None] * matrix.T  # [2, n, K, C]
         log_after = (z[:, None] + moved).log_softmax(dim=-1)
         after, log_now = log_after.exp(), z.log_softmax(dim=-1)[:, None]
         if policy == "ectp":

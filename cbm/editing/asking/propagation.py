@@ -1,16 +1,28 @@
 """What an answer about one concept says about the others: correlated interventions, without training.
 
 Vandenhirtz et al., "Stochastic Concept Bottleneck Models", NeurIPS 2024, equation 3, with their "empirical" covariance:
-activations are Gaussian around what the picture shows, with the covariance of the source domain; once some are known,
-the others move to their conditional mean,
+logits of concepts are Gaussian around what the picture shows, with the covariance of the source domain; once some are
+known, the others move to their conditional mean,
 
     mu_U' = mu_U + S_UI S_II^-1 (eta_I - mu_I)
+
+A logit is 2.94 at the level of "present" and -2.94 at that of "absent", where the probability is .95 and .05. What is
+told is at least that sure: eta is the further of the level and of what the model says itself. Else a concept that the
+model is surer of than .95 would be told down, and those that go with it would move away from what was told.
 """
+
+import math
 
 import torch
 from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
+from cbm.editing.apply import levels
+from cbm.layers import ConceptBottleneck
+from cbm.layers.activations import Sigmoid
+
+TOLD = math.log(19)
+"""The logit of a concept that is told to be present; of one that is absent, its negative."""
 NUMBERS_AT_ONCE = 2**24
 
 
@@ -19,11 +31,51 @@ def source_covariance(a: Tensor) -> Tensor:
     return torch.from_numpy(ledoit_wolf(a.double().numpy())[0])
 
 
-def propagate(activation: Tensor, told: Tensor, values: Tensor, covariance: Tensor) -> Tensor:
-    """Activations ``[N, K]`` after some of them are told.
+def to_logits(model: ConceptBottleneck, activation: Tensor) -> Tensor:
+    """Logits of concepts, float64, from activations ``[..., K]``: log-odds of probabilities, scores on that scale."""
+    if isinstance(model.activation, Sigmoid):
+        return torch.logit(activation.double(), eps=1e-7)
+    middle, half = _scale(model)
+    return TOLD * (activation - middle) / half
+
+
+def to_activations(model: ConceptBottleneck, logits: Tensor) -> Tensor:
+    """The inverse of ``to_logits``."""
+    if isinstance(model.activation, Sigmoid):
+        return torch.sigmoid(logits).to(model.reference)
+    middle, half = _scale(model)
+    return (middle + half * logits / TOLD).to(model.reference)
+
+
+def _scale(model: ConceptBottleneck) -> tuple[Tensor, Tensor]:
+    """Between the levels of absent and present, and half their distance (1 where a concept never varies)."""
+    ends = levels(model).double()
+    half = (ends[1] - ends[0]) / 2
+    return ends.mean(dim=0), half.where(half > 1e-9, 1.0)
+
+
+def propagate(logits: Tensor, told: Tensor, answers: Tensor, covariance: Tensor) -> Tensor:
+    """Logits ``[N, K]`` of concepts after some of them are told.
 
     Args:
-        activation: ``[N, K]`` what the pictures show.
+        logits: ``[N, K]`` what the pictures show.
+        told: ``[N, K]`` bool, which are known.
+        answers: ``[N, K]`` 1 present, 0 absent; those of concepts that are not told are not read.
+        covariance: ``[K, K]`` of logits, positive semi-definite.
+
+    Returns:
+        Told ones at ``TOLD`` or its negative, or beyond where the model is surer; the others at their conditional mean.
+    """
+    return conditional_mean(
+        logits, told, torch.where(answers > 0.5, logits.clamp(min=TOLD), logits.clamp(max=-TOLD)), covariance
+    )
+
+
+def conditional_mean(activation: Tensor, told: Tensor, values: Tensor, covariance: Tensor) -> Tensor:
+    """Gaussian variables ``[N, K]`` after some of them are known.
+
+    Args:
+        activation: ``[N, K]`` their means.
         told: ``[N, K]`` bool, which are known.
         values: ``[N, K]`` their values; the others are not read.
         covariance: ``[K, K]`` positive semi-definite.

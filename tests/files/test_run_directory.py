@@ -1,0 +1,81 @@
+"""What a run directory that came from elsewhere can ask of whoever reads it or writes to it: nothing."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import one_line
+from hand_made_run import write_run
+from omegaconf import OmegaConf
+
+import cbm
+from cbm.errors import UserError
+from cbm.files.run_directory import read_config, settings_hash
+
+
+@pytest.fixture
+def received(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("CANARY_KEY", "sk-CANARY")
+    return write_run(tmp_path / "received")
+
+
+def set_in(run: Path, key: str, value: object) -> None:
+    content = yaml.safe_load((run / "config.yaml").read_text())
+    *parents, last = key.split("/")
+    place = content
+    for name in parents:
+        place = place[name]
+    place[last] = value
+    (run / "config.yaml").write_text(yaml.safe_dump(content))
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("logger/project", "${oc.env:CANARY_KEY}", "logger.project"),
+        ("logger/project", "x ${oc.env:CANARY_KEY,none} y", "logger.project"),
+        ("logger/project", "${oc.decode:${oc.env:CANARY_KEY}}", "logger.project"),
+        ("logger/tags", ["a", "${oc.env:CANARY_KEY}"], r"logger.tags\[1\]"),
+        ("dataset/args", {"a": {"b": [{"c": "${now:%Y}"}]}}, r"dataset.args.a.b\[0\].c"),
+        ("dataset/root", "${cache}/x", "dataset.root"),
+        ("dataset/root", r"\${oc.env:CANARY_KEY}", "dataset.root"),
+        ("encoder/model", "hf-hub:${oc.env:CANARY_KEY}/x", "encoder.model"),
+        ("method/name", "${oc.env:CANARY_KEY", "method.name"),  # not even closed
+        ("dataset/args", {"${oc.env:CANARY_KEY}": 1}, r"dataset.args.\$\{oc.env:CANARY_KEY\}"),
+        ("${seed}", 1, r"\$\{seed\}"),
+        ("seed", "${cache}", "seed"),
+    ],
+)
+def test_a_received_configuration_reads_nothing(received: Path, key: str, value: object, named: str):
+    set_in(received, key, value)
+    with pytest.raises(UserError, match=f"config.yaml': '{named}' contains '\\$\\{{'") as refused:
+        cbm.load(received)
+    assert "sk-CANARY" not in str(refused.value)
+
+
+def test_every_way_of_writing_a_dollar(received: Path):
+    text = (received / "config.yaml").read_text()
+    (received / "config.yaml").write_text(text.replace("project: cbm", 'project: "\\x24{oc.env:CANARY_KEY}"'))
+    with pytest.raises(UserError, match="'logger.project' contains"):
+        read_config(received)
+
+
+@pytest.mark.parametrize("command", [["report"], ["compare"], ["app"], ["intervene"]])
+def test_commands_say_so_in_one_line(received: Path, module, command: list[str]):
+    set_in(received, "logger/project", "${oc.env:CANARY_KEY}")
+    status, out, errors = module(*command, str(received))
+    assert "'logger.project' contains" in one_line((status, errors))
+    assert "sk-CANARY" not in out + errors
+    assert not (received / "report.html").exists()
+
+
+def test_dollars_are_text(received: Path):
+    for value in ("$9 each", "$HOME/x", "a$", "{x}", "$$ {x}", r"\$x$"):
+        set_in(received, "dataset/root", value)
+        assert read_config(received).dataset.root == value
+
+
+def test_what_could_not_be_read_is_not_written():
+    cfg = OmegaConf.create({"trainer": {}, "method": {"name": "labo"}, "tags": [r"\${x}"]})
+    with pytest.raises(UserError, match=r"'tags\[0\]' contains '\$\{'"):
+        settings_hash(cfg)
