@@ -60,7 +60,7 @@ class AboutConfig:
     get: str = ""
     """How to get it"""
     counts: dict[str, int] = field(default_factory=dict)
-    """Published numbers of classes and concepts, and of pictures in train, val and test, as the reader gives them"""
+    """Published numbers of classes and concepts, and of images in train, val and test, as the reader gives them"""
     md5: dict[str, str] = field(default_factory=dict)
     """Published checksums of files, seen from the root"""
 
@@ -84,16 +84,16 @@ class EncoderConfig:
 
 @dataclass
 class CavConfig:
-    """``concepts=cav``: concepts learned from pictures that show them (``cbm/concepts/cav.py``)."""
+    """``concepts=cav``: concepts learned from images that show them (``cbm/concepts/cav.py``)."""
 
     dataset: str | None = None
-    """A card whose training pictures have concept columns; by default this run's own training pictures"""
+    """A card whose training images have concept columns; by default this run's own training images"""
     root: str | None = None
     """Where the images of that card are, if it does not say"""
     folder: str | None = None
-    """Or a folder of concept pictures: FOLDER/CONCEPT/{positives,negatives}/*.jpg, or FOLDER/CONCEPT/*.jpg"""
+    """Or a folder of concept images: FOLDER/CONCEPT/{positives,negatives}/*.jpg, or FOLDER/CONCEPT/*.jpg"""
     per_concept: int = 100
-    """Pictures with the concept, and without it, that train; as many again are held out to score it"""
+    """Images with the concept, and without it, that train; as many again are held out to score it"""
     svm_c: float = 0.1
     """What an error costs the support vector machine against a wide margin"""
 
@@ -104,7 +104,7 @@ class ConceptsConfig:
 
     source: str = "auto"
     """File, or 'auto': the data set's own bank, else a shipped bank with the same classes, else concepts/general.txt,
-    or 'cav': learned from pictures"""
+    or 'cav': learned from images"""
     cav: CavConfig = field(default_factory=CavConfig)
     control: str | None = None
     """random (meaningless directions) | shuffled (every name gets another concept's direction)"""
@@ -183,11 +183,11 @@ class EvalConfig:
     edits: str | None = None
     """Edits of the model, as cbm.Editor saves them (edits=edits.yaml): metrics before and after"""
     editor: Any = None
-    """Let the model be corrected for these pictures: configs/editor/NAME.yaml (editor=test_time)"""
+    """Let the model be corrected for these images: configs/editor/NAME.yaml (editor=test_time)"""
     domain: str | None = None
-    """The site these pictures come from, for edits bound to one; by default the data set's name"""
+    """The site these images come from, for edits bound to one; by default the data set's name"""
     gate: str | None = None
-    """Edits of the domain act on pictures that pass this gate only (gate.safetensors)"""
+    """Edits of the domain act on images that pass this gate only (gate.safetensors)"""
     cache: str = "cache"
     device: str = "auto"
     output: str | None = None

@@ -120,7 +120,7 @@ def adapt(
     ] = None,
     cache: Cache = Path("cache"),
 ) -> None:
-    """Correct a model for another domain with a few labelled pictures: editors side by side."""
+    """Correct a model for another domain with a few labelled images: editors side by side."""
     from cbm.run.adapt import adapt as adapted
     from cbm.run.adapt import overlap
     from cbm.run.spurious import mean_and_error

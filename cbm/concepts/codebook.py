@@ -1,4 +1,4 @@
-"""The concepts that unlabelled pictures say most, class by class: V2C-CBM's codebook (He et al., AAAI 2025)."""
+"""The concepts that unlabelled images say most, class by class: V2C-CBM's codebook (He et al., AAAI 2025)."""
 
 import logging
 from collections.abc import Sequence
@@ -39,11 +39,11 @@ class CodebookSettings:
 
     Attributes:
         pictures: of the pool, per class: those most like the class.
-        k: concepts of a picture that count.
+        k: concepts of an image that count.
         per_class: concepts kept per class, the most counted ones.
-        min_count: pictures that must say a concept; None for what chance would hardly reach (``chance_count``).
-        min_cosine: a concept less like a picture than this is not counted.
-        centred: compare what is left without what all pictures share and all concepts share (see ``SharedParts``).
+        min_count: images that must say a concept; None for what chance would hardly reach (``chance_count``).
+        min_cosine: a concept less like an image than this is not counted.
+        centred: compare what is left without what all images share and all concepts share (see ``SharedParts``).
     """
 
     pictures: int = 500
@@ -87,15 +87,15 @@ def learn_codebook(
     classes: Sequence[str], prototypes: Tensor, pool: Tensor, vocabulary: EmbeddedVocabulary, name: str,
     settings: CodebookSettings, synonyms: Sequence[str] = (),
 ) -> Codebook:  # fmt: skip
-    """Tokenise the pictures most like each class and keep the concepts they say most.
+    """Tokenise the images most like each class and keep the concepts they say most.
 
-    A picture that several classes ask for is tokenised once. Phrases that name a class of the data set say the answer
+    An image that several classes ask for is tokenised once. Phrases that name a class of the data set say the answer
     and are not among the tokens.
 
     Args:
         classes: C class names.
         prototypes: ``[C, D]``, see ``nearest_pictures``.
-        pool: ``[N, D]`` unit-norm features of unlabelled pictures.
+        pool: ``[N, D]`` unit-norm features of unlabelled images.
         vocabulary: V embedded phrases, of the same encoder.
         name: of the bank.
         settings: see ``CodebookSettings``.
@@ -185,10 +185,10 @@ def make_codebook(
 
 
 def encode_pool(folder: Path, encoder: Encoder, encoding: Encoding) -> Tensor:
-    """Unit-norm features ``[N, D]`` of all pictures in a folder, or in its tar files; unreadable ones are left out.
+    """Unit-norm features ``[N, D]`` of all images in a folder, or in its tar files; unreadable ones are left out.
 
     Raises:
-        UserError: no pictures.
+        UserError: no images.
     """
     images = read_pool(folder, encoding.cache)
     if not len(images):
@@ -204,6 +204,6 @@ def name_prototypes(classes: list[str], template: str, encode_text: EncodeText) 
 
 
 def picture_prototypes(train: FeatureSplit, shots: int | str, seed: int, classes: list[str]) -> Tensor:
-    """What each class looks like by ``shots`` labelled pictures ``[C, D]`` (all of them with ``all``)."""
+    """What each class looks like by ``shots`` labelled images ``[C, D]`` (all of them with ``all``)."""
     rows = few_shot(train.y.numpy(), shots, seed, classes, "--shots")
     return train.take(rows).class_means(len(classes))

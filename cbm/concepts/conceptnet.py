@@ -1,4 +1,4 @@
-"""What ConceptNet says about classes: the concepts of a post-hoc CBM that has no concept pictures.
+"""What ConceptNet says about classes: the concepts of a post-hoc CBM that has no concept images.
 
 After Yuksekgonul et al., "Post-hoc Concept Bottleneck Models" (ICLR 2023). Reads what was downloaded: the table of
 all assertions, ``conceptnet-assertions-*.csv[.gz]``, or answers of the web service (its pages as JSON files).

@@ -1,4 +1,4 @@
-"""Label-free CBM's filters (Oikarinen et al., ICLR 2023, section 3.1): short, new, not a class, seen in pictures.
+"""Label-free CBM's filters (Oikarinen et al., ICLR 2023, section 3.1): short, new, not a class, seen in images.
 
 Similarity is the cosine of text embeddings. Those of CLIP share a large common vector, so that unrelated phrases have
 cosines of 0.7 and more, a different number for every encoder; by default (``centred=True``) the mean of the texts is
@@ -143,12 +143,12 @@ def _winners(phrases: Tensor, generic: Tensor, cutoff: float) -> Tensor:
 
 
 def top_activation(x: Tensor, concepts: Tensor, count: int = 5) -> Tensor:
-    """Mean of every concept's ``count`` largest cosines with pictures ``[M]``.
+    """Mean of every concept's ``count`` largest cosines with images ``[M]``.
 
     Args:
-        x: ``[N, E]`` the teacher's features of the training pictures; may be memory-mapped.
+        x: ``[N, E]`` the teacher's features of the training images; may be memory-mapped.
         concepts: ``[M, E]`` the teacher's embeddings of the phrases.
-        count: Pictures per concept; all of them if there are fewer.
+        count: Images per concept; all of them if there are fewer.
     """
     directions = normalize(concepts.float(), dim=1)
     best = directions.new_empty(len(concepts), 0)
@@ -164,7 +164,7 @@ def top_activation(x: Tensor, concepts: Tensor, count: int = 5) -> Tensor:
 
 
 def drop_unseen(bank: ConceptBank, activation: Tensor, cutoff: float) -> ConceptBank:
-    """Leave out phrases that no training picture shows.
+    """Leave out phrases that no training image shows.
 
     Args:
         bank: M concepts.

@@ -1,7 +1,7 @@
 """Which phrases are fit to be concepts: phrases, visual, and not the answer itself.
 
 Rules from the faults found in published banks (specification of LaBo's data: extraction prompts that leaked into the
-phrases, phrases cut in mid-clause, class names as substrings, statements nobody can see in a picture).
+phrases, phrases cut in mid-clause, class names as substrings, statements nobody can see in an image).
 """
 
 import re

@@ -57,12 +57,12 @@ def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: in
 
 
 def undetected(bank: ConceptBank, embeddings: Tensor, x: Tensor, y: Tensor, classes: list[str]) -> list[Finding]:
-    """Concepts the encoder does not see: pictures of their owners do not score higher than the others.
+    """Concepts the encoder does not see: images of their owners do not score higher than the others.
 
     Args:
         bank: K concepts with owners named as in ``classes``.
         embeddings: ``[K, D]`` unit-norm.
-        x: ``[N, D]`` unit-norm features of labelled pictures.
+        x: ``[N, D]`` unit-norm features of labelled images.
         y: ``[N]`` class indices.
         classes: C names.
     """

@@ -44,7 +44,7 @@ def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
     """Rename the bank's classes to the data set's and leave out those it does not have.
 
     Names are compared without case, underscores and leading numbers (``001.Black_footed_Albatross``). Concepts learned
-    from pictures stay whoever owned them: they were not written for a class.
+    from images stay whoever owned them: they were not written for a class.
 
     Raises:
         UserError: some class of the data set has no phrases although the bank is written per class.

@@ -55,7 +55,7 @@ def _unit_range(value: Tensor) -> Tensor:
 
 
 def claim_concepts(embeddings: Tensor, class_means: Tensor) -> Tensor:
-    """Owners for phrases nobody owns: every phrase goes to the class whose training pictures match it best.
+    """Owners for phrases nobody owns: every phrase goes to the class whose training images match it best.
 
     Similarities are compared after removing what all classes share: a phrase belongs where it stands out.
 

@@ -1,11 +1,11 @@
-"""Vision to concept: pictures become their nearest concepts, and what a class's pictures say most is its codebook.
+"""Vision to concept: images become their nearest concepts, and what a class's images say most is its codebook.
 
 He et al., "V2C-CBM: Building Concept Bottlenecks with Vision-to-Concept Tokenizer" (AAAI 2025). Nothing of size
-pictures x vocabulary is held. The published code pads a class's list with concepts that were never counted, in an
+images x vocabulary is held. The published code pads a class's list with concepts that were never counted, in an
 arbitrary order; here a concept must be counted, and ties have one order: more counts, larger summed cosine, then text.
 
-The published nearest concept is that of the plain cosine. In CLIP's space all pictures share one large vector and all
-texts another, so that a few texts that happen to lie towards the pictures are near every picture and fill all lists.
+The published nearest concept is that of the plain cosine. In CLIP's space all images share one large vector and all
+texts another, so that a few texts that happen to lie towards the images are near every image and fill all lists.
 ``SharedParts`` takes both off first.
 """
 
@@ -23,7 +23,7 @@ from cbm.kernels import topk_concepts
 
 @dataclass(frozen=True)
 class Tokens:
-    """The k nearest concepts of N pictures, the nearest first.
+    """The k nearest concepts of N images, the nearest first.
 
     Attributes:
         ids: ``[N, k]`` rows of the codebook.
@@ -34,18 +34,18 @@ class Tokens:
     cosines: Tensor
 
     def take(self, rows: Tensor) -> "Tokens":
-        """The tokens of some pictures."""
+        """The tokens of some images."""
         return Tokens(self.ids[rows], self.cosines[rows])
 
 
 @dataclass(frozen=True)
 class Count:
-    """How often a concept was among the tokens of some pictures.
+    """How often a concept was among the tokens of some images.
 
     Attributes:
         id: its row in the codebook.
-        count: pictures that have it among their tokens.
-        cosine: mean cosine with these pictures.
+        count: images that have it among their tokens.
+        cosine: mean cosine with these images.
     """
 
     id: int
@@ -55,7 +55,7 @@ class Count:
 
 @dataclass(frozen=True)
 class SharedParts:
-    """What all pictures have in common, and all concepts.
+    """What all images have in common, and all concepts.
 
     Attributes:
         image: ``[D]``, the mean of unit-norm image features.
@@ -67,7 +67,7 @@ class SharedParts:
 
     @staticmethod
     def of(x: Tensor, codebook: Iterable[Tensor]) -> "SharedParts":
-        """Those of pictures ``[N, D]`` and of a codebook in parts ``[*, D]``, all of unit norm."""
+        """Those of images ``[N, D]`` and of a codebook in parts ``[*, D]``, all of unit norm."""
         total, count = torch.zeros(x.shape[1], dtype=torch.float64), 0
         for part in codebook:
             total += part.sum(dim=0, dtype=torch.float64)
@@ -78,13 +78,13 @@ class SharedParts:
 def tokenise(
     x: Tensor, codebook: Iterable[Tensor], k: int, allowed: Tensor | None = None, shared: SharedParts | None = None
 ) -> Tokens:
-    """The k concepts with the largest cosine for every picture.
+    """The k concepts with the largest cosine for every image.
 
     Args:
         x: ``[N, D]`` image features.
         codebook: unit-norm embeddings of V concepts in consecutive parts ``[*, D]``, e.g. one tensor in a list, or the
             shards of a store. Only one part is in memory at a time.
-        k: tokens per picture; all allowed concepts if there are fewer.
+        k: tokens per image; all allowed concepts if there are fewer.
         allowed: ``[V]`` bool, which concepts may be tokens, or None for all.
         shared: what to take off first; the cosines are then those of what is left. None is the published cosine.
 
@@ -113,13 +113,13 @@ def tokenise(
 
 
 def nearest_pictures(prototypes: Tensor, pool: Tensor, count: int) -> Tensor:
-    """The quantisation set of every class: the pictures of an unlabelled pool that are most like the class.
+    """The quantisation set of every class: the images of an unlabelled pool that are most like the class.
 
     Args:
         prototypes: ``[C, D]``, for each class the unit-norm embedding of its name, or the mean of those of its
-            labelled pictures (the mean of the dot products is the dot product with the mean).
+            labelled images (the mean of the dot products is the dot product with the mean).
         pool: ``[N, D]`` unit-norm.
-        count: pictures per class; the whole pool if it has fewer.
+        count: images per class; the whole pool if it has fewer.
 
     Returns:
         ``[C, count]`` rows of the pool, the most similar first.
@@ -131,9 +131,9 @@ def count_tokens(tokens: Tokens, texts: Sequence[str], *, min_count: int = 1, mi
     """All concepts among the tokens, in the order in which a class prefers them.
 
     Args:
-        tokens: of the pictures of one class.
+        tokens: of the images of one class.
         texts: V concepts.
-        min_count: fewer pictures do not make a concept (at least 1).
+        min_count: fewer images do not make a concept (at least 1).
         min_cosine: a token below this is not counted.
 
     Returns:
@@ -153,7 +153,7 @@ def chance_count(draws: int, concepts: int, level: float = 0.999) -> int:
     """The smallest count that tokens drawn at random would hardly reach: one more than their quantile ``level``.
 
     Args:
-        draws: tokens counted, pictures x k.
+        draws: tokens counted, images x k.
         concepts: concepts they might have been.
         level: share of the concepts that stay below it by chance.
     """
@@ -190,8 +190,8 @@ class ConceptTokenizer:
 
     Args:
         bank: K embedded concepts.
-        k: tokens per picture.
-        image_mean: ``[D]``, the mean feature of pictures like these: ``SharedParts`` are then taken off first.
+        k: tokens per image.
+        image_mean: ``[D]``, the mean feature of images like these: ``SharedParts`` are then taken off first.
     """
 
     def __init__(self, bank: ConceptBank, k: int = 5, image_mean: Tensor | None = None):
@@ -201,7 +201,7 @@ class ConceptTokenizer:
         self._shared = None if image_mean is None else SharedParts(image_mean, self._directions.mean(dim=0))
 
     def __call__(self, x: Tensor) -> list[list[tuple[str, float]]]:
-        """For every picture its k nearest concepts and their cosines, the nearest first; ``x [N, D]``."""
+        """For every image its k nearest concepts and their cosines, the nearest first; ``x [N, D]``."""
         tokens = tokenise(x, [self._directions], self.k, shared=self._shared)
         texts = self.bank.texts
         return [

@@ -1,4 +1,4 @@
-"""Pictures in, encoded splits out."""
+"""Images in, encoded splits out."""
 
 from cbm.data import (  # noqa: F401  they register themselves
     attribute_readers,

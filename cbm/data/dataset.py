@@ -1,4 +1,4 @@
-"""A labelled set of pictures with its splits: what every reader returns."""
+"""A labelled set of images with its splits: what every reader returns."""
 
 from dataclasses import dataclass, field
 
@@ -13,10 +13,10 @@ class Split:
     """One part of a data set.
 
     Attributes:
-        images: N pictures.
+        images: N images.
         labels: ``[N]`` class index.
         concepts: ``[N, A]`` ground-truth concepts, 1 present, 0 absent, NaN unknown; None where nothing is known.
-        subjects: ``[N]`` what each picture was taken of (a lesion, a film); pictures of one stay in one split.
+        subjects: ``[N]`` what each image was taken of (a lesion, a film); images of one stay in one split.
     """
 
     images: Images
@@ -28,7 +28,7 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Split":
-        """The pictures at ``rows``."""
+        """The images at ``rows``."""
         concepts = None if self.concepts is None else self.concepts[rows]
         subjects = None if self.subjects is None else self.subjects[rows]
         return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects)
@@ -58,7 +58,7 @@ class ImageDataset:
         """Return self if it can be learned from.
 
         Raises:
-            UserError: fewer than two classes, or a class without training pictures.
+            UserError: fewer than two classes, or a class without training images.
         """
         if len(self.classes) < 2:
             found = f"only '{self.classes[0]}'" if self.classes else "none"

@@ -19,7 +19,7 @@ class FeatureSplit:
     Attributes:
         x: ``[N, D]`` unit-norm features: float32, or mapped from disk, then perhaps in half precision.
         y: ``[N]`` class indices.
-        names: N picture names.
+        names: N image names.
         concepts: ``[N, A]`` ground truth (1, 0, NaN unknown) or None.
     """
 
@@ -32,7 +32,7 @@ class FeatureSplit:
         return len(self.y)
 
     def take(self, rows: np.ndarray) -> "FeatureSplit":
-        """The pictures at ``rows``."""
+        """The images at ``rows``."""
         index = torch.from_numpy(rows)
         concepts = None if self.concepts is None else self.concepts[index]
         return FeatureSplit(self.x[index], self.y[index], [self.names[row] for row in rows], concepts)
@@ -66,7 +66,7 @@ def spaced(x: Tensor, count: int) -> Tensor:
 
 
 def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
-    """So many pictures of every class, and the rest.
+    """So many images of every class, and the rest.
 
     Raises:
         UserError: a class has fewer.

@@ -50,7 +50,7 @@ def read_dataset(
 
 @reader("folder")
 def read_folder(name: str, root: Path) -> ImageDataset:
-    """Class-per-folder pictures: ``ROOT/CLASS/*.jpg``, or ``ROOT/{train,val,test}/CLASS/*.jpg``."""
+    """Class-per-folder images: ``ROOT/CLASS/*.jpg``, or ``ROOT/{train,val,test}/CLASS/*.jpg``."""
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
         near = did_you_mean(root.name, siblings)
@@ -73,7 +73,7 @@ def read_csv(name: str, root: Path) -> ImageDataset:
     """A table ``path,label[,split][,spurious][,one column per concept]``; paths are relative to the table.
 
     Concept cells are 0 or 1; an empty cell is unknown. A ``spurious`` cell names concepts (``a; b``) that go with the
-    picture's class without belonging to it (``python -m cbm spurious``). ``groups.json`` beside the table, if there,
+    image's class without belonging to it (``python -m cbm spurious``). ``groups.json`` beside the table, if there,
     maps a group's name to the concepts that exclude each other.
     """
     table = root / "images.csv" if root.is_dir() else root
@@ -160,7 +160,7 @@ def read_birds(
 
 @reader("torchvision")
 def read_torchvision(name: str, root: Path, dataset: str, download: bool = True) -> ImageDataset:
-    """A torchvision data set that keeps its pictures in one array (CIFAR10, CIFAR100)."""
+    """A torchvision data set that keeps its images in one array (CIFAR10, CIFAR100)."""
     known = ["CIFAR10", "CIFAR100"]
     if dataset not in known:
         raise UserError(f"dataset.args.dataset={dataset}: {did_you_mean(dataset, known)}")

@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 def complete_splits(
     dataset: ImageDataset, cache: Path, *, val_fraction: float, test_fraction: float, seed: int
 ) -> ImageDataset:
-    """Give the data set a validation and a test split, taken from its training pictures where it lacks them.
+    """Give the data set a validation and a test split, taken from its training images where it lacks them.
 
-    The choice is written to ``cache/splits`` and read again by later runs: a picture never moves between splits, also
-    when pictures are added to the set (new ones are divided by the same fractions). Pictures of one subject stay
+    The choice is written to ``cache/splits`` and read again by later runs: an image never moves between splits, also
+    when images are added to the set (new ones are divided by the same fractions). Images of one subject stay
     together.
     """
     wanted = {"test": test_fraction, "val": val_fraction}
@@ -66,10 +66,10 @@ def complete_splits(
 
 
 def _read_choice(file: Path) -> dict[str, str]:
-    """Picture to split, as it was drawn once.
+    """Image to split, as it was drawn once.
 
     Raises:
-        UserError: the file is damaged: drawing again could move test pictures into training.
+        UserError: the file is damaged: drawing again could move test images into training.
     """
     known = read_json(file)
     if not isinstance(known, dict) or not set(map(str, known.values())) <= {"train", "val", "test"}:
@@ -78,7 +78,7 @@ def _read_choice(file: Path) -> dict[str, str]:
 
 
 def _follow_subject(subjects: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Put new pictures where their subject is already (of other classes too); returns those of new subjects."""
+    """Put new images where their subject is already (of other classes too); returns those of new subjects."""
     old = np.flatnonzero(assigned != "")
     place = dict(zip(subjects[old].tolist(), assigned[old].tolist()))
     assigned[new] = [place.get(subject, "") for subject in subjects[new].tolist()]
@@ -106,13 +106,13 @@ def few_shot(labels: np.ndarray, shots: int | str, seed: int, classes: list[str]
 
     Args:
         labels: ``[N]`` class indices.
-        shots: pictures per class, or ``"all"``. Subsets of one seed are nested: 4 shots contain the 1-shot picture.
+        shots: images per class, or ``"all"``. Subsets of one seed are nested: 4 shots contain the 1-shot image.
         seed: of the draw.
         classes: names, for the error message.
         setting: the name of the setting, for the error message.
 
     Raises:
-        UserError: a class has fewer pictures than asked for.
+        UserError: a class has fewer images than asked for.
     """
     if shots == "all":
         return np.arange(len(labels))

@@ -37,7 +37,7 @@ class LogitChange:
 
 @torch.no_grad()
 def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str]) -> LogitChange:
-    """Work out edits that all act on the same pictures, one after the other, in float64.
+    """Work out edits that all act on the same images, one after the other, in float64.
 
     Every class reads ``w (alpha a + beta) + b`` of a concept; set, mask, scale and shift change alpha and beta,
     remove and reweight change w and b.
@@ -74,7 +74,7 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
 
 
 def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
-    """What ``set`` means by a value: "present" and "absent" are the 95 % and 5 % points of the training pictures, .95
+    """What ``set`` means by a value: "present" and "absent" are the 95 % and 5 % points of the training images, .95
     and .05 of concepts that are probabilities."""
     return float(levels(model)[list(LEVELS).index(value), column]) if isinstance(value, str) else float(value)
 
@@ -102,9 +102,9 @@ def edited_model(
 def edited_model(
     model: Editable, edits: EditSet, texts: Sequence[str], classes: Sequence[str], domain: str | None = None
 ) -> Editable | EditedEnergies:
-    """The edits of all pictures of a domain as a bottleneck with other weights; the model stays as it is.
+    """The edits of all images of a domain as a bottleneck with other weights; the model stays as it is.
 
-    Edits of single pictures and of other domains are no part of it; if there are no others, it is the model itself.
+    Edits of single images and of other domains are no part of it; if there are no others, it is the model itself.
     The residual, if there is one, is not touched.
     """
     acting = edits.for_picture(None, domain)
@@ -132,7 +132,7 @@ def edited_logits(
     domain: str | None = None,
     inside: Tensor | None = None,
 ) -> Tensor:
-    """Logits of pictures after the edits, ``[N, C]``: bit by bit those before where no edit acts.
+    """Logits of images after the edits, ``[N, C]``: bit by bit those before where no edit acts.
 
     Args:
         model: a bottleneck, or energies (``cbm.editing.energies``).
@@ -140,9 +140,9 @@ def edited_logits(
         bank: its K concepts.
         classes: C class names.
         x: ``[N, D]`` unit-norm features.
-        names: of the N pictures, for edits of some of them.
+        names: of the N images, for edits of some of them.
         logits: ``[N, C]`` before, if known.
-        domain: where the pictures come from.
+        domain: where the images come from.
         inside: ``[N]`` bool, which of them do (``cbm.editing.domains.gate``); all by default.
     """
     found = (predict_logits(model, x) if logits is None else logits).clone()

@@ -29,10 +29,10 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of the decisions is left, on pictures that the new head was not fitted on.
+    """How much of the decisions is left, on images that the new head was not fitted on.
 
     Attributes:
-        agreement: share of pictures that are called the same.
+        agreement: share of images that are called the same.
         r2: of the logits, each class's mean taken off.
         class_r2: ``[C]`` of every class alone.
     """
@@ -69,7 +69,7 @@ class BankSwap:
 def refit_head(
     model: ConceptBottleneck, directions: Tensor, x: Tensor, *, ridge: float, start: Tensor | None = None
 ) -> ConceptBottleneck:
-    """The head on other directions that decides as ``model`` does on pictures like these.
+    """The head on other directions that decides as ``model`` does on images like these.
 
     Args:
         model: a linear bottleneck; a residual stays what it is.
@@ -97,7 +97,7 @@ def refit_head(
 
 
 def kept(model: ConceptBottleneck, directions: Tensor, x: Tensor, *, ridge: float, start: Tensor | None = None) -> Kept:
-    """Refit on one half of the pictures ``[M, D]``, compare on the other, both ways round."""
+    """Refit on one half of the images ``[M, D]``, compare on the other, both ways round."""
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     truth, found = [], []
     for half in (0, 1):

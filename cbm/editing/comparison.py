@@ -1,4 +1,4 @@
-"""Before and after: what edits did to the decisions about a set of pictures."""
+"""Before and after: what edits did to the decisions about a set of images."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Comparison:
-    """Decisions about N pictures before and after.
+    """Decisions about N images before and after.
 
     Attributes:
         before: ``[N, C]`` logits.
@@ -52,7 +52,7 @@ class Comparison:
         )
 
     def recall(self) -> list[tuple[str, int, float, float]]:
-        """(class, pictures, share that is right before, after) of every class with pictures."""
+        """(class, images, share that is right before, after) of every class with images."""
         counts = torch.bincount(self.y, minlength=len(self.classes))
         right = [
             torch.bincount(self.y[logits.argmax(1) == self.y], minlength=len(self.classes)) / counts

@@ -37,7 +37,7 @@ def counterfactual(
     frozen: Sequence[int] = (),
     margin: float = 1e-3,
 ) -> Counterfactual | None:
-    """The fewest concepts that flip the decision about one picture, moved within what training pictures show.
+    """The fewest concepts that flip the decision about one image, moved within what training images show.
 
     Each concept may go to its 5 % or 95 % point. What concepts add to the difference of two logits does not depend on
     each other, so the fewest are those that add most; the last is moved only as far as it must. Of several targets the

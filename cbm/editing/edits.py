@@ -1,10 +1,10 @@
 """What a person changes about a model: a list of edits, kept as ``edits.yaml``.
 
-An edit names a concept and says what becomes of it: for which classes, for which pictures, in which domain (pictures of
+An edit names a concept and says what becomes of it: for which classes, for which images, in which domain (images of
 one data set, one site, one camera). Edits act in their order.
 
     set       its activation becomes ``value``: a number, "present" or "absent" (95 % and 5 % points of the training
-              pictures)
+              images)
     mask      its activation becomes its reference value: what it is on average, so that it says nothing
     scale     its activation is multiplied by ``value``
     shift     ``value`` is added to its activation
@@ -41,11 +41,11 @@ class Edit:
         concept: its text in the bank.
         value: see above.
         classes: only these classes are told; all if None.
-        samples: only these pictures, by name; all if None.
+        samples: only these images, by name; all if None.
         why: what for.
         who: whose edit it is.
         when: date and time, ISO 8601.
-        domain: only pictures of this domain: a data set, or what a site is called; all if None.
+        domain: only images of this domain: a data set, or what a site is called; all if None.
 
     Raises:
         UserError: an unknown operation, or a value that is missing, no number, or one too many.
@@ -119,7 +119,7 @@ class EditSet:
 
     @property
     def samples(self) -> set[str]:
-        """Names of all pictures that some edit is for alone."""
+        """Names of all images that some edit is for alone."""
         return {name for edit in self.edits for name in edit.samples or ()}
 
     @property
@@ -128,7 +128,7 @@ class EditSet:
         return {edit.domain for edit in self.edits if edit.domain is not None}
 
     def for_picture(self, name: str | None, domain: str | None = None) -> "EditSet":
-        """Those that act on a picture of a domain; on one without a name, those that act on all."""
+        """Those that act on an image of a domain; on one without a name, those that act on all."""
         return EditSet(
             tuple(
                 edit for edit in self.edits
@@ -147,7 +147,7 @@ class EditSet:
                     raise UserError(f"edit {number}: no class '{name}' in this model: {did_you_mean(name, classes)}")
 
     def check_pictures(self, names: Sequence[str]) -> None:
-        """Raise a ``UserError`` with the nearest name at the first picture that is not among ``names``."""
+        """Raise a ``UserError`` with the nearest name at the first image that is not among ``names``."""
         for name in sorted(self.samples - set(names))[:1]:
             raise UserError(f"no picture '{name}' in this split: {did_you_mean(name, names)}")
 

@@ -4,8 +4,8 @@ Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024. No class has a w
 so only activations are edited:
 
     set present | absent        the concept is known
-    set NUMBER, scale, shift    what the picture says of it, its log-odds, is replaced or changed
-    mask                        the picture says nothing of it: it follows from the others
+    set NUMBER, scale, shift    what the image says of it, its log-odds, is replaced or changed
+    mask                        the image says nothing of it: it follows from the others
 """
 
 import math
@@ -61,7 +61,7 @@ class EditedEnergies(nn.Module):
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Posterior:
-        """Concepts and class of pictures ``[N, D]``."""
+        """Concepts and class of images ``[N, D]``."""
         model = self.model
         clamp = None if bool(self.clamp.isnan().all()) else self.clamp.to(x).expand(len(x), -1)
         if not self.evidence:
@@ -76,14 +76,14 @@ class EditedEnergies(nn.Module):
 
 
 def energy_guided_edits(model: EnergyBottleneck, x: Tensor, told: EditSet, texts: Sequence[str]) -> EditSet:
-    """What follows from what is told about one picture ``[D]``: the concepts whose decision changes, as edits.
+    """What follows from what is told about one image ``[D]``: the concepts whose decision changes, as edits.
 
     The told concepts are clamped, and concepts and class of the lowest energy found; concepts that are decided
     otherwise than before are proposed too, so that a person can look at them, keep or refuse them.
 
     Args:
         model: the energies.
-        x: unit-norm features of the picture.
+        x: unit-norm features of the image.
         told: edits that set concepts present or absent.
         texts: of the K concepts.
     """

@@ -1,7 +1,7 @@
-"""Correct one mistake by hand: how far a concept's weights must move for a picture to be right by a margin.
+"""Correct one mistake by hand: how far a concept's weights must move for an image to be right by a margin.
 
 The manual editing of Oikarinen et al., "Label-Free Concept Bottleneck Models" (ICLR 2023), counted from the concept's
-average as everywhere here, so that the average picture keeps its logits.
+average as everywhere here, so that the average image keeps its logits.
 """
 
 import torch
@@ -26,13 +26,13 @@ def margin_edits(
     margin: float = 0.2,
     why: str | None = None,
 ) -> EditSet:
-    """Two ``reweight`` edits after which pictures of a class win over their rivals by ``margin``, on average.
+    """Two ``reweight`` edits after which images of a class win over their rivals by ``margin``, on average.
 
-    For one picture with activation a of the concept, rival r and D = z_r - z_y + margin,
+    For one image with activation a of the concept, rival r and D = z_r - z_y + margin,
 
         w_y += h,   w_r -= h,   h = D / (2 (a - reference)),
 
-    which makes z_y - z_r the margin exactly. For several pictures h is the mean of theirs; the rival is the class that
+    which makes z_y - z_r the margin exactly. For several images h is the mean of theirs; the rival is the class that
     most often comes first (or second, after y).
 
     Args:
@@ -46,7 +46,7 @@ def margin_edits(
         why: kept with the edits.
 
     Raises:
-        UserError: the concept is average on these pictures, so that no moderate weight of it could decide.
+        UserError: the concept is average on these images, so that no moderate weight of it could decide.
     """
     x = x.reshape(-1, x.shape[-1])
     z = model(x).double()

@@ -26,7 +26,7 @@ def alike(model: ConceptBottleneck, columns: Tensor, cosine: float = ALIKE) -> T
 def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False) -> ConceptBottleneck:
     """A copy of the model in which some classes no longer read some concepts.
 
-    A removed concept is held at its reference value (its mean over the training pictures). Classes from which nothing
+    A removed concept is held at its reference value (its mean over the training images). Classes from which nothing
     is removed keep their weights and bias bit by bit. A residual is not touched, so it weakens the edit.
 
     Args:

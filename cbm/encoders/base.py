@@ -22,7 +22,7 @@ class Encoder:
             features, so it addresses them in the feature store.
         dim: width D of the features.
         logit_scale: the factor the model was trained with on cosine similarities (100 where it has none).
-        preprocess: picture to ``[3, H, W]`` tensor.
+        preprocess: image to ``[3, H, W]`` tensor.
     """
 
     has_text = False
@@ -63,7 +63,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_images(self, pictures: Tensor) -> Tensor:
-        """Preprocessed pictures ``[N, 3, H, W]`` to raw (not normalised) float32 features ``[N, D]`` on the CPU."""
+        """Preprocessed images ``[N, 3, H, W]`` to raw (not normalised) float32 features ``[N, D]`` on the CPU."""
         with self.autocast():
             features = self.image_features(pictures.to(self.device, non_blocking=True))
         return features.float().cpu()
@@ -87,7 +87,7 @@ class Encoder:
         return None
 
     def seen(self, picture: Image.Image) -> Image.Image:
-        """What the encoder sees of a picture: cropped and scaled, in its colours."""
+        """What the encoder sees of an image: cropped and scaled, in its colours."""
         black, white = (self.preprocess(Image.new("RGB", (32, 32), colour)) for colour in ("black", "white"))
         low, high = (plain.mean(dim=(1, 2), keepdim=True) for plain in (black, white))
         pixels = (self.preprocess(picture.convert("RGB")) - low) / (high - low)

@@ -20,7 +20,7 @@ class Activation(nn.Module):
         offset: ``[K]`` taken from every score first.
 
     Attributes:
-        rests_at_zero: most concepts of a picture are exactly zero, and zero is where a removed concept is held.
+        rests_at_zero: most concepts of an image are exactly zero, and zero is where a removed concept is held.
     """
 
     offset: Tensor
@@ -44,7 +44,7 @@ class TopK(Activation):
 
     Args:
         offset: ``[K]``.
-        k: concepts per picture.
+        k: concepts per image.
     """
 
     k: Tensor
@@ -59,7 +59,7 @@ class TopK(Activation):
         return topk_gate(scores - self.offset, int(self.k))
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """Of the k columns of the head that a picture's concepts vote by."""
+        """Of the k columns of the head that an image's concepts vote by."""
         values, columns = topk_concepts(x, concepts, int(self.k), beta=-self.offset)
         logits = embedding_bag(columns, weights.T.contiguous(), per_sample_weights=values, mode="sum")
         return logits if bias is None else logits + bias
@@ -76,7 +76,7 @@ class Largest(Activation):
         return torch.zeros_like(scores).scatter(1, best, 1.0)
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """The column of the head of a picture's concept."""
+        """The column of the head of an image's concept."""
         best = topk_concepts(x, concepts, 1, beta=-self.offset)[1][:, 0]
         logits = weights.T[best]
         return logits if bias is None else logits + bias
@@ -96,7 +96,7 @@ class Pointwise(Activation):
         return POINTWISE[self.function](scores - self.offset)
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """In chunks of pictures."""
+        """In chunks of images."""
         return fused_bottleneck_logits(x, concepts, weights, activation=self.function, beta=-self.offset, bias=bias)
 
 

@@ -28,10 +28,10 @@ class ConceptBottleneck(nn.Module):
         head: weights and bias of the classes.
         scale: factor on the activations; its logarithm is a parameter if ``learn_scale``.
         learn_scale: train the scale along with the head.
-        reference: ``[K]`` what each concept's activation is on average over the training pictures (zero if that is
+        reference: ``[K]`` what each concept's activation is on average over the training images (zero if that is
             where it rests): the point from which contributions are counted, and the value a removed concept is held
             at. Zeros by default.
-        spread: ``[K]`` standard deviation of the activation over the training pictures. Ones by default.
+        spread: ``[K]`` standard deviation of the activation over the training images. Ones by default.
         activation: from scores to activations; None for a linear bottleneck.
         mixing: ``[K, K]`` where the concepts are mixtures of those of the bank, in what proportion (row k: what goes
             by the name of concept k); kept for inspection, ``concepts`` are the result.
@@ -85,7 +85,7 @@ class ConceptBottleneck(nn.Module):
         return logits if self.residual is None else logits + self.residual(x)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Score of every picture on every concept, ``[N, K]``: the cosine, where concepts have unit norm."""
+        """Score of every image on every concept, ``[N, K]``: the cosine, where concepts have unit norm."""
         return concept_scores(x, self.concepts)
 
     def activations(self, x: Tensor) -> Tensor:
@@ -110,16 +110,16 @@ class ConceptBottleneck(nn.Module):
 
     @torch.no_grad()
     def base(self) -> Tensor:
-        """Logits of a picture on which every concept has its reference value, ``[C]``, without the residual."""
+        """Logits of an image on which every concept has its reference value, ``[C]``, without the residual."""
         return self.weights() @ self.reference + self.biases()
 
     @torch.no_grad()
     def contributions(self, x: Tensor, classes: Tensor) -> Tensor:
-        """What every concept adds to the logit of one class per picture.
+        """What every concept adds to the logit of one class per image.
 
         Args:
             x: ``[N, D]`` unit-norm features.
-            classes: ``[N]`` the class whose logit is explained, for each picture.
+            classes: ``[N]`` the class whose logit is explained, for each image.
 
         Returns:
             ``[N, K]``; ``base()[classes] + contributions.sum(1)`` is the logit, but for the residual.
@@ -128,7 +128,7 @@ class ConceptBottleneck(nn.Module):
 
     @torch.no_grad()
     def logits(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Logits of any number of pictures ``[N, D]``; ``[N, C]``.
+        """Logits of any number of images ``[N, D]``; ``[N, C]``.
 
         Args:
             x: unit-norm features.
@@ -147,7 +147,7 @@ class ConceptBottleneck(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> "ConceptBottleneck":
-        """Set ``reference`` and ``spread`` from the training pictures ``[N, D]``; returns the model."""
+        """Set ``reference`` and ``spread`` from the training images ``[N, D]``; returns the model."""
         if self.activation is None:
             mean, spread = score_moments(x, self.concepts)
         else:

@@ -1,4 +1,4 @@
-"""``EnergyBottleneck``: concepts, class and picture joined by three energies."""
+"""``EnergyBottleneck``: concepts, class and image joined by three energies."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from cbm.solvers.released_energy import BATCH, ReleasedEnergies, released_infere
 class EnergyBottleneck(nn.Module):
     """Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024, on frozen features.
 
-    With u' = u / |u|, r = relu(W z + b) of a standardised picture z, c a 0/1 vector and y a class:
+    With u' = u / |u|, r = relu(W z + b) of a standardised image z, c a 0/1 vector and y a class:
 
         E_class(x, y)   = const(x) + < w_y . r_class, u'_y >
         E_concept(x, c) = const(x) - sum_k c_k l_k(x),   l_k = < r_concept, w_k . (v'_k0 - v'_k1) >
@@ -30,7 +30,7 @@ class EnergyBottleneck(nn.Module):
         num_classes: M.
         blocks: which concept vectors there are.
         hidden: H.
-        dropout: on both projections of a picture, while training.
+        dropout: on both projections of an image, while training.
         mean: ``[D]`` taken from the features.
         std: ``[D]`` that they are divided by.
         vectors: ``[U, K]`` the only concept vectors there are, where every class has one of its own; or None.
@@ -79,7 +79,7 @@ class EnergyBottleneck(nn.Module):
         return ConceptBlocks(len(self.steps), self.values, self.allowed)
 
     def class_scores(self, x: Tensor) -> Tensor:
-        """``-E_class`` but for a constant of the picture: features ``[B, D]`` to ``[B, M]``."""
+        """``-E_class`` but for a constant of the image: features ``[B, D]`` to ``[B, M]``."""
         seen = self.dropout(self.to_class((x - self.mean) / self.std)).relu()
         return -(seen * self.class_scorer) @ normalize(self.class_table, dim=1).T
 
@@ -100,7 +100,7 @@ class EnergyBottleneck(nn.Module):
         generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
         leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
-        """Concepts and class of every picture, some concepts possibly known.
+        """Concepts and class of every image, some concepts possibly known.
 
         Args:
             x: ``[B, D]`` unit-norm features.
@@ -109,7 +109,7 @@ class EnergyBottleneck(nn.Module):
             generator: of the random numbers; without one the same call gives the same answer.
             samples: of importance sampling; by default 1,024, of more than 64 variables 256.
             sweeps: of Gibbs sampling.
-            leaky: whether the class is seen in the picture too, past the concepts; by default ``class_weight`` says.
+            leaky: whether the class is seen in the image too, past the concepts; by default ``class_weight`` says.
         """
         seen = self.class_weight if leaky is None else float(leaky)
         return infer(
@@ -149,7 +149,7 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
         return Posterior(classes, concepts, chosen, decided, energy, torch.full_like(energy, torch.inf))
 
     def released_energies(self, x: Tensor) -> ReleasedEnergies:
-        """What the loop needs to know of pictures ``[B, D]``."""
+        """What the loop needs to know of images ``[B, D]``."""
         z = (x - self.mean) / self.std
         classes, concepts, joint = self.class_table, self.concept_table, self.joint()
         return ReleasedEnergies(

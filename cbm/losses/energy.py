@@ -30,15 +30,15 @@ def concept_loss(concept_logit: Tensor, concepts: Tensor, blocks: ConceptBlocks)
 
 
 def complete_states(concepts: Tensor, concept_logit: Tensor, blocks: ConceptBlocks) -> Tensor:
-    """Labels ``[B, K]`` as value numbers ``[B, blocks]``; what is unknown is drawn by the pictures' own evidence."""
+    """Labels ``[B, K]`` as value numbers ``[B, blocks]``; what is unknown is drawn by the images' own evidence."""
     logits = blocks.of_values(concept_logit.detach()).masked_fill(~blocks.consistent(concepts), NEVER)
     return draw_states(logits.softmax(-1), torch.rand(logits.shape[:-1], device=logits.device))
 
 
 def disturb(states: Tensor, blocks: ConceptBlocks, share: float) -> Tensor:
-    """A copy of ``[B, blocks]`` with a ``share`` of the variables set to another value, anew for every picture.
+    """A copy of ``[B, blocks]`` with a ``share`` of the variables set to another value, anew for every image.
 
-    Where all pictures of a class have the same concepts, p(c | y) is a point and energies would fall without end.
+    Where all images of a class have the same concepts, p(c | y) is a point and energies would fall without end.
     """
     sizes = blocks.allowed.sum(1)
     steps = (torch.rand(states.shape, device=states.device) * (sizes - 1)).long() + 1
@@ -46,11 +46,11 @@ def disturb(states: Tensor, blocks: ConceptBlocks, share: float) -> Tensor:
 
 
 def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
-    """Mean over pictures of -B log p(y | c) - sum_b log p(c_b | other variables, y), B the number of variables.
+    """Mean over images of -B log p(y | c) - sum_b log p(c_b | other variables, y), B the number of variables.
 
     Any weights of the conditionals are consistent. The class is given as much as all variables together, since it is
     told by 1 + u' with u' of unit length, to which the gradient is small: with a weight of 1 the energies have learned
-    the training pictures by heart before they have learned the classes.
+    the training images by heart before they have learned the classes.
 
     Of more than 32 variables a random 32 stand for all in every call.
 
@@ -77,7 +77,7 @@ def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
 def conditional_loss(joint: JointEnergy, concepts: Tensor, y: Tensor) -> Tensor:
     """-log p(y | c) of disturbed concepts, as the published code has it.
 
-    A fifth of the pictures (rounded up) have the same fifth of their concepts turned round. The labels themselves are
+    A fifth of the images (rounded up) have the same fifth of their concepts turned round. The labels themselves are
     left alone, which in the published code they are not where they are integers.
 
     Args:

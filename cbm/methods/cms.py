@@ -1,11 +1,11 @@
 """Concept Matrix Search (Semenov et al., arXiv 2404.03323, 2024): zero-shot classification by way of concepts.
 
-A picture is written as its cosines with the concepts, and so is every class name; the class whose row is most like the
-picture's wins (``cbm.solvers.concept_matrix`` has the rules and the algebra). Nothing is trained and no label is used.
+An image is written as its cosines with the concepts, and so is every class name; the class whose row is most like the
+image's wins (``cbm.solvers.concept_matrix`` has the rules and the algebra). Nothing is trained and no label is used.
 
 As a bottleneck: concepts in their norm, the identity, the cube or the largest as activation, the classes' rows as head.
-The picture's own norm divides all its logits, changes no decision, and is replaced by its mean over the training
-pictures. Column sums and centres are those of the training pictures (the published code takes those of the pictures it
+The image's own norm divides all its logits, changes no decision, and is replaced by its mean over the training
+images. Column sums and centres are those of the training images (the published code takes those of the images it
 is evaluated on).
 """
 
@@ -29,13 +29,13 @@ class CMSConfig:
     norm: str = "none"
     """none | row | col: what the cosines are divided by, sums over a row or a column of them"""
     center: bool = False
-    """Take every concept's mean over the training pictures, and over the classes, off first (not in the paper;
+    """Take every concept's mean over the training images, and over the classes, off first (not in the paper;
     not with norm)"""
 
 
 @register_method("cms")
 class CMS(Method):
-    """Rows of cosines with the concepts, compared between pictures and class names."""
+    """Rows of cosines with the concepts, compared between images and class names."""
 
     Config = CMSConfig
     trains = False

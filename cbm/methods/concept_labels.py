@@ -36,7 +36,7 @@ class ConceptLabels:
 
 
 def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperature: float) -> ConceptLabels:
-    """The labels a run's settings ask for, of the training and validation pictures.
+    """The labels a run's settings ask for, of the training and validation images.
 
     Args:
         data: encoded splits.
@@ -81,11 +81,11 @@ def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperatur
 
 
 def pseudo_labels(features: dict[str, Tensor], directions: Tensor, temperature: float) -> dict[str, Tensor]:
-    """How surely a picture shows a concept, by its cosine with the concept's text.
+    """How surely an image shows a concept, by its cosine with the concept's text.
 
-    Raw cosines of CLIP share a large part per picture and per concept. So the mean over the concepts of a picture and
-    then the mean over the training pictures are taken off, and what is left is divided by its standard deviation; the
-    cut is the median of the training pictures.
+    Raw cosines of CLIP share a large part per image and per concept. So the mean over the concepts of an image and
+    then the mean over the training images are taken off, and what is left is divided by its standard deviation; the
+    cut is the median of the training images.
 
     Args:
         features: split to ``[N, D]``, ``train`` among them.

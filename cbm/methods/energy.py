@@ -1,6 +1,6 @@
 """ECBM: Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024, on frozen features.
 
-Concepts, class and picture are joined by three energies (``cbm.layers.energy``), learned from concept labels. A concept
+Concepts, class and image are joined by three energies (``cbm.layers.energy``), learned from concept labels. A concept
 that is known then changes what is believed about the others and about the class, and the energies say which concepts
 go together.
 
@@ -41,13 +41,13 @@ class EnergyConfig:
     labels: str = "auto"
     """truth (the data set's concept columns) | pseudo (CLIP's opinion) | auto: truth where there is any"""
     leaky: bool = False
-    """Let the class be seen in the picture as well, past the concepts"""
+    """Let the class be seen in the image as well, past the concepts"""
     hidden: int = 64
     dropout: float = 0.2
     joint_weight: float | None = None
     """Of the global energy at inference; null: chosen on the validation split"""
     noise: float | None = None
-    """Share of the concepts set to another value for the global energy; null: 0.03 where all pictures of a class have
+    """Share of the concepts set to another value for the global energy; null: 0.03 where all images of a class have
     the same concepts, else 0"""
     temperature: float = 0.5
     """Of pseudo-labels, in standard deviations of a concept's cosine"""
@@ -103,7 +103,7 @@ class Energy(Method):
         return of_class + of_concepts + pseudo_likelihood(model.joint(), states, y)
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The loss of 512 pictures without dropout, always with the same draws, and the direct readout."""
+        """The loss of 512 images without dropout, always with the same draws, and the direct readout."""
         assert concepts is not None
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -128,7 +128,7 @@ class Energy(Method):
 
 
 def class_vectors(concepts: Tensor, y: Tensor, num_classes: int, blocks: ConceptBlocks) -> Tensor | None:
-    """The concept vectors ``[U, K]`` of the classes, if all pictures of a class have the same; otherwise None."""
+    """The concept vectors ``[U, K]`` of the classes, if all images of a class have the same; otherwise None."""
     first = torch.zeros(num_classes, dtype=torch.long).scatter_(0, y.flip(0), torch.arange(len(y)).flip(0))
     rows = concepts[first]
     if bool(concepts.isnan().any()) or not torch.equal(rows[y], concepts):

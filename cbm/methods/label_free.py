@@ -1,7 +1,7 @@
 """Label-free CBM: Oikarinen et al., "Label-Free Concept Bottleneck Models", ICLR 2023. Concepts for any backbone.
 
 Phrases are filtered by what they mean and show (section 3.1); for those that stay, a text-image model, the teacher,
-scores the pictures, p = T t_k, and the backbone learns a direction that repeats the scores (section 3.2, equation 2),
+scores the images, p = T t_k, and the backbone learns a direction that repeats the scores (section 3.2, equation 2),
 
     w_k = argmax_w  <q'^3, p'^3> / (|q'^3| |p'^3|)          q = X w, ' removes the mean
 
@@ -10,10 +10,10 @@ Concepts it does not learn are left out. A sparse linear layer on the standardis
 Without a teacher the encoder teaches itself. The phrase's own embedding then has similarity 1, which is the maximum: it
 is the direction, and nothing is learned (``repaired``); ``paper`` searches for it all the same.
 
-``fidelity=paper`` follows the published procedure: raw cosines of texts, an absolute cutoff for the best pictures, Adam
+``fidelity=paper`` follows the published procedure: raw cosines of texts, an absolute cutoff for the best images, Adam
 from a random start that stops at the first validation without improvement. ``repaired`` (default) compares texts after
 removing what they share, has no absolute cutoff (cosines differ by encoder), and starts from the ridge regression. Both
-judge a concept on validation pictures and stop each concept by itself; the published code used the test set for that.
+judge a concept on validation images and stop each concept by itself; the published code used the test set for that.
 """
 
 import logging
@@ -47,10 +47,10 @@ class LabelFreeConfig(SparseHeadConfig):
     duplicate_cutoff: float | None = 0.90
     """Of two phrases at least this similar the more generic one stays"""
     clip_cutoff: float | None = None
-    """Mean cosine of a phrase's five best training pictures must be larger; None: 0.25 (paper) or not asked (repaired);
+    """Mean cosine of a phrase's five best training images must be larger; None: 0.25 (paper) or not asked (repaired);
     -1 never asks"""
     interpretability_cutoff: float | None = 0.45
-    """Similarity of the learned direction's scores to the teacher's, on validation pictures, must be larger"""
+    """Similarity of the learned direction's scores to the teacher's, on validation images, must be larger"""
     projection_steps: int = 1000
 
 

@@ -45,7 +45,7 @@ class LaBoConfig:
     learn_scale: bool | None = None
     lr: float = 0.02
     batch_size: int | None = 16384
-    """Pictures per step; null is the full batch"""
+    """Images per step; null is the full batch"""
     patience: int = 20
     """Validations (every 10 steps or more) without a lower validation loss"""
     max_epochs: int = 1000
@@ -73,7 +73,7 @@ class LaBo(Method):
         one_of("method.coverage", config.coverage, COVERAGES)
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Select the concepts on the training pictures and set the prior."""
+        """Select the concepts on the training images and set the prior."""
         assert bank is not None
         means = data.train.class_means(len(data.classes))
         owners = bank.owners(data.classes)
@@ -126,7 +126,7 @@ def fit_scale(similarity: Tensor, labels: Tensor, start: float) -> float:
     Args:
         similarity: ``[N, C]``.
         labels: ``[N]``.
-        start: the largest factor tried is 1,000 times this (training pictures that are told apart perfectly have none).
+        start: the largest factor tried is 1,000 times this (training images that are told apart perfectly have none).
     """
     similarity = (similarity - similarity.mean(dim=1, keepdim=True)).double()
     target = similarity[torch.arange(len(labels)), labels].mean()

@@ -1,6 +1,6 @@
 """PCBM and PCBM-h: Yuksekgonul, Wang, Zou, "Post-hoc Concept Bottleneck Models", ICLR 2023.
 
-Any backbone becomes interpretable without training it: pictures are projected onto concept vectors (normals of linear
+Any backbone becomes interpretable without training it: images are projected onto concept vectors (normals of linear
 SVMs, ``concepts=cav``, or text embeddings), and a sparse linear head reads the projections. ``residual=true`` (PCBM-h)
 then fits what the concepts cannot say, a linear map from the features, with the concept path frozen.
 

@@ -2,20 +2,20 @@
 
     s = Q x            scores of K concepts             Q [K, D], the texts' directions in some unit, minus an offset
     z = W s            the bottleneck, W [K, K]: what is shown under the name of concept k is a mixture of concepts
-    a = gate(z)        the k largest of every picture, or all of them
+    a = gate(z)        the k largest of every image, or all of them
     logits = H a + b
 
 W and H are trained together by cross-entropy plus an objective for z (``cbm.losses``): ``gumbel``, ``contrastive``,
 ``similarity``, or ``l1`` on W; ``none`` leaves the cross-entropy alone.
 
 The published objectives do not do what they are for: the Gumbel objective of the code is smallest for a uniform z (and
-nothing in the forward pass is sparse), the contrastive pairs picture number i of a batch with concept number i of the
+nothing in the forward pass is sparse), the contrastive pairs image number i of a batch with concept number i of the
 file, the l1 penalty of W alone is evaded by a larger H and meets no zero, and but for ``similarity`` nothing ties z_k
 to concept k. ``fidelity=repaired`` (default), on standardised scores from W = 1:
 
-- ``gumbel``: H reads exactly k concepts of a picture, sampled with Gumbel noise in training and the k largest of z
+- ``gumbel``: H reads exactly k concepts of an image, sampled with Gumbel noise in training and the k largest of z
   afterwards; a straight-through gradient at a falling temperature; the similarity objective keeps the names.
-- ``contrastive``: the targets are the concepts that score highest on the picture (and the pictures highest on it).
+- ``contrastive``: the targets are the concepts that score highest on the image (and the images highest on it).
 - ``l1``: proximal steps; H's columns have unit norm, so the penalty cannot be evaded; W is then solved to its optimum
   for the H found, and certified.
 
@@ -57,7 +57,7 @@ class SparseConfig:
     mixing: str = "learned"
     """The layer W: learned | identity | random (the last two frozen, to compare with)"""
     k: Any = None
-    """Concepts of a picture that the head reads, or 'all'; null is 5 for the repaired gumbel, else all"""
+    """Concepts of an image that the head reads, or 'all'; null is 5 for the repaired gumbel, else all"""
     weight: float | None = None
     """Of the objective beside the cross-entropy; null: 1 as published, 10 for the repaired gumbel and similarity"""
     ce_to_mixing: bool = True
@@ -89,7 +89,7 @@ class SparseBottleneck(nn.Module):
         offset: ``[K]`` taken from the scores.
         mixing: W ``[K, K]``; None for the identity, which is not trained.
         head: H ``[C, K]``.
-        k: concepts per picture; None for all.
+        k: concepts per image; None for all.
         unit_votes: scale the columns of H to unit norm.
         seed: of the noise.
     """
@@ -142,7 +142,7 @@ class SparseBottleneck(nn.Module):
 
 @register_method("sparse")
 class Sparse(Method):
-    """A learned K x K layer on the scores, and a head that reads a few of its outputs per picture."""
+    """A learned K x K layer on the scores, and a head that reads a few of its outputs per image."""
 
     Config = SparseConfig
 

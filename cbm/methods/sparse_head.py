@@ -54,7 +54,7 @@ def fit_sparse_head(
         data: encoded splits.
         directions: ``[K, D]`` concept directions; their scores are ``x . direction``.
         config: settings.
-        std: ``[K]`` unit of every score; by default its standard deviation over the training pictures.
+        std: ``[K]`` unit of every score; by default its standard deviation over the training images.
         link: ``softmax`` or ``ova``.
 
     Returns:
@@ -92,7 +92,7 @@ def sparsest_good(accuracy: list[float], count: int) -> int:
 
     Args:
         accuracy: on the validation split, point by point.
-        count: pictures in it.
+        count: images in it.
     """
     best = max(accuracy)
     error = (best * (1 - best) / count) ** 0.5

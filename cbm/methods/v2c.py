@@ -1,9 +1,9 @@
-"""V2C-CBM: He et al., AAAI 2025. Few labelled pictures, said in concepts, decide which concepts a class owns.
+"""V2C-CBM: He et al., AAAI 2025. Few labelled images, said in concepts, decide which concepts a class owns.
 
-The bank is a codebook (``python -m cbm concepts v2c``: the concepts that unlabelled pictures say most), or any other.
-Every training picture becomes its k nearest concepts; those its class says most are the class's part of the bottleneck.
+The bank is a codebook (``python -m cbm concepts v2c``: the concepts that unlabelled images say most), or any other.
+Every training image becomes its k nearest concepts; those its class says most are the class's part of the bottleneck.
 The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model; nearest is what is nearest without
-what all pictures share and all concepts share, and the head starts as LaBo's repaired one does: from a prior stated as
+what all images share and all concepts share, and the head starts as LaBo's repaired one does: from a prior stated as
 mass, with a fitted factor on the cosines. ``paper`` takes plain cosines, starts from W = 1 for owned concepts with at
 most two shots and at random with more, and multiplies by 100.
 """
@@ -34,12 +34,12 @@ class V2CConfig:
     """repaired | paper"""
     concepts_per_class: int = 50
     k: int = 5
-    """Concepts of a picture that count; more of them while a class has fewer than ``concepts_per_class``"""
+    """Concepts of an image that count; more of them while a class has fewer than ``concepts_per_class``"""
     own_mass: float = 0.5
     """repaired: share of a class's mass on its own concepts before training"""
     lr: float = 0.02
     batch_size: int | None = 16384
-    """Pictures per step; null is the full batch"""
+    """Images per step; null is the full batch"""
     patience: int = 20
     """Validations (every 10 steps or more) without a lower validation loss"""
     max_epochs: int = 1000
@@ -47,7 +47,7 @@ class V2CConfig:
 
 @register_method("v2c")
 class V2C(Method):
-    """Concepts counted among the tokens of the training pictures; logits = scale * x T^T softmax(W)^T."""
+    """Concepts counted among the tokens of the training images; logits = scale * x T^T softmax(W)^T."""
 
     Config = V2CConfig
 
@@ -57,7 +57,7 @@ class V2C(Method):
         self.owners_given = False
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Tokenise the training pictures, keep what each class says most, and start the head."""
+        """Tokenise the training images, keep what each class says most, and start the head."""
         assert bank is not None
         owners = bank.owners(data.classes) if self.owners_given else self.token_owners(data, bank)
         columns = owners.any(dim=0).nonzero().flatten()
@@ -72,7 +72,7 @@ class V2C(Method):
         return Built(model, bank, self.config.batch_size)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
-        """The names that were used with the owners they had: pictures would claim any direction as theirs."""
+        """The names that were used with the owners they had: images would claim any direction as theirs."""
         row = {text: k for k, text in enumerate(candidates.texts)}
         control = V2C(self.config)
         control.owners_given = True
@@ -81,8 +81,8 @@ class V2C(Method):
     def token_owners(self, data: FeatureData, bank: ConceptBank) -> Tensor:
         """Which concepts each class says most, ``[C, M]`` bool.
 
-        One picture says k concepts; where that makes fewer than ``concepts_per_class`` different ones (few shots), its
-        next nearest count too, after the others. A class never owns a concept that none of its pictures says.
+        One image says k concepts; where that makes fewer than ``concepts_per_class`` different ones (few shots), its
+        next nearest count too, after the others. A class never owns a concept that none of its images says.
         """
         wanted = min(self.config.concepts_per_class, len(bank))
         rows = [(data.train.y == c).nonzero().flatten() for c in range(len(data.classes))]

@@ -18,7 +18,7 @@ class ZeroShotConfig:
 
 @register_method("zero_shot")
 class ZeroShot(Method):
-    """logits = logit_scale * cosine of the picture with the class's prompt."""
+    """logits = logit_scale * cosine of the image with the class's prompt."""
 
     Config = ZeroShotConfig
     concepts_from = "class_names"

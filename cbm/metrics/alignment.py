@@ -8,7 +8,7 @@ BLOCK = 1024  # concepts per block of the correlation matrix
 
 
 class ConceptAlignment(Metric):
-    """Correlation over pictures of the scores a model shows under a name with the scores of the names' own directions.
+    """Correlation over images of the scores a model shows under a name with the scores of the names' own directions.
 
     A learned layer may turn concepts into anything: for any invertible A, ``(A W, H A^-1)`` classifies like ``(W, H)``.
 
@@ -40,7 +40,7 @@ class ConceptAlignment(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, x: Tensor) -> None:
-        """Take in pictures: features ``[N, D]``."""
+        """Take in images: features ``[N, D]``."""
         x = x.double()
         self.total += x.sum(dim=0)
         self.products += x.T @ x

@@ -28,14 +28,14 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def mcnemar(correct_a: Tensor, correct_b: Tensor) -> float:
-    """Exact two-sided McNemar test of two classifiers on the same pictures (McNemar, Psychometrika 1947).
+    """Exact two-sided McNemar test of two classifiers on the same images (McNemar, Psychometrika 1947).
 
     Args:
         correct_a: ``[N]`` bool, is A right.
         correct_b: ``[N]`` bool, is B right.
 
     Returns:
-        Probability that the pictures on which exactly one is right split so unevenly, were both equally good.
+        Probability that the images on which exactly one is right split so unevenly, were both equally good.
     """
     only_a = int((correct_a & ~correct_b).sum())
     only_b = int((correct_b & ~correct_a).sum())

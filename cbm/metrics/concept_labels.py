@@ -1,4 +1,4 @@
-"""Are the concepts right? Where a data set says which concepts a picture shows, scores are compared with that."""
+"""Are the concepts right? Where a data set says which concepts an image shows, scores are compared with that."""
 
 import torch
 from torch import Tensor
@@ -19,7 +19,7 @@ def concept_label_metrics(
         val_truth: ``[V, M]``.
 
     Returns:
-        ``concept_accuracy`` and ``concept_auroc`` (means over concepts present in some pictures and absent in
+        ``concept_accuracy`` and ``concept_auroc`` (means over concepts present in some images and absent in
         others), ``concepts_matched``; and the M AUROCs (NaN where undefined).
     """
     accuracies, aurocs = [], []
@@ -51,7 +51,7 @@ def concept_probability_metrics(probability: Tensor, truth: Tensor) -> dict[str,
         truth: ``[N, M]`` 1, 0 or NaN (unknown).
 
     Returns:
-        ``concept_accuracy``; ``all_concepts_accuracy``, the share of pictures of which every known concept is right;
+        ``concept_accuracy``; ``all_concepts_accuracy``, the share of images of which every known concept is right;
         ``concept_auroc``, mean over concepts of which both kinds are known; ``concept_ece``, expected calibration error
         of all answers together (15 bins); ``concepts_matched``.
     """

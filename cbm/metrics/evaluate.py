@@ -84,9 +84,9 @@ def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[S
 
 @torch.no_grad()
 def image_sparsity(model: ConceptBottleneck, x: Tensor) -> dict[str, float]:
-    """How many concepts enter one picture's decision: sparsity of what they add to the logit of the predicted class.
+    """How many concepts enter one image's decision: sparsity of what they add to the logit of the predicted class.
 
-    Of at most 4,096 pictures at even distances: these are means, and K numbers per picture are looked at.
+    Of at most 4,096 images at even distances: these are means, and K numbers per image are looked at.
     """
     sparsity = ImageSparsity()
     for part in spaced(x, 4096).split(256):
@@ -139,9 +139,9 @@ def outside_share(model: ConceptBottleneck, x: Tensor) -> float:
 
 
 def residual_share(concepts: Tensor, residual: Tensor) -> float:
-    """Share of the residual in what tells pictures and classes apart, from the two paths' logits ``[N, C]``.
+    """Share of the residual in what tells images and classes apart, from the two paths' logits ``[N, C]``.
 
-    Mean absolute size of each after removing what is the same for all classes of a picture and for all pictures of a
+    Mean absolute size of each after removing what is the same for all classes of an image and for all images of a
     class: neither tells anything.
     """
 
@@ -159,7 +159,7 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def used_concept_truth(model: ConceptBottleneck, x: Tensor, columns: list[int], truth: Tensor) -> dict[str, float]:
-    """Are the concepts that a picture uses true of it? Share of right ones among those whose truth is known.
+    """Are the concepts that an image uses true of it? Share of right ones among those whose truth is known.
 
     Args:
         model: most of whose activations are zero.
@@ -195,9 +195,9 @@ def concept_ground_truth(
 def energy_metrics(
     model: EnergyBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
 ) -> dict[str, float]:
-    """The class from the concepts alone and with a look at the picture; the concepts, if their truth is known.
+    """The class from the concepts alone and with a look at the image; the concepts, if their truth is known.
 
-    ``..._direct`` is what a concept's own evidence says. ``ess``: the median of a picture's effective samples.
+    ``..._direct`` is what a concept's own evidence says. ``ess``: the median of an image's effective samples.
     """
     matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
@@ -241,7 +241,7 @@ def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) ->
 def told_concepts(
     model: EnergyBottleneck | ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
 ) -> dict[str, float]:
-    """What correcting concepts is worth (``cbm.metrics.intervention``), of 2,048 pictures at even distances.
+    """What correcting concepts is worth (``cbm.metrics.intervention``), of 2,048 images at even distances.
 
     Only concepts whose truth the data set knows are told; without any, nothing is measured.
     """

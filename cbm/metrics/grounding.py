@@ -1,4 +1,4 @@
-"""Does a concept fire on the pictures of the classes that claim it?"""
+"""Does a concept fire on the images of the classes that claim it?"""
 
 import torch
 from torch import Tensor
@@ -7,9 +7,9 @@ from cbm.kernels import class_sums, score_moments
 
 
 def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean score of every concept on the pictures of its owners minus its mean score on all others.
+    """Mean score of every concept on the images of its owners minus its mean score on all others.
 
-    The owners come from the language, the scores from the pictures; a concept whose direction has nothing to do with
+    The owners come from the language, the scores from the images; a concept whose direction has nothing to do with
     its name has a gap near zero.
 
     Args:
@@ -19,7 +19,7 @@ def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tupl
         owners: ``[C, K]`` bool.
 
     Returns:
-        The gap ``[K]`` in cosine units, and in standard deviations of the concept's score over the pictures. NaN for
+        The gap ``[K]`` in cosine units, and in standard deviations of the concept's score over the images. NaN for
         a concept without an owner, or without a class that does not own it.
     """
     classes = len(owners)

@@ -87,14 +87,14 @@ def weigh_integrity(
     """Test the concepts of a model.
 
     The concepts carry the decision if their names fit (a concept scores at least 0.2 standard deviations, Cohen's
-    "small" effect, and significantly more on the pictures of its owners than it would under a shuffled name), if names
+    "small" effect, and significantly more on the images of its owners than it would under a shuffled name), if names
     dealt out anew after training lose half of the accuracy above chance, if five concepts per class keep half of it, if
     deleting all concepts leaves chance, and if less than a tenth of the decision passes by them. That random concepts
     do as well with five per class does not refute the concepts, only accuracy as evidence for them; it is said beside
     the verdict.
 
     Args:
-        correct: which test pictures ``[N]`` are classified correctly, by ``real``, ``random`` and ``shuffled``.
+        correct: which test images ``[N]`` are classified correctly, by ``real``, ``random`` and ``shuffled``.
         correct_nec5: the same at five concepts per class.
         gaps: grounding gap of every concept ``[K]`` in standard deviations, NaN where undefined.
         deleted: accuracy with every concept held at its reference value.

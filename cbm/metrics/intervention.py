@@ -1,7 +1,7 @@
-"""What correcting concepts is worth: accuracy when more and more of a picture's true concepts are told to the model.
+"""What correcting concepts is worth: accuracy when more and more of an image's true concepts are told to the model.
 
 Koh et al., "Concept Bottleneck Models", ICML 2020; the ratios are those of Xu et al., ICLR 2024. Told are whole groups,
-in a random order of each picture's own, and whoever is told more is told the same and some more.
+in a random order of each image's own, and whoever is told more is told the same and some more.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,7 +20,7 @@ class InterventionCurve:
 
     Attributes:
         ratios: of groups told.
-        class_accuracy: share of pictures classified correctly.
+        class_accuracy: share of images classified correctly.
         others_accuracy: share of correct answers about known concepts that were not told; NaN where all were.
     """
 
@@ -48,7 +48,7 @@ def intervention_curve(
     answer: Answer, concepts: Tensor, y: Tensor, groups: Sequence[Sequence[int]], *,
     ratios: Sequence[float] = RATIOS, seed: int = 0,
 ) -> InterventionCurve:  # fmt: skip
-    """Tell a model more and more of what is true of a picture.
+    """Tell a model more and more of what is true of an image.
 
     Args:
         answer: what is told ``[N, K]`` (1, 0, NaN not told) to class scores ``[N, C]`` and concept probabilities
@@ -79,7 +79,7 @@ def told_together(concepts: Tensor, groups: Sequence[Sequence[int]]) -> list[lis
     """Columns that are told at once: the groups, then every column of no group by itself.
 
     Args:
-        concepts: ``[N, K]`` 1, 0, NaN unknown. A column of no group that is unknown of every picture is left out.
+        concepts: ``[N, K]`` 1, 0, NaN unknown. A column of no group that is unknown of every image is left out.
         groups: columns each.
     """
     grouped = {k for group in groups for k in group}

@@ -52,7 +52,7 @@ def resolve_heads(
 
     Args:
         model: whose concepts; its own head and residual are not looked at.
-        train: pictures the head is fitted on.
+        train: images the head is fitted on.
         num_classes: C.
         targets: concepts per class.
     """

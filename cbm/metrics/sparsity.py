@@ -15,7 +15,7 @@ def top_concepts(model: ConceptBottleneck, count: int) -> Tensor:
 def truncated_weights(model: ConceptBottleneck, count: int) -> Tensor:
     """The weights ``[C, K]`` left when every class may use its ``count`` most important concepts only.
 
-    A concept that is cut is held at its mean over the training pictures, not at zero: cosines share a large offset, and
+    A concept that is cut is held at its mean over the training images, not at zero: cosines share a large offset, and
     setting it to zero would shift the classes against each other for no reason that concerns the concept. The weights
     that stay are scaled to the class's former sum of importances (the "prune and normalise" of post-hoc bottlenecks,
     Yuksekgonul et al., ICLR 2023), so that a class that spread its weight over 50 concepts is not simply outvoted.

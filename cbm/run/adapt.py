@@ -1,6 +1,6 @@
-"""``python -m cbm adapt``: editors of finished runs for another domain, side by side over draws of labelled pictures.
+"""``python -m cbm adapt``: editors of finished runs for another domain, side by side over draws of labelled images.
 
-Edits are bound to the domain: pictures from home keep their logits bit by bit. What the edits (or the other models that
+Edits are bound to the domain: images from home keep their logits bit by bit. What the edits (or the other models that
 some editors make) would do to these, were they applied there too, is measured beside it.
 """
 
@@ -23,12 +23,12 @@ UNEDITED = "unedited"
 
 @dataclass(frozen=True)
 class Adaptation:
-    """One draw of labelled pictures.
+    """One draw of labelled images.
 
     Attributes:
         proposals: of every editor, by name.
-        target: accuracy on the other domain's test pictures that were not drawn, of every editor and unedited.
-        source: accuracy on the own test pictures, were the same done there too.
+        target: accuracy on the other domain's test images that were not drawn, of every editor and unedited.
+        source: accuracy on the own test images, were the same done there too.
     """
 
     proposals: dict[str, Proposal]
@@ -40,23 +40,23 @@ def adapt(
     run: Path, dataset: str, cache: Path, *, editors: list[str], root: Path | None = None, shots: int = 4,
     draws: int = 1, guard: str = "default", protect: tuple[str, ...] = (),
 ) -> list[Adaptation]:  # fmt: skip
-    """Correct a run's model for another domain, once for every draw of labelled pictures from its test split.
+    """Correct a run's model for another domain, once for every draw of labelled images from its test split.
 
-    The pictures that are not drawn are tested.
+    The images that are not drawn are tested.
 
     Args:
         run: a finished run of a bottleneck.
         dataset: card of the domain; it has the run's classes.
         cache: of features.
         editors: names of ``cbm.editing.EDITORS``.
-        root: where its pictures are, if the card does not say.
-        shots: labelled pictures per class.
+        root: where its images are, if the card does not say.
+        shots: labelled images per class.
         draws: how often they are drawn, with seeds 0, 1, ...
         guard: of test-time editing.
         protect: concepts that test-time editing may not mask.
 
     Raises:
-        UserError: no such run, card or editor, a model that cannot be edited so, other classes, or too few pictures.
+        UserError: no such run, card or editor, a model that cannot be edited so, other classes, or too few images.
     """
     for name in editors:
         EDITORS.find(name)

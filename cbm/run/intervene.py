@@ -41,13 +41,13 @@ def question_curves(
     costs: dict[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, QuestionCurve]:
-    """Curves on the test pictures of a run, also written to ``interventions.json`` there.
+    """Curves on the test images of a run, also written to ``interventions.json`` there.
 
     Args:
         run: a finished run on a data set that knows concepts.
         cache: of features.
         policies: of ``cbm.editing.asking.policies``.
-        questions: per picture; about all groups by default.
+        questions: per image; about all groups by default.
         noise: share of the answers that are wrong.
         answers: a CSV file with a column ``picture`` and a column per concept (1, 0, empty) to be asked instead of the
             truth.
@@ -150,7 +150,7 @@ def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
     """What an expert said, ``[N, K]``: 1, 0, NaN where nothing.
 
     Raises:
-        UserError: no such file, an unknown picture or concept, or an entry that is neither 0, 1 nor empty.
+        UserError: no such file, an unknown image or concept, or an entry that is neither 0, 1 nor empty.
     """
     columns, rows = read_table(file)
     if not rows or "picture" not in columns:

@@ -15,7 +15,7 @@ from cbm.kernels import choose_plan
 from cbm.methods.labo import MANY_WEIGHTS, LaBoConfig
 
 ENCODERS = {"vit_b32": 8.7, "vit_b16": 35.0, "vit_l14": 162.0}
-"""GFLOP of the image tower per picture."""
+"""GFLOP of the image tower per image."""
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,13 @@ class Job:
     """The sizes of a LaBo run.
 
     Attributes:
-        N: training pictures.
+        N: training images.
         K: concepts of the bottleneck.
         D: dimensions of the features.
         C: classes.
         candidates: phrases that the concepts are selected from.
-        shots: training pictures per class that are used; 0 for all.
-        passes: over the training pictures, until training stops.
+        shots: training images per class that are used; 0 for all.
+        passes: over the training images, until training stops.
         encoder: whose image tower encodes them.
         dtype: what the feature store keeps.
     """

@@ -9,11 +9,11 @@ not. A finished run's model is edited and compared on the test split with what l
     remove columns              no class reads a concept any more that is spurious for one
     prune + normalise           and what is left is scaled to the former sum of absolute weights
     prune random concepts       as many concepts of every class, drawn at random from those it uses
-    retrain without them        the method fitted anew on the training pictures without these concepts
+    retrain without them        the method fitted anew on the training images without these concepts
     retrain without alike       and without those that look alike
-    fine-tune (oracle)          the head fitted anew on a fifth of the test pictures, with their labels
+    fine-tune (oracle)          the head fitted anew on a fifth of the test images, with their labels
 
-All are measured on the other four fifths of the test pictures.
+All are measured on the other four fifths of the test images.
 """
 
 import logging

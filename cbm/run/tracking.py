@@ -86,7 +86,7 @@ def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str
 
 
 def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, pictures: Images) -> Any:
-    """Test pictures with what decided about them: the surest mistakes, then right ones from sure to unsure."""
+    """Test images with what decided about them: the surest mistakes, then right ones from sure to unsure."""
     import wandb
 
     x, y = data.test.x, data.test.y

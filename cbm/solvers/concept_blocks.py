@@ -120,9 +120,9 @@ def concept_blocks(count: int, groups: Sequence[Sequence[int]] = (), optional: S
 
 
 def exclusive_groups(concepts: Tensor, groups: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
-    """Those groups that really exclude each other in labels ``[N, K]``, and whether a picture may show none of one.
+    """Those groups that really exclude each other in labels ``[N, K]``, and whether an image may show none of one.
 
-    A group of one concept is no group. A group some picture of which shows two (the colours of a wing, in most data
+    A group of one concept is no group. A group some image of which shows two (the colours of a wing, in most data
     sets) is left out: its concepts are variables of their own.
     """
     kept, optional = [], []

@@ -5,8 +5,8 @@ mean over concept vectors; the functions differ in where the vectors and weights
 
 - ``from_joint``: h(c, y) ~ exp(-E(c, y)), what the global energy has learned. Means something only if the energy was
   trained on concepts and class together.
-- ``from_pictures``: J(c, y) = w(y | c) mean_x r(c | x), the paper's mixture over pictures.
-- ``from_labels``: the counts in labelled pictures.
+- ``from_pictures``: J(c, y) = w(y | c) mean_x r(c | x), the paper's mixture over images.
+- ``from_labels``: the counts in labelled images.
 """
 
 from __future__ import annotations
@@ -115,12 +115,12 @@ def from_joint(
 def from_pictures(
     concept_logit: Tensor, joint: JointEnergy, *, samples: int = 16, generator: torch.Generator | None = None
 ) -> ConceptDistribution:
-    """J(c, y): concept vectors drawn for every picture by its own evidence, classes by the energy.
+    """J(c, y): concept vectors drawn for every image by its own evidence, classes by the energy.
 
     Args:
         concept_logit: l ``[N, K]``.
         joint: E.
-        samples: per picture.
+        samples: per image.
         generator: of the random numbers; seed 0 by default.
     """
     blocks = joint.blocks
@@ -135,7 +135,7 @@ def from_pictures(
 
 
 def from_labels(concepts: Tensor, labels: Tensor, num_classes: int) -> ConceptDistribution:
-    """Counts of labelled pictures.
+    """Counts of labelled images.
 
     Args:
         concepts: ``[N, K]`` 0/1, all known.

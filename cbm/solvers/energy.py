@@ -5,8 +5,8 @@
 
 with class scores a = -E_class, concept logits l (energy of absent minus energy of present) and the global energy E in
 the form that its published network has once its constants are multiplied out: a hidden layer that is linear in the
-concepts. Every method works on whole batches and answers for each picture by itself: random numbers are drawn once and
-used for all pictures, so neither the batch nor the order matters, and the same generator state gives the same answer.
+concepts. Every method works on whole batches and answers for each image by itself: random numbers are drawn once and
+used for all images, so neither the batch nor the order matters, and the same generator state gives the same answer.
 """
 
 from __future__ import annotations
@@ -62,14 +62,14 @@ class JointEnergy:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is believed about B pictures.
+    """What is believed about B images.
 
     Attributes:
         class_probability: ``[B, M]``.
         concept_probability: ``[B, K]``; exactly 0 or 1 where clamped.
         classes: ``[B]`` the decision.
         concepts: ``[B, K]`` 0/1 decisions.
-        energy: ``[B]`` of the decisions, up to a constant of the picture: -a_y - sum c l + E(c, y).
+        energy: ``[B]`` of the decisions, up to a constant of the image: -a_y - sum c l + E(c, y).
         ess: ``[B]`` effective number of samples; infinite where nothing was sampled.
     """
 
@@ -83,14 +83,14 @@ class Posterior:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A batch of pictures with its evidence: class scores ``[B, M]``, value logits ``[B, blocks, V]``."""
+    """A batch of images with its evidence: class scores ``[B, M]``, value logits ``[B, blocks, V]``."""
 
     class_score: Tensor
     value_logit: Tensor
     joint: JointEnergy
 
     def energy(self, states: Tensor, classes: Tensor) -> Tensor:
-        """``[B, L]`` of L decisions about each picture, ``[B, L, blocks]`` and ``[B, L]``."""
+        """``[B, L]`` of L decisions about each image, ``[B, L, blocks]`` and ``[B, L]``."""
         evidence = self.value_logit[:, None].expand(-1, states.shape[1], -1, -1).gather(-1, states[..., None])
         hidden = self.joint.hidden(self.joint.blocks.concepts(states)).relu()
         joint = (hidden * self.joint.classes[classes]).sum(-1)
@@ -114,10 +114,10 @@ def infer(
     generator: torch.Generator | None = None,
     vectors: Tensor | None = None,
 ) -> Posterior:
-    """Concepts and class of every picture, some concepts possibly known.
+    """Concepts and class of every image, some concepts possibly known.
 
     - ``auto``: ``enumerate`` if there are at most 4,096 concept vectors, else ``importance``, and ``gibbs`` for
-      pictures with fewer than 10 effective samples, of at most 128 variables (of more, ``ess`` says what it is worth).
+      images with fewer than 10 effective samples, of at most 128 variables (of more, ``ess`` says what it is worth).
     - ``direct``: every concept by its own evidence, the class by these concepts. Exact without a global energy.
     - ``importance``: concept vectors drawn by their own evidence (scrambled Sobol points), weighted by the energy.
     - ``gibbs``: 8 chains, each variable drawn given the others; the conditionals are averaged, not the draws.
@@ -283,15 +283,15 @@ def gibbs_sweeps(
     sweeps: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Draw concepts and class in turn, each given the others, in all chains of all pictures at once.
+    """Draw concepts and class in turn, each given the others, in all chains of all images at once.
 
     Args:
         class_score: ``[B, M]``.
         value_logit: ``[B, blocks, V]``.
         joint: E.
-        chains: per picture.
+        chains: per image.
         sweeps: how many; nothing is left out at the start.
-        generator: of the random numbers; those of a chain are the same for all pictures.
+        generator: of the random numbers; those of a chain are the same for all images.
 
     Yields:
         After every sweep: states ``[B, chains, blocks]``, the conditional probabilities they were drawn from

@@ -5,7 +5,7 @@ to the teacher's activations p = T t_k,
 
     sim(w_k) = <q'^3, p'^3> / (|q'^3| |p'^3|)        q' = q - mean(q), p' = p - mean(p), cubed elementwise
 
-The cubes weigh the pictures on which the concept is strongest. The similarity does not depend on the scale of w_k, and
+The cubes weigh the images on which the concept is strongest. The similarity does not depend on the scale of w_k, and
 every concept is a problem of its own: early stopping is per concept too, unlike in the published code.
 """
 
@@ -100,12 +100,12 @@ def fit_projection(
 
     Args:
         x: Backbone features ``[N, D]``.
-        teacher_x: The teacher's features of the same pictures ``[N, E]``.
+        teacher_x: The teacher's features of the same images ``[N, E]``.
         concepts: The teacher's concept directions ``[K, E]``; the activations are ``teacher_x @ concepts.T``.
-        val_x: ``[V, D]``, of validation pictures.
+        val_x: ``[V, D]``, of validation images.
         val_teacher_x: ``[V, E]``.
         start: "ridge": from the ridge regression of the activations on ``x`` (the penalty is chosen per concept on the
-            validation pictures) by preconditioned L-BFGS. "random": from PyTorch's default initialisation by Adam, as
+            validation images) by preconditioned L-BFGS. "random": from PyTorch's default initialisation by Adam, as
             published (with ``patience=0``).
         steps: At most so many.
         lr: Of Adam; L-BFGS needs none.
@@ -116,7 +116,7 @@ def fit_projection(
 
     Returns:
         W ``[K, D]``, float32, rows of unit norm (zero where the activations or ``x`` do not vary), and the similarity
-        of every row on the validation pictures ``[K]``.
+        of every row on the validation images ``[K]``.
 
     Raises:
         ValueError: If a shape does not fit or an option is out of range.
@@ -187,7 +187,7 @@ def _train(
 
 
 class _Pictures:
-    """Centred features and the teacher's, of all training pictures or of a batch drawn from them."""
+    """Centred features and the teacher's, of all training images or of a batch drawn from them."""
 
     def __init__(self, x: Tensor, teacher_x: Tensor):
         self.x, self.teacher_x = x, teacher_x
@@ -224,7 +224,7 @@ class _Regression:
         self._products = self.axes.T @ products / len(x)
 
     def best(self, concepts: Tensor, val_x: Tensor, val_target: Tensor) -> Tensor:
-        """Weights [k, D] with, for every concept, the penalty that serves it best on the validation pictures."""
+        """Weights [k, D] with, for every concept, the penalty that serves it best on the validation images."""
         spectra, unit = self._products @ concepts.double().T, self.eigenvalues.mean().clamp(min=1e-30)
         fits = [(self.axes @ (spectra / (self.eigenvalues + r * unit)[:, None])).T.float() for r in RIDGES]
         values = torch.stack([_similarity(fit, val_x, val_target) for fit in fits])

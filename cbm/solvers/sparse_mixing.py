@@ -4,7 +4,7 @@
 
 (l1-CBM: Semenov et al., 2024, arXiv 2404.03323). Accelerated proximal gradient steps (Beck and Teboulle, SIAM J.
 Imaging Sci. 2009) in float64, restarted when they go against the gradient, their length found by testing the quadratic
-bound now and then. Only class vectors ``H W Q`` ``[C, D]`` meet the pictures: no
+bound now and then. Only class vectors ``H W Q`` ``[C, D]`` meet the images: no
 ``[N, K]`` matrix is formed.
 """
 
@@ -130,7 +130,7 @@ def solve_mixing(
 
 
 def _errors(x: Tensor, y: Tensor, vectors: Tensor, bias: Tensor) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the means ``[C, D + 1]`` over pictures of ``(p - onehot)`` times ``[x, 1]``."""
+    """Mean cross-entropy, and the means ``[C, D + 1]`` over images of ``(p - onehot)`` times ``[x, 1]``."""
     total = 0.0
     sums = torch.zeros(len(vectors), x.shape[1] + 1, dtype=vectors.dtype, device=vectors.device)
     for rows, labels in zip(x.split(_ROWS), y.split(_ROWS)):

@@ -39,7 +39,7 @@ class Editor:
         model: a trained concept bottleneck.
         edits: to begin with: a set, or the file of one.
         who: the author of what is done here; by default the user of this computer.
-        domain: where the pictures come from: edits that are bound to other domains do not act.
+        domain: where the images come from: edits that are bound to other domains do not act.
 
     Raises:
         UserError: the model has no concepts, or an edit does not fit it.
@@ -141,17 +141,17 @@ class Editor:
         self.edits.save(path)
 
     def save_model(self, path: str | Path) -> None:
-        """Write the edited model to a ``model.safetensors``; edits of single pictures cannot be part of it."""
+        """Write the edited model to a ``model.safetensors``; edits of single images cannot be part of it."""
         if self.edits.samples:
             raise UserError("edits of single pictures cannot become part of a model: undo them, or save the edits")
         save_model(self._linear(), Path(path))
 
     def as_model(self) -> nn.Module:
-        """The edits of all pictures (of the domain) as a bottleneck, or energies, of its own."""
+        """The edits of all images (of the domain) as a bottleneck, or energies, of its own."""
         return edited_model(self.bottleneck, self.edits, self.bank.texts, self.model.classes, self.domain)
 
     def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
-        """Classify pictures after the edits; edits of single pictures find paths by their end."""
+        """Classify images after the edits; edits of single images find paths by their end."""
         before = self.model.predict(images)
         names = None if isinstance(images, Tensor) else [self._name(image) for image in images]
         logits = self.logits(before.features, names, before.logits)
@@ -162,7 +162,7 @@ class Editor:
         return self._logits(self.edits, x, names, before)
 
     def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison:
-        """Decisions about labelled pictures before and after the edits; or what further ``edits`` would change.
+        """Decisions about labelled images before and after the edits; or what further ``edits`` would change.
 
         A preview: nothing is applied. The flips are exact.
         """
@@ -175,7 +175,7 @@ class Editor:
         return Comparison(old, new, split.y, self.model.classes)
 
     def correct(self, x: Tensor, label: str, concept: str, *, margin: float = 0.2, why: str | None = None) -> "Editor":
-        """Move what a concept counts for, just so far that pictures ``[D]`` or ``[n, D]`` become ``label``.
+        """Move what a concept counts for, just so far that images ``[D]`` or ``[n, D]`` become ``label``.
 
         Label-free CBM's manual editing: see ``cbm.editing.margin``. Look at ``compare`` before you keep it.
 
@@ -187,7 +187,7 @@ class Editor:
             why: kept with the edits.
 
         Raises:
-            UserError: an unknown class or concept, or a concept that these pictures show as any other.
+            UserError: an unknown class or concept, or a concept that these images show as any other.
         """
         EditSet((Edit("mask", concept, classes=(label,)),)).check(self.bank.texts, self.model.classes)
         column, row = self.bank.index(concept), self.model.classes.index(label)
@@ -195,7 +195,7 @@ class Editor:
         return self.apply(margin_edits(edited, x, row, column, texts, self.model.classes, margin=margin, why=why))
 
     def follow(self, x: Tensor, told: dict[str, str]) -> EditSet:
-        """What follows about one picture ``[D]`` from what is told of it, as edits to look at and to apply.
+        """What follows about one image ``[D]`` from what is told of it, as edits to look at and to apply.
 
         Energy-based models only: the told concepts are held, and concepts and class of the lowest energy are found.
 
@@ -215,7 +215,7 @@ class Editor:
     def smallest_flip(
         self, x: Tensor, target: str | None = None, *, budget: int = 5, frozen: Sequence[str] = ()
     ) -> EditSet | None:
-        """The fewest concepts that change the edited model's decision about one picture ``[D]``, as edits to apply.
+        """The fewest concepts that change the edited model's decision about one image ``[D]``, as edits to apply.
 
         Args:
             x: its unit-norm features.
@@ -248,7 +248,7 @@ class Editor:
         return edited_logits(self.bottleneck, edits, self.bank, self.model.classes, x, names, before, self.domain)
 
     def _name(self, image: Picture) -> str:
-        """How an edit may call a picture: a path by the longest of its ends that an edit names."""
+        """How an edit may call an image: a path by the longest of its ends that an edit names."""
         path = Path(image).as_posix() if isinstance(image, str | Path) else ""
         ends = [name for name in self.edits.samples if path == name or path.endswith("/" + name)]
         return max(ends, key=len, default=path)

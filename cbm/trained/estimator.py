@@ -45,7 +45,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
             ``cms``, ``label_free`` with ``class_cutoff``).
         classes: C names of the labels in their sorted order, where labels are numbers.
         logit_scale: the encoder's factor on cosines.
-        validation: share of the pictures of every class that training is stopped and tuned by.
+        validation: share of the images of every class that training is stopped and tuned by.
         random_state: of that split and of training.
         settings: of the method (``python train.py method=NAME --help``).
 
@@ -125,7 +125,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         return self._prediction(X).logits.double().softmax(dim=1).numpy()
 
     def explain(self, X: ArrayLike, top: int = 10) -> list[list[tuple[str, float]]]:
-        """The concepts that moved the predicted logit of every picture most, with their contributions."""
+        """The concepts that moved the predicted logit of every image most, with their contributions."""
         prediction = self._prediction(X)
         return [prediction.explain(row, top) for row in range(len(prediction.logits))]
 
@@ -146,7 +146,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         return list(self.classes)
 
     def _data(self, X: NDArray, labels: NDArray, names: list[str], seed: int) -> FeatureData:
-        """Train and validation split: of every class its share, and at least one picture where there are two."""
+        """Train and validation split: of every class its share, and at least one image where there are two."""
         generator, held_out = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
         for label in range(len(names)):
             rows = generator.permutation(np.flatnonzero(labels == label))

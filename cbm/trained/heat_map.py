@@ -1,6 +1,6 @@
-"""Where a picture shows a concept: a heat map of its score.
+"""Where an image shows a concept: a heat map of its score.
 
-covering    a window is painted over with the picture's mean colour, and moved over all of it: by how much the
+covering    a window is painted over with the image's mean colour, and moved over all of it: by how much the
             concept's score falls. Any encoder, any score; what it says is true by construction.
             Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
 positions   the score of every position of the encoder's last feature map (``cbm.encoders.positions``): one pass,
@@ -27,7 +27,7 @@ RED, BLUE = (214, 39, 40), (31, 119, 180)
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where a picture shows a concept.
+    """Where an image shows a concept.
 
     Attributes:
         values: ``[h, w]``, in the concept's score. covering: by how much the score falls without this part; positions:
@@ -41,7 +41,7 @@ class HeatMap:
     picture: Image.Image
 
     def overlay(self, side: int = 320) -> Image.Image:
-        """The picture with the map over it: red for, blue against; the strongest part is the most opaque."""
+        """The image with the map over it: red for, blue against; the strongest part is the most opaque."""
         size = (side, round(side * self.picture.height / self.picture.width))
         smooth = interpolate(self.values[None, None].float(), size[::-1], mode="bicubic", align_corners=False)[0, 0]
         strength = (smooth / smooth.abs().max().clamp(min=1e-12)).numpy()[:, :, None]
@@ -54,13 +54,13 @@ class HeatMap:
 def heat_map(
     encoder: Encoder, model: nn.Module, column: int, picture: Image.Image, method: str | None = None
 ) -> HeatMap:  # fmt: skip
-    """Where a picture shows a concept.
+    """Where an image shows a concept.
 
     Args:
         encoder: of the model.
         model: a concept bottleneck, or energies.
         column: the concept.
-        picture: any picture.
+        picture: any image.
         method: "covering" or "positions"; by default positions where the encoder has 7 x 7 of them or more and the
             score is linear in the features, else covering.
 
@@ -93,7 +93,7 @@ def concept_score(model: ConceptBottleneck | EnergyBottleneck, column: int, feat
 
 
 def cover(pixels: Tensor) -> Tensor:
-    """Copies of a picture ``[3, H, W]``, each with one window painted over; ``[P, 3, H, W]``.
+    """Copies of an image ``[3, H, W]``, each with one window painted over; ``[P, 3, H, W]``.
 
     The windows overlap by one cell and reach over the border by one, in reading order: P = 9 x 9.
     """

@@ -2,7 +2,7 @@
 
 The folder holds ``config.yaml``, ``model.safetensors``, ``bank/``, ``about.json``, ``metrics.json`` and ``README.md``
 (the model card), nothing that is executed. The hub gets no path of this computer, and no source card, which holds
-features of pictures.
+features of images.
 """
 
 import tempfile

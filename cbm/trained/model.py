@@ -40,7 +40,7 @@ Picture = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about N pictures.
+    """What a model says about N images.
 
     Attributes:
         logits: ``[N, C]``.
@@ -58,7 +58,7 @@ class Prediction:
 
     @property
     def labels(self) -> list[str]:
-        """The predicted class of every picture."""
+        """The predicted class of every image."""
         return [self.classes[i] for i in self.logits.argmax(dim=1)]
 
     @property
@@ -68,7 +68,7 @@ class Prediction:
 
     @property
     def scores(self) -> Tensor:
-        """Concept scores ``[N, K]``: cosine of every picture with every concept."""
+        """Concept scores ``[N, K]``: cosine of every image with every concept."""
         return self._bottleneck().scores(self.features)
 
     def contributions(self, classes: Tensor | None = None) -> Tensor:
@@ -83,7 +83,7 @@ class Prediction:
         )
 
     def explain(self, picture: int, top: int = 10) -> list[tuple[str, float]]:
-        """The concepts that moved the predicted logit of one picture most, with their contributions."""
+        """The concepts that moved the predicted logit of one image most, with their contributions."""
         row = self.contributions()[picture]
         assert self.bank is not None
         return [(self.bank.texts[k], float(row[k])) for k in row.abs().topk(min(top, len(row))).indices]
@@ -197,14 +197,14 @@ class TrainedModel:
         return self.read((name,), dataset=dataset, root=root, cache=cache)[1].splits[name]
 
     def with_edits(self, edits: EditSet | Sequence[Edit] | str | Path, *, domain: str | None = None) -> "TrainedModel":
-        """The same model after edits of all pictures: a set, a list, or the file of one. This one stays as it is.
+        """The same model after edits of all images: a set, a list, or the file of one. This one stays as it is.
 
         Args:
-            edits: in their order; edits of single pictures belong to ``cbm.Editor``.
-            domain: where the pictures come from, for edits bound to a domain.
+            edits: in their order; edits of single images belong to ``cbm.Editor``.
+            domain: where the images come from, for edits bound to a domain.
 
         Raises:
-            UserError: the model has no concepts to edit, an unknown concept or class, or edits of single pictures.
+            UserError: the model has no concepts to edit, an unknown concept or class, or edits of single images.
         """
         made = load_edits(edits) if isinstance(edits, str | Path) else edits
         made = made if isinstance(made, EditSet) else EditSet(tuple(made))
@@ -229,7 +229,7 @@ class TrainedModel:
             bank: a bank, the file of one, or phrases; read by the text tower of the model's own encoder.
             translation: concept k says in other words, or in another language, what the model's concept k says: its
                 weights stay near those of that concept, and nothing is filtered.
-            features: ``[M, D]`` pictures on which the decisions are to be kept; by default those of the source card.
+            features: ``[M, D]`` images on which the decisions are to be kept; by default those of the source card.
             ridge: on the weights (``cbm.editing.refit_head``).
             least: share of the decisions that must be left.
             cache: where text features are kept.
@@ -268,7 +268,7 @@ class TrainedModel:
         """The classifier as a plain ``torch.nn.Module``: features ``[N, D]`` of any norm to logits ``[N, C]``.
 
         Args:
-            top_k: also return values and indices ``[N, top_k]`` of the concepts a picture shows most.
+            top_k: also return values and indices ``[N, top_k]`` of the concepts an image shows most.
 
         Raises:
             UserError: see ``PortableModel``.
@@ -321,13 +321,13 @@ class TrainedModel:
         return push(lambda folder: save_folder(self, folder, repo), repo, private=private, message=message)
 
     def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
-        """Classify pictures.
+        """Classify images.
 
         Args:
-            images: paths or PIL pictures, or preprocessed pictures ``[N, 3, H, W]``.
+            images: paths or PIL images, or preprocessed images ``[N, 3, H, W]``.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
         if not isinstance(images, Tensor):
             images = torch.stack([self.encoder.preprocess(_open(image)) for image in images])
@@ -338,7 +338,7 @@ class TrainedModel:
         """Where an image shows a concept: ``model.heat_map("bird.png", "yellow belly").overlay()``.
 
         Raises:
-            UserError: a picture that cannot be read, an unknown concept or method, or a model without concepts.
+            UserError: an image that cannot be read, an unknown concept or method, or a model without concepts.
         """
         require_concepts(self.model, self.bank)
         assert self.bank is not None
@@ -346,7 +346,7 @@ class TrainedModel:
 
     @torch.no_grad()
     def predict_features(self, features: Tensor) -> Prediction:
-        """Classify encoded pictures ``[N, D]`` (of any norm)."""
+        """Classify encoded images ``[N, D]`` (of any norm)."""
         x = unit_norm(features, [f"row {i}" for i in range(len(features))])
         return Prediction(self.model(x), self.classes, x, self.model, self.bank)
 

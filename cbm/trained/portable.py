@@ -13,7 +13,7 @@ from cbm.layers.require import require_linear
 
 
 class PortableModel(nn.Module):
-    """Features of any norm ``[N, D]`` to logits ``[N, C]``; with ``top_k`` also to what every picture shows most.
+    """Features of any norm ``[N, D]`` to logits ``[N, C]``; with ``top_k`` also to what every image shows most.
 
     A linear bottleneck (residual included) becomes its class vectors ``[C, D]``; one with an activation keeps its
     concepts and head. Nothing here is an operation of ``cbm.kernels``, so ``torch.export`` and ONNX know all of it;
@@ -21,7 +21,7 @@ class PortableModel(nn.Module):
 
     Args:
         model: a ``ConceptBottleneck`` or a ``LinearProbe``.
-        top_k: how many concepts of every picture to return.
+        top_k: how many concepts of every image to return.
 
     Attributes:
         concepts: ``[K, D]``; None where nothing asks for scores.

@@ -17,7 +17,7 @@ class Batches:
     processes each gets its part of the same batches.
 
     Args:
-        split: N pictures.
+        split: N images.
         batch_size: per step; if it covers the split, every step sees the full batch, in order.
         min_steps: batches per epoch, at least.
         shuffle: draw a new order for every pass.

@@ -4,7 +4,7 @@ Shin et al., "A Closer Look at the Intervention Procedure of Concept Bottleneck 
 "Interactive Concept Bottleneck Models" (AAAI 2023). Concepts are told in groups; of all groups that were not asked yet
 the one with the highest score comes next, and everything is scored again after each answer.
 
-    random      in an order of each picture's own
+    random      in an order of each image's own
     ucp         most uncertain: entropy of the concept, in bits
     cctp        largest contribution: p_j sum_c |w_cj|, times the distance between absent and present
     ectp        expected change of the prediction: sum_v P(c_j = v) KL(y | c_j = v  ||  y)
@@ -50,7 +50,7 @@ class QuestionCurve:
     """What answers were worth.
 
     Attributes:
-        accuracy: ``[Q + 1]`` of the class after 0, 1, ..., Q questions per picture.
+        accuracy: ``[Q + 1]`` of the class after 0, 1, ..., Q questions per image.
         cost: ``[Q + 1]`` mean cost of the questions so far.
         asked: ``[N, Q]`` number of the group that was asked, -1 if there was none left to ask.
     """
@@ -81,7 +81,7 @@ def ask_in_turn(
     weights: CoopWeights = CoopWeights(),
     seed: int = 0,
 ) -> QuestionCurve:
-    """Ask about one group after the other, of every picture by its own order.
+    """Ask about one group after the other, of every image by its own order.
 
     Args:
         model: the bottleneck.
@@ -94,7 +94,7 @@ def ask_in_turn(
         covariance: ``[K, K]`` of the activations: concepts that were not asked about move to their conditional mean
             (``cbm.editing.asking.propagation``); without it they stay.
         truth: ``[N, K]`` for ``oracle``; the answers by default.
-        questions: per picture; all groups by default.
+        questions: per image; all groups by default.
         costs: ``[U]`` of every group; 1 by default.
         weights: of ``coop``.
         seed: of ``random``.

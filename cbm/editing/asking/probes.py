@@ -31,7 +31,7 @@ class ConceptProbe:
     Attributes:
         directions: ``[K, D]`` Q.
         bias: ``[K]``.
-        auroc: ``[K]`` on pictures it was not fitted to; NaN where they show only one state.
+        auroc: ``[K]`` on images it was not fitted to; NaN where they show only one state.
     """
 
     directions: Tensor
@@ -51,7 +51,7 @@ def fit_concept_probe(
     Args:
         x: ``[N, D]`` unit-norm features.
         concepts: ``[N, K]`` 1, 0, NaN unknown.
-        held_x: ``[M, D]`` other pictures.
+        held_x: ``[M, D]`` other images.
         held_concepts: ``[M, K]``.
         c: inverse strength of the L2 penalty.
     """
@@ -109,7 +109,7 @@ def tell_in_turn(
     costs: Tensor | None = None,
     seed: int = 0,
 ) -> QuestionCurve:
-    """Accuracy of a classifier of features as more is told of every picture, in a random order of its own.
+    """Accuracy of a classifier of features as more is told of every image, in a random order of its own.
 
     Args:
         model: features ``[N, D]`` to logits.
@@ -118,7 +118,7 @@ def tell_in_turn(
         y: ``[N]`` classes.
         answers: ``[N, K]`` 1, 0, NaN nobody knows.
         units: columns told together.
-        questions: per picture; all groups by default.
+        questions: per image; all groups by default.
         costs: ``[U]`` of every group; 1 by default.
         seed: of the order.
     """

@@ -1,7 +1,7 @@
 """What an answer about one concept says about the others: correlated interventions, without training.
 
 Vandenhirtz et al., "Stochastic Concept Bottleneck Models", NeurIPS 2024, equation 3, with their "empirical" covariance:
-activations are Gaussian around what the picture shows, with the covariance of the source domain; once some are known,
+activations are Gaussian around what the image shows, with the covariance of the source domain; once some are known,
 the others move to their conditional mean,
 
     mu_U' = mu_U + S_UI S_II^-1 (eta_I - mu_I)
@@ -23,7 +23,7 @@ def propagate(activation: Tensor, told: Tensor, values: Tensor, covariance: Tens
     """Activations ``[N, K]`` after some of them are told.
 
     Args:
-        activation: ``[N, K]`` what the pictures show.
+        activation: ``[N, K]`` what the images show.
         told: ``[N, K]`` bool, which are known.
         values: ``[N, K]`` their values; the others are not read.
         covariance: ``[K, K]`` positive semi-definite.

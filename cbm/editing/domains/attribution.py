@@ -1,17 +1,17 @@
-"""Training-free test-time editing: a few labelled pictures of a new domain say which concepts mislead there.
+"""Training-free test-time editing: a few labelled images of a new domain say which concepts mislead there.
 
 Inspired by He et al., "Training-free Test-time Improvement for Explainable Medical Image Classification" (MICCAI 2025):
 confusing concepts are masked, weak ones amplified, nothing is trained. What is computed here was designed for this
 library (the paper's formulas were not available), so it is no reimplementation.
 
-For a picture of class y with rival r, and dW = W_r - W_y, the logits differ by
+For an image of class y with rival r, and dW = W_r - W_y, the logits differ by
 
     z_r - z_y = [ b_r - b_y + sum_j dW_j mu_yj ] + sum_j delta_j,        delta_j = dW_j (a_j - mu_yj)
 
 The bracket is what the source domain has on average; every error is paid for by positive delta's. One is positive
-because evidence for the rival fires that pictures of y did not show (mask the concept), or because evidence for y is
+because evidence for the rival fires that images of y did not show (mask the concept), or because evidence for y is
 weaker than it was (amplify it). Only concepts that moved at all (a permutation test against the source,
-Benjamini-Hochberg) may be edited; how many edits are made is decided by leaving one labelled picture out at a time,
+Benjamini-Hochberg) may be edited; how many edits are made is decided by leaving one labelled image out at a time,
 and may be none.
 """
 
@@ -81,9 +81,9 @@ class Plan:
         changes: none if nothing is to be edited.
         reason: why, in words.
         moved: columns of the concepts that moved.
-        n: labelled pictures.
+        n: labelled images.
         hits: how many of them were right when left out, before and after.
-        flags: what the reader should know: "weak" (a class has one picture), "classes missing", "approximate" (shift
+        flags: what the reader should know: "weak" (a class has one image), "classes missing", "approximate" (shift
             test).
     """
 
@@ -95,7 +95,7 @@ class Plan:
     flags: tuple[str, ...] = ()
 
     def edits(self, texts: Sequence[str], domain: str | None) -> EditSet:
-        """The plan as edits of a domain: pictures of others keep their logits bit by bit. None: of all pictures."""
+        """The plan as edits of a domain: images of others keep their logits bit by bit. None: of all images."""
         return EditSet(tuple(edit for change in self.changes for edit in change.edits(texts, domain, self.reason)))
 
 
@@ -156,7 +156,7 @@ class _ShiftTest:
         return torch.cat(parts)
 
     def null(self, left_out: Tensor) -> Tensor:
-        """T under no shift, ``[R, K]``, without the pictures at these rows."""
+        """T under no shift, ``[R, K]``, without the images at these rows."""
         total = self.whole
         for c, fewer in zip(*self.y[left_out].unique(return_counts=True)):
             count = int(self.counts[c])
@@ -164,7 +164,7 @@ class _ShiftTest:
         return total
 
     def statistic(self, a: Tensor, y: Tensor) -> Tensor:
-        """T ``[K]`` of labelled pictures."""
+        """T ``[K]`` of labelled images."""
         total = torch.zeros(a.shape[1], dtype=a.dtype)
         for c in y.unique().tolist():
             own = a[y == c]
@@ -200,7 +200,7 @@ class _Planner:
     temperatures: Tensor = field(default_factory=lambda: torch.tensor(TEMPERATURES, dtype=torch.float64))
 
     def logits(self, a: Tensor, rows: Tensor) -> Tensor:
-        """Calibrated logits of the labelled pictures at these rows."""
+        """Calibrated logits of the labelled images at these rows."""
         return self.source.factor * self.head.take(rows)(a)
 
     def objective(self, z: Tensor, y: Tensor, share: Tensor) -> tuple[float, float]:
@@ -288,11 +288,11 @@ def plan_edits(
     groups: Sequence[Sequence[int]] = (),
     seed: int = 0,
 ) -> Plan:
-    """Which concepts to mask and to amplify in the domain of a few labelled pictures.
+    """Which concepts to mask and to amplify in the domain of a few labelled images.
 
     Args:
-        a: ``[n, K]`` activations of the pictures.
-        y: ``[n]`` their classes; some classes may be absent, some have a single picture.
+        a: ``[n, K]`` activations of the images.
+        y: ``[n]`` their classes; some classes may be absent, some have a single image.
         head: what decides from the activations.
         source: statistics of the source domain.
         guard: what leaving one out must show: "default" more hits and less loss; "lenient" as many hits; "strict" less
@@ -305,7 +305,7 @@ def plan_edits(
         seed: of the shift test.
 
     Returns:
-        A plan without changes where nothing moved, nothing helps, or what helps does not hold for pictures left out.
+        A plan without changes where nothing moved, nothing helps, or what helps does not hold for images left out.
 
     Raises:
         UserError: an unknown guard.

@@ -25,9 +25,9 @@ class EditContext:
         texts: of its K concepts.
         classes: C names.
         domain: what the other domain is called.
-        source: labelled pictures of the model's own domain.
-        support: a few labelled pictures of the other domain.
-        unlabelled: ``[N, D]`` pictures of the other domain.
+        source: labelled images of the model's own domain.
+        support: a few labelled images of the other domain.
+        unlabelled: ``[N, D]`` images of the other domain.
         zero_shot: ``[N, C]`` logits of zero-shot classification of these, if the encoder reads text.
         groups: columns of concepts that exclude each other.
     """
@@ -52,7 +52,7 @@ class EditContext:
         return source_statistics(self.model.activations(self.source.x), self.source.y, self.head)
 
     def labelled(self) -> tuple[Tensor, Tensor]:
-        """Activations ``[n, K]`` and classes of the labelled pictures of the other domain."""
+        """Activations ``[n, K]`` and classes of the labelled images of the other domain."""
         assert self.support is not None
         return self.model.activations(self.support.x), self.support.y
 
@@ -66,7 +66,7 @@ class Proposal:
         reason: in words.
         edits: the same as edits of the model that was given; None if they cannot be said so.
         plan: of ``test_time``.
-        gate: which pictures the edits are for, beyond the domain's name.
+        gate: which images the edits are for, beyond the domain's name.
         source: what the edits do at home where they may get there: balanced accuracy before, after, and the 95 %
             interval of the difference by a paired bootstrap.
     """
@@ -84,9 +84,9 @@ class DomainEditor:
     """Settings of an editor. Subclasses say what they need and how they correct.
 
     Attributes:
-        support: folder of labelled pictures, a folder per class; by default they are drawn from the split that is
+        support: folder of labelled images, a folder per class; by default they are drawn from the split that is
             evaluated, and the others are tested.
-        shots: labelled pictures per class; fewer where a folder has fewer.
+        shots: labelled images per class; fewer where a folder has fewer.
         seed: of the draw and of everything random.
         requires: of "support" and "unlabelled", what must be there.
     """

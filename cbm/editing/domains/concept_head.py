@@ -21,7 +21,7 @@ class ConceptHead:
         return self.function(a)
 
     def take(self, rows: Tensor) -> "ConceptHead":
-        """The head of some of the pictures, where it is not the same for all."""
+        """The head of some of the images, where it is not the same for all."""
         return self
 
     def attribution(self, a: Tensor, y: Tensor, rival: Tensor, mean: Tensor) -> Tensor:
@@ -84,7 +84,7 @@ class EmbeddingConceptHead(ConceptHead):
     Espinosa Zarlenga et al., "Concept Embedding Models", NeurIPS 2022. The activations are the probabilities p.
 
     Args:
-        positive: ``[n, K, E]`` e^+ of n pictures.
+        positive: ``[n, K, E]`` e^+ of n images.
         negative: ``[n, K, E]`` e^-.
         classifier: embeddings ``[n, K, E]`` to logits ``[n, C]``.
     """
@@ -98,13 +98,13 @@ class EmbeddingConceptHead(ConceptHead):
         return self.classifier(self.negative + p * (self.positive - self.negative))
 
     def take(self, rows: Tensor) -> "EmbeddingConceptHead":
-        """The head of some of the pictures."""
+        """The head of some of the images."""
         return EmbeddingConceptHead(self.positive[rows], self.negative[rows], self.classifier)
 
     def masked(self, columns: Sequence[int], embedding: Tensor) -> "EmbeddingConceptHead":
         """Some concepts held at one embedding each ``[m, E]`` (their mean in the source domain), whatever p says.
 
-        To set p alone would leave what e^+ and e^- of the picture say beside it.
+        To set p alone would leave what e^+ and e^- of the image say beside it.
         """
         positive, negative = self.positive.clone(), self.negative.clone()
         positive[:, list(columns)] = negative[:, list(columns)] = embedding

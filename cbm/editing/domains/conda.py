@@ -1,16 +1,16 @@
-"""Adapting a bottleneck to unlabelled pictures of another domain, after CONDA.
+"""Adapting a bottleneck to unlabelled images of another domain, after CONDA.
 
 Choi, Raghuram, Li and Jha, "CONDA: Adaptive Concept Bottleneck for Foundation Models Under Distribution Shifts", ICLR
 2025.
-Gradients, no labels: pictures get pseudo-labels, then in turn
+Gradients, no labels: images get pseudo-labels, then in turn
 
-    concepts    V moves so that a picture's concepts are near those of its pseudo-class in the source domain
+    concepts    V moves so that an image's concepts are near those of its pseudo-class in the source domain
                 (Mahalanobis distance) and far from those of the others
     head        W, b move to predict the pseudo-labels, sparsely
     residual    a few further directions U, unlike each other and unlike V, with a linear head of their own
 
 Ours, and why it is "CONDA-style": one covariance within classes, shrunk (Ledoit and Wolf), instead of one per class,
-for a few pictures per class do not determine more; pseudo-labels are those of the model or of zero-shot classification,
+for a few images per class do not determine more; pseudo-labels are those of the model or of zero-shot classification,
 whichever is more certain; similarity of the residual's directions is penalised, as the paper says (its code rewards
 it); steps are measured in the root mean square of what they change.
 """
@@ -32,7 +32,7 @@ BATCH = 4096
 
 
 def pseudo_labels(model: ConceptBottleneck, x: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-    """Classes ``[N]`` of unlabelled pictures: of two predictions the more certain.
+    """Classes ``[N]`` of unlabelled images: of two predictions the more certain.
 
     Args:
         model: the bottleneck.
@@ -56,7 +56,7 @@ def adapt_unlabelled(
     lr: float = 0.02,
     seed: int = 0,
 ) -> ConceptBottleneck:
-    """A copy of the model, moved towards pictures ``[N, D]`` with pseudo-labels ``[N]``.
+    """A copy of the model, moved towards images ``[N, D]`` with pseudo-labels ``[N]``.
 
     Args:
         model: a bottleneck.
@@ -68,7 +68,7 @@ def adapt_unlabelled(
         seed: of the batches and of the residual's first directions.
 
     Raises:
-        UserError: no pictures, or fewer steps than none.
+        UserError: no images, or fewer steps than none.
     """
     if not len(x):
         raise UserError("no unlabelled pictures of the other domain to adapt to")

@@ -20,10 +20,10 @@ class Correction:
         name: of the editor.
         context: what the editor looked at.
         proposal: its answer.
-        tested: the pictures it was not shown.
+        tested: the images it was not shown.
         comparison: decisions about these.
-        baselines: accuracy of the simplest other uses of the same labels, on the same pictures.
-        inside: share of the pictures that pass the gate; 1 without one.
+        baselines: accuracy of the simplest other uses of the same labels, on the same images.
+        inside: share of the images that pass the gate; 1 without one.
     """
 
     name: str

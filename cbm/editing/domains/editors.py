@@ -1,10 +1,10 @@
 """Editors that correct a model for another domain, all behind one door: ``create_editor(settings).propose(context)``.
 
-    test_time   mask and amplify a few concepts, chosen by a few labelled pictures (``cbm.editing.domains.attribution``)
-    prune       remove the concepts that the same pictures blame most, without any further test
+    test_time   mask and amplify a few concepts, chosen by a few labelled images (``cbm.editing.domains.attribution``)
+    prune       remove the concepts that the same images blame most, without any further test
     recentre    every concept's mean is put where the source domain has it: as many edits as concepts
-    conda       move concepts and head by gradient on unlabelled pictures (``cbm.editing.domains.conda``)
-    refit       a new head on the labelled pictures alone: logistic regression on standardised concepts
+    conda       move concepts and head by gradient on unlabelled images (``cbm.editing.domains.conda``)
+    refit       a new head on the labelled images alone: logistic regression on standardised concepts
 
 The first three answer with edits that a person can read, the others with another model. None touches the model given.
 """
@@ -41,12 +41,12 @@ class ShiftAttribution(DomainEditor):
 
     Attributes:
         guard: see ``plan_edits``.
-        per_class: no class may lose a picture that was left out.
+        per_class: no class may lose an image that was left out.
         protect: concepts that may not be masked.
-        protection: what keeps the edits away from home. tag: the domain's name. gate: pictures must look like the
+        protection: what keeps the edits away from home. tag: the domain's name. gate: images must look like the
             domain. batch: batches must. none: nothing; edits are kept only while accuracy at home holds.
-        alpha: share of pictures from home that may pass a gate.
-        batch: pictures per batch of the batch gate.
+        alpha: share of images from home that may pass a gate.
+        batch: images per batch of the batch gate.
     """
 
     guard: str = "default"
@@ -86,11 +86,11 @@ class ShiftAttribution(DomainEditor):
 def keep_home(
     plan: Plan, source: SourceStatistics, head: LinearConceptHead, passed: Tensor | None
 ) -> tuple[Plan, tuple[float, float, tuple[float, float]]]:
-    """Drop the last edits until pictures from home lose no more than 0.005 of balanced accuracy.
+    """Drop the last edits until images from home lose no more than 0.005 of balanced accuracy.
 
     Args:
         plan: with one change or more.
-        source: statistics, and the pictures to try.
+        source: statistics, and the images to try.
         head: of the model.
         passed: ``[M]`` bool, which of them pass the gate; all without one.
     """
@@ -150,7 +150,7 @@ class PruneBlamed(DomainEditor):
 @register_editor("conda")
 @dataclass(frozen=True)
 class Conda(DomainEditor):
-    """Unlabelled pictures only.
+    """Unlabelled images only.
 
     Attributes:
         steps: of each of the three stages.

@@ -1,7 +1,7 @@
-"""Is this picture from the other domain? A linear gate on features with a bound on how often it is wrong at home.
+"""Is this image from the other domain? A linear gate on features with a bound on how often it is wrong at home.
 
-The direction between the two domains' means, in units of their variances, is fitted on one half of the source pictures;
-the threshold is an order statistic of the other half, so that a fresh source picture passes with a probability of at
+The direction between the two domains' means, in units of their variances, is fitted on one half of the source images;
+the threshold is an order statistic of the other half, so that a fresh source image passes with a probability of at
 most alpha (split conformal prediction; Vovk et al., 2005). Edits behind the gate lower the expected accuracy at home by
 at most alpha.
 """
@@ -21,13 +21,13 @@ BATCHES = 1000  # of source pictures, drawn to calibrate a gate of batches
 
 @dataclass(frozen=True)
 class Gate:
-    """Which pictures pass.
+    """Which images pass.
 
     Attributes:
         direction: ``[D]``.
         threshold: what ``x . direction`` must exceed.
-        alpha: share of source pictures that pass, at most.
-        batch: so many pictures, one after the other, are judged together by their mean; 1: every picture alone.
+        alpha: share of source images that pass, at most.
+        batch: so many images, one after the other, are judged together by their mean; 1: every image alone.
     """
 
     direction: Tensor
@@ -68,10 +68,10 @@ def load_gate(path: Path) -> Gate:
 def fit_gate(source: Tensor, target: Tensor, *, alpha: float = 0.05, batch: int = 1, seed: int = 0) -> Gate:
     """A gate between features of the source ``[M, D]`` and of the target domain ``[n, D]``.
 
-    With fewer than about 1 / alpha source pictures to calibrate on nothing passes.
+    With fewer than about 1 / alpha source images to calibrate on nothing passes.
 
     Raises:
-        UserError: alpha is not between 0 and 1, or there are fewer than four source pictures.
+        UserError: alpha is not between 0 and 1, or there are fewer than four source images.
     """
     if not 0 < alpha < 1:
         raise UserError(f"alpha={alpha}: expected a share between 0 and 1")

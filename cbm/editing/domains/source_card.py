@@ -1,7 +1,7 @@
 """The source card: what a later correction must know of the domain a model was trained for.
 
-It is written with every run, from validation pictures (training pictures would look too certain), and holds their
-features in half precision: no picture of the source domain is needed again.
+It is written with every run, from validation images (training images would look too certain), and holds their
+features in half precision: no image of the source domain is needed again.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ ROWS = 50_000  # of all classes: 77 MB at 768 dimensions
 
 @dataclass(frozen=True)
 class SourceCard:
-    """Labelled pictures of the source domain.
+    """Labelled images of the source domain.
 
     Attributes:
         x: ``[M, D]`` features, at most 200 per class and 50,000 in all.
@@ -36,7 +36,7 @@ class SourceCard:
 
 
 def source_card(x: Tensor, y: Tensor, num_classes: int, seed: int = 0) -> SourceCard:
-    """The card of pictures ``[N, D]`` with classes ``[N]``: as many of every class, drawn by the seed."""
+    """The card of images ``[N, D]`` with classes ``[N]``: as many of every class, drawn by the seed."""
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(y), generator=generator)
     count = min(PER_CLASS, max(ROWS // num_classes, 2))
@@ -96,7 +96,7 @@ def source_statistics(a: Tensor, y: Tensor, head: ConceptHead) -> SourceStatisti
     """Statistics of activations ``[M, K]`` with classes ``[M]``.
 
     Raises:
-        UserError: a class has fewer than two pictures.
+        UserError: a class has fewer than two images.
     """
     a = a.double()
     z = head(a)
