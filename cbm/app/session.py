@@ -108,7 +108,7 @@ class Session:
         """Edit the held concept. Setting it again takes the place of the last edit, so that a dragged value is one.
 
         Args:
-            op: of ``cbm.editing.OPS``.
+            op: one of ``cbm.editing.edits.OPS``.
             value: if it takes one.
             scope: "this picture" or "all pictures".
             classes: the class that is told, or "all classes".
