@@ -1,4 +1,4 @@
-"""Correct one mistake by hand: how far a concept's weights must move for an image to be right by a margin.
+"""Correct one mistake by hand: change a concept's weights until an image is right by a margin.
 
 The manual editing of Oikarinen et al., "Label-Free Concept Bottleneck Models" (ICLR 2023), counted from the concept's
 average as everywhere here, so that the average image keeps its logits.
@@ -26,7 +26,7 @@ def margin_edits(
     margin: float = 0.2,
     why: str | None = None,
 ) -> EditSet:
-    """Two ``reweight`` edits after which images of a class win over their rivals by ``margin``, on average.
+    """Two ``reweight`` edits after which the true class of some images wins over its rival by ``margin``, on average.
 
     For one image with activation a of the concept, rival r and D = z_r - z_y + margin,
 
@@ -37,16 +37,16 @@ def margin_edits(
 
     Args:
         model: the bottleneck.
-        x: ``[D]`` or ``[n, D]`` unit-norm features.
-        label: the class y they should have.
-        column: the concept by which.
-        texts: of the K concepts.
-        classes: C names.
-        margin: in logits.
-        why: kept with the edits.
+        x: unit-norm features ``[D]`` or ``[n, D]`` of the images.
+        label: index of the class y that the images should have.
+        column: column of the concept whose weights change.
+        texts: texts of the K concepts.
+        classes: C class names.
+        margin: distance in logits by which the class should win.
+        why: reason, kept with the edits.
 
     Raises:
-        UserError: the concept is average on these images, so that no moderate weight of it could decide.
+        UserError: the concept is average on these images, so that no moderate weight could decide.
     """
     x = x.reshape(-1, x.shape[-1])
     z = model(x).double()

@@ -1,8 +1,8 @@
 """V2C-CBM: He et al., AAAI 2025. The concepts nearest to a few labelled images decide which concepts a class owns.
 
 The bank is a codebook (``python -m cbm concepts v2c``: the concepts that are nearest to most unlabelled images), or any
-other. Every training image is replaced by its k nearest concepts; those most frequent in a class are the class's part of
-the bottleneck. The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model, but measures
+other. Every training image is replaced by its k nearest concepts; those most frequent in a class become its part of the
+bottleneck. The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model, but measures
 nearness after subtracting what all images share and what all concepts share, and starts the head as LaBo's repaired one
 does: from a prior stated as mass, with a fitted factor on the cosines. ``paper`` takes plain cosines, starts from W = 1
 for owned concepts with at most two shots and at random with more, and multiplies by 100.

@@ -1,4 +1,4 @@
-"""What an answer about one concept says about the others: correlated interventions, without training.
+"""Update concepts that are correlated with an answer, without training.
 
 Vandenhirtz et al., "Stochastic Concept Bottleneck Models", NeurIPS 2024, equation 3, with their "empirical" covariance:
 activations are Gaussian around what the image shows, with the covariance of the source domain; once some are known,
@@ -20,16 +20,16 @@ def source_covariance(a: Tensor) -> Tensor:
 
 
 def propagate(activation: Tensor, told: Tensor, values: Tensor, covariance: Tensor) -> Tensor:
-    """Activations ``[N, K]`` after some of them are told.
+    """Activations ``[N, K]`` after some of them are set.
 
     Args:
-        activation: ``[N, K]`` what the images show.
-        told: ``[N, K]`` bool, which are known.
-        values: ``[N, K]`` their values; the others are not read.
-        covariance: ``[K, K]`` positive semi-definite.
+        activation: activations ``[N, K]`` from the images.
+        told: which activations ``[N, K]`` (bool) are set.
+        values: new values ``[N, K]``; only those that are set are read.
+        covariance: covariance ``[K, K]`` of the activations, positive semi-definite.
 
     Returns:
-        The told ones have their values exactly, the others their conditional mean.
+        Exactly the new values for the activations that are set, the conditional mean for the others.
     """
     covariance = covariance.to(activation.device, torch.float64)
     jitter = 1e-9 * covariance.diagonal().mean().clamp(min=1e-30)
