@@ -1,4 +1,4 @@
-"""How many concepts one image's decision uses: sparsity of rows of contributions or activations."""
+"""How many concepts one image's decision uses: sparsity of its contributions or activations."""
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ class ImageSparsity(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
-        """Take in the rows of ``values`` ``[N, K]``."""
+        """Add the rows of ``values`` ``[N, K]``."""
         size = values.abs().double()
         k, total, largest = size.shape[1], size.sum(dim=1), size.amax(dim=1, keepdim=True)
         norm = size.norm(dim=1).clamp(min=1e-300)

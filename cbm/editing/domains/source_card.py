@@ -36,7 +36,7 @@ class SourceCard:
 
 
 def source_card(x: Tensor, y: Tensor, num_classes: int, seed: int = 0) -> SourceCard:
-    """Make the source card: equally many images of every class.
+    """Make the source card from up to 200 images of every class, drawn at random.
 
     Args:
         x: features ``[N, D]``.
