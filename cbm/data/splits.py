@@ -18,11 +18,20 @@ log = logging.getLogger(__name__)
 def complete_splits(
     dataset: ImageDataset, cache: Path, *, val_fraction: float, test_fraction: float, seed: int
 ) -> ImageDataset:
-    """Give the data set a validation and a test split, taken from its training images where it lacks them.
+    """Draw a validation and a test split from the training images, if the data set has none.
 
-    The choice is written to ``cache/splits`` and read again by later runs: an image never moves between splits, also
-    when images are added to the set (new ones are divided by the same fractions). Images of one subject stay
-    together.
+    The choice is written to ``cache/splits`` and read again by later runs: an image never moves between splits, even if
+    images are added to the set (new ones are divided by the same fractions). Images of one subject stay together.
+
+    Args:
+        dataset: the data set.
+        cache: folder in which the choice is kept.
+        val_fraction: share of the training images for the validation split.
+        test_fraction: share of the training images for the test split.
+        seed: random seed for the draw.
+
+    Raises:
+        UserError: a fraction is out of range, there are too few images, or the stored choice is damaged.
     """
     wanted = {"test": test_fraction, "val": val_fraction}
     missing = {split: share for split, share in wanted.items() if split not in dataset.splits}
@@ -105,14 +114,14 @@ def few_shot(labels: np.ndarray, shots: int | str, seed: int, classes: list[str]
     """Rows of a class-balanced subset, drawn by ``seed``.
 
     Args:
-        labels: ``[N]`` class indices.
+        labels: class indices ``[N]``.
         shots: images per class, or ``"all"``. Subsets of one seed are nested: 4 shots contain the 1-shot image.
-        seed: of the draw.
-        classes: names, for the error message.
-        setting: the name of the setting, for the error message.
+        seed: random seed for the draw.
+        classes: C class names, for the error message.
+        setting: name of the setting, for the error message.
 
     Raises:
-        UserError: a class has fewer images than asked for.
+        UserError: a class has fewer images than requested.
     """
     if shots == "all":
         return np.arange(len(labels))

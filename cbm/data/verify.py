@@ -19,7 +19,12 @@ SHOWN = 5  # files that a message names
 
 @dataclass
 class Findings:
-    """What is wrong, and what was not looked at or is merely worth knowing."""
+    """Findings about a download.
+
+    Attributes:
+        problems: errors.
+        notes: checks that were skipped, and other remarks.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
