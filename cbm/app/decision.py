@@ -156,7 +156,7 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
     """The logit of a class as a sum of bars."""
     old, new, level = contributions(session, model, c)
     order = new.argsort(descending=True, stable=True).tolist()
-    visible = float(new.abs().max()) / 50  # shorter bars are no news
+    visible = float(new.abs().max()) / 50  # bars shorter than 1/50 of the longest are not shown
     columns = [k for k in order[:FOR] if new[k] > visible]
     columns += [k for k in order[::-1][:AGAINST] if new[k] < -visible][::-1]
     edited = [session.explorer.bank.index(text) for text in dict.fromkeys(e.concept for e in session.here.edits)]

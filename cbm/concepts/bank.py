@@ -80,7 +80,11 @@ class ConceptBank:
         return [concept.text for concept in self.concepts]
 
     def directions(self) -> Tensor:
-        """The embeddings ``[K, D]`` of a bank that an encoder has embedded."""
+        """The embeddings ``[K, D]``.
+
+        Raises:
+            ValueError: the bank has not been embedded.
+        """
         if self.embeddings is None:
             raise ValueError(f"concept bank '{self.name}' has not been embedded")
         return self.embeddings

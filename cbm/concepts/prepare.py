@@ -149,6 +149,9 @@ def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, 
         template: prompt for a class name (``a photo of a {}.``).
         encode_text: function from phrases to features.
         encoder: fingerprint of the encoder.
+
+    Raises:
+        UserError: the template has no place ``{}`` for the class name.
     """
     if "{}" not in template:
         raise UserError(f"dataset.template='{template}' has no place {{}} for the class name")

@@ -88,6 +88,9 @@ def merge_duplicates(
         name: name of the bank.
         source: origin of the phrases.
         phrases: triples of a phrase, its owners and its score (or None).
+
+    Raises:
+        UserError: no phrase is left.
     """
     merged: dict[str, dict[str, Any]] = {}
     dropped = []

@@ -158,7 +158,21 @@ def read_birds(
     name: str, root: Path, variant: str = "birds", seed: int = 0, n_train: int = 100, n_val: int = 20,
     n_test: int = 40, size: int = 64,
 ) -> ImageDataset:  # fmt: skip
-    """Paper birds, drawn into ``root`` on first use (numbers are per species)."""
+    """Paper birds, drawn into ``root`` on first use.
+
+    Args:
+        name: name of the data set.
+        root: folder of the images.
+        variant: ``birds``, ``birds_spurious`` or ``birds_shift``.
+        seed: random seed for the birds.
+        n_train: number of training images per species.
+        n_val: number of validation images per species.
+        n_test: number of test images per species.
+        size: width and height of an image in pixels.
+
+    Raises:
+        UserError: an argument is out of range, or ``root`` holds something else.
+    """
     from cbm.data.birds import write_birds
 
     made_of: dict[str, Any] = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
@@ -174,7 +188,17 @@ def read_birds(
 
 @reader("torchvision")
 def read_torchvision(name: str, root: Path, dataset: str, download: bool = True) -> ImageDataset:
-    """A torchvision data set that keeps its images in one array (CIFAR10, CIFAR100)."""
+    """A torchvision data set that keeps its images in one array (CIFAR10, CIFAR100).
+
+    Args:
+        name: name of the data set.
+        root: folder of the data set.
+        dataset: name of torchvision's class.
+        download: whether a missing data set is downloaded.
+
+    Raises:
+        UserError: the class is unknown, or the data set is missing and cannot be downloaded.
+    """
     known = ["CIFAR10", "CIFAR100"]
     if dataset not in known:
         raise UserError(f"dataset.args.dataset={dataset}: {did_you_mean(dataset, known)}")

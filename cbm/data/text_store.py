@@ -40,6 +40,11 @@ class TextStore:
     def encode(self, encoder: Encoder, texts: list[str], *, progress: bool = True) -> Tensor:
         """Raw float32 text features ``[M, D]``, in the order of ``texts``.
 
+        Args:
+            encoder: encoder with a text tower.
+            texts: M phrases.
+            progress: whether a progress bar is shown.
+
         Raises:
             UserError: the encoder has no text tower, or the disk is full.
         """

@@ -48,7 +48,11 @@ def load_encoder(settings: Any) -> Encoder:
 
 
 def resolve_device(device: str) -> str:
-    """The name of the device; ``auto`` stands for the GPU if there is one."""
+    """The name of the device; ``auto`` stands for the GPU if there is one.
+
+    Raises:
+        UserError: a GPU is requested and there is none.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():

@@ -138,7 +138,10 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
         generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
         leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
-        """Infer by the published loop, which uses ``x`` and ``clamp`` only, unless another ``method`` is named."""
+        """Infer by the published loop, which uses ``x`` and ``clamp`` only, unless another ``method`` is named.
+
+        Arguments as for ``EnergyBottleneck.infer``.
+        """
         if method != "auto":
             return super().infer(
                 x, method=method, clamp=clamp, generator=generator, samples=samples, sweeps=sweeps, leaky=leaky

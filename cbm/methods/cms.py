@@ -53,7 +53,11 @@ class CMS(Method):
             )
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Make a bottleneck whose head holds the classes' rows."""
+        """Make a bottleneck whose head holds the classes' rows; arguments as for ``Method.build``.
+
+        Raises:
+            UserError: the encoder reads no text, or the sums of ``method.norm`` are not positive.
+        """
         assert bank is not None
         if data.class_embeddings is None or data.class_embeddings.shape[1] != data.dim:
             raise UserError("method=cms compares pictures with class names: it needs an encoder that reads text")

@@ -71,7 +71,10 @@ class Energy(Method):
         self.noise = config.noise or 0.0
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Make untrained energies; the training labels tell which concepts exclude each other."""
+        """Make untrained energies; the training labels tell which concepts exclude each other.
+
+        Arguments as for ``Method.build``.
+        """
         assert bank is not None
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
         train = labels.targets["train"]
@@ -89,7 +92,10 @@ class Energy(Method):
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """Losses of the class, of the concepts and of both together; pseudo-labels are drawn anew in every step."""
+        """Losses of the class, of the concepts and of both together; pseudo-labels are drawn anew in every step.
+
+        Arguments as for ``Method.loss``.
+        """
         assert concepts is not None
         labels = torch.bernoulli(concepts.nan_to_num(0.0)).where(~concepts.isnan(), concepts)
         logits, blocks = model.concept_logits(x), model.blocks
@@ -103,7 +109,10 @@ class Energy(Method):
         return of_class + of_concepts + pseudo_likelihood(model.joint(), states, y)
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The loss of 512 images, without dropout and with fixed random numbers, and the directly read logits."""
+        """The loss of 512 images, without dropout and with fixed random numbers, and the directly read logits.
+
+        Arguments as for ``Method.loss``.
+        """
         assert concepts is not None
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -128,7 +137,14 @@ class Energy(Method):
 
 
 def class_vectors(concepts: Tensor, y: Tensor, num_classes: int, blocks: ConceptBlocks) -> Tensor | None:
-    """The concept vectors ``[U, K]`` of the classes, if all images of a class have the same; otherwise None."""
+    """The concept vectors ``[U, K]`` of the classes, if all images of a class have the same; otherwise None.
+
+    Args:
+        concepts: concept labels ``[N, K]``.
+        y: class indices ``[N]``.
+        num_classes: number of classes.
+        blocks: the possible concept vectors.
+    """
     first = torch.zeros(num_classes, dtype=torch.long).scatter_(0, y.flip(0), torch.arange(len(y)).flip(0))
     rows = concepts[first]
     if bool(concepts.isnan().any()) or not torch.equal(rows[y], concepts):

@@ -74,7 +74,10 @@ class LabelFree(Method):
             config.clip_cutoff = 0.25
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Filter the phrases, learn their directions, leave out those that are not learned, fit the sparse layer."""
+        """Filter the phrases, learn their directions, leave out those that are not learned, fit the sparse layer.
+
+        Arguments as for ``Method.build``.
+        """
         assert bank is not None
         candidates = len(bank)
         bank = self._filter_texts(bank, data.class_embeddings, data.classes)

@@ -78,7 +78,7 @@ class LaBo(Method):
         one_of("method.coverage", config.coverage, COVERAGES)
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Select the concepts on the training images and set the prior."""
+        """Select the concepts on the training images and set the prior; arguments as for ``Method.build``."""
         assert bank is not None
         means = data.train.class_means(len(data.classes))
         owners = bank.owners(data.classes)

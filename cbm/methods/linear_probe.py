@@ -37,7 +37,10 @@ class LinearProbeMethod(Method):
     trains = False
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Solve the problem for every penalty and keep the most accurate one (of equals, the strongest penalty)."""
+        """Solve the problem for every penalty and keep the most accurate one (of equals, the strongest penalty).
+
+        Arguments as for ``Method.build``.
+        """
         spread = feature_moments(data.train.x)[1].square().mean().sqrt()  # one factor: directions keep their size
         powers = torch.linspace(math.log10(self.config.l2_from), math.log10(self.config.l2_to), self.config.l2_steps)
         penalties = (10.0 ** powers.double()).tolist()

@@ -59,7 +59,7 @@ class Posthoc(Method):
         self.trains = config.residual
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Solve the sparse head; a residual starts at zero and is trained."""
+        """Solve the sparse head; a residual starts at zero and is trained. Arguments as for ``Method.build``."""
         assert bank is not None
         directions, config = bank.directions(), self.config
         if config.fidelity == "repaired":

@@ -182,7 +182,13 @@ class Sparse(Method):
                 raise UserError(f"method.{name}={getattr(config, name)}: expected {expected}")
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Make the untrained model: the unit of the scores, and W and H where training starts."""
+        """Make the untrained model: the unit of the scores, and W and H where training starts.
+
+        Arguments as for ``Method.build``.
+
+        Raises:
+            UserError: the bank has fewer than ``method.k`` concepts, or too many for a learned layer.
+        """
         assert bank is not None
         config, count = self.config, len(bank)
         if config.k != "all" and config.k > count:
@@ -225,7 +231,7 @@ class Sparse(Method):
         return 0.1 * origin.lam_max
 
     def loss(self, model: SparseBottleneck, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """Cross-entropy plus the objective of a batch."""
+        """Cross-entropy plus the objective of a batch; arguments as for ``Method.loss``."""
         s = model.scores(x)
         z = model.mix(s)
         read = z if self.config.ce_to_mixing else z.detach()

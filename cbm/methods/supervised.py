@@ -77,14 +77,17 @@ class Supervised(Method):
         one_of("method.training", config.training, ("independent", "sequential", "joint"))
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Make two untrained heads."""
+        """Make two untrained heads; arguments as for ``Method.build``."""
         assert bank is not None
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
         model = TwoHeads(data.train.x, len(labels.bank), len(data.classes))
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """Cross-entropy of the class plus the mean cross-entropy of the known concepts."""
+        """Cross-entropy of the class plus the mean cross-entropy of the known concepts.
+
+        Arguments as for ``Method.loss``.
+        """
         assert concepts is not None
         logits = model.concept_logits(x)
         probability = logits.sigmoid()
@@ -97,7 +100,7 @@ class Supervised(Method):
         return cross_entropy(model.head(probability), y) + self.config.concept_weight * of_concepts
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same loss, and the class logits from predicted concepts."""
+        """The same loss, and the class logits from predicted concepts; arguments as for ``Method.loss``."""
         return self.loss(model, x, y, concepts), model(x)
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:

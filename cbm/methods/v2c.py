@@ -59,7 +59,10 @@ class V2C(Method):
         self.owners_given = False
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Tokenise the training images, keep the concepts most frequent in each class, and start the head."""
+        """Tokenise the training images, keep the concepts most frequent in each class, and start the head.
+
+        Arguments as for ``Method.build``.
+        """
         assert bank is not None
         owners = bank.owners(data.classes) if self.owners_given else self.token_owners(data, bank)
         columns = owners.any(dim=0).nonzero().flatten()

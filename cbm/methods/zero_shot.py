@@ -25,7 +25,7 @@ class ZeroShot(Method):
     trains = False
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Make a bottleneck with one concept per class and the identity as head."""
+        """Make a bottleneck with one concept per class and the identity as head; arguments as for ``Method.build``."""
         assert bank is not None
         reference, spread = score_moments(data.train.x, bank.directions())
         head = LinearHead(torch.eye(len(data.classes)))

@@ -197,7 +197,13 @@ def welch(a: Tensor, b: Tensor) -> float:
 
 
 def compare(mine: float, other: float, p: float) -> str:
-    """Words for a comparison: ``random concepts do better (84% against 70%, p < 0.001)``."""
+    """Words for a comparison: ``random concepts do better (84% against 70%, p < 0.001)``.
+
+    Args:
+        mine: accuracy of the model.
+        other: accuracy of the other model.
+        p: p-value of the difference.
+    """
     how = "cannot be told apart" if p >= 0.05 else ("do worse" if mine > other else "do better")
     return f"random concepts {how} ({other:.1%} against {mine:.1%}, {p_value(p)})"
 

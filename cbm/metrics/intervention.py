@@ -36,7 +36,7 @@ class InterventionCurve:
         return float(torch.trapezoid(y, x) / (x[-1] - x[0]))
 
     def metrics(self) -> dict[str, float]:
-        """Metrics ``intervention_area``, ``intervention_accuracy_30``, ``intervention_others_30`` (30 % are set), ..."""
+        """``intervention_area``, ``intervention_accuracy_30`` and ``intervention_others_30`` (30 % are set), ..."""
         values = {"intervention_area": self.area}
         for ratio, right, others in zip(self.ratios, self.class_accuracy, self.others_accuracy):
             values[f"intervention_accuracy_{round(100 * ratio)}"] = right

@@ -82,7 +82,13 @@ def log_results(logger: Any, result: RunResult) -> None:
 
 
 def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str]) -> Any:
-    """A table with the ten most important concepts of every class."""
+    """A table with the ten most important concepts of every class.
+
+    Args:
+        model: the bottleneck.
+        bank: the concepts of its columns.
+        classes: C class names.
+    """
     import wandb
 
     table = wandb.Table(columns=["class", "rank", "concept", "weight", "importance"])
@@ -94,7 +100,14 @@ def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str
 
 
 def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, pictures: Images) -> Any:
-    """A table of explained test images: the most confident mistakes, then correct decisions by falling confidence."""
+    """A table of explained test images: the most confident mistakes, then correct decisions by falling confidence.
+
+    Args:
+        model: the bottleneck.
+        bank: the concepts of its columns.
+        data: encoded splits, of which the test split is shown.
+        pictures: the test images.
+    """
     import wandb
 
     x, y = data.test.x, data.test.y

@@ -146,7 +146,14 @@ class Inputs:
 
 
 def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock") -> Inputs:
-    """Load the encoder and the teacher of a run, and read its candidate concepts."""
+    """Load the encoder and the teacher of a run, and read its candidate concepts.
+
+    Args:
+        method: the method of the run.
+        cfg: a ``cbm.config.TrainConfig``.
+        images: the data set.
+        clock: measures the time.
+    """
     with clock("encode"):
         encoder = load_encoder(cfg.encoder)
         teacher = load_teacher(method, cfg, encoder)
@@ -160,7 +167,17 @@ def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock"
 def encode(
     method: Method, cfg: DictConfig, inputs: Inputs, clock: "Clock"
 ) -> tuple[ImageDataset, FeatureData, ConceptBank | None]:
-    """Encode the images of a run; returns the images that were used, their features, and the candidate concepts."""
+    """Encode the images of a run.
+
+    Args:
+        method: the method of the run.
+        cfg: a ``cbm.config.TrainConfig``.
+        inputs: the images, the encoders and the candidate concepts.
+        clock: measures the time.
+
+    Returns:
+        The images that were used, their features, and the candidate concepts.
+    """
     with clock("encode"):
         teacher = None if inputs.teacher is None else (inputs.teacher, Encoding.of(cfg, cfg.teacher))
         splits = ("train", "val", "test")
@@ -181,7 +198,14 @@ def text_tower(encoder: Encoder, cfg: DictConfig):
 
 
 def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, counts: list[int]) -> list[SparseHead]:
-    """Solve new sparse heads on the model's concepts, for every requested number of concepts per class."""
+    """Solve new sparse heads on the model's concepts.
+
+    Args:
+        model: the trained classifier.
+        bank: the concepts of its columns, or None.
+        data: encoded splits, of which the training split is used.
+        counts: numbers of concepts per class.
+    """
     if not isinstance(model, ConceptBottleneck) or bank is None:
         return []
     if counts:
@@ -193,7 +217,13 @@ def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, c
 
 
 def save(run: RunDirectory, result: RunResult, encoder: Encoder) -> None:
-    """Write the model and the metrics, and mark the run as finished."""
+    """Write the model and the metrics, and mark the run as finished.
+
+    Args:
+        run: the run directory.
+        result: the trained model with its metrics.
+        encoder: the frozen encoder.
+    """
     path, data = result.path, result.data
     save_model(result.model, path / "model.safetensors")
     card = source_card(data.val.x, data.val.y, len(data.classes), result.cfg.seed)

@@ -39,8 +39,8 @@ class ConceptMatrix:
     """How images and classes are written as rows over K concepts: ``v = (x @ concepts.T - offset) * weight``.
 
     Attributes:
-        offset: Taken from every cosine of an image [K], float64; zeros unless centred.
-        weight: Factor on it [K], float64; ones unless ``norm="col"``, then 0 for a concept that was left out.
+        offset: Offset [K] that is subtracted from every cosine of an image, float64; zeros unless centred.
+        weight: Factor [K] on the cosines, float64; ones unless ``norm="col"``, then 0 for a concept that was left out.
         rows: The classes' rows [C, K], float64, normalised the same way.
     """
 

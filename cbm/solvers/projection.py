@@ -1,4 +1,4 @@
-"""Concept directions in a backbone's feature space that repeat a teacher's concept activations.
+"""Learn concept directions in a backbone's feature space that reproduce a teacher's concept scores.
 
 Label-free CBM (Oikarinen et al., ICLR 2023), equation 2: concept k gets the row w_k for which q = X w_k is most similar
 to the teacher's activations p = T t_k,
@@ -29,11 +29,11 @@ def cos_cubed(q: Tensor, p: Tensor) -> Tensor:
     """Cosine of the cubed, centred columns.
 
     Args:
-        q: ``[N, K]``.
-        p: ``[N, K]``.
+        q: First matrix ``[N, K]``.
+        p: Second matrix ``[N, K]``.
 
     Returns:
-        ``[K]`` in -1 .. 1; exactly 0, with a gradient of 0, where a column of either is constant.
+        Cosines ``[K]`` in -1 .. 1; exactly 0, with a gradient of 0, if a column of either matrix is constant.
     """
     check_matrix("q", q)
     check_matrix("p", p, *q.shape)
@@ -102,17 +102,17 @@ def fit_projection(
         x: Backbone features ``[N, D]``.
         teacher_x: The teacher's features of the same images ``[N, E]``.
         concepts: The teacher's concept directions ``[K, E]``; the activations are ``teacher_x @ concepts.T``.
-        val_x: ``[V, D]``, of validation images.
-        val_teacher_x: ``[V, E]``.
-        start: "ridge": from the ridge regression of the activations on ``x`` (the penalty is chosen per concept on the
-            validation images) by preconditioned L-BFGS. "random": from PyTorch's default initialisation by Adam, as
-            published (with ``patience=0``).
-        steps: At most so many.
-        lr: Of Adam; L-BFGS needs none.
-        patience: A concept stops after more than so many validations in a row without improvement.
+        val_x: Backbone features ``[V, D]`` of validation images.
+        val_teacher_x: The teacher's features ``[V, E]`` of validation images.
+        start: "ridge": start from the ridge regression of the activations on ``x`` (the penalty is chosen per concept
+            on the validation images) and use preconditioned L-BFGS. "random": start from PyTorch's default
+            initialisation and use Adam, as published (with ``patience=0``).
+        steps: Largest number of steps.
+        lr: Learning rate of Adam; L-BFGS needs none.
+        patience: Number of validations in a row without improvement after which a concept may still continue.
         validate_every: Steps between validations; by default 1 for "ridge" and the published 50 for "random".
-        block: Concepts solved together; memory is O((N + V) * block), counting at most `BATCH` rows of N.
-        seed: Of the initialisation, and of the batches where ``x`` has more than `BATCH` rows.
+        block: Number of concepts solved together; memory is O((N + V) * block), counting at most `BATCH` rows of N.
+        seed: Random seed for the initialisation, and for the batches if ``x`` has more than `BATCH` rows.
 
     Returns:
         W ``[K, D]``, float32, rows of unit norm (zero where the activations or ``x`` do not vary), and the similarity

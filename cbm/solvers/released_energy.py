@@ -1,4 +1,4 @@
-"""Inference as the published code of energy-based bottlenecks has it (Xu et al., ICLR 2024), for comparison only.
+"""Inference as in the published code of energy-based bottlenecks (Xu et al., ICLR 2024), for comparison only.
 
 Class and concepts become softmaxes over logits that start at zero; a mixture p of class vectors is normalised, a
 mixture q_k of a concept's two vectors too, and Adam makes
@@ -43,11 +43,12 @@ class ReleasedEnergies:
 
 
 def released_inference(energies: ReleasedEnergies, clamp: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
-    """Class probabilities ``[B, M]``, concept probabilities ``[B, K]``, and how many steps it took, for one batch.
+    """Class probabilities ``[B, M]``, concept probabilities ``[B, K]`` and the number of steps, for one batch.
 
     Args:
-        energies: of the batch.
-        clamp: ``[B, K]`` 1 present, 0 absent, NaN to be inferred; concepts are found first, then overwritten.
+        energies: inner products of the batch.
+        clamp: known concepts ``[B, K]``: 1 present, 0 absent, NaN unknown; concepts are inferred first, then
+            overwritten.
     """
     classes, concepts = torch.zeros_like(energies.of_class), torch.zeros_like(energies.of_concept)
     steps = _descend(energies, classes, concepts, (1.0, 1.0, 0.01))

@@ -28,11 +28,11 @@ class SparseMixing:
     """A solution and its certificate.
 
     Attributes:
-        weight: W ``[K, K]``.
-        loss: the mean cross-entropy.
-        lam_max: the smallest penalty at which W = 0 is optimal, ``K max |grad CE(0)|``.
+        weight: mixing layer W ``[K, K]``.
+        loss: mean cross-entropy.
+        lam_max: smallest penalty at which W = 0 is optimal, ``K max |grad CE(0)|``.
         kkt: largest violation of the optimality conditions, as a share of the penalty ``lam / K``.
-        steps: taken.
+        steps: number of steps taken.
     """
 
     weight: Tensor
@@ -57,7 +57,7 @@ def solve_mixing(
     tol: float = 1e-3,
     max_steps: int = 2000,
 ) -> SparseMixing:
-    """Solve for W, head and bias held fixed.
+    """Solve for W with fixed head and bias.
 
     Args:
         x: Features ``[N, D]``.
@@ -66,11 +66,11 @@ def solve_mixing(
         head: H ``[C, K]``.
         lam: Penalty, > 0. Exactly one of ``lam`` and ``lam_share`` is given.
         lam_share: The same in units of the smallest penalty at which W = 0.
-        offset: Taken from the scores ``[K]``; zeros by default.
+        offset: Offset ``[K]`` that is subtracted from the scores; zeros by default.
         bias: b ``[C]``; zeros by default.
         start: W to start from; zeros by default.
         tol: KKT residual at which to stop.
-        max_steps: At most so many steps; the certificate tells how far they came.
+        max_steps: Largest number of steps; the certificate tells how near the optimum they came.
 
     Raises:
         ValueError: If a shape does not fit, or not exactly one positive penalty is given.

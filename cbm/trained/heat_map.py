@@ -93,7 +93,13 @@ def heat_map(
 
 @torch.no_grad()
 def concept_score(model: ConceptBottleneck | EnergyBottleneck, column: int, features: Tensor) -> Tensor:
-    """A concept's score (for energies, the log-odds from its own evidence) for raw features ``[N, D]``: ``[N]``."""
+    """A concept's scores ``[N]``; for energies, the log-odds from its own evidence.
+
+    Args:
+        model: a concept bottleneck, or energies.
+        column: column of the concept in the bank.
+        features: raw features ``[N, D]``.
+    """
     x = normalize(features, dim=1)
     return model.concept_logits(x)[:, column] if isinstance(model, EnergyBottleneck) else x @ model.concepts[column]
 

@@ -55,7 +55,7 @@ class ConceptHead:
         return self(a)
 
     def gap(self, a: Tensor, y: Tensor, rival: Tensor) -> Tensor:
-        """``z_rival - z_y``, ``[n]``."""
+        """``z_rival - z_y``, ``[n]``; arguments as for ``attribution``."""
         z = self(a)
         return (z.gather(1, rival[:, None]) - z.gather(1, y[:, None]))[:, 0]
 
@@ -76,7 +76,7 @@ class LinearConceptHead(ConceptHead):
         return a.double() @ self.weight.T + self.bias
 
     def attribution(self, a: Tensor, y: Tensor, rival: Tensor, mean: Tensor) -> Tensor:
-        """``(W_r - W_y) (a - mean_y)``."""
+        """``(W_r - W_y) (a - mean_y)``; arguments as for ``ConceptHead.attribution``."""
         return (self.weight[rival] - self.weight[y]) * (a - mean[y])
 
     def changed(self, a: Tensor, z: Tensor, columns: Sequence[int], values: Tensor) -> Tensor:
