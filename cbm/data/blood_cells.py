@@ -76,7 +76,7 @@ class MaskedCells(ImageFiles):
         return MaskedCells(self.root, [self.names[row] for row in rows])
 
     def fingerprints(self, cache: Path) -> list[str]:
-        """Of image and mask together: both decide what is encoded."""
+        """Fingerprints of image and mask together, since both decide what is encoded."""
         masks = ImageFiles(self.root, [str(Path(name).with_suffix(".png")) for name in self.names])
         pairs = zip(super().fingerprints(cache), masks.fingerprints(cache))
         return [hashlib.blake2b(f"{a}|{b}|cell".encode(), digest_size=16).hexdigest() for a, b in pairs]

@@ -70,7 +70,7 @@ class ImageTars:
         return ImageTars(self.root, self.tars, [self.names[row] for row in rows], self.places[np.asarray(rows, int)])
 
     def fingerprints(self, cache: Path) -> list[str]:
-        """Of every image: its tar file's hash (remembered in ``cache``) and its place in there."""
+        """Fingerprints of the images: the hash of the tar file (kept in ``cache``) and the position in it."""
         used = np.unique(self.places[:, 0]).tolist()
         hashes = dict(zip(used, ImageFiles(self.root, [self.tars[tar] for tar in used]).fingerprints(cache)))
         return [
