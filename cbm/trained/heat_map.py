@@ -46,7 +46,7 @@ class HeatMap:
         """The image with the map over it: red for the concept, blue against it, the strongest part most opaque.
 
         Args:
-            side: width and height in pixels.
+            side: width in pixels.
         """
         size = (side, round(side * self.picture.height / self.picture.width))
         smooth = interpolate(self.values[None, None].float(), size[::-1], mode="bicubic", align_corners=False)[0, 0]
