@@ -1,4 +1,4 @@
-"""What can be configured: dataclass schemas for Hydra, and cards and banks that become choices by lying in a folder.
+"""The configuration: dataclass schemas for Hydra; every card and bank in its folder becomes a choice.
 
 Imports nothing heavy, so that ``python train.py --help`` answers quickly. A method's own settings live in the method's
 file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when the run starts.
@@ -35,34 +35,36 @@ class DatasetConfig:
     bank: str | None = None
     """The concept bank used when ``concepts`` is ``auto``."""
     template: str = "a photo of a {}."
-    """How a class name is said to the text encoder by the zero-shot baseline."""
+    """Prompt for a class name in the zero-shot baseline."""
     superclass: str | None = None
-    """What all classes are, say bird (``python -m cbm concepts llm`` asks by it)"""
+    """What all classes are, e.g. bird (used in the questions of ``python -m cbm concepts llm``)"""
     val_fraction: float = 0.1
+    """Share of the training images that becomes the validation split, by class, if the data set has none"""
     test_fraction: float = 0.2
-    """Shares split off, stratified by class, when the set brings no validation or test split of its own."""
+    """Share of the training images that becomes the test split, by class, if the data set has none"""
     split_seed: int = 0
+    """Random seed for these splits"""
     on_error: str = "skip"
     """What to do about unreadable images: skip (and report) | fail"""
     args: dict[str, Any] = field(default_factory=dict)
-    """Settings of this reader alone."""
+    """Further settings of the reader."""
 
 
 @dataclass
 class AboutConfig:
-    """What a card says about its data set, for people and for ``python -m cbm datasets`` (``about:`` of the card)."""
+    """Facts about a data set, shown by ``python -m cbm datasets`` (``about:`` of the card)."""
 
     title: str = ""
     homepage: str = ""
     licence: str = ""
-    """As published; 'see homepage' where it is not one of the usual ones"""
+    """Licence as published; 'see homepage' if it is not a common one"""
     citation: str = ""
     get: str = ""
-    """How to get it"""
+    """How to get the data set"""
     counts: dict[str, int] = field(default_factory=dict)
-    """Published numbers of classes and concepts, and of pictures in train, val and test, as the reader gives them"""
+    """Published numbers of classes and concepts, and of images in train, val and test, as the reader divides them"""
     md5: dict[str, str] = field(default_factory=dict)
-    """Published checksums of files, seen from the root"""
+    """Published checksums of files, by path relative to the root"""
 
 
 @dataclass
@@ -70,70 +72,76 @@ class EncoderConfig:
     """A frozen encoder, or a teacher (``configs/encoder/NAME.yaml``, or any model on the command line)."""
 
     model: str = MISSING
-    """open_clip name, hf-hub:ORG/NAME, local-dir:PATH, timm:NAME or torchvision:NAME"""
+    """Model: an open_clip name, hf-hub:ORG/NAME, local-dir:PATH, timm:NAME or torchvision:NAME"""
     pretrained: str | None = None
-    """open_clip pretrained tag; for timm: and torchvision: 'default' or 'random'"""
+    """Pretrained tag of an open_clip model; 'default' or 'random' for timm: and torchvision:"""
     precision: str = "bf16"
     """Autocast precision on a GPU: fp32 | bf16 | fp16 (CPUs always compute in fp32)"""
     store_dtype: str = "float32"
-    """What the feature store keeps: float32 | float16"""
+    """Number format of the feature store: float32 | float16"""
     batch_size: int = 256
+    """Images per forward pass"""
     num_workers: int = 2
+    """Processes that decode images"""
     device: str = "auto"
+    """Device of the encoder: auto | cpu | cuda"""
 
 
 @dataclass
 class CavConfig:
-    """``concepts=cav``: concepts learned from pictures that show them (``cbm/concepts/cav.py``)."""
+    """``concepts=cav``: concepts learned from images that show them (``cbm/concepts/cav.py``)."""
 
     dataset: str | None = None
-    """A card whose training pictures have concept columns; by default this run's own training pictures"""
+    """Card whose training images have concept columns; by default this run's own training images"""
     root: str | None = None
-    """Where the images of that card are, if it does not say"""
+    """Folder of the images of that card, if it does not say"""
     folder: str | None = None
-    """Or a folder of concept pictures: FOLDER/CONCEPT/{positives,negatives}/*.jpg, or FOLDER/CONCEPT/*.jpg"""
+    """Instead of a card, a folder of images: FOLDER/CONCEPT/{positives,negatives}/*.jpg, or FOLDER/CONCEPT/*.jpg"""
     per_concept: int = 100
-    """Pictures with the concept, and without it, that train; as many again are held out to score it"""
+    """Training images with the concept, and without it; as many again are held out to score it"""
     svm_c: float = 0.1
-    """What an error costs the support vector machine against a wide margin"""
+    """Cost of an error of the support vector machine, against a wide margin"""
 
 
 @dataclass
 class ConceptsConfig:
-    """Where the concepts come from and what is done to them before selection."""
+    """Source of the concepts, and how they are filtered before selection."""
 
     source: str = "auto"
-    """File, or 'auto': the data set's own bank, else a shipped bank with the same classes, else concepts/general.txt,
-    or 'cav': learned from pictures"""
+    """Source of the concepts: a file; 'auto' (the data set's own bank, else a shipped bank with the same classes, else
+    concepts/general.txt); or 'cav' (learned from images)"""
     cav: CavConfig = field(default_factory=CavConfig)
+    """Settings of concepts learned from images"""
     control: str | None = None
-    """random (meaningless directions) | shuffled (every name gets another concept's direction)"""
+    """Control experiment: random (meaningless directions) | shuffled (every name gets another concept's direction)"""
     remove_class_names: str = "own"
-    """Drop a concept that names: own (a class that owns it) | any | none"""
+    """Drop concepts that contain a class name: own (of a class that owns the concept) | any | none"""
     hygiene: bool = True
     """Drop phrases that are not visual or not phrases (see cbm/concepts/hygiene.py)"""
     max_words: int = 20
+    """Longest phrase that is kept, in words"""
 
 
 @dataclass
 class TrainerConfig:
-    """Passed to Lightning's Trainer."""
+    """Settings of Lightning's Trainer."""
 
     accelerator: str = "auto"
     devices: Any = 1
     precision: str = "32-true"
     max_epochs: int = 1000
     progress: bool = True
-    """Progress bars"""
+    """Whether progress bars are shown"""
     checkpoint_seconds: float = 30.0
-    """How often ``checkpoints/last.ckpt`` is written, from which an interrupted run goes on"""
+    """Seconds between two writes of ``checkpoints/last.ckpt``, from which an interrupted run goes on"""
 
 
 @dataclass
 class LoggerConfig:
-    """csv is always written (``log.csv``); W&B beside it when asked for."""
+    """Settings of the loggers; ``log.csv`` is always written."""
 
     wandb: bool = False
+    """Whether to log to Weights & Biases too"""
     project: str = "cbm"
     entity: str | None = None
     tags: list[str] = field(default_factory=list)
@@ -146,28 +154,30 @@ class TrainConfig:
     dataset: DatasetConfig = MISSING
     encoder: EncoderConfig = MISSING
     teacher: EncoderConfig | None = None
-    """A text-image model whose concept activations the method learns to repeat; by default the encoder itself"""
+    """A text-image model whose concept scores the method learns to reproduce; by default the encoder itself"""
     concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
     method: Any = MISSING
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     logger: LoggerConfig = field(default_factory=LoggerConfig)
     seed: int = 0
+    """Random seed for few-shot draws, training and controls"""
     shots: Any = "all"
     """Training images per class: a number, or 'all'"""
     val_shots: Any = "all"
     """Validation images per class: a number, or 'all' (the papers' protocol, also at few shots)"""
     run_dir: str | None = None
-    """Where the run is written; by default runs/METHOD-DATASET-HASH"""
+    """Folder of the run; by default runs/METHOD-DATASET-HASH"""
     overwrite: bool = False
-    """Move a finished run of the same name aside (to NAME.old-N) instead of stopping"""
+    """Whether to move a finished run of the same name aside (to NAME.old-N) instead of stopping"""
     cache: str = "cache"
-    """Feature store and persisted splits"""
+    """Folder of the feature store and of the splits that were drawn"""
     controls: bool = True
-    """Fit the same method on random and on shuffled concepts as well, for the integrity check"""
+    """Whether to fit the same method on random and on shuffled concepts too, for the integrity check"""
     nec: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 25, 30])
-    """Concepts per class at which the head is solved anew on the method's concepts (the NEC protocol); [] for none"""
+    """Numbers of concepts per class for which a new head is solved on the method's concepts (the NEC protocol); [] for
+    none"""
     report: bool = True
-    """Write report.html"""
+    """Whether to write report.html"""
 
 
 @dataclass
@@ -175,23 +185,25 @@ class EvalConfig:
     """Everything ``eval.py`` accepts."""
 
     run: str = MISSING
-    """A run directory written by train.py"""
+    """Run directory written by train.py"""
     split: str = "test"
-    """train | val | test"""
+    """Split to evaluate: train | val | test"""
     dataset: DatasetConfig | None = None
-    """Evaluate on another data set with the same classes (dataset=birds_shift)"""
+    """Another data set with the same classes to evaluate on (dataset=birds_shift)"""
     edits: str | None = None
-    """Edits of the model, as cbm.Editor saves them (edits=edits.yaml): metrics before and after"""
+    """File of edits, as cbm.Editor saves them (edits=edits.yaml); metrics are shown before and after"""
     editor: Any = None
-    """Let the model be corrected for these pictures: configs/editor/NAME.yaml (editor=test_time)"""
+    """Editor that corrects the model for these images: configs/editor/NAME.yaml (editor=test_time)"""
     domain: str | None = None
-    """The site these pictures come from, for edits bound to one; by default the data set's name"""
+    """Name of the domain that the images come from, for edits bound to one; by default the data set's name"""
     gate: str | None = None
-    """Edits of the domain act on pictures that pass this gate only (gate.safetensors)"""
+    """File of a gate (gate.safetensors): only images that pass it are edited"""
     cache: str = "cache"
+    """Folder of the feature store"""
     device: str = "auto"
+    """Device of the encoder: auto | cpu | cuda"""
     output: str | None = None
-    """Write the metrics to this JSON file as well"""
+    """Further JSON file to which the metrics are written"""
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -203,14 +215,15 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.store_dtype": ("float32", "float16"),
     "teacher.precision": ("fp32", "bf16", "fp16"),
 }
-"""The words that some settings may have."""
+"""Allowed values of some settings."""
 
 
 def check_settings(cfg: DictConfig) -> None:
-    """Find wrong values of a ``TrainConfig`` before the long work begins.
+    """Check a ``TrainConfig`` before the long work begins.
 
     Raises:
-        UserError: a value that is out of range or not among the choices (with the nearest), or W&B is not installed.
+        UserError: a value is out of range or not among the choices (the message names the nearest), or W&B is not
+            installed.
     """
     if cfg.logger.wandb and importlib.util.find_spec("wandb") is None:
         raise UserError("logger=wandb needs the wandb package: uv pip install -e '.[wandb]' -c constraints.txt")
@@ -236,7 +249,11 @@ def bank_names() -> list[str]:
 
 
 def load_card(name: str) -> DictConfig:
-    """A data set card by name, with its defaults; without what it says about the set (``about_card``)."""
+    """A data set card by name, with defaults, without its ``about:`` (see ``about_card``).
+
+    Raises:
+        UserError: there is no such card, or it cannot be read.
+    """
     card = _read_card(name)
     card.pop("about", None)
     known = [entry.name for entry in fields(DatasetConfig)]
@@ -251,7 +268,15 @@ def load_card(name: str) -> DictConfig:
 
 
 def change_card(card: DictConfig, settings: list[str]) -> DictConfig:
-    """The card with some ``KEY=VALUE`` changed (``args.level=image``)."""
+    """A card with some settings changed.
+
+    Args:
+        card: the card.
+        settings: changes, such as ``args.level=image``.
+
+    Raises:
+        UserError: a setting is unknown, or not of the form ``KEY=VALUE``.
+    """
     for setting in settings:
         key = setting.partition("=")[0]
         if "=" not in setting:
@@ -265,7 +290,11 @@ def change_card(card: DictConfig, settings: list[str]) -> DictConfig:
 
 
 def about_card(name: str) -> AboutConfig:
-    """What a card says about its data set."""
+    """The ``about:`` of a data set card.
+
+    Raises:
+        UserError: there is no such card, or it cannot be read.
+    """
     return typed_settings("about", name, AboutConfig, _read_card(name).get("about") or {})
 
 
@@ -282,10 +311,10 @@ def _read_card(name: str) -> dict[str, Any]:
 
 
 class Registry(dict[str, T]):
-    """What the names of a group stand for: ``METHODS["labo"]``.
+    """Objects by name: ``METHODS["labo"]``.
 
     Args:
-        what: the word for one of them in messages, which is also the group on the command line (``method``).
+        what: word for one entry, used in messages and as the group on the command line (``method``).
     """
 
     def __init__(self, what: str):
@@ -293,7 +322,7 @@ class Registry(dict[str, T]):
         self.what = what
 
     def register(self, name: str) -> Callable[[T], T]:
-        """A decorator that makes what it decorates available as ``name``."""
+        """A decorator that adds a function or class to the registry as ``name``."""
 
         def add(entry: T) -> T:
             self[name] = entry
@@ -302,10 +331,10 @@ class Registry(dict[str, T]):
         return add
 
     def find(self, name: str) -> T:
-        """What ``name`` stands for.
+        """The entry of this name.
 
         Raises:
-            UserError: nothing, with the nearest names.
+            UserError: there is none; the message names the nearest.
         """
         if name not in self:
             raise UserError(f"unknown {self.what} '{name}': {did_you_mean(name, self)}")
@@ -315,10 +344,10 @@ class Registry(dict[str, T]):
         """An instance of a class of this registry.
 
         Args:
-            settings: ``name``, and the fields of the class's ``Config`` (or of the class, if it is a dataclass itself).
+            settings: ``name``, and the fields of the class's ``Config`` (or of the class itself, if it is a dataclass).
 
         Raises:
-            UserError: an unknown name or setting (with the nearest), or a value of the wrong type.
+            UserError: a name or setting is unknown (the message names the nearest), or a value has the wrong type.
         """
         rest: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.create(settings)))  # type: ignore[arg-type]
         name = str(rest.pop("name", ""))
@@ -329,10 +358,17 @@ class Registry(dict[str, T]):
 
 
 def typed_settings(group: str, name: str, kind: type, settings: Any) -> Any:
-    """An instance of the dataclass ``kind`` with these settings, those of ``GROUP=NAME``.
+    """Make an instance of a dataclass from settings.
+
+    Args:
+        group: group of the settings, for messages.
+        name: name within the group, for messages.
+        kind: the dataclass.
+        settings: values of its fields.
 
     Raises:
-        UserError: no settings, an unknown one (with the nearest), or a value of the wrong type.
+        UserError: the settings are not a mapping, a setting is unknown (the message names the nearest), or a value has
+            the wrong type.
     """
     known = [entry.name for entry in fields(kind)]
     if not isinstance(settings, dict):
@@ -347,7 +383,7 @@ def typed_settings(group: str, name: str, kind: type, settings: Any) -> Any:
 
 
 def choices(group: str) -> list[str]:
-    """The names ``group=NAME`` accepts on the command line."""
+    """The names that ``group=NAME`` accepts on the command line."""
     if group == "dataset":
         return card_names()
     if group == "concepts":
@@ -363,7 +399,11 @@ def groups() -> list[str]:
 
 
 def register() -> None:
-    """Tell Hydra about the schemas, the cards in ``datasets/``, the banks in ``concepts/``, encoders as teachers."""
+    """Register the schemas, data set cards, concept banks and teachers with Hydra.
+
+    Raises:
+        UserError: a card cannot be read.
+    """
     store = ConfigStore.instance()
     store.store("train_schema", TrainConfig)
     store.store("eval_schema", EvalConfig)

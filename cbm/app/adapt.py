@@ -15,17 +15,17 @@ class Suggestion:
     """What the editor proposes; nothing is applied yet.
 
     Attributes:
-        edits: to be applied; none if nothing is to be edited.
-        reason: in words.
-        concepts: what becomes of each.
-        before: accuracy of the pictures the editor was not shown.
-        after: the same.
-        gained: of these, how many become right.
-        lost: and how many wrong.
-        p_value: of an exact McNemar test.
+        edits: proposed edits; empty if nothing should be edited.
+        reason: reason for the proposal, in words.
+        concepts: change of every edited concept.
+        before: accuracy before the edits, on pictures that the editor was not shown.
+        after: accuracy after the edits, on the same pictures.
+        gained: number of these pictures that become right.
+        lost: number of these pictures that become wrong.
+        p_value: p of an exact McNemar test.
         baselines: accuracy of simpler uses of the same labels, on the same pictures.
-        support: labelled pictures it was shown.
-        tested: pictures it was not.
+        support: number of labelled pictures that the editor was shown.
+        tested: number of pictures that it was not shown.
     """
 
     edits: EditSet

@@ -17,12 +17,12 @@ class ClassConcept:
     """A concept as a class uses it.
 
     Attributes:
-        column: of the bank.
-        text: the concept.
-        before: what one standard deviation of it adds to the class's logit without edits; of energies the lift
+        column: column of the concept in the bank.
+        text: text of the concept.
+        before: how much one standard deviation of it adds to the class's logit without edits; for energies, the lift
             log p(concept | class) / p(concept).
         after: the same with the edits of all pictures.
-        owned: the bank names this class as an owner.
+        owned: whether the bank names this class as an owner.
     """
 
     column: int
@@ -37,14 +37,14 @@ class ClassPage:
     """One class.
 
     Attributes:
-        name: of the class.
-        count: its pictures in the split.
-        before: share of them that is right without edits; None without pictures.
-        after: and with them.
-        concepts: the most important ones.
-        taken_for: class and how many of these pictures are called it, after the edits.
-        mistaken: class and how many of its pictures are called this class.
-        right: examples.
+        name: name of the class.
+        count: number of its pictures in the split.
+        before: share of them classified correctly without edits; None without pictures.
+        after: share of them classified correctly with the edits.
+        concepts: the most important concepts.
+        taken_for: other classes with the number of this class's pictures that are classified as them, after the edits.
+        mistaken: other classes with the number of their pictures that are classified as this class.
+        right: examples of correct decisions.
         wrong: examples of mistakes.
     """
 

@@ -24,17 +24,18 @@ class ConceptFacts:
     """One concept on the split.
 
     Attributes:
-        column: of the bank.
-        text: the concept.
-        owners: classes the bank wrote it for.
-        group: of concepts that exclude each other.
-        source: where it comes from.
+        column: column of the concept in the bank.
+        text: text of the concept.
+        owners: classes that the concept was written for.
+        group: name of its group of concepts that exclude each other, or None.
+        source: origin of the concept.
         top: pictures with the highest scores.
-        bottom: and with the lowest.
-        used_by: class and what one standard deviation of it adds there, largest first; of linear heads.
-        label_auroc: how well its score finds pictures that the labels say show it; None where nothing is known.
-        owner_auroc: how well it finds pictures of its owners; None where there are none.
-        alike: concepts whose directions the encoder cannot tell from it.
+        bottom: pictures with the lowest scores.
+        used_by: classes with how much one standard deviation of it adds to their logit, largest first; linear heads
+            only.
+        label_auroc: AUROC of its score for pictures labelled with the concept; None without labels.
+        owner_auroc: AUROC of its score for pictures of its owners; None without owners.
+        alike: concepts that the encoder cannot tell from this one.
     """
 
     column: int

@@ -23,12 +23,12 @@ class ClassShare:
     """A class and its probability.
 
     Attributes:
-        name: of the class.
+        name: name of the class.
         before: probability without edits.
-        after: with them.
-        true: the picture is of this class.
-        decided: it is what the picture is called.
-        explained: its logit is what the bars add up to.
+        after: probability with the edits.
+        true: whether this is the true class of the picture.
+        decided: whether this is the predicted class.
+        explained: whether the bars explain the logit of this class.
     """
 
     name: str
@@ -44,14 +44,14 @@ class Bar:
     """A concept on this picture.
 
     Attributes:
-        column: of the bank.
-        text: the concept.
-        before: what it added to the logit without edits; of energies, its probability.
-        after: the same with them.
-        level: what is read of it, in standard deviations from the average training picture; None where they do not
-            vary, where it is edited, and for energies.
-        edited: some edit is about it, here.
-        held: it is the one that is held.
+        column: column of the concept in the bank.
+        text: text of the concept.
+        before: contribution to the logit without edits; for energies, the concept's probability.
+        after: the same with the edits.
+        level: activation in standard deviations from the average training picture; None if the training pictures do not
+            vary, if the concept is edited, and for energies.
+        edited: whether an edit of this picture changes the concept.
+        held: whether this is the selected concept.
     """
 
     column: int
@@ -68,16 +68,16 @@ class Decision:
     """The picture's decision.
 
     Attributes:
-        called: what it is called after the edits.
-        was: what it was called without.
-        true: its class, or None if that is not known.
-        classes: the most probable ones.
-        explained: the class the bars are about.
-        bars: the largest; of linear heads contributions, of energies probabilities; none without concepts.
-        base: what the logit is for the average picture; of linear heads.
-        others: what all concepts without a bar add.
-        others_count: how many they are.
-        outside: what does not pass through concepts (a residual).
+        called: predicted class after the edits.
+        was: predicted class without edits.
+        true: true class, or None if it is not known.
+        classes: the most probable classes.
+        explained: class that the bars explain.
+        bars: the largest bars: contributions for linear heads, probabilities for energies; empty without concepts.
+        base: logit of the average picture (linear heads).
+        others: sum of the contributions of all concepts without a bar.
+        others_count: number of these concepts.
+        outside: part of the logit that bypasses the concepts (a residual).
         total: the logit.
     """
 
@@ -101,15 +101,15 @@ class Decision:
 
 @dataclass(frozen=True)
 class Reach:
-    """Where the value of a concept can be moved.
+    """The range of values that a concept can be set to.
 
     Attributes:
-        low: the lowest.
-        high: the highest.
-        now: what it is on this picture after the edits.
-        unit: what is counted.
-        average: where "says nothing" is.
-        step: by which one unit moves the activation.
+        low: lowest value.
+        high: highest value.
+        now: value on this picture after the edits.
+        unit: name of the unit of these values.
+        average: average value, at which the concept says nothing.
+        step: change of the activation per unit.
     """
 
     low: float
@@ -120,7 +120,7 @@ class Reach:
     step: float
 
     def activation(self, value: float) -> float:
-        """What ``set`` is told."""
+        """The activation for a value, as ``set`` expects it."""
         return self.average + self.step * value
 
 
@@ -156,7 +156,7 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
     """The logit of a class as a sum of bars."""
     old, new, level = contributions(session, model, c)
     order = new.argsort(descending=True, stable=True).tolist()
-    visible = float(new.abs().max()) / 50  # shorter bars are no news
+    visible = float(new.abs().max()) / 50  # bars shorter than 1/50 of the longest are not shown
     columns = [k for k in order[:FOR] if new[k] > visible]
     columns += [k for k in order[::-1][:AGAINST] if new[k] < -visible][::-1]
     edited = [session.explorer.bank.index(text) for text in dict.fromkeys(e.concept for e in session.here.edits)]

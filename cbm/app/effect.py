@@ -16,15 +16,15 @@ class Effect:
     """Before and after.
 
     Attributes:
-        count: pictures of the split.
-        before: accuracy.
-        after: accuracy.
-        macro_before: mean over the classes.
-        macro_after: mean over the classes.
-        gained: how many were wrong and are right.
-        lost: how many were right and are wrong.
-        flipped: how many decisions changed, these and others.
-        p_value: of an exact McNemar test.
+        count: number of pictures of the split.
+        before: accuracy before the edits.
+        after: accuracy after the edits.
+        macro_before: mean accuracy over the classes before the edits.
+        macro_after: mean accuracy over the classes after the edits.
+        gained: number of pictures that become right.
+        lost: number of pictures that become wrong.
+        flipped: number of decisions that change.
+        p_value: p of an exact McNemar test.
         gains: some of the gained pictures.
         losses: some of the lost ones.
         classes: class, pictures, share right before and after, of those that changed most.

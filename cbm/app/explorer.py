@@ -23,11 +23,11 @@ class Picture:
     """A picture that is looked at.
 
     Attributes:
-        name: how an edit calls it.
+        name: name of the picture in edits.
         image: the picture itself.
-        x: ``[D]`` unit-norm features.
-        label: its class, if that is known.
-        row: of the split, or None for a dropped file.
+        x: unit-norm features ``[D]``.
+        label: index of its class, or None if it is not known.
+        row: row in the split, or None for a dropped file.
     """
 
     name: str
@@ -52,11 +52,11 @@ class Explorer:
 
     Attributes:
         model: the trained model.
-        card: of the pictures that are shown.
+        card: data set card of the pictures.
         cache: the feature store.
         data: the encoded split, and the validation split where there is one.
         images: N pictures of the split.
-        logits: ``[N, C]`` without edits.
+        logits: logits ``[N, C]`` without edits.
     """
 
     def __init__(

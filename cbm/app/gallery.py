@@ -18,11 +18,11 @@ class Tile:
     """A picture among others.
 
     Attributes:
-        row: of the split.
-        picture: small.
-        true: its class.
-        called: what it is called.
-        note: a few words more.
+        row: row in the split.
+        picture: thumbnail.
+        true: true class.
+        called: predicted class.
+        note: further words.
     """
 
     row: int
@@ -42,10 +42,10 @@ class Page:
     """Some of the pictures that were asked for.
 
     Attributes:
-        tiles: those of this page.
-        number: of the page, from 0.
-        pages: how many there are.
-        count: pictures on all of them.
+        tiles: pictures of this page.
+        number: number of the page, from 0.
+        pages: number of pages.
+        count: number of pictures on all pages.
     """
 
     tiles: list[Tile]

@@ -111,7 +111,7 @@ class Session:
         With a concept that is set present, those that exclude it are set absent (``cbm.Editor.exclusively``).
 
         Args:
-            op: of ``cbm.editing.OPS``.
+            op: one of ``cbm.editing.edits.OPS``.
             value: if it takes one.
             scope: "this picture" or "all pictures".
             classes: the class that is told, or "all classes".

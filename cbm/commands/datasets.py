@@ -55,7 +55,7 @@ def check(
     every: Annotated[bool, typer.Option("--all", help="Open every image, not a sample of each split.")] = False,
     cache: Cache = Path("cache"),
 ) -> None:
-    """Check a download: the published numbers of classes and pictures, missing and broken files, checksums. Exit
+    """Check a download: the published numbers of classes and images, missing and broken files, checksums. Exit
     status 1 if something is wrong."""
     import numpy as np
 

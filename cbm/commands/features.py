@@ -46,7 +46,7 @@ def encode(
 def plan(
     sizes: Annotated[
         list[str],
-        typer.Argument(help="N=pictures K=concepts, D=512 C=1000 candidates= shots= passes= encoder= dtype= hardware="),
+        typer.Argument(help="N=images K=concepts, D=512 C=1000 candidates= shots= passes= encoder= dtype= hardware="),
     ],
 ) -> None:
     """Say what a LaBo run will take before it begins: FLOP, least time, memory, disk, the way it is computed."""

@@ -120,7 +120,7 @@ def adapt(
     ] = None,
     cache: Cache = Path("cache"),
 ) -> None:
-    """Correct a model for another domain with a few labelled pictures: editors side by side."""
+    """Correct a model for another domain with a few labelled images: editors side by side."""
     from cbm.run.adapt import adapt as adapted
     from cbm.run.adapt import overlap
     from cbm.run.spurious import mean_and_error
@@ -130,10 +130,10 @@ def adapt(
         run, dataset, cache, editors=names, root=root, shots=shots, draws=draws, guard=guard,
         protect=tuple(protect or ()),
     )  # fmt: skip
-    title = f"{shots} labelled pictures per class, {draws} draw(s)"
+    title = f"{shots} labelled images per class, {draws} draw(s)"
     table = Table(
-        "", "there", "change", "worse", "at home", "edits", "concepts", "overlap", title=title,
-        caption="accuracy in percent; draws that are worse, and that edit; at home: were it applied there too",
+        "", "accuracy", "change", "worse", "source domain", "edits", "concepts", "overlap", title=title,
+        caption="accuracy in percent; worse, edits: number of draws; source domain: accuracy if applied there too",
     )  # fmt: skip
     for name in found[0].target:
         there = [each.target[name] for each in found]

@@ -1,4 +1,4 @@
-"""Concepts: banks, readers, filters, controls, selection."""
+"""Concepts: banks, their readers and filters, controls, and selection."""
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
 from cbm.concepts.cav import distances, learn_cavs, read_concept_folders

@@ -1,4 +1,4 @@
-"""The concept bank: what a model can say. One concept is one column; several classes may own it."""
+"""The concept bank: the concepts that a model may use. One concept is one column; several classes may own it."""
 
 import hashlib
 import json
@@ -19,14 +19,14 @@ from cbm.files.tensors import read_tensors, write_tensors
 
 @dataclass(frozen=True)
 class Concept:
-    """A phrase and what is known about it.
+    """A phrase with its owners and origin.
 
     Attributes:
         text: the phrase.
-        classes: names of the classes that own it (the language model wrote it for them), possibly none.
-        group: concepts of one group exclude each other (colour of the belly), or None.
-        score: a number its source gave it, or None.
-        provenance: source file, prompt, filters passed, phrases merged into it.
+        classes: names of the classes that own the concept, because it was written for them; may be empty.
+        group: name of a group of concepts that exclude each other (colours of the belly), or None.
+        score: score given by the source of the concept, or None.
+        provenance: source file, prompt, filters passed, and phrases merged into this one.
     """
 
     text: str
@@ -38,7 +38,13 @@ class Concept:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A phrase that did not become a concept, and why."""
+    """A phrase that did not become a concept.
+
+    Attributes:
+        text: the phrase.
+        classes: names of the classes that it was written for.
+        reason: reason why it was left out.
+    """
 
     text: str
     classes: tuple[str, ...]
@@ -50,12 +56,12 @@ class ConceptBank:
     """Concepts in order, with their embeddings once an encoder has read them.
 
     Attributes:
-        name: what the bank is called.
-        source: the file it came from.
-        concepts: K concepts.
+        name: name of the bank.
+        source: file that the bank was read from.
+        concepts: the K concepts.
         encoder: fingerprint of the encoder of ``embeddings``, or None.
-        embeddings: ``[K, D]`` unit-norm, or None.
-        dropped: what was left out on the way, and why: nothing is lost silently.
+        embeddings: unit-norm embeddings ``[K, D]``, or None.
+        dropped: phrases that were left out, with the reasons.
     """
 
     name: str
@@ -70,11 +76,15 @@ class ConceptBank:
 
     @property
     def texts(self) -> list[str]:
-        """K phrases."""
+        """The K phrases."""
         return [concept.text for concept in self.concepts]
 
     def directions(self) -> Tensor:
-        """The embeddings ``[K, D]`` of a bank that an encoder has read."""
+        """The embeddings ``[K, D]``.
+
+        Raises:
+            ValueError: the bank has not been embedded.
+        """
         if self.embeddings is None:
             raise ValueError(f"concept bank '{self.name}' has not been embedded")
         return self.embeddings
@@ -88,7 +98,7 @@ class ConceptBank:
         """Column of the concept ``text``.
 
         Raises:
-            UserError: there is none; names the nearest.
+            UserError: there is no such concept; the message names the nearest.
         """
         try:
             return self.texts.index(text)
@@ -106,7 +116,7 @@ class ConceptBank:
         return [one.text for one in members if one.text != text] if len(owners) == len(set(owners)) else []
 
     def owners(self, classes: list[str]) -> Tensor:
-        """Ownership as a multi-hot matrix ``[C, K]`` bool over ``classes``."""
+        """Which class owns which concept, ``[C, K]`` bool with rows in the order of ``classes``."""
         row = {name: i for i, name in enumerate(classes)}
         matrix = torch.zeros(len(classes), len(self), dtype=torch.bool)
         pairs = [(row[name], k) for k, concept in enumerate(self.concepts) for name in concept.classes if name in row]
@@ -121,14 +131,21 @@ class ConceptBank:
         return replace(self, concepts=tuple(self.concepts[k] for k in columns), embeddings=embeddings)
 
     def owned_by(self, owners: Tensor, classes: list[str]) -> "ConceptBank":
-        """The same concepts with other owners, ``[C, K]`` bool over ``classes``."""
+        """The same concepts with other owners.
+
+        Args:
+            owners: which class owns which concept, ``[C, K]`` bool.
+            classes: C class names.
+        """
         names = [tuple(classes[c] for c in column.nonzero().flatten()) for column in owners.T]
         return replace(self, concepts=tuple(replace(c, classes=owned) for c, owned in zip(self.concepts, names)))
 
     def keep(self, reasons: list[str | None], passed: str) -> "ConceptBank":
-        """Drop the concepts that have a reason to go; note in the provenance of the others what they ``passed``.
+        """Drop the concepts that have a reason; the others keep their embeddings.
 
-        The others keep their embeddings, if they have any.
+        Args:
+            reasons: reason to drop each of the K concepts, or None to keep it.
+            passed: name of the filter, added to the provenance of the concepts that are kept.
         """
         kept, dropped = [], []
         for concept, reason in zip(self.concepts, reasons):
@@ -159,7 +176,7 @@ def load_bank(path: Path) -> ConceptBank:
     """Read a bank written by ``ConceptBank.save`` (the folder, or its ``bank.json``).
 
     Raises:
-        UserError: not such a bank, or embeddings that do not fit it.
+        UserError: the file is missing, damaged, or not a bank, or the embeddings do not belong to it.
     """
     file = path / "bank.json" if path.is_dir() else path
     content = read_json(file)

@@ -1,4 +1,4 @@
-"""The concepts a run may choose from: phrases, class names, labels of the data set, or learned from images."""
+"""The candidate concepts of a run: phrases, class names, labels of the data set, or concepts learned from images."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,17 +24,20 @@ from cbm.files import resolve_path
 def candidate_bank(
     concepts_from: str | None, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder, encode_text: EncodeText
 ) -> ConceptBank | None:
-    """The candidates a method chooses from, embedded by its text-image model.
+    """The candidates that a method chooses from, embedded by its text-image model.
 
     Args:
-        concepts_from: what the method builds on, see ``cbm.methods.Method``.
+        concepts_from: source of the method's concepts, see ``cbm.methods.Method``.
         cfg: a ``cbm.config.TrainConfig``.
         dataset: the images of the run.
         encoder: the text-image model: the encoder, or the teacher.
-        encode_text: its text tower.
+        encode_text: function from phrases to features by the model's text tower.
 
     Returns:
-        None if the method needs no concepts, or if images must be encoded first (``concept_images``).
+        The candidates; None if the method needs no concepts, or if images must be encoded first (``concept_images``).
+
+    Raises:
+        UserError: the bank cannot be read or does not fit the data set, or the encoder reads no text.
     """
     if concepts_from is None or learns_concepts(concepts_from, cfg):
         return None
@@ -59,12 +62,12 @@ def candidate_bank(
 
 @dataclass(frozen=True)
 class ConceptImages:
-    """Images of which it is known what they show.
+    """Images with concept labels, from which concepts are learned.
 
     Attributes:
-        source: where they come from.
-        names: A concept names.
-        groups: group name to the names of concepts that exclude each other.
+        source: origin of the images.
+        names: names of the A concepts.
+        groups: names of concepts that exclude each other, by name of the group.
         split: the images; None for the run's own training images.
     """
 
@@ -83,7 +86,7 @@ def concept_images(cfg: DictConfig, dataset: ImageDataset) -> ConceptImages:
     """The images that ``concepts.cav`` names.
 
     Raises:
-        UserError: they say nothing about concepts, or are not there.
+        UserError: the images are missing, or have no concept labels.
     """
     cav = cfg.concepts.cav
     if cav.folder is not None and cav.dataset is not None:
@@ -117,7 +120,17 @@ def _check_concepts(dataset: ImageDataset) -> ImageDataset:
 
 
 def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: DictConfig) -> ConceptBank:
-    """Concepts learned from images; a class owns those that most of its training images are known to show."""
+    """Concepts learned from images; a class owns those that most of its labelled training images show.
+
+    Args:
+        images: the images with concept labels.
+        data: encoded splits of the run.
+        encoder: the frozen encoder.
+        cfg: a ``cbm.config.TrainConfig``.
+
+    Raises:
+        UserError: no concept can be learned.
+    """
     if images.split is None:
         x, truth = data.train.x, data.train.concepts
     else:

@@ -1,8 +1,8 @@
-"""Concepts learned from pictures that show them: concept activation vectors.
+"""Concepts learned from images that show them: concept activation vectors.
 
 A concept activation vector (Kim et al., "Interpretability Beyond Feature Attribution", ICML 2018) is the normal of the
-hyperplane that parts pictures with the concept from pictures without it. Post-hoc concept bottleneck models
-(Yuksekgonul et al., ICLR 2023) score a picture by its signed distance to that plane, (c.x + b) / |c|.
+hyperplane that parts images with the concept from images without it. Post-hoc concept bottleneck models
+(Yuksekgonul et al., ICLR 2023) score an image by its signed distance to that plane, (c.x + b) / |c|.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FEWEST = 4
-"""Pictures with and without a concept, below which it cannot be learned: two to train on and two held out of each."""
+"""Smallest number of images with and without a concept: two of each to train on, and two of each held out."""
 
 
 def learn_cavs(
@@ -42,30 +42,32 @@ def learn_cavs(
     groups: dict[str, list[str]] | None = None,
     progress: bool = False,
 ) -> ConceptBank:
-    """One linear support vector machine per concept, on balanced samples of the pictures.
+    """One linear support vector machine per concept, on balanced samples of the images.
 
-    Features are centred and divided by one number, the root mean square of their values over all N pictures, so that
-    ``svm_c`` means the same for every encoder. Where one side has fewer pictures its errors weigh more, in proportion.
+    Features are centred and divided by one number, the root mean square of their values over all N images, so that
+    ``svm_c`` means the same for every encoder. Where one side has fewer images its errors weigh more, in proportion.
 
     Args:
-        x: ``[N, D]`` unit-norm features.
-        truth: ``[N, A]`` 1 present, 0 absent, anything else unknown.
-        names: A concept names.
+        x: unit-norm features ``[N, D]``.
+        truth: concept labels ``[N, A]``: 1 present, 0 absent, anything else unknown.
+        names: names of the A concepts.
         encoder: fingerprint of the encoder of ``x``.
-        source: where the pictures came from.
-        per_concept: training pictures with the concept, and without it; as many again are held out. Where there are
-            fewer, half of them train.
-        svm_c: what an error costs the support vector machine against a wide margin.
-        seed: together with the concept's name draws its pictures: other concepts make no difference.
-        groups: group name to the names of concepts that exclude each other.
-        progress: show a bar.
+        source: origin of the images.
+        per_concept: number of training images with the concept, and without it; as many again are held out. If there
+            are fewer, half of them are used for training.
+        svm_c: cost of an error of the support vector machine, against a wide margin.
+        seed: random seed for the draw of images; it is combined with the concept's name, so that other concepts do not
+            change the draw.
+        groups: names of concepts that exclude each other, by name of the group.
+        progress: whether a progress bar is shown.
 
     Returns:
-        Embeddings ``[K, D]`` unit-norm, the normals; scores, the balanced accuracy on held-out pictures; what
-        ``distances`` needs in the provenance. Concepts with too few pictures are in ``dropped``.
+        A bank whose embeddings ``[K, D]`` are the unit normals of the planes and whose scores are balanced accuracies
+        on held-out images; the provenance holds the offsets that ``distances`` needs. Concepts with too few images are
+        in ``dropped``.
 
     Raises:
-        UserError: a name twice, a setting out of range, or no concept that can be learned.
+        UserError: a name occurs twice, a setting is out of range, or no concept can be learned.
     """
     if twice := [(name, count) for name, count in Counter(names).items() if count > 1]:
         raise UserError(f"concept '{twice[0][0]}' of '{source}' is there {twice[0][1]} times: names must differ")
@@ -108,7 +110,7 @@ def learn_cavs(
 
 
 def _halves(found: list[np.ndarray], per_concept: int, seed: int, name: str) -> tuple[list[np.ndarray], ...]:
-    """Rows (with, without) to train on and to hold out, drawn without replacement: no picture is in both."""
+    """Rows (with, without) to train on and to hold out, drawn without replacement: no image is in both."""
     key = hashlib.blake2b(f"{seed}\n{name}".encode(), digest_size=16).digest()
     generator = np.random.default_rng(int.from_bytes(key, "little"))
     drawn = [generator.permutation(rows)[: 2 * per_concept] for rows in found]
@@ -152,7 +154,7 @@ def _fit(
 
 
 def _margins(m: np.ndarray) -> dict[str, float]:
-    """How far the training pictures lie from the plane; an empty side counts as 0."""
+    """How far the training images lie from the plane; an empty side counts as 0."""
     above, below = m[m > 0], m[m < 0]
     statistics = {
         "max": m.max(),
@@ -171,11 +173,11 @@ def distances(bank: ConceptBank, x: Tensor) -> Tensor:
     """Concept scores: the signed distance to a CAV's plane, (c.x + b) / |c|; for a phrase, the similarity c.x.
 
     Args:
-        bank: K concepts with embeddings.
-        x: ``[N, D]`` features of the same encoder.
+        bank: bank of K concepts with embeddings.
+        x: features ``[N, D]`` of the same encoder.
 
     Returns:
-        ``[N, K]``, in the precision and on the device of ``x``.
+        Scores ``[N, K]``, in the precision and on the device of ``x``.
     """
     cavs = [concept.provenance.get("cav") for concept in bank.concepts]
     offsets = torch.tensor([cav["intercept"] / cav["norm"] if cav else 0.0 for cav in cavs], dtype=torch.float64)
@@ -183,30 +185,30 @@ def distances(bank: ConceptBank, x: Tensor) -> Tensor:
 
 
 def majority_owners(truth: Tensor, labels: Tensor, num_classes: int) -> Tensor:
-    """Which concepts more than half of a class's pictures show, among those of which it is known.
+    """The concepts that more than half of a class's labelled images show.
 
     Args:
-        truth: ``[N, A]`` 1 present, 0 absent, anything else unknown.
-        labels: ``[N]`` class indices.
-        num_classes: C.
+        truth: concept labels ``[N, A]``: 1 present, 0 absent, anything else unknown.
+        labels: class indices ``[N]``.
+        num_classes: number of classes C.
 
     Returns:
-        ``[C, A]`` bool.
+        Which class owns which concept, ``[C, A]`` bool.
     """
     margin = (truth == 1).float() - (truth == 0).float()
     return torch.zeros(num_classes, truth.shape[1]).index_add_(0, labels, margin) > 0
 
 
 def read_concept_folders(root: Path) -> tuple[list[str], "Split"]:
-    """Pictures that show concepts: ``ROOT/CONCEPT/{positives,negatives}/*.jpg``, or ``ROOT/CONCEPT/*.jpg``.
+    """Images that show concepts: ``ROOT/CONCEPT/{positives,negatives}/*.jpg``, or ``ROOT/CONCEPT/*.jpg``.
 
-    In the first layout a picture tells of its own concept only; in the second it has no concept but its own.
+    In the first layout an image is labelled with its own concept only; in the second all other concepts are absent.
 
     Returns:
-        A concept names, and N pictures with ``concepts`` ``[N, A]`` 1, 0 or NaN (unknown); all labels are 0.
+        Names of the A concepts, and N images with ``concepts`` ``[N, A]``: 1, 0, or NaN if unknown; all labels are 0.
 
     Raises:
-        UserError: no such folder, a folder without pictures, or, in the second layout, a single concept.
+        UserError: a folder is missing or has no images, or, in the second layout, there is a single concept.
     """
     from cbm.data.dataset import Split
     from cbm.data.images import ImageFiles, list_images

@@ -1,4 +1,4 @@
-"""The concepts that unlabelled pictures say most, class by class: V2C-CBM's codebook (He et al., AAAI 2025)."""
+"""The concepts nearest to most unlabelled images, class by class: V2C-CBM's codebook (He et al., AAAI 2025)."""
 
 import logging
 from collections.abc import Sequence
@@ -38,12 +38,13 @@ class CodebookSettings:
     """How a codebook is made.
 
     Attributes:
-        pictures: of the pool, per class: those most like the class.
-        k: concepts of a picture that count.
-        per_class: concepts kept per class, the most counted ones.
-        min_count: pictures that must say a concept; None for what chance would hardly reach (``chance_count``).
-        min_cosine: a concept less like a picture than this is not counted.
-        centred: compare what is left without what all pictures share and all concepts share (see ``SharedParts``).
+        pictures: number of images of the pool per class, those most similar to the class.
+        k: number of concepts per image that are counted.
+        per_class: number of concepts kept per class, the most frequent ones.
+        min_count: smallest number of images that a concept must appear in; None for a number that chance rarely reaches
+            (``chance_count``).
+        min_cosine: smallest cosine with an image for a concept to be counted.
+        centred: whether the mean image and the mean concept are subtracted first (see ``SharedParts``).
     """
 
     pictures: int = 500
@@ -61,18 +62,18 @@ class CodebookSettings:
 
 @dataclass(frozen=True)
 class Codebook:
-    """A bank, and how it came about.
+    """A bank and the record of how it was made.
 
     Attributes:
-        bank: every class's concepts, in the order of their counts.
-        record: what to write beside it: settings, sizes, hashes, shortfalls.
+        bank: every class's concepts, by falling count.
+        record: settings, sizes, hashes and shortfalls, to be written beside the bank.
     """
 
     bank: ConceptBank
     record: dict[str, Any]
 
     def most_counted(self) -> dict[str, list[str]]:
-        """Class name to its concepts, the most counted first."""
+        """Every class's concepts by class name, the most frequent first."""
         counts = {concept.text: concept.provenance["counts"] for concept in self.bank.concepts}
         return {
             name: sorted(
@@ -87,19 +88,19 @@ def learn_codebook(
     classes: Sequence[str], prototypes: Tensor, pool: Tensor, vocabulary: EmbeddedVocabulary, name: str,
     settings: CodebookSettings, synonyms: Sequence[str] = (),
 ) -> Codebook:  # fmt: skip
-    """Tokenise the pictures most like each class and keep the concepts they say most.
+    """Tokenise the images most similar to each class and keep the most frequent concepts.
 
-    A picture that several classes ask for is tokenised once. Phrases that name a class of the data set say the answer
-    and are not among the tokens.
+    An image that belongs to several classes' sets is tokenised once. Phrases that name a class of the data set are left
+    out.
 
     Args:
         classes: C class names.
-        prototypes: ``[C, D]``, see ``nearest_pictures``.
-        pool: ``[N, D]`` unit-norm features of unlabelled pictures.
-        vocabulary: V embedded phrases, of the same encoder.
-        name: of the bank.
+        prototypes: prototypes ``[C, D]`` of the classes, see ``nearest_pictures``.
+        pool: unit-norm features ``[N, D]`` of unlabelled images.
+        vocabulary: V phrases, embedded by the same encoder.
+        name: name of the bank.
         settings: see ``CodebookSettings``.
-        synonyms: other words to keep out.
+        synonyms: other words to leave out.
 
     Raises:
         UserError: every phrase names a class, or a class is left without concepts.
@@ -152,20 +153,20 @@ def make_codebook(
     """The whole recipe of a codebook, from images and words to a bank.
 
     Args:
-        images: the data set whose classes the bank is for.
+        images: data set for whose classes the bank is made.
         encoder: the text-image model.
         encoding: how images are encoded.
         words: the vocabulary.
         settings: see ``CodebookSettings``.
-        template: how a class name is said to the text tower, where its name says what it looks like.
+        template: prompt for a class name, used with ``shots=0``.
         templates: prompts for the phrases; several are averaged.
         pool: folder of unlabelled images; by default the training images.
-        shots: labelled images per class (or ``all``) that say what it looks like; 0: its name does.
-        synonyms: further words that name a class, to keep out.
+        shots: labelled images per class (or ``all``) that show what it looks like; 0 uses its name instead.
+        synonyms: further words that name a class, to leave out.
         seed: random seed for drawing the shots.
 
     Raises:
-        UserError: no images in the pool, too few shots, or a class is left without concepts.
+        UserError: the pool has no images, a class has too few images, or a class is left without concepts.
     """
     embedded = VocabularyStore(encoding.cache).encode(encoder, words.texts, templates)
     train = None
@@ -185,10 +186,15 @@ def make_codebook(
 
 
 def encode_pool(folder: Path, encoder: Encoder, encoding: Encoding) -> Tensor:
-    """Unit-norm features ``[N, D]`` of all pictures in a folder, or in its tar files; unreadable ones are left out.
+    """Unit-norm features ``[N, D]`` of all images in a folder, or in its tar files; unreadable ones are left out.
+
+    Args:
+        folder: folder of images, or of tar files with images.
+        encoder: the frozen encoder.
+        encoding: how images are encoded.
 
     Raises:
-        UserError: no pictures.
+        UserError: the folder has no images.
     """
     images = read_pool(folder, encoding.cache)
     if not len(images):
@@ -199,11 +205,27 @@ def encode_pool(folder: Path, encoder: Encoder, encoding: Encoding) -> Tensor:
 
 
 def name_prototypes(classes: list[str], template: str, encode_text: EncodeText) -> Tensor:
-    """What each class looks like by its name ``[C, D]``."""
+    """Prototypes ``[C, D]`` of the classes from their names.
+
+    Args:
+        classes: C class names.
+        template: prompt for a class name.
+        encode_text: function from phrases to features.
+    """
     return class_name_bank(classes, template, encode_text, "").directions()
 
 
 def picture_prototypes(train: FeatureSplit, shots: int | str, seed: int, classes: list[str]) -> Tensor:
-    """What each class looks like by ``shots`` labelled pictures ``[C, D]`` (all of them with ``all``)."""
+    """Prototypes ``[C, D]`` of the classes from labelled images.
+
+    Args:
+        train: the labelled images.
+        shots: number of images per class, or ``all``.
+        seed: random seed for drawing the shots.
+        classes: C class names, for the error message.
+
+    Raises:
+        UserError: a class has too few images.
+    """
     rows = few_shot(train.y.numpy(), shots, seed, classes, "--shots")
     return train.take(rows).class_means(len(classes))

@@ -1,4 +1,4 @@
-"""What ConceptNet says about classes: the concepts of a post-hoc CBM that has no concept pictures.
+"""What ConceptNet says about classes: the concepts of a post-hoc CBM that has no concept images.
 
 After Yuksekgonul et al., "Post-hoc Concept Bottleneck Models" (ICLR 2023). Reads what was downloaded: the table of
 all assertions, ``conceptnet-assertions-*.csv[.gz]``, or answers of the web service (its pages as JSON files).
@@ -56,9 +56,9 @@ def read_conceptnet(
     Args:
         path: the table of assertions, plain or gzipped; an answer of the web service; or a folder of such answers.
         classes: class names as the data set writes them (``polar_bear``, ``001.Black_footed_Albatross``).
-        relations: some of ``RELATIONS``.
-        max_words: longer phrases are left out.
-        progress: show a bar over the table.
+        relations: relations to use, some of ``RELATIONS``.
+        max_words: largest number of words of a phrase.
+        progress: whether a progress bar is shown.
 
     Returns:
         Concepts in the order of ``classes``, those of one class by text; the heaviest edge in the provenance. Names of

@@ -1,4 +1,4 @@
-"""Controls: banks whose names say nothing about their directions. A claim about concepts must beat both."""
+"""Controls: banks whose names say nothing about their directions. Concepts that matter must do better than both."""
 
 from dataclasses import replace
 
@@ -13,10 +13,10 @@ def apply_control(bank: ConceptBank, control: str | None, seed: int) -> ConceptB
     """An embedded bank with its directions replaced.
 
     Args:
-        bank: with embeddings ``[K, D]``.
-        control: ``random``: every concept gets a random unit direction; ``shuffled``: every concept gets the direction
-            of another concept; None: the bank as it is. Names and owners stay.
-        seed: of the draw.
+        bank: bank with embeddings ``[K, D]``.
+        control: ``random`` for random unit directions; ``shuffled`` for the directions of other concepts; None for the
+            bank as it is. Names and owners stay.
+        seed: random seed for the draw.
     """
     if control is None:
         return bank

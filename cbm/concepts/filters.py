@@ -1,4 +1,4 @@
-"""Label-free CBM's filters (Oikarinen et al., ICLR 2023, section 3.1): short, new, not a class, seen in pictures.
+"""Label-free CBM's filters (Oikarinen et al., ICLR 2023, section 3.1): short, new, not a class, seen in images.
 
 Similarity is the cosine of text embeddings. Those of CLIP share a large common vector, so that unrelated phrases have
 cosines of 0.7 and more, a different number for every encoder; by default (``centred=True``) the mean of the texts is
@@ -22,10 +22,10 @@ def text_similarity(texts: Tensor, others: Tensor, *, centred: bool = True, cent
     """Cosines ``[M, C]`` of two sets of texts.
 
     Args:
-        texts: ``[M, E]``.
-        others: ``[C, E]``.
-        centred: Remove what all texts share first.
-        center: ``[E]``, what they share; by default the mean of both sets.
+        texts: embeddings ``[M, E]`` of the first set.
+        others: embeddings ``[C, E]`` of the second set.
+        centred: whether the mean of all texts is subtracted first.
+        center: mean ``[E]`` to subtract; by default that of both sets.
     """
     texts, others = _directions([texts, others], centred, center)
     return texts @ others.T
@@ -50,16 +50,16 @@ def drop_near_class_names(
     bank: ConceptBank, embeddings: Tensor, class_embeddings: Tensor, classes: list[str], cutoff: float = 0.85, *,
     centred: bool = True, center: Tensor | None = None,
 ) -> ConceptBank:  # fmt: skip
-    """Leave out phrases that mean a class.
+    """Leave out phrases that mean the same as a class name.
 
     Args:
-        bank: M concepts.
-        embeddings: ``[M, E]`` of their texts, by any text encoder.
-        class_embeddings: ``[C, E]`` of the class names, by the same encoder.
-        classes: C names.
-        cutoff: A phrase whose similarity with any class name, owner or not, is at least this goes.
-        centred: See ``text_similarity``.
-        center: See ``text_similarity``; by default the mean of phrases and class names.
+        bank: bank of M concepts.
+        embeddings: embeddings ``[M, E]`` of their texts, by any text encoder.
+        class_embeddings: embeddings ``[C, E]`` of the class names, by the same encoder.
+        classes: C class names.
+        cutoff: similarity with any class name, owner or not, from which on a phrase is left out.
+        centred: whether the mean is subtracted first, see ``text_similarity``.
+        center: mean ``[E]`` to subtract; by default that of phrases and class names.
     """
     _check(bank, embeddings)
     phrases, names = _directions([embeddings, class_embeddings], centred, center)
@@ -78,16 +78,16 @@ def drop_near_duplicates(
 ) -> ConceptBank:
     """Of two phrases that mean the same keep the more generic one, with the owners of both.
 
-    Pairs are visited in alphabetical order; one of a pair that is already gone excuses the other. More generic is the
-    phrase with the larger sum of cosines with all phrases (always without centring, which would leave of that sum only
-    rounding and skewness); of equals, the first.
+    Pairs are visited in alphabetical order; a phrase that was left out already removes no other. The more generic
+    phrase has the larger sum of cosines with all phrases (always without centring, which would leave only rounding and
+    skewness of that sum); of equals, it is the first.
 
     Args:
-        bank: M concepts.
-        embeddings: ``[M, E]`` of their texts, by any text encoder.
-        cutoff: Pairs at least this similar are duplicates.
-        centred: See ``text_similarity``.
-        center: See ``text_similarity``; by default the mean of the phrases.
+        bank: bank of M concepts.
+        embeddings: embeddings ``[M, E]`` of their texts, by any text encoder.
+        cutoff: similarity from which on two phrases are duplicates.
+        centred: whether the mean is subtracted first, see ``text_similarity``.
+        center: mean ``[E]`` to subtract; by default that of the phrases.
     """
     _check(bank, embeddings)
     order = sorted(range(len(bank)), key=lambda k: bank.concepts[k].text)
@@ -143,12 +143,12 @@ def _winners(phrases: Tensor, generic: Tensor, cutoff: float) -> Tensor:
 
 
 def top_activation(x: Tensor, concepts: Tensor, count: int = 5) -> Tensor:
-    """Mean of every concept's ``count`` largest cosines with pictures ``[M]``.
+    """Mean ``[M]`` of every concept's ``count`` largest cosines with images.
 
     Args:
-        x: ``[N, E]`` the teacher's features of the training pictures; may be memory-mapped.
-        concepts: ``[M, E]`` the teacher's embeddings of the phrases.
-        count: Pictures per concept; all of them if there are fewer.
+        x: the teacher's features ``[N, E]`` of the training images; may be memory-mapped.
+        concepts: the teacher's embeddings ``[M, E]`` of the phrases.
+        count: number of images per concept; all of them if there are fewer.
     """
     directions = normalize(concepts.float(), dim=1)
     best = directions.new_empty(len(concepts), 0)
@@ -164,12 +164,12 @@ def top_activation(x: Tensor, concepts: Tensor, count: int = 5) -> Tensor:
 
 
 def drop_unseen(bank: ConceptBank, activation: Tensor, cutoff: float) -> ConceptBank:
-    """Leave out phrases that no training picture shows.
+    """Leave out phrases that no training image shows.
 
     Args:
-        bank: M concepts.
-        activation: ``[M]``, see ``top_activation``.
-        cutoff: Activations must be larger than this.
+        bank: bank of M concepts.
+        activation: mean largest cosines ``[M]``, see ``top_activation``.
+        cutoff: value that the activation of a phrase must exceed.
     """
     _check(bank, activation)
     reasons = [

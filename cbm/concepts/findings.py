@@ -1,7 +1,7 @@
 """What a knowledge base says about classes: phrases with their owners, made into a bank.
 
-Shared by the importers of ConceptNet and WordNet. A phrase that names a class or is too long is no concept; a plural is
-merged into its singular where that was found too.
+Shared by the importers of ConceptNet and WordNet. Phrases that name a class or are too long are left out; a plural is
+merged into its singular if that was found too.
 """
 
 import logging
@@ -25,7 +25,7 @@ ENDINGS = (("ies", "y"), ("ves", "f"), ("ves", "fe"), ("men", "man"), ("es", "")
 
 @dataclass
 class Finding:
-    """A phrase: the classes it was found for, its best source, the plurals merged into it, why it is no concept."""
+    """A phrase: the classes it was found for, its best source, merged plurals, and the reason if it is left out."""
 
     classes: set[str] = field(default_factory=set)
     rank: tuple[float, ...] = ()
@@ -59,7 +59,7 @@ def findings_bank(
     """The findings that are concepts, by class and text; the others are in ``dropped``.
 
     Args:
-        name: of the knowledge base, as people write it.
+        name: name of the knowledge base, as people write it.
         path: where it was read; in the provenance of every concept.
         found: phrase to finding. Plurals leave it.
         classes: as the data set writes them. Those without concepts are named in a warning.
@@ -100,7 +100,7 @@ def phrases_by_class(bank: ConceptBank, classes: list[str]) -> dict[str, list[st
 
 
 def _judge(found: dict[str, Finding], named: dict[str, list[str]], max_words: int) -> None:
-    """Note which phrases are no concepts, and merge plurals into their singulars: they leave ``found``."""
+    """Note which phrases are left out, and merge plurals into their singulars, which removes them from ``found``."""
     for phrase, entry in found.items():
         if entry.reason is None and len(phrase.split()) > max_words:
             entry.reason = f"longer than {max_words} words"
@@ -125,7 +125,7 @@ def _singular(phrase: str, known: Container[str], named: Container[str]) -> str 
 
 
 def _singular_words(word: str) -> list[str]:
-    """What ``word`` may be the plural of; many of these are no words."""
+    """Possible singulars of ``word``; many of these do not exist."""
     if word in IRREGULAR:
         return [IRREGULAR[word]]
     if word.endswith("ss") or len(word) < 4:

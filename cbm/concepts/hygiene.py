@@ -1,7 +1,7 @@
-"""Which phrases are fit to be concepts: phrases, visual, and not the answer itself.
+"""Filter phrases: a concept must be a phrase, be visual, and not name the class itself.
 
 Rules from the faults found in published banks (specification of LaBo's data: extraction prompts that leaked into the
-phrases, phrases cut in mid-clause, class names as substrings, statements nobody can see in a picture).
+phrases, phrases cut in mid-clause, class names as substrings, statements nobody can see in an image).
 """
 
 import re
@@ -67,7 +67,7 @@ _NOT_VISUAL = {reason: re.compile(pattern, re.I) for reason, pattern in NOT_VISU
 
 
 def hygiene_reason(text: str, max_words: int = 20) -> str | None:
-    """Why ``text`` is not a visual phrase, or None if nothing speaks against it."""
+    """Reason why ``text`` is not a visual phrase; None if it passes all rules."""
     words = re.findall(r"[\w'-]+", text.casefold())
     if len(text.strip()) < 3 or not words:
         return "too short"
@@ -83,7 +83,7 @@ def hygiene_reason(text: str, max_words: int = 20) -> str | None:
 
 
 def clean_class_name(name: str) -> str:
-    """How a class name is said: ``001.Black_footed_Albatross`` is ``black footed albatross``; ``737-200`` stays."""
+    """A readable class name: ``001.Black_footed_Albatross`` is ``black footed albatross``; ``737-200`` stays."""
     name = re.sub(r"^\d+[._ -]+(?=\D)", "", name)
     return " ".join(re.sub(r"[_\s]+", " ", name).split()).casefold()
 
@@ -109,12 +109,13 @@ def drop_unfit(bank: ConceptBank, max_words: int) -> ConceptBank:
 
 
 def drop_class_names(bank: ConceptBank, classes: list[str], which: str) -> ConceptBank:
-    """Leave out phrases that say the answer.
+    """Leave out phrases that contain a class name.
 
     Args:
         bank: the concepts.
         classes: class names of the data set.
-        which: ``own`` (a phrase that names a class owning it; for phrases without owner, any class), ``any``, ``none``.
+        which: which class names count: ``own`` (of a class that owns the phrase; any class, if none does), ``any``, or
+            ``none``.
     """
     if which == "none":
         return bank

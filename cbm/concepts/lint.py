@@ -17,9 +17,9 @@ class Finding:
     """One thing to look at.
 
     Attributes:
-        kind: class name | not visual | ... | duplicate | undetected.
-        text: the concept.
-        detail: what exactly, and where.
+        kind: kind of the finding: class name | not visual | ... | duplicate | undetected.
+        text: text of the concept.
+        detail: further words about the finding.
     """
 
     kind: str
@@ -28,12 +28,12 @@ class Finding:
 
 
 def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: int = 20) -> list[Finding]:
-    """Blank and merged phrases, class names, phrases that are no visual phrases, and classes with few concepts.
+    """Find blank and merged phrases, class names, phrases that are not visual, and classes with few concepts.
 
     Args:
-        bank: as read, duplicates already merged.
+        bank: the bank as it was read, with duplicates merged.
         classes: class names of a data set; the bank's own by default.
-        max_words: longer phrases are reported.
+        max_words: number of words above which a phrase is reported.
     """
     findings = [Finding(gone.reason, gone.text, f"of {', '.join(gone.classes) or 'no class'}") for gone in bank.dropped]
     everything = class_name_pattern(classes or bank.classes)
@@ -57,14 +57,14 @@ def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: in
 
 
 def undetected(bank: ConceptBank, embeddings: Tensor, x: Tensor, y: Tensor, classes: list[str]) -> list[Finding]:
-    """Concepts the encoder does not see: pictures of their owners do not score higher than the others.
+    """Find concepts that the encoder does not detect: images of their owners do not score higher than others.
 
     Args:
-        bank: K concepts with owners named as in ``classes``.
-        embeddings: ``[K, D]`` unit-norm.
-        x: ``[N, D]`` unit-norm features of labelled pictures.
-        y: ``[N]`` class indices.
-        classes: C names.
+        bank: bank of K concepts whose owners are names in ``classes``.
+        embeddings: unit-norm embeddings ``[K, D]``.
+        x: unit-norm features ``[N, D]`` of labelled images.
+        y: class indices ``[N]``.
+        classes: C class names.
     """
     findings = []
     owners = bank.owners(classes)
@@ -85,12 +85,12 @@ def undetected(bank: ConceptBank, embeddings: Tensor, x: Tensor, y: Tensor, clas
 
 @dataclass(frozen=True)
 class BankDiff:
-    """What changed from one bank to another.
+    """The differences between two banks.
 
     Attributes:
-        added: concepts only in the second.
-        removed: concepts only in the first.
-        owners: concept to (owners before, owners after) where they differ.
+        added: concepts in the second bank only.
+        removed: concepts in the first bank only.
+        owners: owners before and after, by concept, if they differ.
     """
 
     added: list[str]

@@ -1,4 +1,4 @@
-"""From a file of phrases to the embedded candidates of a data set."""
+"""Prepare the candidate concepts of a data set: find a bank, name its owners, filter and embed it."""
 
 import logging
 from dataclasses import replace
@@ -16,14 +16,17 @@ log = logging.getLogger(__name__)
 
 
 def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped: list[Path]) -> ConceptBank:
-    """The bank ``concepts.source`` means.
+    """The bank that ``concepts.source`` names.
 
     Args:
         source: a file, or ``auto``: the data set's own bank, else a shipped one that has phrases for every class, else
             the general visual concepts.
-        dataset_bank: the file named on the data set's card.
+        dataset_bank: file named on the data set's card, or None.
         classes: class names of the data set.
-        shipped: the banks that come with the project; one of them is ``general.txt``.
+        shipped: files of the banks that come with the project; one of them is ``general.txt``.
+
+    Raises:
+        UserError: the file does not exist, or is not a bank.
     """
     if source != "auto":
         return read_bank(Path(source))
@@ -41,13 +44,13 @@ def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped
 
 
 def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
-    """Rename the bank's classes to the data set's and leave out those it does not have.
+    """Rename the bank's classes to those of the data set, and leave out classes that it does not have.
 
     Names are compared without case, underscores and leading numbers (``001.Black_footed_Albatross``). Concepts learned
-    from pictures stay whoever owned them: they were not written for a class.
+    from images stay, whichever class owned them, because they were not written for a class.
 
     Raises:
-        UserError: some class of the data set has no phrases although the bank is written per class.
+        UserError: a class of the data set has no phrases although the bank is written per class.
     """
     if not bank.classes:
         return bank
@@ -79,7 +82,16 @@ def prepare_bank(
     bank: ConceptBank, classes: list[str], encode_text: EncodeText, encoder: str, *, hygiene: bool, max_words: int,
     remove_class_names: str,
 ) -> ConceptBank:  # fmt: skip
-    """Owners as the data set names them, unfit phrases left out, embeddings from this encoder.
+    """Name the owners as the data set does, leave out unfit phrases, and embed the others.
+
+    Args:
+        bank: the bank as it was read.
+        classes: class names of the data set.
+        encode_text: function from phrases to features.
+        encoder: fingerprint of the encoder.
+        hygiene: whether phrases that are not visual are left out.
+        max_words: largest number of words of a phrase.
+        remove_class_names: which class names a phrase may not contain: ``own``, ``any`` or ``none``.
 
     Raises:
         UserError: the bank was embedded by another encoder, or no phrase is left for some class.
@@ -112,16 +124,16 @@ def label_bank(
     names: list[str], groups: dict[str, list[str]], owners: Tensor, classes: list[str], source: str,
     encode_text: EncodeText | None, encoder: str,
 ) -> ConceptBank:  # fmt: skip
-    """The concepts a data set labels; embedded if there is somebody to read them.
+    """The bank of the concepts that a data set labels.
 
     Args:
-        names: A concept names.
-        groups: group name to the names of concepts that exclude each other.
-        owners: ``[C, A]`` bool, which classes show a concept.
+        names: names of the A concepts.
+        groups: names of concepts that exclude each other, by name of the group.
+        owners: which classes show a concept, ``[C, A]`` bool.
         classes: C class names.
-        source: the data set.
-        encode_text: of an encoder that reads text, or None.
-        encoder: its fingerprint.
+        source: name of the data set.
+        encode_text: function from phrases to features; None if the encoder reads no text, then nothing is embedded.
+        encoder: fingerprint of the encoder.
     """
     group_of = {name: group for group, members in groups.items() for name in members}
     concepts = tuple(Concept(name, group=group_of.get(name), provenance={"source": source}) for name in names)
@@ -130,7 +142,17 @@ def label_bank(
 
 
 def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, encoder: str) -> ConceptBank:
-    """One concept per class: its name in the template (``a photo of a {}.``)."""
+    """A bank with one concept per class: its name in a prompt.
+
+    Args:
+        classes: C class names.
+        template: prompt for a class name (``a photo of a {}.``).
+        encode_text: function from phrases to features.
+        encoder: fingerprint of the encoder.
+
+    Raises:
+        UserError: the template has no place ``{}`` for the class name.
+    """
     if "{}" not in template:
         raise UserError(f"dataset.template='{template}' has no place {{}} for the class name")
     concepts = tuple(

@@ -1,4 +1,4 @@
-"""Concept sets as they are found in the wild: class -> phrases JSON, lists, one phrase per line, and our own banks."""
+"""Read concept sets in common formats: class -> phrases JSON, lists, one phrase per line, and our own banks."""
 
 import json
 import math
@@ -15,11 +15,11 @@ from cbm.files.parsing import read_json, read_text
 def read_bank(path: Path) -> ConceptBank:
     """Read a concept set and merge its duplicates; every owner of a shared phrase is kept.
 
-    Understands ``bank.json`` (ours), ``{class: [phrases]}`` and ``{class: [[phrase, score], ...]}`` (LaBo, V2C-CBM,
+    The formats are ``bank.json`` (ours), ``{class: [phrases]}`` and ``{class: [[phrase, score], ...]}`` (LaBo, V2C-CBM,
     CLIP descriptions), ``[phrases]``, and text with one phrase per line (``#`` begins a comment).
 
     Raises:
-        UserError: no such file (with the nearest), or none of these formats.
+        UserError: the file does not exist (the message names the nearest), or has none of these formats.
     """
     path = Path(path)
     if path.is_dir() and (path / "bank.json").is_file():
@@ -37,10 +37,10 @@ def read_bank(path: Path) -> ConceptBank:
 
 
 def phrase_bank(phrases: Sequence[str] | Mapping[str, Sequence[str]], name: str = "phrases") -> ConceptBank:
-    """The bank of a list of phrases, or of class -> phrases; duplicates are merged.
+    """Make a bank from a list of phrases, or from class -> phrases; duplicates are merged.
 
     Raises:
-        UserError: there are none.
+        UserError: there are no phrases.
     """
     by_class = phrases.items() if isinstance(phrases, Mapping) else [(None, phrases)]
     owned = ((text, () if owner is None else (owner,), None) for owner, texts in by_class for text in texts)
@@ -74,7 +74,7 @@ def normalise_text(text: str) -> str:
 
 
 def match_concepts(texts: list[str], concept_names: list[str]) -> list[tuple[int, int]]:
-    """(concept, column of the ground truth) for every concept that is a ground-truth concept by name."""
+    """Pairs (concept, column of the labels) of the concepts that the data set labels under the same name."""
     column = {normalise_text(name): i for i, name in enumerate(concept_names)}
     return [(k, column[key]) for k, text in enumerate(texts) if (key := normalise_text(text)) in column]
 
@@ -82,7 +82,16 @@ def match_concepts(texts: list[str], concept_names: list[str]) -> list[tuple[int
 def merge_duplicates(
     name: str, source: str, phrases: Iterable[tuple[str, tuple[str, ...], float | None]]
 ) -> ConceptBank:
-    """A bank from (phrase, owners, score) triples; the first spelling of a phrase is kept, with all its owners."""
+    """Make a bank from phrases; duplicates are merged under the first spelling, with all their owners.
+
+    Args:
+        name: name of the bank.
+        source: origin of the phrases.
+        phrases: triples of a phrase, its owners and its score (or None).
+
+    Raises:
+        UserError: no phrase is left.
+    """
     merged: dict[str, dict[str, Any]] = {}
     dropped = []
     for text, owners, score in phrases:

@@ -1,4 +1,4 @@
-"""Which candidates become the bottleneck: discriminative and diverse, class by class (LaBo, CVPR 2023, section 3.2)."""
+"""Select concepts that are discriminative and diverse, class by class (LaBo, CVPR 2023, section 3.2)."""
 
 import logging
 
@@ -25,17 +25,18 @@ def select_concepts(
     """Choose ``per_class`` concepts for every class from the phrases it owns.
 
     Args:
-        embeddings: ``[M, D]`` candidate phrases.
-        owners: ``[C, M]`` bool. A phrase several classes own may be chosen by several and is one concept.
-        class_means: ``[C, D]`` mean image feature per class.
-        per_class: concepts per class; a class with fewer candidates takes all it has.
-        score: see ``cbm.solvers.discriminability``.
-        coverage: see ``cbm.solvers.submodular``.
+        embeddings: embeddings ``[M, D]`` of the candidate phrases.
+        owners: which class owns which phrase, ``[C, M]`` bool. A phrase that several classes own may be chosen for
+            several of them and is one concept.
+        class_means: mean image features ``[C, D]`` of the classes.
+        per_class: number of concepts per class; a class with fewer candidates takes all of them.
+        score: measure of discriminability, see ``cbm.solvers.discriminability``.
+        coverage: measure of coverage, see ``cbm.solvers.submodular``.
         coverage_weight: weight of coverage (the mean over the class's candidates of how well the nearest choice covers
             them) against discriminability (scaled to 0 .. 1 over the bank).
 
     Returns:
-        Chosen columns, class by class in greedy order, without repetition.
+        The chosen columns, class by class in greedy order, without repetition.
     """
     value, clamped = discriminability(embeddings, class_means, score)
     if clamped:
@@ -55,17 +56,17 @@ def _unit_range(value: Tensor) -> Tensor:
 
 
 def claim_concepts(embeddings: Tensor, class_means: Tensor) -> Tensor:
-    """Owners for phrases nobody owns: every phrase goes to the class whose training pictures match it best.
+    """Find owners for phrases without owners: the class whose training images match a phrase best owns it.
 
-    Similarities are compared after removing what all classes share: a phrase belongs where it stands out.
+    Similarities are compared after subtracting their mean over the classes, so that differences between classes count.
 
     Args:
-        embeddings: ``[M, D]``.
-        class_means: ``[C, D]``.
+        embeddings: embeddings ``[M, D]`` of the phrases.
+        class_means: mean image features ``[C, D]`` of the classes.
 
     Returns:
-        ``[C, M]`` bool; every class also claims its own best phrases, M / C of them and at least 5, so that none goes
-        without.
+        Which class owns which phrase, ``[C, M]`` bool; every class also owns its own best phrases, M / C of them and at
+        least 5, so that no class is without.
     """
     similarity = class_means @ embeddings.T  # [C, M]
     relative = similarity - similarity.mean(dim=0)

@@ -1,12 +1,12 @@
-"""Vision to concept: pictures become their nearest concepts, and what a class's pictures say most is its codebook.
+"""Replace images by their nearest concepts; the concepts most frequent in a class are its codebook.
 
 He et al., "V2C-CBM: Building Concept Bottlenecks with Vision-to-Concept Tokenizer" (AAAI 2025). Nothing of size
-pictures x vocabulary is held. The published code pads a class's list with concepts that were never counted, in an
+images x vocabulary is held. The published code pads a class's list with concepts that were never counted, in an
 arbitrary order; here a concept must be counted, and ties have one order: more counts, larger summed cosine, then text.
 
-The published nearest concept is that of the plain cosine. In CLIP's space all pictures share one large vector and all
-texts another, so that a few texts that happen to lie towards the pictures are near every picture and fill all lists.
-``SharedParts`` takes both off first.
+The published code uses the plain cosine. In CLIP's space all images share one large vector and all texts another, so
+that a few texts that happen to lie towards the images are near every image and fill all lists. ``SharedParts``
+subtracts both first.
 """
 
 from collections.abc import Iterable, Sequence
@@ -23,29 +23,29 @@ from cbm.kernels import topk_concepts
 
 @dataclass(frozen=True)
 class Tokens:
-    """The k nearest concepts of N pictures, the nearest first.
+    """The k nearest concepts of N images, the nearest first.
 
     Attributes:
-        ids: ``[N, k]`` rows of the codebook.
-        cosines: ``[N, k]``, of these concepts.
+        ids: rows ``[N, k]`` of the codebook.
+        cosines: cosines ``[N, k]`` of the images with these concepts.
     """
 
     ids: Tensor
     cosines: Tensor
 
     def take(self, rows: Tensor) -> "Tokens":
-        """The tokens of some pictures."""
+        """The tokens of some images."""
         return Tokens(self.ids[rows], self.cosines[rows])
 
 
 @dataclass(frozen=True)
 class Count:
-    """How often a concept was among the tokens of some pictures.
+    """How often a concept was among the tokens of some images.
 
     Attributes:
-        id: its row in the codebook.
-        count: pictures that have it among their tokens.
-        cosine: mean cosine with these pictures.
+        id: row of the concept in the codebook.
+        count: number of images that have it among their tokens.
+        cosine: mean cosine with these images.
     """
 
     id: int
@@ -55,11 +55,11 @@ class Count:
 
 @dataclass(frozen=True)
 class SharedParts:
-    """What all pictures have in common, and all concepts.
+    """The parts that all images, and all concepts, have in common.
 
     Attributes:
-        image: ``[D]``, the mean of unit-norm image features.
-        text: ``[D]``, the mean of unit-norm concepts.
+        image: mean ``[D]`` of the unit-norm image features.
+        text: mean ``[D]`` of the unit-norm concepts.
     """
 
     image: Tensor
@@ -67,7 +67,7 @@ class SharedParts:
 
     @staticmethod
     def of(x: Tensor, codebook: Iterable[Tensor]) -> "SharedParts":
-        """Those of pictures ``[N, D]`` and of a codebook in parts ``[*, D]``, all of unit norm."""
+        """The means of images ``[N, D]`` and of a codebook in parts ``[*, D]``, all of unit norm."""
         total, count = torch.zeros(x.shape[1], dtype=torch.float64), 0
         for part in codebook:
             total += part.sum(dim=0, dtype=torch.float64)
@@ -78,18 +78,18 @@ class SharedParts:
 def tokenise(
     x: Tensor, codebook: Iterable[Tensor], k: int, allowed: Tensor | None = None, shared: SharedParts | None = None
 ) -> Tokens:
-    """The k concepts with the largest cosine for every picture.
+    """The k concepts with the largest cosine for every image.
 
     Args:
-        x: ``[N, D]`` image features.
+        x: image features ``[N, D]``.
         codebook: unit-norm embeddings of V concepts in consecutive parts ``[*, D]``, e.g. one tensor in a list, or the
             shards of a store. Only one part is in memory at a time.
-        k: tokens per picture; all allowed concepts if there are fewer.
-        allowed: ``[V]`` bool, which concepts may be tokens, or None for all.
-        shared: what to take off first; the cosines are then those of what is left. None is the published cosine.
+        k: number of tokens per image; all allowed concepts if there are fewer.
+        allowed: which concepts ``[V]`` (bool) may be tokens; None for all.
+        shared: parts to subtract first, before the cosines are computed; None for the published cosine.
 
     Returns:
-        ``[N, k]`` in descending order of the cosine, ties by the lower id.
+        Tokens ``[N, k]`` by falling cosine, ties by the lower id.
     """
     x = normalize(x.float(), dim=1)
     if shared is not None:
@@ -113,16 +113,16 @@ def tokenise(
 
 
 def nearest_pictures(prototypes: Tensor, pool: Tensor, count: int) -> Tensor:
-    """The quantisation set of every class: the pictures of an unlabelled pool that are most like the class.
+    """The quantisation set of every class: the images of an unlabelled pool that are most similar to the class.
 
     Args:
-        prototypes: ``[C, D]``, for each class the unit-norm embedding of its name, or the mean of those of its
-            labelled pictures (the mean of the dot products is the dot product with the mean).
-        pool: ``[N, D]`` unit-norm.
-        count: pictures per class; the whole pool if it has fewer.
+        prototypes: prototypes ``[C, D]``: for each class the unit-norm embedding of its name, or the mean of the
+            features of its labelled images (the mean of the dot products is the dot product with the mean).
+        pool: unit-norm features ``[N, D]``.
+        count: number of images per class; the whole pool if it has fewer.
 
     Returns:
-        ``[C, count]`` rows of the pool, the most similar first.
+        Rows ``[C, count]`` of the pool, the most similar first.
     """
     return topk_concepts(prototypes, pool, min(count, len(pool)))[1]
 
@@ -131,13 +131,13 @@ def count_tokens(tokens: Tokens, texts: Sequence[str], *, min_count: int = 1, mi
     """All concepts among the tokens, in the order in which a class prefers them.
 
     Args:
-        tokens: of the pictures of one class.
-        texts: V concepts.
-        min_count: fewer pictures do not make a concept (at least 1).
-        min_cosine: a token below this is not counted.
+        tokens: tokens of the images of one class.
+        texts: texts of the V concepts.
+        min_count: smallest number of images that a concept must appear in (at least 1).
+        min_cosine: smallest cosine for a token to be counted.
 
     Returns:
-        By falling count, then by falling sum of cosines, then by text: a total order.
+        The counts by falling count, then by falling sum of cosines, then by text: a total order.
     """
     near = tokens.cosines >= min_cosine
     ids, place = tokens.ids[near].unique(return_inverse=True)
@@ -150,24 +150,24 @@ def count_tokens(tokens: Tokens, texts: Sequence[str], *, min_count: int = 1, mi
 
 
 def chance_count(draws: int, concepts: int, level: float = 0.999) -> int:
-    """The smallest count that tokens drawn at random would hardly reach: one more than their quantile ``level``.
+    """The smallest count that chance rarely reaches: one more than the quantile ``level`` of counts of random tokens.
 
     Args:
-        draws: tokens counted, pictures x k.
-        concepts: concepts they might have been.
-        level: share of the concepts that stay below it by chance.
+        draws: number of tokens that were counted, images x k.
+        concepts: number of possible concepts.
+        level: share of the concepts that stay below the count by chance.
     """
     return int(poisson.ppf(level, draws / max(1, concepts))) + 1
 
 
 def codebook_bank(counts: dict[str, list[Count]], texts: Sequence[str], name: str, source: str) -> ConceptBank:
-    """A bank of every class's concepts, class by class in their order; a concept of several classes is one column.
+    """Make a bank of every class's concepts, class by class in their order; a concept of several classes is one column.
 
     Args:
-        counts: class to its concepts.
-        texts: V concepts.
-        name: of the bank.
-        source: what it was made of.
+        counts: counts of every class's concepts, by class name.
+        texts: texts of the V concepts.
+        name: name of the bank.
+        source: origin of the bank.
     """
     owners: dict[int, dict[str, Count]] = {}
     for class_name, found in counts.items():
@@ -186,12 +186,13 @@ def codebook_bank(counts: dict[str, list[Count]], texts: Sequence[str], name: st
 
 
 class ConceptTokenizer:
-    """Says what it sees: image features to the nearest concepts of a bank.
+    """Maps image features to the nearest concepts of a bank.
 
     Args:
-        bank: K embedded concepts.
-        k: tokens per picture.
-        image_mean: ``[D]``, the mean feature of pictures like these: ``SharedParts`` are then taken off first.
+        bank: bank of K embedded concepts.
+        k: number of concepts per image.
+        image_mean: mean feature ``[D]`` of similar images: then ``SharedParts`` are subtracted first; None for plain
+            cosines.
     """
 
     def __init__(self, bank: ConceptBank, k: int = 5, image_mean: Tensor | None = None):
@@ -201,7 +202,7 @@ class ConceptTokenizer:
         self._shared = None if image_mean is None else SharedParts(image_mean, self._directions.mean(dim=0))
 
     def __call__(self, x: Tensor) -> list[list[tuple[str, float]]]:
-        """For every picture its k nearest concepts and their cosines, the nearest first; ``x [N, D]``."""
+        """The k nearest concepts of every image with their cosines, the nearest first, from features ``[N, D]``."""
         tokens = tokenise(x, [self._directions], self.k, shared=self._shared)
         texts = self.bank.texts
         return [

@@ -45,8 +45,8 @@ class Vocabulary:
     """What may become a concept.
 
     Attributes:
-        texts: V different phrases, sorted; their place is their id.
-        recipe: the settings and the versions of the word lists they were made with.
+        texts: V different phrases, sorted; the position of a phrase is its id.
+        recipe: settings, and versions of the word lists.
     """
 
     texts: tuple[str, ...]
@@ -71,10 +71,10 @@ def build_vocabulary(
 
     Args:
         seeds: YAML of ``{adjective: {topic: [words]}, noun: {topic: [words]}}``, always part of the vocabulary.
-        n_words: words looked at, from the most frequent one.
-        n_adjectives: of these the most frequent adjectives, in addition to the seeds.
-        n_nouns: of these the most frequent nouns, in addition to the seeds.
-        patterns: some of ``PATTERNS``. Pairs and relations have ``adjectives x nouns`` phrases each.
+        n_words: number of the most frequent words that are considered.
+        n_adjectives: number of frequent adjectives in addition to the seeds.
+        n_nouns: number of frequent nouns in addition to the seeds.
+        patterns: patterns of a phrase, some of ``PATTERNS``. Pairs and relations make ``adjectives x nouns`` phrases.
 
     Raises:
         UserError: an unknown pattern, a seed file of another form, or the word lists are not installed.

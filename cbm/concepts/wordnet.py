@@ -162,10 +162,10 @@ def read_wordnet(
     Args:
         path: folder of the database.
         classes: class names as the data set writes them, or as ``WordNet.find`` reads them.
-        relations: some of ``RELATIONS``.
-        superclass: what all classes are, to choose between senses.
-        max_words: longer phrases are left out.
-        min_depth: what a class is must be this many steps below the root: ``animal`` is 6, ``organism`` 5.
+        relations: relations to use, some of ``RELATIONS``.
+        superclass: what all classes are (``bird``), to choose between senses.
+        max_words: largest number of words of a phrase.
+        min_depth: smallest number of steps from the root to a hypernym that is used: ``animal`` is 6, ``organism`` 5.
 
     Returns:
         A bank like that of ``read_conceptnet``; a concept is the first word of its synset, whose id, the synset it was

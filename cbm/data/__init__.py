@@ -1,4 +1,4 @@
-"""Pictures in, encoded splits out."""
+"""Read images and labels, and encode them into splits of features."""
 
 from cbm.data import (  # noqa: F401  they register themselves
     attribute_readers,

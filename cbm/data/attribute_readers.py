@@ -1,4 +1,4 @@
-"""Data sets of the literature that say what their pictures show, in the formats they are published in."""
+"""Data sets with attribute labels, in the formats in which they are published."""
 
 from pathlib import Path
 
@@ -17,10 +17,16 @@ NOT_VISIBLE = 1  # of the certainties of CUB
 def read_cub(name: str, root: Path, level: str = "class", min_classes: int = 10) -> ImageDataset:
     """CUB-200-2011 (Wah et al., 2011), unpacked: ``images.txt``, ``classes.txt``, ``attributes/``, ...
 
-    ``level=class`` is the protocol of Koh et al. (ICML 2020): a concept is present in all pictures of a class if most
-    training pictures say so (ties count as present; "absent" that was marked as not visible is no vote), and only
-    concepts of ``min_classes`` classes or more are kept. ``level=image`` takes every picture's own marks; not visible
-    means unknown.
+    Args:
+        name: name of the data set.
+        root: folder of the data set.
+        level: ``class`` for the protocol of Koh et al. (ICML 2020): a concept is present in all images of a class if it
+            is in most of the training images (ties count as present, "not visible" does not count). ``image`` for every
+            image's own labels; "not visible" means unknown.
+        min_classes: smallest number of classes with a concept for the concept to be kept (``level=class``).
+
+    Raises:
+        UserError: files are missing or damaged, or a setting is out of range.
     """
     if level not in ("class", "image"):
         raise UserError(f"dataset.args.level={level}: {did_you_mean(level, ('class', 'image'))}")
@@ -70,7 +76,11 @@ def read_cub(name: str, root: Path, level: str = "class", min_classes: int = 10)
 
 @reader("awa2")
 def read_awa2(name: str, root: Path) -> ImageDataset:
-    """Animals with Attributes 2 (Xian et al., 2018), unpacked: the predicates of a class hold for all its pictures."""
+    """Animals with Attributes 2 (Xian et al., 2018), unpacked: the predicates of a class hold for all its images.
+
+    Raises:
+        UserError: files are missing or damaged.
+    """
     classes = [words[1] for _, words in read_lines(name, root / "classes.txt", 2)]
     predicates = [words[1] for _, words in read_lines(name, root / "predicates.txt", 2)]
     matrix = read_numbers(name, root / "predicate-matrix-binary.txt", len(predicates))
@@ -91,9 +101,19 @@ def read_awa2(name: str, root: Path) -> ImageDataset:
 def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every: int = 12) -> ImageDataset:
     """CelebA (Liu et al., 2015), unpacked, as a task on concepts (Espinosa Zarlenga et al., NeurIPS 2022).
 
-    Of the 40 attributes the ``concepts`` whose frequency is nearest to one half are known, the ``hidden`` next ones are
-    not, and the class of a picture is the combination of all of them. One picture in ``every`` is used; the splits are
-    the published ones. A class without a training picture is left out.
+    The attributes are sorted by how near their frequency is to one half: the first are known, the next are hidden, and
+    the class of an image is the combination of all of them. The splits are the published ones. A class without a
+    training image is left out.
+
+    Args:
+        name: name of the data set.
+        root: folder of the data set.
+        concepts: number of known attributes.
+        hidden: number of hidden attributes.
+        every: one image in so many is used.
+
+    Raises:
+        UserError: files are missing or damaged, or a setting is out of range.
     """
     listed = read_lines(name, root / "list_attr_celeba.txt")
     next(listed, None)  # how many pictures there are

@@ -28,7 +28,7 @@ class Part:
 
     Attributes:
         label: the column of its class numbers.
-        width: nominal width of a picture.
+        width: nominal width of an image.
         ratio: a nucleus takes a high share of a cell from this value on.
         size: a cell is big whose diameter is this share of the width.
         solidity: a nucleus is segmented if it fills less of its convex hull.
@@ -51,7 +51,7 @@ GROUPS = {
 
 
 class MaskedCells(ImageFiles):
-    """Pictures cut to the cell that a mask (same name, ``.png``) shows, and made square with their background."""
+    """Images cut to the cell that a mask (same name, ``.png``) shows, and made square with their background."""
 
     def open(self, row: int) -> Image.Image:
         """The cell as RGB."""
@@ -72,18 +72,18 @@ class MaskedCells(ImageFiles):
         return square
 
     def take(self, rows: Sequence[int]) -> "MaskedCells":
-        """The pictures at ``rows``."""
+        """The images at ``rows``."""
         return MaskedCells(self.root, [self.names[row] for row in rows])
 
     def fingerprints(self, cache: Path) -> list[str]:
-        """Of picture and mask together: both decide what is encoded."""
+        """Fingerprints of image and mask together, since both decide what is encoded."""
         masks = ImageFiles(self.root, [str(Path(name).with_suffix(".png")) for name in self.names])
         pairs = zip(super().fingerprints(cache), masks.fingerprints(cache))
         return [hashlib.blake2b(f"{a}|{b}|cell".encode(), digest_size=16).hexdigest() for a, b in pairs]
 
 
 def read_mask(picture: Path) -> np.ndarray:
-    """Grey values ``[H, W]`` of the mask beside a picture: 255 nucleus, 128 cytoplasm, 0 neither."""
+    """Grey values ``[H, W]`` of the mask beside an image: 255 nucleus, 128 cytoplasm, 0 neither."""
     with Image.open(picture.with_suffix(".png")) as mask:
         return np.asarray(mask.convert("L"))
 
@@ -115,7 +115,7 @@ def read_wbc(name: str, root: Path, part: int = 1, role: str = "source", basophi
     """The two sets of Zheng et al. (Micron 107, 2018), unpacked: ``Dataset 1/``, ``Dataset 2/`` and their class labels.
 
     Concepts are measured in the masks. ``role=source`` divides 60/20/20 by runs of five neighbouring numbers;
-    ``role=target`` has no training pictures: all are for testing, and for a few labels.
+    ``role=target`` has no training images: all are for testing, and for a few labels.
     """
     if part not in PARTS:
         raise UserError(f"dataset.args.part={part}: choose 1 or 2")
@@ -157,7 +157,7 @@ def _measured(name: str, picture: Path, part: Part) -> list[float]:
 
 
 def divide_runs(run: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Names of splits ``[N]``, 60/20/20, the same for all pictures of a run; rare classes are divided first."""
+    """Names of splits ``[N]``, 60/20/20, the same for all images of a run; rare classes are divided first."""
     turns = np.array(["train", "val", "test", "train", "train"], dtype=object)
     generator, found = np.random.default_rng(0), np.full(len(run), "", dtype=object)
     for label in np.argsort(np.bincount(labels), kind="stable"):
@@ -172,7 +172,7 @@ def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
     """WBCAtt (Tsutsui et al., NeurIPS 2023): eleven attributes of the blood cells of Acevedo et al. (2020).
 
     ``annotations`` is the folder of ``pbc_attr_v1_{train,val,test}.csv``, seen from the root; their ``path`` column
-    says where a picture is under the root. A concept is an attribute's value; those of an attribute exclude each other.
+    says where an image is under the root. A concept is an attribute's value; those of an attribute exclude each other.
     """
     parts = {split: root / annotations / f"pbc_attr_v1_{split}.csv" for split in ("train", "val", "test")}
     needed = ["img_name", "label", "path"]

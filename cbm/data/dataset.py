@@ -1,4 +1,4 @@
-"""A labelled set of pictures with its splits: what every reader returns."""
+"""``ImageDataset``: labelled images with their splits, as every reader returns them."""
 
 from dataclasses import dataclass, field
 
@@ -13,10 +13,11 @@ class Split:
     """One part of a data set.
 
     Attributes:
-        images: N pictures.
-        labels: ``[N]`` class index.
-        concepts: ``[N, A]`` ground-truth concepts, 1 present, 0 absent, NaN unknown; None where nothing is known.
-        subjects: ``[N]`` what each picture was taken of (a lesion, a film); pictures of one stay in one split.
+        images: N images.
+        labels: class indices ``[N]``.
+        concepts: concept labels ``[N, A]``: 1 present, 0 absent, NaN unknown; None if there are none.
+        subjects: subject ``[N]`` of each image (a lesion, a video); images of one subject stay in one split. None if
+            unknown.
     """
 
     images: Images
@@ -28,7 +29,7 @@ class Split:
         return len(self.labels)
 
     def take(self, rows: np.ndarray) -> "Split":
-        """The pictures at ``rows``."""
+        """The images at ``rows``."""
         concepts = None if self.concepts is None else self.concepts[rows]
         subjects = None if self.subjects is None else self.subjects[rows]
         return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects)
@@ -36,15 +37,15 @@ class Split:
 
 @dataclass
 class ImageDataset:
-    """Classes, splits, and the names of the ground-truth concepts.
+    """Classes, splits, and the names of the labelled concepts.
 
     Attributes:
-        name: what the data set is called in tables.
+        name: name of the data set in tables.
         classes: C class names; a label is an index into them.
-        splits: ``train``, ``val``, ``test``; a reader may leave out ``val`` and ``test``, or ``train``.
-        concept_names: A names, the columns of ``Split.concepts``.
-        concept_groups: group name to the concept names that exclude each other.
-        spurious: class name to the concepts that go with it in training but do not belong to it.
+        splits: splits by name: ``train``, ``val``, ``test``; a reader may leave out ``val`` and ``test``, or ``train``.
+        concept_names: names of the A concepts, the columns of ``Split.concepts``.
+        concept_groups: names of concepts that exclude each other, by name of the group.
+        spurious: names of concepts that go with a class in training but do not belong to it, by class name.
     """
 
     name: str
@@ -55,10 +56,10 @@ class ImageDataset:
     spurious: dict[str, list[str]] = field(default_factory=dict)
 
     def check(self) -> "ImageDataset":
-        """Return self if it can be learned from.
+        """Return the data set if a classifier can be trained on it.
 
         Raises:
-            UserError: fewer than two classes, or a class without training pictures.
+            UserError: there are fewer than two classes, or a class has no training images.
         """
         if len(self.classes) < 2:
             found = f"only '{self.classes[0]}'" if self.classes else "none"
@@ -73,6 +74,11 @@ class ImageDataset:
 
 
 def class_index(labels: list[str], classes: list[str]) -> np.ndarray:
-    """Class names to indices ``[N]``."""
+    """Class indices ``[N]`` of class names.
+
+    Args:
+        labels: class name of every image.
+        classes: all class names.
+    """
     index = {name: i for i, name in enumerate(classes)}
     return np.array([index[label] for label in labels], dtype=np.int64)

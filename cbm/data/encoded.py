@@ -25,7 +25,7 @@ class Encoding:
 
     Attributes:
         cache: folder of the feature store.
-        store_dtype: what the store keeps, ``float32`` or ``float16``.
+        store_dtype: number format of the store, ``float32`` or ``float16``.
         batch_size: images per forward pass.
         num_workers: processes that decode images.
         on_error: ``skip`` unreadable images (they are reported) or ``fail``.
@@ -55,7 +55,7 @@ class Encoding:
 
         Args:
             cfg: a ``cbm.config.TrainConfig``.
-            encoder: an ``EncoderConfig`` of another encoder than the run's own (a teacher).
+            encoder: an ``EncoderConfig``, if the encoder is not the run's own (a teacher).
         """
         own: Any = cfg.encoder if encoder is None else encoder
         return cls(
@@ -64,7 +64,7 @@ class Encoding:
         )  # fmt: skip
 
     def whole(self) -> "Encoding":
-        """The same with all images of every class, as a model is evaluated."""
+        """The same settings, but with all images of every class, as for evaluation."""
         return replace(self, shots="all", val_shots="all")
 
 
@@ -73,7 +73,10 @@ def read_images(card: DictConfig, cache: Path) -> ImageDataset:
 
     Args:
         card: a ``cbm.config.DatasetConfig``.
-        cache: where splits that are drawn are kept.
+        cache: folder in which splits that were drawn are kept.
+
+    Raises:
+        UserError: the data set cannot be read, or a split cannot be drawn.
     """
     root = None if card.root is None else resolve_path(card.root)
     dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}), cache)
@@ -86,7 +89,7 @@ def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
     """The data set with its labels in the order of a trained model's classes.
 
     Raises:
-        UserError: a class that is not among them, with the nearest.
+        UserError: a class is not among the model's classes; the message names the nearest.
     """
     if dataset.classes == classes:
         return dataset
@@ -112,17 +115,17 @@ def encode_splits(
     Args:
         dataset: the images.
         encoder: the frozen encoder.
-        settings: how they are encoded, and how many are taken.
+        settings: how images are encoded, and how many are taken.
         splits: names of the splits to encode.
-        teacher: another encoder with its settings, which encodes the training and validation images too; those that
-            either cannot read are left out.
+        teacher: another encoder with its settings, which encodes the training and validation images too; images that
+            either of them cannot read are left out.
 
     Returns:
         The data set with the images that were taken (the readable ones, or the shots), and their features in the same
         order. The data set that was handed in stays as it is.
 
     Raises:
-        UserError: no such split, too few images for the shots, or whatever is wrong with the images.
+        UserError: a split does not exist, there are too few images for the shots, or the images cannot be encoded.
     """
     taken = dict(dataset.splits)
     encoded: dict[str, FeatureSplit] = {}
@@ -166,7 +169,17 @@ def encode_splits(
 
 
 def encode_images(images: Images, encoder: Encoder, settings: Encoding, label: str) -> StoredFeatures:
-    """Features of images, from the store or encoded now; ``label`` names them to the user."""
+    """Features of images, from the store or encoded now.
+
+    Args:
+        images: the images.
+        encoder: the frozen encoder.
+        settings: how images are encoded.
+        label: name of the images in messages and progress bars.
+
+    Raises:
+        UserError: the images cannot be encoded.
+    """
     return FeatureStore(settings.cache).encode(
         encoder, images, dtype=settings.store_dtype, batch_size=settings.batch_size,
         num_workers=settings.num_workers, on_error=settings.on_error, label=label, progress=settings.progress,

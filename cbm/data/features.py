@@ -17,10 +17,10 @@ class FeatureSplit:
     """Features of one split.
 
     Attributes:
-        x: ``[N, D]`` unit-norm features: float32, or mapped from disk, then perhaps in half precision.
-        y: ``[N]`` class indices.
-        names: N picture names.
-        concepts: ``[N, A]`` ground truth (1, 0, NaN unknown) or None.
+        x: unit-norm features ``[N, D]``: float32, or mapped from disk and then perhaps in half precision.
+        y: class indices ``[N]``.
+        names: names of the N images.
+        concepts: concept labels ``[N, A]``: 1, 0, or NaN if unknown; None if there are none.
     """
 
     x: Tensor
@@ -32,7 +32,7 @@ class FeatureSplit:
         return len(self.y)
 
     def take(self, rows: np.ndarray) -> "FeatureSplit":
-        """The pictures at ``rows``."""
+        """The images at ``rows``."""
         index = torch.from_numpy(rows)
         concepts = None if self.concepts is None else self.concepts[index]
         return FeatureSplit(self.x[index], self.y[index], [self.names[row] for row in rows], concepts)
@@ -46,10 +46,10 @@ class FeatureSplit:
 
 
 def unit_norm(features: Tensor, names: list[str]) -> Tensor:
-    """Raw features to unit norm ``[N, D]`` float32.
+    """Scale raw features to unit norm, ``[N, D]`` float32.
 
     Raises:
-        UserError: NaN, infinite or zero features, naming the first.
+        UserError: a feature is NaN or infinite, or a row is zero; the message names the first.
     """
     features = features.float()
     norms = features.norm(dim=1)
@@ -66,10 +66,16 @@ def spaced(x: Tensor, count: int) -> Tensor:
 
 
 def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
-    """So many pictures of every class, and the rest.
+    """Draw some images of every class; returns them and the rest.
+
+    Args:
+        split: the images.
+        shots: number of images per class to draw.
+        classes: C class names, for the error message.
+        seed: random seed for the draw.
 
     Raises:
-        UserError: a class has fewer.
+        UserError: a class has too few images.
     """
     rows = few_shot(split.y.numpy(), shots, seed, classes, "labelled test pictures: shots")
     rest = np.setdiff1d(np.arange(len(split)), rows)
@@ -81,18 +87,19 @@ class FeatureData:
     """Encoded splits of one data set.
 
     Attributes:
-        splits: split name to its features.
+        splits: features by name of the split.
         classes: C class names.
-        concept_names: A names of the ground-truth concepts.
-        concept_groups: group name to the concept names that exclude each other.
+        concept_names: names of the A labelled concepts.
+        concept_groups: names of concepts that exclude each other, by name of the group.
         seed: random seed for the order of the training batches.
         encoder: fingerprint of the encoder of the features.
-        teacher: the same training and validation images, in the same order, by a text-image model; None if that is
-            the encoder itself.
-        class_embeddings: ``[C, E]`` the class names by the text-image model, for methods that read class names.
+        teacher: features of the same training and validation images, in the same order, from the teacher; None if the
+            encoder itself is the teacher.
+        class_embeddings: embeddings ``[C, E]`` of the class names from the text-image model, for methods that read
+            class names.
 
     Raises:
-        ValueError: the teacher's images are not those of the encoder.
+        ValueError: the teacher's images differ from those of the encoder.
     """
 
     splits: dict[str, FeatureSplit]

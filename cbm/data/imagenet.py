@@ -1,7 +1,7 @@
 """ImageNet (ILSVRC 2012) as it is unpacked from the challenge's archives or from Kaggle's.
 
-The labels of the test pictures are not public, so the 50,000 validation pictures are the test split, as in the
-literature; a validation split is held out of the training pictures.
+The labels of the test images are not public, so the 50,000 validation images are the test split, as in the
+literature; a validation split is held out of the training images.
 """
 
 import re
@@ -48,7 +48,7 @@ SAID = {
 def read_imagenet(name: str, root: Path) -> ImageDataset:
     """``train/nXXXXXXXX/*.JPEG`` and ``val/``: one folder per synset, or flat with the published labels.
 
-    Labels of a flat ``val/``: ``LOC_val_solution.csv`` (Kaggle, whose pictures are under ``ILSVRC/Data/CLS-LOC/``), or
+    Labels of a flat ``val/``: ``LOC_val_solution.csv`` (Kaggle, whose images are under ``ILSVRC/Data/CLS-LOC/``), or
     the devkit's ``ILSVRC2012_validation_ground_truth.txt`` and ``meta.mat``. Any subset of the synsets will do if
     ``val/`` has folders (ImageNet-100).
     """
@@ -73,7 +73,7 @@ def _numbered(synsets: np.ndarray) -> dict[int, str]:
 
 
 def _flat(name: str, root: Path, folder: str, synsets: list[str]) -> Split:
-    """The pictures of a flat folder, labelled by whichever list is there."""
+    """The images of a flat folder, labelled by whichever list is there."""
     if (root / SOLUTION).is_file():
         rows = read_rows(name, root / SOLUTION, ["ImageId", "PredictionString"])
         pairs = [(f"{row['ImageId']}.JPEG", row["PredictionString"].partition(" ")[0]) for row in rows]

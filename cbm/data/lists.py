@@ -1,4 +1,4 @@
-"""Lists of files, as data sets are published with: text and CSV files that name pictures, and folders of classes."""
+"""Lists of files, as data sets are published with: text and CSV files that name images, and folders of classes."""
 
 import multiprocessing
 import os
@@ -134,10 +134,10 @@ def listed_split(
     name: str, root: Path, files: Sequence[str], labels: Sequence[int] | np.ndarray, source: str,
     concepts: np.ndarray | None = None, subjects: np.ndarray | None = None,
 ) -> Split:  # fmt: skip
-    """The pictures that the file ``source`` names.
+    """The images that the file ``source`` names.
 
     Raises:
-        UserError: a picture is not there, or none is named.
+        UserError: an image is not there, or none is named.
     """
     if not files:
         raise UserError(f"data set '{name}': '{source}' names no pictures")
@@ -150,7 +150,7 @@ def listed_split(
 
 
 def class_folders(name: str, root: Path, folder: str = "") -> dict[str, list[str]]:
-    """Pictures (seen from ``root``) of every class folder in ``ROOT/FOLDER``, by the class folder's name."""
+    """Images (seen from ``root``) of every class folder in ``ROOT/FOLDER``, by the class folder's name."""
     path = root / folder
     names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
@@ -163,7 +163,7 @@ def class_folders(name: str, root: Path, folder: str = "") -> dict[str, list[str
 
 
 def folder_split(root: Path, by_class: dict[str, list[str]], classes: Sequence[str]) -> Split:
-    """The pictures of ``class_folders``; a label is the folder's index in ``classes``."""
+    """The images of ``class_folders``; a label is the folder's index in ``classes``."""
     index = {each: i for i, each in enumerate(classes)}
     files = [file for names in by_class.values() for file in names]
     labels = np.repeat([index[each] for each in by_class], [len(names) for names in by_class.values()])

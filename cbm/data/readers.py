@@ -28,10 +28,17 @@ reader = READERS.register
 def read_dataset(
     kind: str, name: str, root: Path | None, args: dict[str, Any], cache: Path = Path("cache")
 ) -> ImageDataset:
-    """Run the reader ``kind``; one that takes a ``cache`` keeps there what it found out about large files.
+    """Read a data set.
+
+    Args:
+        kind: name of the reader.
+        name: name of the data set.
+        root: folder (or CSV file) with the images.
+        args: further arguments of the reader, from the card.
+        cache: folder in which some readers keep an index of large files.
 
     Raises:
-        UserError: unknown reader or argument, missing root, or whatever the reader finds wrong with the data.
+        UserError: the reader or an argument is unknown, the root is missing, or the data is damaged.
     """
     read = READERS.find(kind)
     if root is None:
@@ -50,7 +57,11 @@ def read_dataset(
 
 @reader("folder")
 def read_folder(name: str, root: Path) -> ImageDataset:
-    """Class-per-folder pictures: ``ROOT/CLASS/*.jpg``, or ``ROOT/{train,val,test}/CLASS/*.jpg``."""
+    """Images in one folder per class: ``ROOT/CLASS/*.jpg``, or ``ROOT/{train,val,test}/CLASS/*.jpg``.
+
+    Raises:
+        UserError: there are no images.
+    """
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
         near = did_you_mean(root.name, siblings)
@@ -73,8 +84,11 @@ def read_csv(name: str, root: Path) -> ImageDataset:
     """A table ``path,label[,split][,spurious][,one column per concept]``; paths are relative to the table.
 
     Concept cells are 0 or 1; an empty cell is unknown. A ``spurious`` cell names concepts (``a; b``) that go with the
-    picture's class without belonging to it (``python -m cbm spurious``). ``groups.json`` beside the table, if there,
-    maps a group's name to the concepts that exclude each other.
+    image's class without belonging to it (``python -m cbm spurious``). A file ``groups.json`` beside the table may map
+    a group's name to the concepts that exclude each other.
+
+    Raises:
+        UserError: the table cannot be read, lacks a column, or has a wrong entry.
     """
     table = root / "images.csv" if root.is_dir() else root
     if not table.is_file():
@@ -144,7 +158,21 @@ def read_birds(
     name: str, root: Path, variant: str = "birds", seed: int = 0, n_train: int = 100, n_val: int = 20,
     n_test: int = 40, size: int = 64,
 ) -> ImageDataset:  # fmt: skip
-    """Paper birds, drawn into ``root`` on first use (numbers are per species)."""
+    """Paper birds, drawn into ``root`` on first use.
+
+    Args:
+        name: name of the data set.
+        root: folder of the images.
+        variant: ``birds``, ``birds_spurious`` or ``birds_shift``.
+        seed: random seed for the birds.
+        n_train: number of training images per species.
+        n_val: number of validation images per species.
+        n_test: number of test images per species.
+        size: width and height of an image in pixels.
+
+    Raises:
+        UserError: an argument is out of range, or ``root`` holds something else.
+    """
     from cbm.data.birds import write_birds
 
     made_of: dict[str, Any] = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
@@ -160,7 +188,17 @@ def read_birds(
 
 @reader("torchvision")
 def read_torchvision(name: str, root: Path, dataset: str, download: bool = True) -> ImageDataset:
-    """A torchvision data set that keeps its pictures in one array (CIFAR10, CIFAR100)."""
+    """A torchvision data set that keeps its images in one array (CIFAR10, CIFAR100).
+
+    Args:
+        name: name of the data set.
+        root: folder of the data set.
+        dataset: name of torchvision's class.
+        download: whether a missing data set is downloaded.
+
+    Raises:
+        UserError: the class is unknown, or the data set is missing and cannot be downloaded.
+    """
     known = ["CIFAR10", "CIFAR100"]
     if dataset not in known:
         raise UserError(f"dataset.args.dataset={dataset}: {did_you_mean(dataset, known)}")
@@ -173,10 +211,16 @@ def read_torchvision(name: str, root: Path, dataset: str, download: bool = True)
 
 
 def from_torchvision(name: str, root: Path, kind: str, **settings: Any) -> Any:
-    """torchvision's data set ``kind`` (with ``download=True`` it fetches, verifies and unpacks the archives).
+    """Open a data set of torchvision, which downloads, verifies and unpacks the archives if ``download=True``.
+
+    Args:
+        name: name of the data set, for messages.
+        root: folder of the data set.
+        kind: name of torchvision's class.
+        settings: arguments of torchvision's class.
 
     Raises:
-        UserError: it is not there and cannot be downloaded.
+        UserError: the data set is missing and cannot be downloaded.
     """
     import torchvision.datasets
 

@@ -109,7 +109,7 @@ def read_dtd(
 def read_flowers(name: str, root: Path, protocol: str = "official", download: bool = False) -> ImageDataset:
     """Oxford Flowers (Nilsback & Zisserman, 2008): ``jpg/image_00001.jpg``, ``imagelabels.mat``, ``setid.mat``.
 
-    Ten pictures per class train, ten validate, 6,149 test. The published files number the classes; torchvision names
+    Ten images per class train, ten validate, 6,149 test. The published files number the classes; torchvision names
     them.
     """
     check_protocol(protocol)
@@ -137,7 +137,7 @@ def read_flowers(name: str, root: Path, protocol: str = "official", download: bo
 def read_food(name: str, root: Path, protocol: str = "official", download: bool = False) -> ImageDataset:
     """Food-101 (Bossard et al., ECCV 2014): ``images/CLASS/*.jpg``, ``meta/{classes,labels,train,test}.txt``.
 
-    The training pictures were left uncleaned on purpose; the test pictures were checked.
+    The training images were left uncleaned on purpose; the test images were checked.
     """
     check_protocol(protocol)
     marks = ["images", "meta/classes.txt"] if protocol == "official" else ["images"]
@@ -233,10 +233,10 @@ AFTER = {"shop", "platform", "door", "water"}  # of the second parts of Places' 
 
 @reader("places365")
 def read_places(name: str, root: Path, download: bool = False) -> ImageDataset:
-    """Places365-Standard (Zhou et al., 2018), small or large pictures, as torchvision unpacks them.
+    """Places365-Standard (Zhou et al., 2018), small or large images, as torchvision unpacks them.
 
     ``categories_places365.txt``, ``places365_{train_standard,val}.txt``, ``data_256_standard/a/airfield/*.jpg``,
-    ``val_256/*.jpg``. The labels of the test pictures are not public: the validation pictures test.
+    ``val_256/*.jpg``. The labels of the test images are not public: the validation images test.
     """
     lists = ["categories_places365.txt", "places365_train_standard.txt", "places365_val.txt"]
     if download:

@@ -28,7 +28,7 @@ DIAGNOSES = {
 def read_ham10000(name: str, root: Path) -> ImageDataset:
     """HAM10000 (Tschandl et al., 2018): ``HAM10000_metadata.csv``, ``HAM10000_images_part_{1,2}/*.jpg``.
 
-    10,015 pictures of 7,470 lesions: pictures of one lesion stay in one split.
+    10,015 images of 7,470 lesions: images of one lesion stay in one split.
     """
     bare = root / "HAM10000_metadata"  # as Harvard's archive names it
     table = bare if bare.is_file() else root / "HAM10000_metadata.csv"
@@ -55,10 +55,10 @@ NOT_CONCEPTS = {"", "ImageID", "Do not consider this image"}
 
 @reader("skincon")
 def read_skincon(name: str, root: Path, label: str = "three_partition_label", min_pictures: int = 50) -> ImageDataset:
-    """SkinCon (Daneshjou et al., NeurIPS 2022): 48 clinical concepts in pictures of Fitzpatrick17k (Groh et al., 2021).
+    """SkinCon (Daneshjou et al., NeurIPS 2022): 48 clinical concepts in images of Fitzpatrick17k (Groh et al., 2021).
 
-    ``annotations_fitzpatrick17k.csv`` beside ``fitzpatrick17k.csv`` and a folder of pictures ``MD5HASH.jpg``. Only
-    concepts of ``min_pictures`` pictures or more are kept (the paper keeps 22 of them). Many of the pictures have
+    ``annotations_fitzpatrick17k.csv`` beside ``fitzpatrick17k.csv`` and a folder of images ``MD5HASH.jpg``. Only
+    concepts of ``min_pictures`` images or more are kept (the paper keeps 22 of them). Many of the images have
     vanished from the web: those that are not there are left out, and said.
     """
     levels = ("three_partition_label", "nine_partition_label", "label")
@@ -123,7 +123,7 @@ def read_derm7pt(name: str, root: Path, task: str = "diagnosis", image: str = "d
     """Seven-point checklist (Kawahara et al., 2018): ``images/``, ``meta/meta.csv``, ``meta/train_indexes.csv``, ...
 
     A concept is the value of a criterion; those of a criterion exclude each other. ``task=diagnosis``: the paper's five
-    groups of diagnoses; ``task=melanoma``: nevi and melanomas alone. ``image=derm`` is the dermoscopic picture of a
+    groups of diagnoses; ``task=melanoma``: nevi and melanomas alone. ``image=derm`` is the dermoscopic image of a
     case, ``image=clinic`` the other one.
     """
     for setting, value, allowed in (

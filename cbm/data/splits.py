@@ -18,11 +18,20 @@ log = logging.getLogger(__name__)
 def complete_splits(
     dataset: ImageDataset, cache: Path, *, val_fraction: float, test_fraction: float, seed: int
 ) -> ImageDataset:
-    """Give the data set a validation and a test split, taken from its training pictures where it lacks them.
+    """Draw a validation and a test split from the training images, if the data set has none.
 
-    The choice is written to ``cache/splits`` and read again by later runs: a picture never moves between splits, also
-    when pictures are added to the set (new ones are divided by the same fractions). Pictures of one subject stay
-    together.
+    The choice is written to ``cache/splits`` and read again by later runs: an image never moves between splits, even if
+    images are added to the set (new ones are divided by the same fractions). Images of one subject stay together.
+
+    Args:
+        dataset: the data set.
+        cache: folder in which the choice is kept.
+        val_fraction: share of the training images for the validation split.
+        test_fraction: share of the training images for the test split.
+        seed: random seed for the draw.
+
+    Raises:
+        UserError: a fraction is out of range, there are too few images, or the stored choice is damaged.
     """
     wanted = {"test": test_fraction, "val": val_fraction}
     missing = {split: share for split, share in wanted.items() if split not in dataset.splits}
@@ -66,10 +75,10 @@ def complete_splits(
 
 
 def _read_choice(file: Path) -> dict[str, str]:
-    """Picture to split, as it was drawn once.
+    """Image to split, as it was drawn once.
 
     Raises:
-        UserError: the file is damaged: drawing again could move test pictures into training.
+        UserError: the file is damaged: drawing again could move test images into training.
     """
     known = read_json(file)
     if not isinstance(known, dict) or not set(map(str, known.values())) <= {"train", "val", "test"}:
@@ -78,7 +87,7 @@ def _read_choice(file: Path) -> dict[str, str]:
 
 
 def _follow_subject(subjects: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Put new pictures where their subject is already (of other classes too); returns those of new subjects."""
+    """Put new images where their subject is already (of other classes too); returns those of new subjects."""
     old = np.flatnonzero(assigned != "")
     place = dict(zip(subjects[old].tolist(), assigned[old].tolist()))
     assigned[new] = [place.get(subject, "") for subject in subjects[new].tolist()]
@@ -105,14 +114,14 @@ def few_shot(labels: np.ndarray, shots: int | str, seed: int, classes: list[str]
     """Rows of a class-balanced subset, drawn by ``seed``.
 
     Args:
-        labels: ``[N]`` class indices.
-        shots: pictures per class, or ``"all"``. Subsets of one seed are nested: 4 shots contain the 1-shot picture.
-        seed: of the draw.
-        classes: names, for the error message.
-        setting: the name of the setting, for the error message.
+        labels: class indices ``[N]``.
+        shots: images per class, or ``"all"``. Subsets of one seed are nested: 4 shots contain the 1-shot image.
+        seed: random seed for the draw.
+        classes: C class names, for the error message.
+        setting: name of the setting, for the error message.
 
     Raises:
-        UserError: a class has fewer pictures than asked for.
+        UserError: a class has fewer images than requested.
     """
     if shots == "all":
         return np.arange(len(labels))

@@ -47,8 +47,8 @@ def read_waterbirds(name: str, root: Path) -> ImageDataset:
 def read_metashift(name: str, root: Path) -> ImageDataset:
     """MetaShift (Liang & Zou, ICLR 2022) as its script writes a shift: ``{train,test}/CLASS/CLASS(CONTEXT)/*.jpg``.
 
-    A context is a concept: 1 where a picture lies in its folder, 0 elsewhere. It is spurious for a class that it goes
-    with in training more than with the others. A picture's file name is its number in Visual Genome: one that lies in
+    A context is a concept: 1 where an image lies in its folder, 0 elsewhere. It is spurious for a class that it goes
+    with in training more than with the others. An image's file name is its number in Visual Genome: one that lies in
     several folders of a class is taken once, one that tests does not train.
     """
     found = {}
@@ -75,7 +75,7 @@ def read_metashift(name: str, root: Path) -> ImageDataset:
 
 
 def _contexts(name: str, root: Path, split: str) -> dict[tuple[str, str], tuple[str, set[str]]]:
-    """(class, file name) to the picture's path and its contexts."""
+    """(class, file name) to the image's path and its contexts."""
     pictures: dict[tuple[str, str], tuple[str, set[str]]] = {}
     for label in sorted(path.name for path in (root / split).iterdir() if path.is_dir()):
         for path in list_names(root / split / label):
@@ -93,7 +93,7 @@ def _contexts(name: str, root: Path, split: str) -> dict[tuple[str, str], tuple[
 
 
 def _spurious(train: Split, classes: list[str], concepts: list[str]) -> dict[str, list[str]]:
-    """Contexts that are more frequent within a class than among all training pictures."""
+    """Contexts that are more frequent within a class than among all training images."""
     assert train.concepts is not None
     overall = train.concepts.mean(axis=0)
     found = {}

@@ -1,4 +1,4 @@
-"""Text features, kept per phrase: a new bank costs only its new phrases."""
+"""Text features, stored per phrase, so that only the new phrases of a bank are encoded."""
 
 import hashlib
 import logging
@@ -20,7 +20,13 @@ EncodeText = Callable[[list[str]], Tensor]
 
 
 def text_encoder(encoder: Encoder, cache: Path, progress: bool) -> EncodeText:
-    """Phrases to unit-norm features by the text tower of ``encoder``, remembered in the store under ``cache``."""
+    """A function from phrases to unit-norm features, which keeps them in the feature store.
+
+    Args:
+        encoder: encoder with a text tower.
+        cache: folder of the feature store.
+        progress: whether a progress bar is shown.
+    """
     store = TextStore(cache)
     return lambda texts: unit_norm(store.encode(encoder, texts, progress=progress), texts)
 
@@ -33,6 +39,11 @@ class TextStore:
 
     def encode(self, encoder: Encoder, texts: list[str], *, progress: bool = True) -> Tensor:
         """Raw float32 text features ``[M, D]``, in the order of ``texts``.
+
+        Args:
+            encoder: encoder with a text tower.
+            texts: M phrases.
+            progress: whether a progress bar is shown.
 
         Raises:
             UserError: the encoder has no text tower, or the disk is full.

@@ -19,7 +19,12 @@ SHOWN = 5  # files that a message names
 
 @dataclass
 class Findings:
-    """What is wrong, and what was not looked at or is merely worth knowing."""
+    """Findings about a download.
+
+    Attributes:
+        problems: errors.
+        notes: checks that were skipped, and other remarks.
+    """
 
     problems: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -40,7 +45,7 @@ def verify_checksums(root: Path, md5: dict[str, str], findings: Findings) -> Non
 
 
 def verify_counts(dataset: ImageDataset, published: dict[str, int], findings: Findings) -> None:
-    """Compare the numbers of classes, concepts and pictures; they must be the reader's, before any split is drawn."""
+    """Compare the numbers of classes, concepts and images; they must be the reader's, before any split is drawn."""
     found = {"classes": len(dataset.classes), "concepts": len(dataset.concept_names)}
     found |= {name: len(split) for name, split in dataset.splits.items()}
     for what, expected in published.items():
@@ -58,7 +63,7 @@ def verify_counts(dataset: ImageDataset, published: dict[str, int], findings: Fi
 
 
 def verify_images(dataset: ImageDataset, findings: Findings, *, every: bool, progress: bool) -> None:
-    """Look for missing and left-over files, and open ``SAMPLE`` pictures of each split, or every one."""
+    """Look for missing and left-over files, and open ``SAMPLE`` images of each split, or every one."""
     train = set(dataset.splits["train"].images.names) if "train" in dataset.splits else set()
     for name, split in dataset.splits.items():
         images = split.images
@@ -95,7 +100,7 @@ def _broken(images: Images, rows, label: str, progress: bool) -> Iterator[str]:
 
 
 def _left_over(dataset: ImageDataset) -> list[str]:
-    """Pictures in the same folders that belong to no split."""
+    """Images in the same folders that belong to no split."""
     named: dict[Path, set[str]] = {}
     for split in dataset.splits.values():
         if isinstance(split.images, ImageFiles):

@@ -1,7 +1,7 @@
-"""Pictures in tar files (WebDataset), for pools too large for folders.
+"""Images in tar files (WebDataset), for pools too large for folders.
 
-A tar file is indexed once: where each picture's bytes begin and end, and its label. The index is kept in the cache by
-the file's path, size and times. Pictures are then read in any order straight from the tar files; nothing is
+A tar file is indexed once: where each image's bytes begin and end, and its label. The index is kept in the cache by
+the file's path, size and times. Images are then read in any order straight from the tar files; nothing is
 unpacked, so that a path inside one means nothing but a name.
 """
 
@@ -38,12 +38,12 @@ INDEX = pa.schema([("name", pa.string()), ("start", pa.int64()), ("size", pa.int
 
 
 class ImageTars:
-    """Pictures in tar files.
+    """Images in tar files.
 
     Attributes:
         root: the folder of the tar files.
         tars: T tar files, as paths from the root.
-        names: ``TAR/MEMBER`` of every picture.
+        names: ``TAR/MEMBER`` of every image.
         places: ``[N, 3]`` int64: number of the tar file, first byte, count of bytes.
     """
 
@@ -57,7 +57,7 @@ class ImageTars:
         return len(self.names)
 
     def open(self, row: int) -> Image.Image:
-        """The picture as RGB; raises what Pillow or the file system raises."""
+        """The image as RGB; raises what Pillow or the file system raises."""
         tar, start, size = self.places[row].tolist()
         with (self.root / self.tars[tar]).open("rb") as file:
             file.seek(start)
@@ -66,11 +66,11 @@ class ImageTars:
             return picture.convert("RGB")
 
     def take(self, rows: Sequence[int]) -> "ImageTars":
-        """The pictures at ``rows``."""
+        """The images at ``rows``."""
         return ImageTars(self.root, self.tars, [self.names[row] for row in rows], self.places[np.asarray(rows, int)])
 
     def fingerprints(self, cache: Path) -> list[str]:
-        """Of every picture: its tar file's hash (remembered in ``cache``) and its place in there."""
+        """Fingerprints of the images: the hash of the tar file (kept in ``cache``) and the position in it."""
         used = np.unique(self.places[:, 0]).tolist()
         hashes = dict(zip(used, ImageFiles(self.root, [self.tars[tar] for tar in used]).fingerprints(cache)))
         return [
@@ -80,13 +80,13 @@ class ImageTars:
 
 
 def read_pool(folder: Path, cache: Path) -> Images:
-    """All pictures below a folder, at any depth: in tar files if there are any, else as files."""
+    """All images below a folder, at any depth: in tar files if there are any, else as files."""
     tars = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.tar"))
     return open_tars(folder, tars, cache)[0] if tars else ImageFiles(folder, list_names(folder))
 
 
 def open_tars(root: Path, tars: Sequence[str], cache: Path) -> tuple[ImageTars, list[str | None]]:
-    """The pictures of tar files, and what their labels say (None without one)."""
+    """The images of tar files, and what their labels say (None without one)."""
     names: list[str] = []
     labels: list[str | None] = []
     places = [np.empty((0, 3), dtype=np.int64)]
@@ -100,7 +100,7 @@ def open_tars(root: Path, tars: Sequence[str], cache: Path) -> tuple[ImageTars, 
 
 
 def _index(tar: Path, cache: Path) -> pa.Table:
-    """Name, first byte, size and label of every picture of a tar file: from the cache, or read and kept there."""
+    """Name, first byte, size and label of every image of a tar file: from the cache, or read and kept there."""
     stat = tar.stat()
     changed = f"{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
     key = hashlib.sha256(f"{tar.absolute()}|{changed}".encode()).hexdigest()[:24]

@@ -1,4 +1,4 @@
-"""Editing a trained bottleneck: what a person takes away or puts in, and what it does to the decisions."""
+"""Editing a trained bottleneck: edits of its concepts, and their effect on the decisions."""
 
 from cbm.editing.apply import edited_logits, edited_model, logit_change
 from cbm.editing.asking.policies import POLICIES, CoopWeights, QuestionCurve, ask_in_turn

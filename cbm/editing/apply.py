@@ -1,4 +1,4 @@
-"""Edits carried out: a change of rank m of the logits, for m edited concepts. Nothing is encoded or trained again.
+"""Apply edits: m edited concepts change the logits by a matrix of rank m. Nothing is encoded or trained again.
 
 Energy-based bottlenecks have no weights to change; their edits are in ``cbm.editing.energies``.
 """
@@ -22,12 +22,12 @@ Editable = ConceptBottleneck | EnergyBottleneck
 
 @dataclass(frozen=True)
 class LogitChange:
-    """What edits add to the logits: ``a_J M^T + o``, with the activations of m concepts.
+    """The change of the logits by edits: ``a_J M^T + o``, with the activations a_J of m concepts.
 
     Attributes:
-        columns: ``[m]`` J, columns of the bank.
-        weights: ``[C, m]`` M, by how much a class's weight of a concept changes.
-        offset: ``[C]`` o.
+        columns: columns J ``[m]`` of the bank.
+        weights: changes M ``[C, m]`` of the classes' weights on these concepts.
+        offset: changes o ``[C]`` of the classes' biases.
     """
 
     columns: Tensor
@@ -37,10 +37,16 @@ class LogitChange:
 
 @torch.no_grad()
 def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str], classes: Sequence[str]) -> LogitChange:
-    """Work out edits that all act on the same pictures, one after the other, in float64.
+    """Compute the change of the logits by edits that all act on the same images, one after the other, in float64.
 
-    Every class reads ``w (alpha a + beta) + b`` of a concept; set, mask, scale and shift change alpha and beta,
-    remove and reweight change w and b.
+    A concept with activation a adds ``w (alpha a + beta) + b`` to a class's logit; set, mask, scale and shift change
+    alpha and beta, remove and reweight change w and b.
+
+    Args:
+        model: the bottleneck.
+        edits: the edits, in their order.
+        texts: texts of the K concepts.
+        classes: C class names.
 
     Raises:
         UserError: an unknown concept or class.
@@ -74,13 +80,21 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
 
 
 def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
-    """What ``set`` means by a value: "present" and "absent" are the 95 % and 5 % points of the training pictures, .95
-    and .05 of concepts that are probabilities."""
+    """The activation that a value of ``set`` stands for.
+
+    "present" and "absent" are the 95 % and 5 % points of the training images, or .95 and .05 if activations are
+    probabilities.
+
+    Args:
+        model: the bottleneck.
+        column: column of the concept.
+        value: a number, "present" or "absent".
+    """
     return float(levels(model)[list(LEVELS).index(value), column]) if isinstance(value, str) else float(value)
 
 
 def levels(model: ConceptBottleneck) -> Tensor:
-    """Activations ``[2, K]`` of absent and of present concepts."""
+    """Activations ``[2, K]`` that stand for absent and for present concepts."""
     if isinstance(model.activation, Sigmoid):
         return torch.tensor([[0.05], [0.95]]).expand(-1, len(model.concepts)).to(model.reference)
     return torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
@@ -112,10 +126,20 @@ def edited_model(
 def edited_model(
     model: Editable, edits: EditSet, texts: Sequence[str], classes: Sequence[str], domain: str | None = None
 ) -> Editable | EditedEnergies:
-    """The edits of all pictures of a domain as a bottleneck with other weights; the model stays as it is.
+    """A copy of the model with the edits applied; the model itself is not changed.
 
-    Edits of single pictures and of other domains are no part of it; if there are no others, it is the model itself.
-    The residual, if there is one, is not touched.
+    Edits of single images and of other domains are left out; if there are no others, the model itself is returned. A
+    residual is not changed.
+
+    Args:
+        model: a bottleneck, or energies.
+        edits: the edits, in their order.
+        texts: texts of the K concepts.
+        classes: C class names.
+        domain: name of the domain that the images come from.
+
+    Raises:
+        UserError: an unknown concept or class, or an edit that energies do not support.
     """
     acting = edits.for_picture(None, domain)
     if isinstance(model, ConceptBottleneck) and not len(acting):
@@ -142,18 +166,21 @@ def edited_logits(
     domain: str | None = None,
     inside: Tensor | None = None,
 ) -> Tensor:
-    """Logits of pictures after the edits, ``[N, C]``: bit by bit those before where no edit acts.
+    """Logits ``[N, C]`` of images after the edits; images that no edit applies to keep exactly the same logits.
 
     Args:
         model: a bottleneck, or energies (``cbm.editing.energies``).
-        edits: in their order.
-        bank: its K concepts.
+        edits: the edits, in their order.
+        bank: the model's K concepts.
         classes: C class names.
-        x: ``[N, D]`` unit-norm features.
-        names: of the N pictures, for edits of some of them.
-        logits: ``[N, C]`` before, if known.
-        domain: where the pictures come from.
-        inside: ``[N]`` bool, which of them do (``cbm.editing.domains.gate``); all by default.
+        x: unit-norm features ``[N, D]``.
+        names: names of the N images, for edits of single images.
+        logits: logits ``[N, C]`` before the edits, if they are known already.
+        domain: name of the domain that the images come from.
+        inside: which images ``[N]`` (bool) belong to the domain (``cbm.editing.domains.gate``); all by default.
+
+    Raises:
+        UserError: an unknown concept or class, or an edit that energies do not support.
     """
     found = (predict_logits(model, x) if logits is None else logits).clone()
     edits.check(bank.texts, classes)
@@ -180,7 +207,7 @@ def edited_logits(
 
 
 def _activations(model: ConceptBottleneck, x: Tensor, columns: Tensor) -> Tensor:
-    """Activations of some concepts, ``[N, m]``: of a linear bottleneck no others are computed."""
+    """Activations of some concepts, ``[N, m]``; a linear bottleneck computes no others."""
     if model.activation is None:
         return concept_scores(x, model.concepts[columns])
     rows = max(1, 2**25 // len(model.concepts))

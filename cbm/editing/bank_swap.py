@@ -1,16 +1,16 @@
-"""Another bank for a trained model: the same decisions through other concepts, by one linear solve.
+"""Exchange the bank of a trained model: the same decisions with other concepts, by one linear solve.
 
 A linear bottleneck decides by ``x (W T)^T + b``. Under new directions T' the head that keeps its decisions is
 
     W' = argmin  |(W' T' - W T) L|^2  +  r |W' - W_0|^2,      L L^T = S, the covariance of the features,
 
-in closed form: with B = T' L it is ``W_0 + (W T L - W_0 B) (B^T B + r I)^-1 B^T``, a D x D system at most, whatever the
-number of concepts. The bias takes up the difference of the means. Weights may become negative, and rows do not sum to
-one, also where they did before.
+in closed form: with B = T' L it is ``W_0 + (W T L - W_0 B) (B^T B + r I)^-1 B^T``, a D x D system at most, for any
+number of concepts. The bias makes up for the difference of the means. Weights may become negative, and rows need not
+sum to one, even if they did before.
 
-T' may hold as many directions as the features have dimensions. Then it can repeat every linear decision, whatever its
-phrases mean, random ones too; so what random directions in the same number keep is reported beside it, and for a
-translation what is kept if the weights stay as they are.
+With as many directions as the features have dimensions, T' can repeat every linear decision, whatever its phrases mean;
+random directions can too. So the share of decisions that equally many random directions keep is reported beside it, and
+for a translation also the share that is kept if the weights stay as they are.
 """
 
 import logging
@@ -29,12 +29,12 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of the decisions is left, on pictures that the new head was not fitted on.
+    """How well a new head repeats the decisions, on images that it was not fitted on.
 
     Attributes:
-        agreement: share of pictures that are called the same.
-        r2: of the logits, each class's mean taken off.
-        class_r2: ``[C]`` of every class alone.
+        agreement: share of images with the same predicted class.
+        r2: coefficient of determination of the logits, after subtracting each class's mean.
+        class_r2: coefficient of determination ``[C]`` of every class alone.
     """
 
     agreement: float
@@ -47,13 +47,13 @@ class Kept:
 
 @dataclass(frozen=True)
 class BankSwap:
-    """What became of a model under another bank.
+    """The result of exchanging a model's bank.
 
     Attributes:
-        bank: the new bank's name.
-        kept: what is left of its decisions.
-        random: what random directions in the same number keep.
-        unfitted: of a translation: what is kept under the old weights.
+        bank: name of the new bank.
+        kept: agreement of the decisions with the new bank.
+        random: agreement with equally many random directions.
+        unfitted: agreement with a translated bank under the old weights; None without a translation.
     """
 
     bank: str
@@ -69,14 +69,14 @@ class BankSwap:
 def refit_head(
     model: ConceptBottleneck, directions: Tensor, x: Tensor, *, ridge: float, start: Tensor | None = None
 ) -> ConceptBottleneck:
-    """The head on other directions that decides as ``model`` does on pictures like these.
+    """Fit a head on other directions that decides as ``model`` does on the given images.
 
     Args:
-        model: a linear bottleneck; a residual stays what it is.
-        directions: ``[K', D]`` of the new concepts.
-        x: ``[M, D]`` unit-norm features.
-        ridge: r, in the unit of the mean variance of a new concept's score.
-        start: ``[C, K']`` weights that the ridge draws to; zeros by default.
+        model: a linear bottleneck; its residual is not changed.
+        directions: directions ``[K', D]`` of the new concepts.
+        x: unit-norm features ``[M, D]``.
+        ridge: strength r of the penalty, in units of the mean variance of a new concept's score.
+        start: weights ``[C, K']`` towards which the penalty pulls; zeros by default.
     """
     weights, old, new = model.weights().double(), model.concepts.double(), directions.double()
     mean = x.double().mean(dim=0)
@@ -97,7 +97,15 @@ def refit_head(
 
 
 def kept(model: ConceptBottleneck, directions: Tensor, x: Tensor, *, ridge: float, start: Tensor | None = None) -> Kept:
-    """Refit on one half of the pictures ``[M, D]``, compare on the other, both ways round."""
+    """Agreement of refitted heads: fit on one half of the images, compare on the other, both ways round.
+
+    Args:
+        model: a linear bottleneck.
+        directions: directions ``[K', D]`` of the new concepts.
+        x: unit-norm features ``[M, D]``.
+        ridge: strength of the penalty, see ``refit_head``.
+        start: weights ``[C, K']`` towards which the penalty pulls; zeros by default.
+    """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     truth, found = [], []
     for half in (0, 1):
@@ -115,20 +123,20 @@ def swap_bank(
     model: ConceptBottleneck, bank: ConceptBank, x: Tensor, *, translation: bool = False, ridge: float = 1e-3,
     least: float = 0.5,
 ) -> tuple[ConceptBottleneck, BankSwap]:  # fmt: skip
-    """The same decisions through another bank.
+    """A model that makes the same decisions with another bank, and how well it does.
 
     Args:
         model: a linear bottleneck.
-        bank: embedded by the model's encoder.
-        x: ``[M, D]`` unit-norm features of the domain.
-        translation: concept k says what the model's concept k said, in other words: the ridge draws its weights to
-            those of that concept, not to zero.
-        ridge: see ``refit_head``.
-        least: share of the decisions that must be left.
+        bank: the new bank, embedded by the model's encoder.
+        x: unit-norm features ``[M, D]`` of images of the domain.
+        translation: whether concept k says in other words what the model's concept k says: then the penalty pulls its
+            weights towards those of that concept, not towards zero.
+        ridge: strength of the penalty, see ``refit_head``.
+        least: share of the decisions that must be kept.
 
     Raises:
-        UserError: a model with an activation, a ridge of 0, a translation of another length or meaning, or too
-            little would be left.
+        UserError: the model has an activation, the ridge is 0, the translation has another length or meaning, or fewer
+            decisions than ``least`` are kept.
     """
     directions = bank.directions()
     if ridge <= 0:

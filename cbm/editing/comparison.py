@@ -1,4 +1,4 @@
-"""Before and after: what edits did to the decisions about a set of pictures."""
+"""Compare the decisions about a set of images before and after edits."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Comparison:
-    """Decisions about N pictures before and after.
+    """Decisions about N images before and after edits.
 
     Attributes:
-        before: ``[N, C]`` logits.
-        after: ``[N, C]`` logits.
-        y: ``[N]`` truth.
-        classes: C names.
+        before: logits ``[N, C]`` before the edits.
+        after: logits ``[N, C]`` after the edits.
+        y: true class indices ``[N]``.
+        classes: C class names.
     """
 
     before: Tensor
@@ -25,22 +25,22 @@ class Comparison:
 
     @property
     def gained(self) -> Tensor:
-        """Rows that were wrong and are right."""
+        """Images that were classified wrongly before and correctly after, ``[N]`` bool."""
         return ((self.before.argmax(1) != self.y) & (self.after.argmax(1) == self.y)).nonzero()[:, 0]
 
     @property
     def lost(self) -> Tensor:
-        """Rows that were right and are wrong."""
+        """Images that were classified correctly before and wrongly after, ``[N]`` bool."""
         return ((self.before.argmax(1) == self.y) & (self.after.argmax(1) != self.y)).nonzero()[:, 0]
 
     @property
     def flipped(self) -> Tensor:
-        """Rows of another decision, right or wrong."""
+        """Images whose predicted class changed, ``[N]`` bool."""
         return (self.before.argmax(1) != self.after.argmax(1)).nonzero()[:, 0]
 
     @property
     def p_value(self) -> float:
-        """Exact McNemar test: how often chance would split gained and lost decisions so unevenly."""
+        """p of the exact McNemar test: how often chance would split gained and lost decisions so unevenly."""
         changed = len(self.gained) + len(self.lost)
         return float(binomtest(len(self.gained), changed).pvalue) if changed else 1.0
 
@@ -52,7 +52,7 @@ class Comparison:
         )
 
     def recall(self) -> list[tuple[str, int, float, float]]:
-        """(class, pictures, share that is right before, after) of every class with pictures."""
+        """(class, number of images, recall before, recall after) for every class with images."""
         counts = torch.bincount(self.y, minlength=len(self.classes))
         right = [
             torch.bincount(self.y[logits.argmax(1) == self.y], minlength=len(self.classes)) / counts
@@ -62,12 +62,16 @@ class Comparison:
         return [row for row in rows if row[1]]
 
     def accept(self, max_class_loss: float = 1.0) -> bool:
-        """Whether to keep the edits: more decisions gained than lost, and no class loses more than this share."""
+        """Whether to keep the edits: more decisions are gained than lost, and no class loses too many.
+
+        Args:
+            max_class_loss: largest fall of a class's recall that is accepted.
+        """
         worst = max((before - after for _, _, before, after in self.recall()), default=0.0)
         return len(self.gained) > len(self.lost) and worst <= max_class_loss
 
     def metrics(self) -> dict[str, float]:
-        """``edits/...``: accuracies, balanced ones too, flips, and the test."""
+        """Metrics with keys ``edits/...``: accuracies (also balanced), flips, and the test."""
         recall = self.recall()
         count = max(len(self.y), 1)
         right = [float((logits.argmax(1) == self.y).float().sum()) / count for logits in (self.before, self.after)]
@@ -86,6 +90,6 @@ class Comparison:
 
 
 def changed_most(comparison: Comparison, count: int = 5) -> list[tuple[str, int, float, float]]:
-    """The classes whose recall changed most, as ``Comparison.recall`` has them."""
+    """The ``count`` classes whose recall changed most, as in ``Comparison.recall``."""
     moved = [row for row in comparison.recall() if row[2] != row[3]]
     return sorted(moved, key=lambda row: (-abs(row[3] - row[2]), row[0]))[:count]

@@ -1,4 +1,4 @@
-"""The smallest change of concepts that flips a decision; and why one class and not another. Exact: heads are linear."""
+"""The smallest change of concepts that flips a decision, and a comparison of two classes. Exact for linear heads."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ class Counterfactual:
     """A change that flips a decision.
 
     Attributes:
-        columns: the concepts, the most effective first.
-        values: what their activations become.
-        before: the class that was decided.
-        after: the class that is.
+        columns: columns of the concepts, the most effective first.
+        values: new activations of these concepts.
+        before: predicted class before the change.
+        after: predicted class after the change.
     """
 
     columns: list[int]
@@ -37,22 +37,23 @@ def counterfactual(
     frozen: Sequence[int] = (),
     margin: float = 1e-3,
 ) -> Counterfactual | None:
-    """The fewest concepts that flip the decision about one picture, moved within what training pictures show.
+    """The fewest concepts that flip the decision about one image, changed within the range of the training images.
 
-    Each concept may go to its 5 % or 95 % point. What concepts add to the difference of two logits does not depend on
-    each other, so the fewest are those that add most; the last is moved only as far as it must. Of several targets the
-    one that takes fewest concepts, then the smallest sum of moves in standard deviations.
+    Each concept may move to its 5 % or 95 % point. Contributions of concepts to the difference of two logits do not
+    depend on each other, so the smallest set consists of those that contribute most; the last one moves only as far as
+    needed. Among several targets the one with the fewest concepts is taken, then the one with the smallest sum of moves
+    in standard deviations.
 
     Args:
         model: the bottleneck.
-        x: ``[D]`` unit-norm features.
-        target: the class it should become; by default any other.
-        budget: most concepts that may move.
-        frozen: concepts that may not.
-        margin: by which the new class's logit is ahead.
+        x: unit-norm features ``[D]``.
+        target: class that the image should have; by default any other class.
+        budget: largest number of concepts that may change.
+        frozen: columns of concepts that must stay as they are.
+        margin: distance by which the new class's logit leads.
 
     Returns:
-        The change; None if the budget does not suffice, or (of a given target) if a third class comes first on the way.
+        The change; None if the budget does not suffice, or if a third class wins before the given target does.
     """
     logits = model(x[None])[0]
     now = int(logits.argmax())
@@ -90,13 +91,13 @@ def counterfactual(
 
 @torch.no_grad()
 def contrast(model: ConceptBottleneck, x: Tensor, this: int, that: int) -> Tensor:
-    """What every concept adds to the logit of one class more than to that of another, ``[N, K]``.
+    """Why one class and not another: what every concept adds to the difference of their logits, ``[N, K]``.
 
     Args:
         model: the bottleneck.
-        x: ``[N, D]`` unit-norm features.
-        this: why this class,
-        that: and not that one?
+        x: unit-norm features ``[N, D]``.
+        this: index of the class to explain.
+        that: index of the class that it is compared with.
     """
     weights = model.weights()
     return (weights[this] - weights[that]) * (model.activations(x) - model.reference)

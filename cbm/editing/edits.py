@@ -1,15 +1,15 @@
-"""What a person changes about a model: a list of edits, kept as ``edits.yaml``.
+"""Edits: the changes that a person makes to a model's concepts, kept as ``edits.yaml``.
 
-An edit names a concept and says what becomes of it: for which classes, for which pictures, in which domain (pictures of
-one data set, one site, one camera). Edits act in their order.
+An edit names a concept and says how it changes: for which classes, for which images, in which domain (images of one
+data set, hospital or camera). Edits act in their order.
 
-    set       its activation becomes ``value``: a number, "present" or "absent" (95 % and 5 % points of the training
-              pictures)
-    mask      its activation becomes its reference value: what it is on average, so that it says nothing
-    scale     its activation is multiplied by ``value``
-    shift     ``value`` is added to its activation
-    remove    no class reads it any more: its weights are 0, held at what the reference value adds
-    reweight  its weight becomes ``value``: what one standard deviation of it adds to a logit; the average stays
+    set       the activation becomes ``value``: a number, "present" or "absent" (95 % and 5 % points of the training
+              images)
+    mask      the activation becomes its average over the training images, so that the concept says nothing
+    scale     the activation is multiplied by ``value``
+    shift     ``value`` is added to the activation
+    remove    the weights become 0, so that no class uses the concept; the average image keeps its logits
+    reweight  one standard deviation of the concept adds ``value`` to a logit; the average image keeps its logits
 """
 
 import datetime
@@ -34,21 +34,21 @@ LEVELS = {"absent": -1.645, "present": 1.645}
 
 @dataclass(frozen=True)
 class Edit:
-    """One change.
+    """One change of a concept.
 
     Attributes:
-        op: one of ``OPS``.
-        concept: its text in the bank.
-        value: see above.
-        classes: only these classes are told; all if None.
-        samples: only these pictures, by name; all if None.
-        why: what for.
-        who: whose edit it is.
+        op: name of the operation, one of ``OPS``.
+        concept: text of the concept in the bank.
+        value: value of the operation, if it takes one.
+        classes: names of the classes whose logits change; None for all.
+        samples: names of the images that change; None for all.
+        why: reason for the edit.
+        who: author of the edit.
         when: date and time, ISO 8601.
-        domain: only pictures of this domain: a data set, or what a site is called; all if None.
+        domain: name of the domain (a data set or a site) whose images change; None for all.
 
     Raises:
-        UserError: an unknown operation, or a value that is missing, no number, or one too many.
+        UserError: an unknown operation, or a value that is missing, not a number, or not wanted.
     """
 
     op: str
@@ -80,7 +80,7 @@ class Edit:
 
     @property
     def number(self) -> float:
-        """The value of scale, shift, reweight, or a numeric set."""
+        """The value of ``scale``, ``shift``, ``reweight``, or of ``set`` with a number."""
         assert isinstance(self.value, int | float)
         return float(self.value)
 
@@ -104,11 +104,11 @@ class EditSet:
         return len(self.edits)
 
     def __add__(self, other: "EditSet | Edit") -> "EditSet":
-        """First these, then the other's."""
+        """These edits, then those of ``other``."""
         return EditSet((*self.edits, *((other,) if isinstance(other, Edit) else other.edits)))
 
     def diff(self, other: "EditSet") -> tuple[list[Edit], list[Edit]]:
-        """Edits that ``other`` adds and those it lacks, whoever made them whenever."""
+        """Edits that ``other`` adds, and edits that it lacks; author and time are not compared."""
 
         def what(edit: Edit) -> Edit:
             return replace(edit, who=None, when=None, why=None)
@@ -119,16 +119,21 @@ class EditSet:
 
     @property
     def samples(self) -> set[str]:
-        """Names of all pictures that some edit is for alone."""
+        """Names of all images that some edit is limited to."""
         return {name for edit in self.edits for name in edit.samples or ()}
 
     @property
     def domains(self) -> set[str]:
-        """All domains that some edit is for alone."""
+        """Names of all domains that some edit is limited to."""
         return {edit.domain for edit in self.edits if edit.domain is not None}
 
     def for_picture(self, name: str | None, domain: str | None = None) -> "EditSet":
-        """Those that act on a picture of a domain; on one without a name, those that act on all."""
+        """The edits that act on an image.
+
+        Args:
+            name: name of the image; None for the edits that act on all images.
+            domain: name of the domain that the image comes from.
+        """
         return EditSet(
             tuple(
                 edit for edit in self.edits
@@ -137,7 +142,11 @@ class EditSet:
         )  # fmt: skip
 
     def check(self, concepts: Sequence[str], classes: Sequence[str]) -> None:
-        """Raise a ``UserError`` with the nearest name at the first concept or class that is unknown."""
+        """Check that all concepts and classes exist.
+
+        Raises:
+            UserError: a concept or class is unknown; the message names the nearest.
+        """
         for number, edit in enumerate(self.edits, start=1):
             if edit.concept not in concepts:
                 nearest = did_you_mean(edit.concept, concepts)
@@ -147,12 +156,16 @@ class EditSet:
                     raise UserError(f"edit {number}: no class '{name}' in this model: {did_you_mean(name, classes)}")
 
     def check_pictures(self, names: Sequence[str]) -> None:
-        """Raise a ``UserError`` with the nearest name at the first picture that is not among ``names``."""
+        """Check that all images exist.
+
+        Raises:
+            UserError: an image is not among ``names``; the message names the nearest.
+        """
         for name in sorted(self.samples - set(names))[:1]:
             raise UserError(f"no picture '{name}' in this split: {did_you_mean(name, names)}")
 
     def save(self, path: str | Path) -> None:
-        """Write ``edits.yaml``: what is None is left out."""
+        """Write ``edits.yaml``; fields that are None are left out."""
         content = [
             {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(edit).items()
              if value is not None}
@@ -165,7 +178,7 @@ def load_edits(path: str | Path) -> EditSet:
     """Read ``edits.yaml``. Nothing in it is executed.
 
     Raises:
-        UserError: it cannot be read, or an entry is no edit; says which.
+        UserError: the file cannot be read, or an entry is not an edit; the message says which.
     """
     path = Path(path)
     content = read_yaml(path)
@@ -205,7 +218,7 @@ def _read(path: Path, number: int, entry: Any) -> Edit:
 
 
 def signed(edit: Edit, who: str | None = None) -> Edit:
-    """The edit with its author (the user of this computer by default) and the time."""
+    """A copy of the edit with its author (by default the user of this computer) and the time."""
     if who is None:
         try:
             who = getpass.getuser()

@@ -1,11 +1,11 @@
-"""Edits of energy-based bottlenecks: what is told is clamped, the other concepts and the class follow.
+"""Edits of energy-based bottlenecks: concepts that are set are held fixed; the other concepts and the class follow.
 
-Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024. No class has a weight of a concept to be changed,
-so only activations are edited:
+Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024. Energies have no weights of concepts for classes, so
+only activations are edited:
 
     set present | absent        the concept is known
-    set NUMBER, scale, shift    what the picture says of it, its log-odds, is replaced or changed
-    mask                        the picture says nothing of it: it follows from the others
+    set NUMBER, scale, shift    the log-odds of the concept, read from the image, are replaced or changed
+    mask                        the image's evidence is ignored: the concept follows from the others
 """
 
 import math
@@ -25,12 +25,12 @@ class EditedEnergies(nn.Module):
     """An energy bottleneck after edits.
 
     Args:
-        model: stays as it is.
-        edits: all of them act.
-        texts: of its K concepts.
+        model: the energies, which are not changed.
+        edits: the edits, which all act.
+        texts: texts of the K concepts.
 
     Raises:
-        UserError: an edit that energies have no place for, or a concept told to be both.
+        UserError: an edit that energies do not support, or edits that contradict each other.
     """
 
     def __init__(self, model: EnergyBottleneck, edits: EditSet, texts: Sequence[str]):
@@ -61,7 +61,7 @@ class EditedEnergies(nn.Module):
 
     @torch.no_grad()
     def infer(self, x: Tensor) -> Posterior:
-        """Concepts and class of pictures ``[N, D]``."""
+        """Infer concepts and class of images from features ``[N, D]``."""
         model = self.model
         clamp = None if bool(self.clamp.isnan().all()) else self.clamp.to(x).expand(len(x), -1)
         if not self.evidence:
@@ -71,21 +71,21 @@ class EditedEnergies(nn.Module):
         return infer(seen, said, model.joint().times(float(model.joint_weight)), clamp=clamp, vectors=model.vectors)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logarithm of p(y | x), ``[N, M]``."""
+        """Logarithm of p(y | x), ``[N, M]``, of features ``[N, D]``."""
         return self.infer(x).class_probability.clamp(min=1e-30).log()
 
 
 def energy_guided_edits(model: EnergyBottleneck, x: Tensor, told: EditSet, texts: Sequence[str]) -> EditSet:
-    """What follows from what is told about one picture ``[D]``: the concepts whose decision changes, as edits.
+    """Propose which concepts of an image change when some are set, as edits.
 
-    The told concepts are clamped, and concepts and class of the lowest energy found; concepts that are decided
-    otherwise than before are proposed too, so that a person can look at them, keep or refuse them.
+    The concepts that are set are held fixed, and the concepts and class of lowest energy are found; every concept whose
+    decision changes is proposed, so that a person can look at it and keep or refuse it.
 
     Args:
         model: the energies.
-        x: unit-norm features of the picture.
+        x: unit-norm features ``[D]`` of the image.
         told: edits that set concepts present or absent.
-        texts: of the K concepts.
+        texts: texts of the K concepts.
     """
     before = EditedEnergies(model, EditSet(), texts).infer(x[None]).concepts[0]
     after = EditedEnergies(model, told, texts).infer(x[None]).concepts[0]

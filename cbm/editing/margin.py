@@ -1,7 +1,7 @@
-"""Correct one mistake by hand: how far a concept's weights must move for a picture to be right by a margin.
+"""Correct one mistake by hand: change a concept's weights until an image is right by a margin.
 
 The manual editing of Oikarinen et al., "Label-Free Concept Bottleneck Models" (ICLR 2023), counted from the concept's
-average as everywhere here, so that the average picture keeps its logits.
+average as everywhere here, so that the average image keeps its logits.
 """
 
 import torch
@@ -26,27 +26,27 @@ def margin_edits(
     margin: float = 0.2,
     why: str | None = None,
 ) -> EditSet:
-    """Two ``reweight`` edits after which pictures of a class win over their rivals by ``margin``, on average.
+    """Two ``reweight`` edits after which the true class of some images wins over its rival by ``margin``, on average.
 
-    For one picture with activation a of the concept, rival r and D = z_r - z_y + margin,
+    For one image with activation a of the concept, rival r and D = z_r - z_y + margin,
 
         w_y += h,   w_r -= h,   h = D / (2 (a - reference)),
 
-    which makes z_y - z_r the margin exactly. For several pictures h is the mean of theirs; the rival is the class that
+    which makes z_y - z_r the margin exactly. For several images h is the mean of theirs; the rival is the class that
     most often comes first (or second, after y).
 
     Args:
         model: the bottleneck.
-        x: ``[D]`` or ``[n, D]`` unit-norm features.
-        label: the class y they should have.
-        column: the concept by which.
-        texts: of the K concepts.
-        classes: C names.
-        margin: in logits.
-        why: kept with the edits.
+        x: unit-norm features ``[D]`` or ``[n, D]`` of the images.
+        label: index of the class y that the images should have.
+        column: column of the concept whose weights change.
+        texts: texts of the K concepts.
+        classes: C class names.
+        margin: distance in logits by which the class should win.
+        why: reason, kept with the edits.
 
     Raises:
-        UserError: the concept is average on these pictures, so that no moderate weight of it could decide.
+        UserError: the concept is average on these images, so that no moderate weight could decide.
     """
     x = x.reshape(-1, x.shape[-1])
     z = model(x).double()

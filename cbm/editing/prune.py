@@ -10,12 +10,14 @@ ALIKE = 0.9
 
 @torch.no_grad()
 def alike(model: ConceptBottleneck, columns: Tensor, cosine: float = ALIKE) -> Tensor:
-    """Which concepts ``[K]`` the encoder cannot tell from one of some: to edit these alone would change little.
+    """Which concepts ``[K]`` (bool) the encoder cannot tell from the given ones.
+
+    If only the given ones are edited, these others still show the same thing, and little changes.
 
     Args:
         model: any bottleneck.
-        columns: ``[K]`` bool, the ones.
-        cosine: of two concepts' directions from which on they are alike.
+        columns: the given concepts, ``[K]`` bool.
+        cosine: smallest cosine of two directions that counts as alike.
     """
     directions = torch.nn.functional.normalize(model.concepts, dim=1)
     near = directions @ directions[columns].T >= cosine
@@ -24,16 +26,16 @@ def alike(model: ConceptBottleneck, columns: Tensor, cosine: float = ALIKE) -> T
 
 @torch.no_grad()
 def prune(model: ConceptBottleneck, removed: Tensor, *, normalise: bool = False) -> ConceptBottleneck:
-    """A copy of the model in which some classes no longer read some concepts.
+    """A copy of the model in which some classes no longer use some concepts.
 
-    A removed concept is held at its reference value (its mean over the training pictures). Classes from which nothing
-    is removed keep their weights and bias bit by bit. A residual is not touched, so it weakens the edit.
+    A removed concept is held at its reference value (its mean over the training images). Classes from which nothing is
+    removed keep exactly the same weights and bias. A residual is not changed, so it weakens the edit.
 
     Args:
         model: any bottleneck; the copy has a ``LinearHead``.
-        removed: ``[C, K]`` bool, which weights go.
-        normalise: scale what is left of a class to the former sum of its absolute weights per standard deviation
-            ("prune + normalise"); a class with nothing left stays empty.
+        removed: which weights ``[C, K]`` (bool) are removed.
+        normalise: whether the remaining weights of a class are scaled to the former sum of its absolute weights per
+            standard deviation ("prune + normalise"); a class without remaining weights stays empty.
     """
     weights, spread = model.weights(), model.spread
     kept = torch.where(removed, 0.0, weights)

@@ -1,4 +1,4 @@
-"""Frozen encoders: pictures (and phrases) in, features out. ``create_encoder`` is the door."""
+"""Frozen encoders of images (and phrases), made by ``create_encoder``."""
 
 from cbm.encoders.factory import create_encoder, load_encoder
 from cbm.encoders.image_only import ImageEncoder

@@ -1,4 +1,4 @@
-"""What every encoder offers."""
+"""``Encoder``: the base class of all encoders."""
 
 import hashlib
 from collections.abc import Callable
@@ -17,12 +17,12 @@ class Encoder:
     """A frozen image tower, and a text tower where the model has one.
 
     Attributes:
-        id: what the user asked for, e.g. ``ViT-L-14/openai``.
+        id: name of the model as the user wrote it, e.g. ``ViT-L-14/openai``.
         fingerprint: hash of the weights and the preprocessing: two encoders with the same fingerprint give the same
             features, so it addresses them in the feature store.
         dim: width D of the features.
-        logit_scale: the factor the model was trained with on cosine similarities (100 where it has none).
-        preprocess: picture to ``[3, H, W]`` tensor.
+        logit_scale: factor on cosine similarities that the model was trained with (100 if it has none).
+        preprocess: function from an image to a tensor ``[3, H, W]``.
     """
 
     has_text = False
@@ -63,7 +63,7 @@ class Encoder:
 
     @torch.inference_mode()
     def encode_images(self, pictures: Tensor) -> Tensor:
-        """Preprocessed pictures ``[N, 3, H, W]`` to raw (not normalised) float32 features ``[N, D]`` on the CPU."""
+        """Preprocessed images ``[N, 3, H, W]`` to raw (not normalised) float32 features ``[N, D]`` on the CPU."""
         with self.autocast():
             features = self.image_features(pictures.to(self.device, non_blocking=True))
         return features.float().cpu()
@@ -76,7 +76,7 @@ class Encoder:
     def encode_positions(self, pictures: Tensor) -> Tensor | None:
         """Raw float32 features of every position of the last feature map, ``[N, D, h, w]`` on the CPU.
 
-        None where the tower's end is of a kind that has none (see ``cbm.encoders.positions``).
+        None if the tower ends in a pooling without positions (see ``cbm.encoders.positions``).
         """
         with self.autocast():
             features = self.position_features(pictures.to(self.device, non_blocking=True))
@@ -87,7 +87,7 @@ class Encoder:
         return None
 
     def seen(self, picture: Image.Image) -> Image.Image:
-        """What the encoder sees of a picture: cropped and scaled, in its colours."""
+        """The part of an image that the encoder sees: cropped and scaled, in its original colours."""
         black, white = (self.preprocess(Image.new("RGB", (32, 32), colour)) for colour in ("black", "white"))
         low, high = (plain.mean(dim=(1, 2), keepdim=True) for plain in (black, white))
         pixels = (self.preprocess(picture.convert("RGB")) - low) / (high - low)
@@ -95,6 +95,11 @@ class Encoder:
 
     def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
         """Texts to raw float32 features ``[M, D]``.
+
+        Args:
+            texts: M texts.
+            batch_size: texts per forward pass.
+            progress: whether a progress bar is shown.
 
         Raises:
             UserError: this encoder has no text tower.

@@ -19,13 +19,13 @@ def create_encoder(
 
     Args:
         model: an open_clip model name, ``hf-hub:ORG/NAME``, ``local-dir:PATH``, ``timm:NAME`` or ``torchvision:NAME``.
-        pretrained: the open_clip tag; ``default`` or ``random`` for image-only backbones.
-        precision: autocast on a GPU: ``fp32``, ``bf16`` or ``fp16``.
-        device: ``auto``, ``cpu``, ``cuda`` ...
-        seed: for the weights of a ``random`` backbone.
+        pretrained: tag of an open_clip model; ``default`` or ``random`` for image-only backbones.
+        precision: autocast precision on a GPU: ``fp32``, ``bf16`` or ``fp16``.
+        device: device of the encoder: ``auto``, ``cpu``, ``cuda`` ...
+        seed: random seed for the weights of a ``random`` backbone.
 
     Raises:
-        UserError: unknown model or tag (with the nearest names), or weights that cannot be had.
+        UserError: the model or tag is unknown (the message names the nearest), or the weights are not available.
     """
     device = resolve_device(device)
     schema, _, name = model.rpartition(":")
@@ -48,7 +48,11 @@ def load_encoder(settings: Any) -> Encoder:
 
 
 def resolve_device(device: str) -> str:
-    """``auto`` is the GPU if there is one."""
+    """The name of the device; ``auto`` stands for the GPU if there is one.
+
+    Raises:
+        UserError: a GPU is requested and there is none.
+    """
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if device.startswith("cuda") and not torch.cuda.is_available():
@@ -57,7 +61,7 @@ def resolve_device(device: str) -> str:
 
 
 def _check(model: str, pretrained: str | None) -> tuple[str, str | None]:
-    """The model and tag as open_clip wants them, or an error that names the nearest."""
+    """The model and tag as open_clip expects them; raises an error that names the nearest."""
     import open_clip as library
 
     schema, _, name = model.rpartition(":")
@@ -83,7 +87,7 @@ def _check(model: str, pretrained: str | None) -> tuple[str, str | None]:
 
 
 def _fetch(id: str, load, *args):
-    """Run a loader; say what to do when the weights cannot be downloaded or read."""
+    """Run a loader; raises an error with advice if the weights cannot be downloaded or read."""
     try:
         with offline_if_unreachable():
             return load(*args)

@@ -2,7 +2,7 @@
 
 A tower ends by pooling: an average, or attention over all positions. Here the pool sees one position only, and what
 follows it stays as it is; where there is attention, all of it lies on that position. So every position has a feature
-that can be compared with a concept as the picture's own can. Where there is attention, this is the map of MaskCLIP:
+that can be compared with a concept as the image's own can. Where there is attention, this is the map of MaskCLIP:
 Zhou, Loy and Dai, "Extract Free Dense Labels from CLIP", ECCV 2022.
 """
 

@@ -1,4 +1,4 @@
-"""Files, whole or not at all, of whatever origin."""
+"""Read and write files: written whole or not at all, read from any origin."""
 
 from cbm.files.atomic import (
     PARTIAL,

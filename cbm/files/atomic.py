@@ -1,4 +1,4 @@
-"""Finding files, and writing them so that they are there whole or not at all."""
+"""Find files, and write them whole or not at all."""
 
 import errno
 import fcntl
@@ -41,16 +41,16 @@ def write_atomically(path: Path, content: bytes) -> None:
 def write_in_parts(
     folder: Path, parts: Iterable[bytes], name: Callable[[], str], place: Callable[[Path, Path], object] = Path.replace
 ) -> Path:
-    """Write ``parts`` one after the other to a file of ``folder`` that is there whole or not at all; returns its path.
+    """Write ``parts`` one after the other to a file, which appears whole or not at all; returns its path.
 
-    What killed processes left half written in the folder is removed.
+    Half-written files of killed processes in the folder are removed.
 
     Args:
-        folder: where; made if need be.
-        parts: the content.
-        name: of the file; asked for when all is written.
-        place: gives the complete file, under a temporary name, its own; an older file is replaced unless this says
-            otherwise.
+        folder: folder of the file, created if needed.
+        parts: parts of the content.
+        name: function that returns the name of the file, called when all parts are written.
+        place: function that gives the complete file, under a temporary name, its own; by default an older file is
+            replaced.
 
     Raises:
         UserError: the disk is full, or the place cannot be written to. An old file of this name is untouched.

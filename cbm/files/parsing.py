@@ -16,7 +16,7 @@ def read_text(path: Path) -> str:
     """A text file in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: it cannot be read, or is no such text.
+        UserError: the file cannot be read, or is not UTF-8 text.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")

@@ -1,4 +1,4 @@
-"""The directory of a run: what it is called, whether it is free, finished or interrupted, and what it holds."""
+"""The directory of a run: its name, its state (free, finished or interrupted), and its contents."""
 
 import errno
 import fcntl
@@ -46,7 +46,7 @@ class RunDirectory:
 
     Attributes:
         path: the directory.
-        resumed: it held an interrupted run of the same settings, which goes on.
+        resumed: whether the directory held an interrupted run of the same settings, which is continued.
 
     Raises:
         UserError: another process is writing there, or it cannot be made.
@@ -85,12 +85,12 @@ class RunDirectory:
 
 
 def choose_run_directory(cfg: DictConfig) -> Path:
-    """Where a new run goes, or where an interrupted one of the same settings goes on.
+    """The directory for a new run, or of an interrupted run with the same settings.
 
     With no ``run_dir`` the name is runs/METHOD-DATASET-HASH of the settings; if that is finished, -2, -3 ... follow.
 
     Raises:
-        UserError: ``run_dir`` holds a finished run, a run with other settings, or something that is no run.
+        UserError: ``run_dir`` holds a finished run, a run with other settings, or other files.
     """
     code = settings_hash(cfg)
     if cfg.run_dir is None:
@@ -123,7 +123,7 @@ def choose_run_directory(cfg: DictConfig) -> Path:
 
 
 def finished_run(cfg: DictConfig) -> Path | None:
-    """Where a finished run of the same settings is, under ``run_dir`` or the name it would get; None if nowhere."""
+    """The directory of a finished run with the same settings, under ``run_dir`` or its default name; None without."""
     code = settings_hash(cfg)
     path = Path("runs") / f"{cfg.method.name}-{cfg.dataset.name}-{code}" if cfg.run_dir is None else Path(cfg.run_dir)
     if _state(path, code) != "finished":

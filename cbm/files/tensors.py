@@ -1,4 +1,4 @@
-"""Tensors and what is said about them in one safetensors file that carries its own checksum. No pickle.
+"""Tensors with metadata in one safetensors file that carries its own checksum. No pickle.
 
 The metadata entry ``cbm`` is the checksum and a line of JSON. The checksum is that of the whole file with zeros in its
 place, so that a flipped bit anywhere is found. Files without one (of others, or older) are read unchecked.
@@ -20,7 +20,12 @@ BLANK = b"0" * DIGITS
 
 
 def write_tensors(path: Path, tensors: "dict[str, Tensor]", about: Any = None) -> None:
-    """Write ``tensors`` and the JSON value ``about``.
+    """Write tensors and metadata.
+
+    Args:
+        path: the file to write.
+        tensors: tensors by name.
+        about: metadata, any JSON value.
 
     Raises:
         UserError: the disk is full, or the place cannot be written to.
@@ -34,11 +39,11 @@ def write_tensors(path: Path, tensors: "dict[str, Tensor]", about: Any = None) -
 
 
 def read_tensors(path: Path) -> "tuple[dict[str, Tensor], Any]":
-    """The tensors, and what ``write_tensors`` was told about them (None if nothing).
+    """Read the tensors and the metadata that ``write_tensors`` wrote (None if there is none).
 
     Raises:
         FileNotFoundError: there is no such file.
-        UserError: it is damaged, or no safetensors file.
+        UserError: the file is damaged, or not a safetensors file.
     """
     from safetensors import safe_open
 
@@ -58,7 +63,7 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], Any]":
 
 
 def _checksum(path: Path, stated: str) -> str:
-    """Of a safetensors file in whose header ``stated`` is taken for zeros."""
+    """The checksum of a safetensors file, with zeros in place of ``stated`` in its header."""
     digest = hashlib.blake2b(digest_size=DIGITS // 2)
     with path.open("rb") as file:
         start = file.read(8)

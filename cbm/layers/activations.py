@@ -1,7 +1,7 @@
-"""Activations: what a bottleneck makes of its concept scores before the head reads them.
+"""Activations: functions of the concept scores that the head reads.
 
-Every activation also knows how to get from features to logits without the ``[N, K]`` matrix of activations, by the
-operation of ``cbm.kernels`` that is made for it.
+Every activation also computes logits from features without the ``[N, K]`` matrix of activations, by the operation of
+``cbm.kernels`` that is made for it.
 """
 
 import torch
@@ -17,10 +17,10 @@ class Activation(nn.Module):
     """``phi(scores - offset)``, row by row.
 
     Args:
-        offset: ``[K]`` taken from every score first.
+        offset: offset ``[K]`` that is subtracted from the scores first.
 
     Attributes:
-        rests_at_zero: most concepts of a picture are exactly zero, and zero is where a removed concept is held.
+        rests_at_zero: whether most activations of an image are exactly zero, and removed concepts are held at zero.
     """
 
     offset: Tensor
@@ -31,11 +31,18 @@ class Activation(nn.Module):
         self.register_buffer("offset", offset.clone())
 
     def forward(self, scores: Tensor) -> Tensor:
-        """``[N, K]`` scores to ``[N, K]`` activations."""
+        """Scores ``[N, K]`` to activations ``[N, K]``."""
         raise NotImplementedError
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """``phi(x T^T - offset) W^T + b`` ``[N, C]``: features ``[N, D]``, concepts ``[K, D]``, weights ``[C, K]``."""
+        """Logits ``phi(x T^T - offset) W^T + b``, ``[N, C]``.
+
+        Args:
+            x: features ``[N, D]``.
+            concepts: concept directions T ``[K, D]``.
+            weights: weights W ``[C, K]``.
+            bias: biases b ``[C]``, or None.
+        """
         raise NotImplementedError
 
 
@@ -43,8 +50,8 @@ class TopK(Activation):
     """The k concepts with the largest scores; the others are exactly zero (ties: the lower index).
 
     Args:
-        offset: ``[K]``.
-        k: concepts per picture.
+        offset: offset ``[K]`` that is subtracted from the scores first.
+        k: number of concepts per image.
     """
 
     k: Tensor
@@ -55,11 +62,11 @@ class TopK(Activation):
         self.register_buffer("k", torch.tensor(int(k)))
 
     def forward(self, scores: Tensor) -> Tensor:
-        """``[N, K]`` scores to ``[N, K]`` activations, k of them kept."""
+        """Scores ``[N, K]`` to activations ``[N, K]``, of which k per row are kept."""
         return topk_gate(scores - self.offset, int(self.k))
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """Of the k columns of the head that a picture's concepts vote by."""
+        """Logits from the k columns of the head that an image uses; arguments as for ``Activation.logits``."""
         values, columns = topk_concepts(x, concepts, int(self.k), beta=-self.offset)
         logits = embedding_bag(columns, weights.T.contiguous(), per_sample_weights=values, mode="sum")
         return logits if bias is None else logits + bias
@@ -71,12 +78,12 @@ class Largest(Activation):
     rests_at_zero = True
 
     def forward(self, scores: Tensor) -> Tensor:
-        """``[N, K]`` scores to ``[N, K]`` one-hot rows."""
+        """Scores ``[N, K]`` to one-hot rows ``[N, K]``."""
         best = (scores - self.offset).argmax(dim=1, keepdim=True)
         return torch.zeros_like(scores).scatter(1, best, 1.0)
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """The column of the head of a picture's concept."""
+        """Logits from the one column of the head that an image uses; arguments as for ``Activation.logits``."""
         best = topk_concepts(x, concepts, 1, beta=-self.offset)[1][:, 0]
         logits = weights.T[best]
         return logits if bias is None else logits + bias
@@ -86,17 +93,17 @@ class Pointwise(Activation):
     """A function of every score alone.
 
     Attributes:
-        function: its name in ``cbm.kernels``.
+        function: name of the function in ``cbm.kernels``.
     """
 
     function: Function = "identity"
 
     def forward(self, scores: Tensor) -> Tensor:
-        """``[N, K]`` to ``[N, K]``."""
+        """Scores ``[N, K]`` to activations ``[N, K]``."""
         return POINTWISE[self.function](scores - self.offset)
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
-        """In chunks of pictures."""
+        """Logits, computed in chunks of images; arguments as for ``Activation.logits``."""
         return fused_bottleneck_logits(x, concepts, weights, activation=self.function, beta=-self.offset, bias=bias)
 
 

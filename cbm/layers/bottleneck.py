@@ -1,4 +1,4 @@
-"""``ConceptBottleneck``: the classifier that must speak through concepts."""
+"""``ConceptBottleneck``: a classifier that decides by concepts."""
 
 import copy
 
@@ -14,7 +14,7 @@ ACTIVATIONS_AT_ONCE = 4_000_000  # 16 MB of float32
 
 
 class ConceptBottleneck(nn.Module):
-    """Scores of K concepts, and a head that reads nothing else.
+    """Scores of K concepts, and a head that reads only these.
 
         s      = x T^T                  [N, K]
         a      = phi(s)                 [N, K]         (the scores themselves without an activation)
@@ -24,20 +24,20 @@ class ConceptBottleneck(nn.Module):
     wherever that is cheaper (``cbm.kernels.linear``).
 
     Args:
-        concepts: ``[K, D]`` concept directions, frozen.
+        concepts: concept directions ``[K, D]``, frozen.
         head: weights and bias of the classes.
         scale: factor on the activations; its logarithm is a parameter if ``learn_scale``.
-        learn_scale: train the scale along with the head.
-        reference: ``[K]`` what each concept's activation is on average over the training pictures (zero if that is
-            where it rests): the point from which contributions are counted, and the value a removed concept is held
-            at. Zeros by default.
-        spread: ``[K]`` standard deviation of the activation over the training pictures. Ones by default.
-        activation: from scores to activations; None for a linear bottleneck.
-        mixing: ``[K, K]`` where the concepts are mixtures of those of the bank, in what proportion (row k: what goes
-            by the name of concept k); kept for inspection, ``concepts`` are the result.
+        learn_scale: whether the scale is trained along with the head.
+        reference: reference activations ``[K]``, from which contributions are counted and at which removed concepts
+            are held: the mean over the training images (0 for activations that are mostly exactly 0, such as top-k).
+            Zeros by default.
+        spread: standard deviations ``[K]`` of the activations over the training images. Ones by default.
+        activation: function from scores to activations; None for a linear bottleneck.
+        mixing: proportions ``[K, K]`` in which the bank's concepts are mixed, if they are (row k: the mixture under the
+            name of concept k); kept for inspection, since ``concepts`` holds the result.
 
     Attributes:
-        residual: a linear map from the features that is added to the logits and bypasses the concepts, or None.
+        residual: linear map from the features that is added to the logits and bypasses the concepts, or None.
     """
 
     concepts: Tensor
@@ -70,7 +70,7 @@ class ConceptBottleneck(nn.Module):
 
     @property
     def scale(self) -> Tensor:
-        """The factor on the cosine scores, 0-d."""
+        """Factor on the activations, 0-d."""
         return self.log_scale.exp()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,55 +85,55 @@ class ConceptBottleneck(nn.Module):
         return logits if self.residual is None else logits + self.residual(x)
 
     def scores(self, x: Tensor) -> Tensor:
-        """Score of every picture on every concept, ``[N, K]``: the cosine, where concepts have unit norm."""
+        """Scores ``[N, K]`` of every image on every concept (the cosine, if concepts have unit norm)."""
         return concept_scores(x, self.concepts)
 
     def activations(self, x: Tensor) -> Tensor:
-        """What the head reads, ``[N, K]``."""
+        """Activations ``[N, K]``, which the head reads."""
         return self.scores(x) if self.activation is None else self.activation(self.scores(x))
 
     @torch.no_grad()
     def weights(self) -> Tensor:
-        """What one unit of a concept's activation adds to each class, ``[C, K]`` (scale included)."""
+        """Weights ``[C, K]``: how much one unit of a concept's activation adds to each class (scale included)."""
         return self.scale * self.head.weight()
 
     @torch.no_grad()
     def biases(self) -> Tensor:
-        """What every class starts from, ``[C]``: zeros for a head without bias."""
+        """Biases ``[C]``: zeros for a head without bias."""
         weight = self.head.weight()
         return weight.new_zeros(len(weight)) if self.head.bias is None else self.head.bias
 
     @torch.no_grad()
     def importance(self) -> Tensor:
-        """What one standard deviation of a concept adds to each class, ``[C, K]``: the order "top concepts" means."""
+        """How much one standard deviation of a concept adds to each class, ``[C, K]``; it ranks the "top concepts"."""
         return self.weights() * self.spread
 
     @torch.no_grad()
     def base(self) -> Tensor:
-        """Logits of a picture on which every concept has its reference value, ``[C]``, without the residual."""
+        """Logits ``[C]`` of an image on which every concept has its reference value, without the residual."""
         return self.weights() @ self.reference + self.biases()
 
     @torch.no_grad()
     def contributions(self, x: Tensor, classes: Tensor) -> Tensor:
-        """What every concept adds to the logit of one class per picture.
+        """Contribution of every concept to the logit of one class per image.
 
         Args:
-            x: ``[N, D]`` unit-norm features.
-            classes: ``[N]`` the class whose logit is explained, for each picture.
+            x: unit-norm features ``[N, D]``.
+            classes: index ``[N]`` of the class whose logit is explained, for each image.
 
         Returns:
-            ``[N, K]``; ``base()[classes] + contributions.sum(1)`` is the logit, but for the residual.
+            Contributions ``[N, K]``; ``base()[classes] + contributions.sum(1)`` is the logit without the residual.
         """
         return self.weights()[classes] * (self.activations(x) - self.reference)
 
     @torch.no_grad()
     def logits(self, x: Tensor, weights: Tensor | None = None) -> Tensor:
-        """Logits of any number of pictures ``[N, D]``; ``[N, C]``.
+        """Logits ``[N, C]`` of any number of images.
 
         Args:
-            x: unit-norm features.
-            weights: ``[C, K]`` to be used instead of ``weights()``. Concepts are counted from their reference value,
-                so that a weight of 0 holds a concept there.
+            x: unit-norm features ``[N, D]``.
+            weights: weights ``[C, K]`` to use instead of ``weights()``. Concepts are counted from their reference
+                value, so that a weight of 0 holds a concept there.
         """
         if weights is None:
             weights, bias = self.weights(), self.head.bias
@@ -147,7 +147,7 @@ class ConceptBottleneck(nn.Module):
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> "ConceptBottleneck":
-        """Set ``reference`` and ``spread`` from the training pictures ``[N, D]``; returns the model."""
+        """Set ``reference`` and ``spread`` from the training images ``[N, D]``; returns the model."""
         if self.activation is None:
             mean, spread = score_moments(x, self.concepts)
         else:
@@ -158,7 +158,7 @@ class ConceptBottleneck(nn.Module):
         return self
 
     def _activation_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and standard deviation ``[K]`` of the activations, from float64 sums over chunks."""
+        """Means and standard deviations ``[K]`` of the activations, from float64 sums over chunks."""
         total, squares = torch.zeros(2, len(self.concepts), dtype=torch.float64)
         for part in x.split(max(1, ACTIVATIONS_AT_ONCE // len(self.concepts))):
             values = self.activations(part).double()
@@ -169,7 +169,12 @@ class ConceptBottleneck(nn.Module):
 
     @torch.no_grad()
     def with_weights(self, weights: Tensor, bias: Tensor) -> "ConceptBottleneck":
-        """The same concepts (and residual) read by other weights ``[C, K]``, as ``weights()`` has them, and ``[C]``."""
+        """A copy with the same concepts (and residual) and another head.
+
+        Args:
+            weights: weights ``[C, K]``, scale included, as ``weights()`` returns them.
+            bias: biases ``[C]``.
+        """
         other = ConceptBottleneck(
             self.concepts, LinearHead(weights, bias), reference=self.reference, spread=self.spread,
             activation=self.activation, mixing=self.mixing,
@@ -178,7 +183,7 @@ class ConceptBottleneck(nn.Module):
         return other.train(self.training)
 
     def concept_path(self) -> "ConceptBottleneck":
-        """The same bottleneck without its residual."""
+        """A copy without the residual."""
         if self.residual is None:
             return self
         alone = copy.copy(self)

@@ -1,4 +1,4 @@
-"""``EnergyBottleneck``: concepts, class and picture joined by three energies."""
+"""``EnergyBottleneck``: concepts, class and image joined by three energies."""
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from cbm.solvers.released_energy import BATCH, ReleasedEnergies, released_infere
 class EnergyBottleneck(nn.Module):
     """Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024, on frozen features.
 
-    With u' = u / |u|, r = relu(W z + b) of a standardised picture z, c a 0/1 vector and y a class:
+    With u' = u / |u|, r = relu(W z + b) of a standardised image z, c a 0/1 vector and y a class:
 
         E_class(x, y)   = const(x) + < w_y . r_class, u'_y >
         E_concept(x, c) = const(x) - sum_k c_k l_k(x),   l_k = < r_concept, w_k . (v'_k0 - v'_k1) >
@@ -26,19 +26,20 @@ class EnergyBottleneck(nn.Module):
         p(c, y | x)  ~  exp( -class_weight E_class - concept_weight E_concept - joint_weight E_global )
 
     Args:
-        dim: D, width of the features.
-        num_classes: M.
-        blocks: which concept vectors there are.
-        hidden: H.
-        dropout: on both projections of a picture, while training.
-        mean: ``[D]`` taken from the features.
-        std: ``[D]`` that they are divided by.
-        vectors: ``[U, K]`` the only concept vectors there are, where every class has one of its own; or None.
+        dim: width D of the features.
+        num_classes: number of classes M.
+        blocks: the possible concept vectors.
+        hidden: width H of the hidden layers.
+        dropout: dropout rate of both projections of an image during training.
+        mean: mean ``[D]`` that is subtracted from the features.
+        std: standard deviations ``[D]`` that the features are divided by.
+        vectors: the only concept vectors ``[U, K]`` that occur, if every class has one of its own; or None.
 
     Attributes:
-        class_weight: 0 lets the class be told from the concepts alone (strict); 1 lets it be seen too (leaky).
-        concept_weight: of the concept energies at inference.
-        joint_weight: of the global energy at inference.
+        class_weight: weight of the class energy: 0 infers the class from the concepts alone (strict), 1 also from the
+            image (leaky).
+        concept_weight: weight of the concept energies at inference.
+        joint_weight: weight of the global energy at inference.
     """
 
     mean: Tensor
@@ -75,22 +76,22 @@ class EnergyBottleneck(nn.Module):
 
     @property
     def blocks(self) -> ConceptBlocks:
-        """Which concept vectors there are."""
+        """The possible concept vectors."""
         return ConceptBlocks(len(self.steps), self.values, self.allowed)
 
     def class_scores(self, x: Tensor) -> Tensor:
-        """``-E_class`` but for a constant of the picture: features ``[B, D]`` to ``[B, M]``."""
+        """``-E_class`` up to a constant per image: features ``[B, D]`` to scores ``[B, M]``."""
         seen = self.dropout(self.to_class((x - self.mean) / self.std)).relu()
         return -(seen * self.class_scorer) @ normalize(self.class_table, dim=1).T
 
     def concept_logits(self, x: Tensor) -> Tensor:
-        """Energy of absent minus energy of present, ``[B, K]``: the log-odds of a concept by its own evidence."""
+        """Log-odds ``[B, K]`` of every concept by its own evidence: energy of absent minus energy of present."""
         seen = self.dropout(self.to_concept((x - self.mean) / self.std)).relu()
         absent, present = normalize(self.concept_table, dim=2).unbind(1)
         return seen @ (self.concept_scorer * (absent - present)).T
 
     def joint(self) -> JointEnergy:
-        """``E_global``, but for its constant."""
+        """``E_global`` up to a constant."""
         classes = self.joint_scorer * (1 + normalize(self.class_table, dim=1))
         return JointEnergy(self.steps, self.origin, classes, self.blocks)
 
@@ -100,16 +101,20 @@ class EnergyBottleneck(nn.Module):
         generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
         leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
-        """Concepts and class of every picture, some concepts possibly known.
+        """Infer the concepts and the class of every image; some concepts may be known.
 
         Args:
-            x: ``[B, D]`` unit-norm features.
-            method: see ``cbm.solvers.energy.infer``, also for the settings not named here.
-            clamp: ``[B, K]`` 1 present, 0 absent, NaN to be inferred.
-            generator: of the random numbers; without one the same call gives the same answer.
-            samples: of importance sampling; by default 1,024, of more than 64 variables 256.
-            sweeps: of Gibbs sampling.
-            leaky: whether the class is seen in the picture too, past the concepts; by default ``class_weight`` says.
+            x: unit-norm features ``[B, D]``.
+            method: inference method, see ``cbm.solvers.energy.infer``.
+            clamp: known concepts ``[B, K]``: 1 present, 0 absent, NaN if unknown.
+            generator: random number generator; by default one with a fixed seed.
+            samples: number of samples of importance sampling; by default 1,024, or 256 for more than 64 variables.
+            sweeps: number of sweeps of Gibbs sampling.
+            leaky: whether the class is also inferred from the image, past the concepts; by default according to
+                ``class_weight``.
+
+        Raises:
+            ValueError: the method is unknown, or the known concepts contradict each other.
         """
         seen = self.class_weight if leaky is None else float(leaky)
         return infer(
@@ -120,7 +125,7 @@ class EnergyBottleneck(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logarithm of p(y | x), ``[B, M]``."""
+        """Logarithm of p(y | x), ``[B, M]``, of features ``[B, D]``."""
         return self.infer(x).class_probability.clamp(min=1e-30).log()
 
 
@@ -133,7 +138,10 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
         generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
         leaky: bool | None = None,
     ) -> Posterior:  # fmt: skip
-        """The published loop by default, which nothing but ``clamp`` concerns; any other ``method`` is as above."""
+        """Infer by the published loop, which uses ``x`` and ``clamp`` only, unless another ``method`` is named.
+
+        Arguments as for ``EnergyBottleneck.infer``.
+        """
         if method != "auto":
             return super().infer(
                 x, method=method, clamp=clamp, generator=generator, samples=samples, sweeps=sweeps, leaky=leaky
@@ -149,7 +157,7 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
         return Posterior(classes, concepts, chosen, decided, energy, torch.full_like(energy, torch.inf))
 
     def released_energies(self, x: Tensor) -> ReleasedEnergies:
-        """What the loop needs to know of pictures ``[B, D]``."""
+        """The inner products that the published loop needs, of features ``[B, D]``."""
         z = (x - self.mean) / self.std
         classes, concepts, joint = self.class_table, self.concept_table, self.joint()
         return ReleasedEnergies(

@@ -7,16 +7,16 @@ from cbm.kernels import association_vectors
 
 
 class Head(nn.Module):
-    """What every head offers.
+    """The base class of heads.
 
     Attributes:
-        bias: ``[C]`` or None.
+        bias: biases ``[C]``, or None.
     """
 
     bias: Tensor | None
 
     def weight(self) -> Tensor:
-        """``[C, K]``."""
+        """Weights ``[C, K]``."""
         raise NotImplementedError
 
 
@@ -26,10 +26,10 @@ class AssociationHead(Head):
     Every class distributes a mass of one over the K concepts: no negative evidence, no bias.
 
     Args:
-        logits: ``[C, K]``, the initial W (see ``owner_prior``).
+        logits: initial W ``[C, K]`` (see ``owner_prior``).
 
     Attributes:
-        pending: class vectors that wait for their gradient, while ``cbm.solvers.AssociationAdam`` trains the head.
+        pending: class vectors that wait for their gradient while ``cbm.solvers.AssociationAdam`` trains the head.
     """
 
     def __init__(self, logits: Tensor):
@@ -47,7 +47,7 @@ class AssociationHead(Head):
         return vectors
 
     def weight(self) -> Tensor:
-        """``[C, K]``, rows sum to one."""
+        """Weights ``[C, K]``, whose rows sum to one."""
         return self.logits.softmax(dim=1)
 
 
@@ -55,8 +55,8 @@ class LinearHead(Head):
     """A free linear head.
 
     Args:
-        weight: ``[C, K]``.
-        bias: ``[C]`` or None.
+        weight: initial weights ``[C, K]``.
+        bias: initial biases ``[C]``, or None.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None):
@@ -65,7 +65,7 @@ class LinearHead(Head):
         self.bias = None if bias is None else nn.Parameter(bias.clone())
 
     def weight(self) -> Tensor:
-        """``[C, K]``."""
+        """Weights ``[C, K]``."""
         return self.matrix
 
 
@@ -76,12 +76,12 @@ def owner_prior(owners: Tensor, own_mass: float | None) -> Tensor:
     for v, class by class, so the prior means the same for 7 classes and for 1,000.
 
     Args:
-        owners: ``[C, K]`` bool, which class owns which concept (several may own one).
-        own_mass: in (0, 1). None sets v = 1 for every class, as the published code does: the owned mass is then 31 %
-            for 7 classes, 2.7 % for 100, 0.27 % for 1,000.
+        owners: which class owns which concept, ``[C, K]`` bool (several classes may own one concept).
+        own_mass: mass between 0 and 1. None sets v = 1 for every class, as the published code does: the owned mass is
+            then 31 % for 7 classes, 2.7 % for 100, 0.27 % for 1,000.
 
     Returns:
-        ``[C, K]`` initial logits; a class that owns nothing (or everything) starts uniform.
+        Initial logits ``[C, K]``; a class that owns nothing (or everything) starts uniform.
     """
     owned = owners.sum(dim=1, keepdim=True).double()
     total = owners.shape[1]

@@ -1,4 +1,4 @@
-"""A linear classifier on the features themselves: the black box a bottleneck is measured against."""
+"""A linear classifier on the features themselves: the black box that a bottleneck is compared with."""
 
 from torch import Tensor, nn
 
@@ -9,8 +9,8 @@ class LinearProbe(nn.Module):
     """``x W^T + b`` with no concepts in between.
 
     Args:
-        weight: ``[C, D]``.
-        bias: ``[C]``.
+        weight: weights ``[C, D]``.
+        bias: biases ``[C]``.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor):

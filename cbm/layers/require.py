@@ -1,4 +1,4 @@
-"""The two questions asked of a model before it is explained or edited, each with its one answer."""
+"""Checks of a model before it is explained or edited, each with its one error message."""
 
 from typing import Any
 
@@ -20,10 +20,14 @@ def has_concepts(model: nn.Module, bank: Any = True) -> bool:
 
 
 def require_concepts(model: nn.Module, bank: Any = True) -> ConceptBottleneck | EnergyBottleneck:
-    """The model, if it has concepts that can be set.
+    """Return the model if it has concepts that can be set.
+
+    Args:
+        model: any classifier of features.
+        bank: the concepts of its columns, or None.
 
     Raises:
-        UserError: it has none.
+        UserError: the model has no concepts.
     """
     if not has_concepts(model, bank):
         raise UserError(
@@ -34,10 +38,14 @@ def require_concepts(model: nn.Module, bank: Any = True) -> ConceptBottleneck | 
 
 
 def require_linear(model: nn.Module, bank: Any = True) -> ConceptBottleneck:
-    """The model, if a linear head reads its concepts.
+    """Return the model if a linear head reads its concepts.
+
+    Args:
+        model: any classifier of features.
+        bank: the concepts of its columns, or None.
 
     Raises:
-        UserError: it has no concepts, or energies instead of a head.
+        UserError: the model has no concepts, or energies instead of a head.
     """
     if isinstance(require_concepts(model, bank), EnergyBottleneck):
         raise UserError(

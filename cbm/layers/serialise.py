@@ -1,4 +1,4 @@
-"""A trained classifier as one safetensors file: tensors and a line that says what they are. No pickle."""
+"""Save and load a trained classifier as one safetensors file with a line that names its parts. No pickle."""
 
 from pathlib import Path
 
@@ -18,7 +18,11 @@ ENERGIES = {kind.__name__: kind for kind in (EnergyBottleneck, ReleasedEnergyBot
 
 
 def save_model(model: nn.Module, path: Path) -> None:
-    """Write a ``ConceptBottleneck``, an ``EnergyBottleneck`` or a ``LinearProbe``."""
+    """Write a ``ConceptBottleneck``, an ``EnergyBottleneck`` or a ``LinearProbe``.
+
+    Raises:
+        UserError: the disk is full, or the file cannot be written.
+    """
     kind = {"model": type(model).__name__}
     if isinstance(model, ConceptBottleneck):
         kind["head"] = type(model.head).__name__
@@ -30,7 +34,7 @@ def load_model(path: Path) -> nn.Module:
     """Read what ``save_model`` wrote, in evaluation mode, without gradients.
 
     Raises:
-        UserError: the file is missing, damaged, or not one of ours.
+        UserError: the file is missing, damaged, or not a classifier.
     """
     try:
         tensors, kind = read_tensors(path)

@@ -1,4 +1,4 @@
-"""Cross-entropy of a classifier on a batch: what a method trains by when it says nothing else."""
+"""Cross-entropy of a classifier on a batch: the default training loss of a method."""
 
 from torch import Tensor, nn
 
@@ -7,7 +7,7 @@ def cross_entropy(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Mean cross-entropy of a batch.
 
     Args:
-        model: features ``[B, D]`` to logits ``[B, C]``.
+        model: the classifier, from features ``[B, D]`` to logits ``[B, C]``.
         x: features ``[B, D]``.
         y: class indices ``[B]``.
     """

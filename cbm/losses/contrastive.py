@@ -1,4 +1,4 @@
-"""Contrastive objectives between the pictures of a batch and the concepts."""
+"""Contrastive objectives between the images of a batch and the concepts."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from cbm.kernels.shapes import check_matrix, compute_dtype
 
 
 def contrastive_loss(z: Tensor, *, block: Literal["square", "rectangle"] = "square") -> Tensor:
-    """InfoNCE in which picture i of the batch and concept i of the bank are a pair (Semenov et al., 2024).
+    """InfoNCE in which image i of the batch and concept i of the bank are a pair (Semenov et al., 2024).
 
-    With m = min(B, K), P1 the softmax over concepts and P0 the softmax over pictures,
+    With m = min(B, K), P1 the softmax over concepts and P0 the softmax over images,
 
         L = -1/(2m) sum_{i < m} (log P1_ii + log P0_ii)
 
-    The pair is a slot number: nothing says that picture i shows concept i, and another order of the same batch is
+    The pair is a slot number: nothing says that image i shows concept i, and another order of the same batch is
     another loss. It is here because it was published; ``anchored_contrastive_loss`` repairs it.
 
     Args:
         z: Bottleneck outputs ``[B, K]``.
-        block: "square": both softmaxes run over the first m pictures and concepts, as in the paper. "rectangle": over
-            all K concepts and all B pictures, as in the published code.
+        block: "square": both softmaxes run over the first m images and concepts, as in the paper. "rectangle": over
+            all K concepts and all B images, as in the published code.
 
     Returns:
         The loss, 0-d.
@@ -45,17 +45,17 @@ def contrastive_loss(z: Tensor, *, block: Literal["square", "rectangle"] = "squa
 def anchored_contrastive_loss(z: Tensor, s: Tensor, top: int = 8) -> Tensor:
     """Contrastive loss with the image-text scores as the pairing: soft targets instead of slot numbers.
 
-    The scores are centred per concept, which removes how well a concept scores in general. The target of a picture is
-    the softmax over its ``top`` concepts, that of a concept the softmax over its ``top`` pictures of the batch;
+    The scores are centred per concept, which removes how well a concept scores in general. The target of an image is
+    the softmax over its ``top`` concepts, that of a concept the softmax over its ``top`` images of the batch;
 
         L = 1/2 (mean_b CE(target_b, softmax_k z_b) + mean_k CE(target_k, softmax_b z_k))
 
-    Neither the order of the batch nor that of the concepts matters. A batch of one picture says nothing about it: its
+    Neither the order of the batch nor that of the concepts matters. A batch of one image says nothing about it: its
     centred scores are all 0 and its target is uniform.
 
     Args:
         z: Bottleneck outputs ``[B, K]``.
-        s: Scores of the same pictures and concepts ``[B, K]``, logit scale included. They get no gradient.
+        s: Scores of the same images and concepts ``[B, K]``, logit scale included. They get no gradient.
         top: Entries of a target, >= 1; more than there are means all. Entries that tie with the last are in it too.
 
     Returns:

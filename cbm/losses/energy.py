@@ -1,4 +1,4 @@
-"""What makes energies small where they should be: Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024.
+"""Training losses of energies: Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024.
 
 The class energy is trained by the exact cross-entropy over the classes (``cross_entropy`` of ``class_scores``). For the
 global energy the published text has the likelihood of concepts and class together, which the published code replaces
@@ -17,12 +17,13 @@ BLOCKS_AT_ONCE = 32
 
 
 def concept_loss(concept_logit: Tensor, concepts: Tensor, blocks: ConceptBlocks) -> Tensor:
-    """Mean negative log-likelihood per variable of what is known, each variable by its own evidence.
+    """Mean negative log-likelihood per variable of the known concepts, each variable by its own evidence.
 
     Args:
-        concept_logit: ``[B, K]``.
-        concepts: ``[B, K]`` 1, 0, NaN unknown. Of an exclusive group, what is unknown is summed over.
-        blocks: which concept vectors there are.
+        concept_logit: log-odds ``[B, K]`` of the concepts.
+        concepts: concept labels ``[B, K]``: 1, 0, or NaN if unknown; unknown values of an exclusive group are summed
+            over.
+        blocks: the possible concept vectors.
     """
     logits = blocks.of_values(concept_logit).masked_fill(~blocks.allowed, NEVER)
     known = logits.masked_fill(~blocks.consistent(concepts), NEVER)
@@ -30,15 +31,26 @@ def concept_loss(concept_logit: Tensor, concepts: Tensor, blocks: ConceptBlocks)
 
 
 def complete_states(concepts: Tensor, concept_logit: Tensor, blocks: ConceptBlocks) -> Tensor:
-    """Labels ``[B, K]`` as value numbers ``[B, blocks]``; what is unknown is drawn by the pictures' own evidence."""
+    """Concept labels as value numbers ``[B, blocks]``; unknown values are drawn by the images' own evidence.
+
+    Args:
+        concepts: concept labels ``[B, K]``: 1, 0, or NaN if unknown.
+        concept_logit: log-odds ``[B, K]`` of the concepts.
+        blocks: the possible concept vectors.
+    """
     logits = blocks.of_values(concept_logit.detach()).masked_fill(~blocks.consistent(concepts), NEVER)
     return draw_states(logits.softmax(-1), torch.rand(logits.shape[:-1], device=logits.device))
 
 
 def disturb(states: Tensor, blocks: ConceptBlocks, share: float) -> Tensor:
-    """A copy of ``[B, blocks]`` with a ``share`` of the variables set to another value, anew for every picture.
+    """A copy of the states in which a share of the variables has another value, drawn for every image.
 
-    Where all pictures of a class have the same concepts, p(c | y) is a point and energies would fall without end.
+    If all images of a class have the same concepts, p(c | y) is a point and energies would fall without end.
+
+    Args:
+        states: value numbers ``[B, blocks]``.
+        blocks: the possible concept vectors.
+        share: share of the variables that change.
     """
     sizes = blocks.allowed.sum(1)
     steps = (torch.rand(states.shape, device=states.device) * (sizes - 1)).long() + 1
@@ -46,18 +58,18 @@ def disturb(states: Tensor, blocks: ConceptBlocks, share: float) -> Tensor:
 
 
 def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
-    """Mean over pictures of -B log p(y | c) - sum_b log p(c_b | other variables, y), B the number of variables.
+    """Mean over images of -B log p(y | c) - sum_b log p(c_b | other variables, y), B the number of variables.
 
-    Any weights of the conditionals are consistent. The class is given as much as all variables together, since it is
-    told by 1 + u' with u' of unit length, to which the gradient is small: with a weight of 1 the energies have learned
-    the training pictures by heart before they have learned the classes.
+    Any weights of the conditionals are consistent. The class gets the same weight as all variables together, because it
+    enters as 1 + u' with u' of unit length, whose gradient is small: with a weight of 1 the energies overfit the
+    training images before they have learned the classes.
 
-    Of more than 32 variables a random 32 stand for all in every call.
+    If there are more than 32 variables, a random 32 are used in every call.
 
     Args:
-        joint: E.
-        states: ``[B, blocks]`` complete concept vectors (``complete_states``).
-        y: ``[B]``.
+        joint: global energy E.
+        states: complete concept vectors ``[B, blocks]`` (``complete_states``).
+        y: class indices ``[B]``.
     """
     blocks = joint.blocks
     steps = blocks.of_values(joint.steps.T).permute(1, 2, 0)  # [blocks, V, H]
@@ -75,15 +87,15 @@ def pseudo_likelihood(joint: JointEnergy, states: Tensor, y: Tensor) -> Tensor:
 
 
 def conditional_loss(joint: JointEnergy, concepts: Tensor, y: Tensor) -> Tensor:
-    """-log p(y | c) of disturbed concepts, as the published code has it.
+    """-log p(y | c) of disturbed concepts, as in the published code.
 
-    A fifth of the pictures (rounded up) have the same fifth of their concepts turned round. The labels themselves are
-    left alone, which in the published code they are not where they are integers.
+    In a fifth of the images (rounded up) the same fifth of the concepts is inverted. The labels themselves are not
+    changed (the published code changes them if they are integers).
 
     Args:
-        joint: E.
-        concepts: ``[B, K]`` 0/1, all known.
-        y: ``[B]``.
+        joint: global energy E.
+        concepts: concept labels ``[B, K]``, 0 or 1, all known.
+        y: class indices ``[B]``.
     """
     rows = torch.randperm(len(concepts))[: -(-len(concepts) // 5)].to(concepts.device)
     columns = torch.randperm(concepts.shape[1])[: -(-concepts.shape[1] // 5)].to(concepts.device)

@@ -1,12 +1,12 @@
 """The Gumbel objective of Sparse Concept Bottleneck Models (Semenov, Ivanov, Beznosikov and Gasnikov, 2024).
 
-With standard Gumbel noise G1 and G0, Y1 the softmax over concepts of (Z + G1) / tau and Y0 the softmax over pictures of
+With standard Gumbel noise G1 and G0, Y1 the softmax over concepts of (Z + G1) / tau and Y0 the softmax over images of
 (Z + G0) / tau, the paper and its code have two different losses:
 
     "diagonal" (paper)    L = -1/(2m) sum_{i < m} (log Y1_ii + log Y0_ii)        on the m x m block, m = min(B, K)
     "all" (code)          L = -1/(2BK) sum_{b,k} (log Y1_bk + log Y0_bk)
 
-The first pairs picture i of the batch with concept i: slot numbers. The second is least, in expectation, where Z is
+The first pairs image i of the batch with concept i: slot numbers. The second is least, in expectation, where Z is
 constant: it makes the outputs flatter, not sparser. Neither ties an output to the concept whose name it bears.
 """
 
@@ -31,7 +31,7 @@ def gumbel_nll(
     pairing: Literal["diagonal", "all"] = "diagonal",
     hard: bool = False,
 ) -> Tensor:
-    """Negative log-likelihood of the pairs under Gumbel-softmaxes over concepts and over pictures.
+    """Negative log-likelihood of the pairs under Gumbel-softmaxes over concepts and over images.
 
     The paper perturbs the logarithm of the scores. Here, as in the code, Z itself is perturbed: a score may be
     negative and then has no logarithm, and an output of a linear layer already plays the part of a log-probability.

@@ -14,11 +14,11 @@ def similarity_loss(z: Tensor, s: Tensor, *, power: int = 1) -> Tensor:
 
     The similarity is the cosine of the columns, centred over the batch and raised to ``power`` elementwise: with 1 the
     correlation, with 3 that of Label-free CBM (``cbm.solvers.cos_cubed``). A column that is constant in either matrix,
-    as all are in a batch of one picture, counts as 0 and has no gradient.
+    as all are in a batch of one image, counts as 0 and has no gradient.
 
     Args:
         z: Bottleneck outputs ``[B, K]``.
-        s: Scores of the same pictures and concepts ``[B, K]``.
+        s: Scores of the same images and concepts ``[B, K]``.
         power: 1 or 3.
 
     Returns:

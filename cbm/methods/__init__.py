@@ -1,4 +1,4 @@
-"""One file per paper. ``create_method`` is the door; a file in this folder that registers a class is a method."""
+"""One file per paper; ``create_method`` makes a method from its settings."""
 
 from cbm.methods import (  # noqa: F401  they register themselves
     cms,

@@ -1,4 +1,4 @@
-"""What a method is: which concepts the model is built on, how it is built, how it is trained."""
+"""``Method``: which concepts the model is built on, how it is built, how it is trained."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,13 +16,13 @@ from cbm.losses.classification import cross_entropy, score_batch
 
 @dataclass(frozen=True)
 class Built:
-    """What ``Method.build`` made.
+    """A model that is ready for training, as ``Method.build`` returns it.
 
     Attributes:
-        model: features ``[N, D]`` to logits ``[N, C]``, before training.
-        bank: the concepts of its columns, or None.
-        batch_size: rows per training batch; None is the full batch.
-        targets: split name to concept labels ``[N, K]`` that training and validation batches bring along.
+        model: the model before training, from features ``[N, D]`` to logits ``[N, C]``.
+        bank: the concepts of the model's columns, or None.
+        batch_size: rows per training batch; None for the full batch.
+        targets: concept labels ``[N, K]`` by name of the split, which training and validation batches include.
     """
 
     model: Any
@@ -32,16 +32,17 @@ class Built:
 
 
 class Method:
-    """A paper. Subclasses give a ``Config`` dataclass, ``build``, and, if they train by gradient, ``optimizer``.
+    """The base class of all methods, one per paper.
 
-    What is trained may be another module than what is saved: ``finish`` turns one into the other.
+    Subclasses define a ``Config`` dataclass, ``build``, and, if they train by gradient, ``optimizer``. The module that
+    is trained may differ from the one that is saved: ``finish`` turns the first into the second.
 
     Attributes:
-        concepts_from: what the model is built on: ``bank`` (the configured concepts), ``labels`` (the data set's own
+        concepts_from: source of the concepts: ``bank`` (the configured concepts), ``labels`` (the data set's own
             concepts, or a bank of which it labels some), ``class_names`` (one concept per class), or None.
-        trains: whether ``build`` leaves something for Lightning to train.
-        uses_teacher: whether the concepts may be phrases of another text-image model (``data.teacher``).
-        facts: numbers about the fit that go to ``metrics.json`` as ``method/NAME``.
+        trains: whether the model needs training by Lightning after ``build``.
+        uses_teacher: whether another text-image model may score the concepts (``data.teacher``).
+        facts: numbers about the fit, written to ``metrics.json`` as ``method/NAME``.
         reads_class_names: whether ``build`` needs ``data.class_embeddings``.
     """
 
@@ -56,13 +57,16 @@ class Method:
         self.facts: dict[str, float] = {}
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """The model before training, with the concepts it uses in the order of its columns.
+        """Make the model before training, with the concepts it uses in the order of its columns.
 
         Args:
             data: encoded splits.
-            bank: embedded candidate concepts (by the teacher, if there is one), owners named as in ``data.classes``;
-                None without ``concepts_from``.
-            logit_scale: the encoder's own factor on cosines.
+            bank: candidate concepts, embedded by the encoder (or the teacher, if there is one), whose owners are names
+                in ``data.classes``; None if ``concepts_from`` is None.
+            logit_scale: factor that the encoder puts on cosines.
+
+        Raises:
+            UserError: the data or the concepts do not suit the method.
         """
         raise NotImplementedError
 
@@ -73,17 +77,27 @@ class Method:
         again.
 
         Args:
-            candidates: what ``build`` chose from.
-            used: what it made the model of.
+            candidates: the concepts that ``build`` chose from.
+            used: the concepts that the model uses.
         """
         return self, candidates
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """Training loss of a batch: features ``[B, D]``, labels ``[B]``, and ``Built.targets`` where there are any."""
+        """Training loss of a batch.
+
+        Args:
+            model: the model in training.
+            x: features ``[B, D]``.
+            y: class indices ``[B]``.
+            concepts: concept labels ``[B, K]`` from ``Built.targets``, if the method has any.
+        """
         return cross_entropy(model, x, y)
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Validation loss and logits of a batch; the weights with the lowest loss are kept. Arguments as ``loss``."""
+        """Validation loss and logits of a batch; the weights with the lowest loss are kept.
+
+        Arguments as for ``loss``.
+        """
         return score_batch(model, x, y)
 
     def finish(self, built: Built, data: FeatureData) -> nn.Module:
@@ -91,7 +105,7 @@ class Method:
         return built.model
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
-        """The optimizer of what ``build`` left to train of its model."""
+        """The optimizer of the parameters that are trained."""
         raise NotImplementedError
 
 
@@ -99,7 +113,7 @@ METHODS: Registry[type[Method]] = Registry("method")
 register_method = METHODS.register
 """Make a method available as ``method=NAME`` (its defaults go to ``configs/method/NAME.yaml``)."""
 create_method = METHODS.create
-"""A method from its settings: ``name`` and the fields of its ``Config``."""
+"""Make a method from its settings: ``name`` and the fields of its ``Config``; a UserError for an unknown one."""
 
 
 def trained(model: nn.Module) -> list[nn.Parameter]:
@@ -108,7 +122,16 @@ def trained(model: nn.Module) -> list[nn.Parameter]:
 
 
 def one_of(setting: str, value: str, choices: tuple[str, ...]) -> str:
-    """``value`` if it is among ``choices``, else a UserError with the nearest."""
+    """Return ``value`` if it is one of the choices.
+
+    Args:
+        setting: name of the setting, for the message.
+        value: value to check.
+        choices: allowed values.
+
+    Raises:
+        UserError: the value is not allowed; the message names the nearest choice.
+    """
     if value not in choices:
         raise UserError(f"{setting}={value}: {did_you_mean(value, choices)}")
     return value

@@ -1,11 +1,12 @@
 """Concept Matrix Search (Semenov et al., arXiv 2404.03323, 2024): zero-shot classification by way of concepts.
 
-A picture is written as its cosines with the concepts, and so is every class name; the class whose row is most like the
-picture's wins (``cbm.solvers.concept_matrix`` has the rules and the algebra). Nothing is trained and no label is used.
+An image is written as its cosines with the concepts, and so is every class name; the class whose row is most like the
+image's wins (``cbm.solvers.concept_matrix`` has the rules and the algebra). Nothing is trained and no label is used.
 
-As a bottleneck: concepts in their norm, the identity, the cube or the largest as activation, the classes' rows as head.
-The picture's own norm divides all its logits, changes no decision, and is replaced by its mean over the training
-pictures. Column sums and centres are those of the training pictures (the published code takes those of the pictures it
+Written as a bottleneck, the concepts are scaled by their norm, the activation is the identity, the cube or the largest
+score, and the head holds the classes' rows.
+The image's own norm divides all its logits, changes no decision, and is replaced by its mean over the training
+images. Column sums and centres are those of the training images (the published code takes those of the images it
 is evaluated on).
 """
 
@@ -25,17 +26,18 @@ class CMSConfig:
     """Settings of Concept Matrix Search."""
 
     rule: str = "similarity"
-    """similarity (cosine of the rows) | cubed (of their cubes) | max (the class row at the strongest concept)"""
+    """How an image is compared with a class: similarity (cosine of the rows) | cubed (cosine of the cubed rows) | max
+    (the class row at the strongest concept)"""
     norm: str = "none"
-    """none | row | col: what the cosines are divided by, sums over a row or a column of them"""
+    """Sums that the cosines are divided by: none | row | col"""
     center: bool = False
-    """Take every concept's mean over the training pictures, and over the classes, off first (not in the paper;
-    not with norm)"""
+    """Subtract every concept's mean over the training images, and over the classes, first (not in the paper; not
+    together with norm)"""
 
 
 @register_method("cms")
 class CMS(Method):
-    """Rows of cosines with the concepts, compared between pictures and class names."""
+    """Compares images and class names by their cosines with the concepts."""
 
     Config = CMSConfig
     trains = False
@@ -51,7 +53,11 @@ class CMS(Method):
             )
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """The classes' rows as a head."""
+        """Make a bottleneck whose head holds the classes' rows; arguments as for ``Method.build``.
+
+        Raises:
+            UserError: the encoder reads no text, or the sums of ``method.norm`` are not positive.
+        """
         assert bank is not None
         if data.class_embeddings is None or data.class_embeddings.shape[1] != data.dim:
             raise UserError("method=cms compares pictures with class names: it needs an encoder that reads text")

@@ -1,4 +1,4 @@
-"""What methods that learn concepts from labels learn them from: the data set's own columns, or CLIP's opinion."""
+"""Concept labels for methods that learn concepts: the data set's own columns, or CLIP's opinion."""
 
 import logging
 from dataclasses import dataclass
@@ -24,9 +24,9 @@ class ConceptLabels:
 
     Attributes:
         bank: the K concepts.
-        targets: split to ``[N, K]``: 1, 0, NaN unknown; of pseudo-labels, a probability.
-        groups: columns that may exclude each other.
-        pseudo: CLIP's opinion; what is learned from it is fidelity to CLIP, not truth.
+        targets: labels ``[N, K]`` by name of the split: 1, 0, or NaN if unknown; pseudo-labels are probabilities.
+        groups: lists of columns whose concepts may exclude each other.
+        pseudo: whether the labels are CLIP's opinion: a model that learns them repeats CLIP, not the truth.
     """
 
     bank: ConceptBank
@@ -36,16 +36,18 @@ class ConceptLabels:
 
 
 def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperature: float) -> ConceptLabels:
-    """The labels a run's settings ask for, of the training and validation pictures.
+    """Concept labels of the training and validation images, as a run's settings ask for them.
 
     Args:
         data: encoded splits.
-        bank: candidates; concepts the data set says nothing about are left out, unless CLIP is asked.
-        labels: ``truth`` (the data set's columns of the same name), ``pseudo``, or ``auto``: truth where there is any.
-        temperature: of pseudo-labels.
+        bank: candidate concepts; those that the data set does not label are left out, unless CLIP labels them.
+        labels: ``truth`` (the data set's columns of the same name), ``pseudo`` (CLIP's opinion), or ``auto`` (truth if
+            there is any).
+        temperature: temperature of pseudo-labels, in standard deviations of a concept's cosine.
 
     Raises:
-        UserError: no concept has a label, or CLIP is to be asked and the bank has no embeddings in its space.
+        UserError: no concept has a label, or CLIP should label the concepts and the bank has no embeddings in its
+            space.
     """
     one_of("method.labels", labels, LABELS)
     matches = match_concepts(bank.texts, data.concept_names) if data.train.concepts is not None else []
@@ -81,19 +83,19 @@ def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperatur
 
 
 def pseudo_labels(features: dict[str, Tensor], directions: Tensor, temperature: float) -> dict[str, Tensor]:
-    """How surely a picture shows a concept, by its cosine with the concept's text.
+    """Probability that an image shows a concept, from its cosine with the concept's text.
 
-    Raw cosines of CLIP share a large part per picture and per concept. So the mean over the concepts of a picture and
-    then the mean over the training pictures are taken off, and what is left is divided by its standard deviation; the
-    cut is the median of the training pictures.
+    Raw cosines of CLIP share a large part per image and per concept. So the mean over the concepts of an image and
+    then the mean over the training images are subtracted, and the rest is divided by its standard deviation; the
+    threshold is the median of the training images.
 
     Args:
-        features: split to ``[N, D]``, ``train`` among them.
-        directions: ``[K, D]``.
-        temperature: of the logistic function, in standard deviations.
+        features: features ``[N, D]`` by name of the split, including ``train``.
+        directions: embeddings ``[K, D]`` of the concepts.
+        temperature: temperature of the logistic function, in standard deviations.
 
     Returns:
-        Split to ``[N, K]`` in [0, 1].
+        Probabilities ``[N, K]`` by name of the split.
     """
     centred = directions - directions.mean(dim=0)
     scores = {name: concept_scores(x, centred) for name, x in features.items()}

@@ -1,13 +1,12 @@
 """ECBM: Xu et al., "Energy-Based Concept Bottleneck Models", ICLR 2024, on frozen features.
 
-Concepts, class and picture are joined by three energies (``cbm.layers.energy``), learned from concept labels. A concept
-that is known then changes what is believed about the others and about the class, and the energies say which concepts
-go together.
+Concepts, class and image are joined by three energies (``cbm.layers.energy``), learned from concept labels. Setting a
+concept then updates the other concepts and the class, and the energies say which concepts go together.
 
 ``fidelity=repaired`` (default) trains the global energy by the pseudo-likelihood of concepts and class together, and
-tells the class from the concepts alone unless ``leaky=true``. ``released`` trains it by p(y | c) only, as the published
-code does, weights the losses as it does, and infers as it does: then concepts do not know each other, and correcting
-one moves none of the others.
+infers the class from the concepts alone unless ``leaky=true``. ``released`` trains it by p(y | c) only, weights the
+losses and infers as the published code does: then concepts do not depend on each other, and setting one changes none of
+the others.
 """
 
 from collections.abc import Sequence
@@ -39,18 +38,19 @@ class EnergyConfig:
     fidelity: str = "repaired"
     """repaired | released"""
     labels: str = "auto"
-    """truth (the data set's concept columns) | pseudo (CLIP's opinion) | auto: truth where there is any"""
+    """Concept labels: truth (the data set's columns) | pseudo (CLIP's opinion) | auto (truth if there is any)"""
     leaky: bool = False
-    """Let the class be seen in the picture as well, past the concepts"""
+    """Whether the class may also be inferred from the image directly, past the concepts"""
     hidden: int = 64
+    """Width of the hidden layers"""
     dropout: float = 0.2
     joint_weight: float | None = None
-    """Of the global energy at inference; null: chosen on the validation split"""
+    """Weight of the global energy at inference; null: chosen on the validation split"""
     noise: float | None = None
-    """Share of the concepts set to another value for the global energy; null: 0.03 where all pictures of a class have
-    the same concepts, else 0"""
+    """Share of the concepts that are set to another value to train the global energy; null: 0.03 if all images of a
+    class have the same concepts, else 0"""
     temperature: float = 0.5
-    """Of pseudo-labels, in standard deviations of a concept's cosine"""
+    """Temperature of pseudo-labels, in standard deviations of a concept's cosine"""
     lr: float = 0.003
     weight_decay: float = 0.01
     batch_size: int | None = 128
@@ -71,7 +71,10 @@ class Energy(Method):
         self.noise = config.noise or 0.0
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Untrained energies; which concepts exclude each other is read off the training labels."""
+        """Make untrained energies; the training labels tell which concepts exclude each other.
+
+        Arguments as for ``Method.build``.
+        """
         assert bank is not None
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
         train = labels.targets["train"]
@@ -89,7 +92,10 @@ class Energy(Method):
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """Class, concepts and both together; pseudo-labels are drawn anew in every step."""
+        """Losses of the class, of the concepts and of both together; pseudo-labels are drawn anew in every step.
+
+        Arguments as for ``Method.loss``.
+        """
         assert concepts is not None
         labels = torch.bernoulli(concepts.nan_to_num(0.0)).where(~concepts.isnan(), concepts)
         logits, blocks = model.concept_logits(x), model.blocks
@@ -103,7 +109,10 @@ class Energy(Method):
         return of_class + of_concepts + pseudo_likelihood(model.joint(), states, y)
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The loss of 512 pictures without dropout, always with the same draws, and the direct readout."""
+        """The loss of 512 images, without dropout and with fixed random numbers, and the directly read logits.
+
+        Arguments as for ``Method.loss``.
+        """
         assert concepts is not None
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -115,7 +124,7 @@ class Energy(Method):
         return torch.optim.AdamW(trained(model), lr=self.config.lr, weight_decay=self.config.weight_decay)
 
     def finish(self, built: Built, data: FeatureData) -> nn.Module:
-        """Weigh the concepts' own evidence and the global energy on the validation split."""
+        """Choose the weights of the concepts' own evidence and of the global energy on the validation split."""
         model = built.model
         if self.config.fidelity == "released":
             return model
@@ -128,7 +137,14 @@ class Energy(Method):
 
 
 def class_vectors(concepts: Tensor, y: Tensor, num_classes: int, blocks: ConceptBlocks) -> Tensor | None:
-    """The concept vectors ``[U, K]`` of the classes, if all pictures of a class have the same; otherwise None."""
+    """The concept vectors ``[U, K]`` of the classes, if all images of a class have the same; otherwise None.
+
+    Args:
+        concepts: concept labels ``[N, K]``.
+        y: class indices ``[N]``.
+        num_classes: number of classes.
+        blocks: the possible concept vectors.
+    """
     first = torch.zeros(num_classes, dtype=torch.long).scatter_(0, y.flip(0), torch.arange(len(y)).flip(0))
     rows = concepts[first]
     if bool(concepts.isnan().any()) or not torch.equal(rows[y], concepts):
@@ -137,17 +153,17 @@ def class_vectors(concepts: Tensor, y: Tensor, num_classes: int, blocks: Concept
 
 
 def weigh(model: EnergyBottleneck, x: Tensor, y: Tensor, concepts: Tensor, joint_weights: Sequence[float]) -> None:
-    """Set the weights of highest likelihood of class and concepts, with none and with a random half of them known.
+    """Set the weights that make class and concepts most likely, with none and with a random half of the concepts known.
 
-    A concept's own evidence holds how frequent it is, and so does the global energy: together they are too sure unless
-    they are weighed. What the concepts' own evidence alone is best multiplied with is found first.
+    The frequency of a concept enters its own evidence and the global energy: together they are too certain unless they
+    are weighted. The best weight of the concepts' own evidence alone is found first.
 
     Args:
-        model: its ``concept_weight`` and ``joint_weight`` are set.
-        x: ``[N, D]`` validation features.
-        y: ``[N]``.
-        concepts: ``[N, K]`` 1, 0, NaN unknown.
-        joint_weights: to choose from.
+        model: the energies, whose ``concept_weight`` and ``joint_weight`` are set.
+        x: validation features ``[N, D]``.
+        y: class indices ``[N]``.
+        concepts: concept labels ``[N, K]``: 1, 0, or NaN if unknown.
+        joint_weights: weights of the global energy to choose from.
     """
     logits, blocks = model.concept_logits(x), model.blocks
     factors = torch.logspace(-0.5, 0.5, 21).tolist()

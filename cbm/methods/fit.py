@@ -1,4 +1,4 @@
-"""``fit_method``: build a method's model, train what it leaves to train, and return what is used."""
+"""``fit_method``: build a method's model, train it, and return the trained classifier."""
 
 from pathlib import Path
 from typing import Any
@@ -28,17 +28,20 @@ def fit_method(
     """Train a method.
 
     Args:
-        method: with its settings.
+        method: the method with its settings.
         data: encoded splits.
         bank: embedded candidate concepts, or None.
-        logit_scale: the encoder's own factor on cosines.
+        logit_scale: factor that the encoder puts on cosines.
         seed: random seed for everything random in the fit.
-        trainer: a ``cbm.config.TrainerConfig``; its defaults where None.
-        run_path: a run directory, in which checkpoints and ``log.csv`` are kept.
-        logger: a Lightning logger that gets the losses as well.
+        trainer: a ``cbm.config.TrainerConfig``; None for its defaults.
+        run_path: run directory in which checkpoints and ``log.csv`` are written, or None.
+        logger: Lightning logger that also receives the losses, or None.
 
     Returns:
         The model, frozen and in evaluation mode, and the bank of its columns.
+
+    Raises:
+        UserError: the data or the concepts do not suit the method.
     """
     seed_everything(seed, verbose=False)
     trainer = TrainerConfig() if trainer is None else trainer

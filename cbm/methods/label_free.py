@@ -1,7 +1,7 @@
 """Label-free CBM: Oikarinen et al., "Label-Free Concept Bottleneck Models", ICLR 2023. Concepts for any backbone.
 
-Phrases are filtered by what they mean and show (section 3.1); for those that stay, a text-image model, the teacher,
-scores the pictures, p = T t_k, and the backbone learns a direction that repeats the scores (section 3.2, equation 2),
+Phrases are filtered by their meaning and scores (section 3.1); for those that stay, a text-image model, the teacher,
+scores the images, p = T t_k, and the backbone learns a direction that repeats the scores (section 3.2, equation 2),
 
     w_k = argmax_w  <q'^3, p'^3> / (|q'^3| |p'^3|)          q = X w, ' removes the mean
 
@@ -10,10 +10,10 @@ Concepts it does not learn are left out. A sparse linear layer on the standardis
 Without a teacher the encoder teaches itself. The phrase's own embedding then has similarity 1, which is the maximum: it
 is the direction, and nothing is learned (``repaired``); ``paper`` searches for it all the same.
 
-``fidelity=paper`` follows the published procedure: raw cosines of texts, an absolute cutoff for the best pictures, Adam
+``fidelity=paper`` follows the published procedure: raw cosines of texts, an absolute cutoff for the best images, Adam
 from a random start that stops at the first validation without improvement. ``repaired`` (default) compares texts after
 removing what they share, has no absolute cutoff (cosines differ by encoder), and starts from the ridge regression. Both
-judge a concept on validation pictures and stop each concept by itself; the published code used the test set for that.
+judge a concept on validation images and stop each concept by itself; the published code used the test set for that.
 """
 
 import logging
@@ -43,15 +43,16 @@ class LabelFreeConfig(SparseHeadConfig):
     """repaired | paper"""
     max_characters: int | None = 30
     class_cutoff: float | None = 0.85
-    """Phrases whose text is at least this similar to a class name's are left out"""
+    """Similarity to a class name from which on a phrase is left out"""
     duplicate_cutoff: float | None = 0.90
-    """Of two phrases at least this similar the more generic one stays"""
+    """Similarity of two phrases from which on only the more generic one stays"""
     clip_cutoff: float | None = None
-    """Mean cosine of a phrase's five best training pictures must be larger; None: 0.25 (paper) or not asked (repaired);
-    -1 never asks"""
+    """Mean cosine of a phrase's five best training images that it must exceed; None: 0.25 (paper) or no filter
+    (repaired); -1: no filter"""
     interpretability_cutoff: float | None = 0.45
-    """Similarity of the learned direction's scores to the teacher's, on validation pictures, must be larger"""
+    """Similarity of the learned direction's scores to the teacher's, on validation images, that it must exceed"""
     projection_steps: int = 1000
+    """Largest number of steps to learn the directions"""
 
 
 @register_method("label_free")
@@ -73,7 +74,10 @@ class LabelFree(Method):
             config.clip_cutoff = 0.25
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Filter the phrases, learn their directions, leave out those that are not learned, fit the sparse layer."""
+        """Filter the phrases, learn their directions, leave out those that are not learned, fit the sparse layer.
+
+        Arguments as for ``Method.build``.
+        """
         assert bank is not None
         candidates = len(bank)
         bank = self._filter_texts(bank, data.class_embeddings, data.classes)
@@ -96,7 +100,7 @@ class LabelFree(Method):
         return Built(fit_sparse_head(data, bank.directions(), self.config), bank)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
-        """No filters, but the names that passed them: random directions are near no class name, and hard to learn."""
+        """The method without filters on the names that passed them, because random directions would not pass."""
         row = {text: k for k, text in enumerate(candidates.texts)}
         unfiltered = replace(
             self.config, max_characters=None, class_cutoff=None, duplicate_cutoff=None, clip_cutoff=-1.0,
@@ -132,10 +136,10 @@ class LabelFree(Method):
     def _apply(
         self, bank: ConceptBank, setting: str, leave_out: Callable[[ConceptBank, Any], ConceptBank]
     ) -> ConceptBank:
-        """What a filter leaves, unless its cutoff is None.
+        """The bank after a filter, or the bank as it is if the filter's cutoff is None.
 
         Raises:
-            UserError: nothing, or nothing of some class.
+            UserError: no concept is left, or none of some class.
         """
         cutoff = getattr(self.config, setting)
         if cutoff is None:

@@ -30,24 +30,29 @@ MANY_WEIGHTS = 2**24  # of a head: 64 MB for every matrix of that size
 
 @dataclass
 class LaBoConfig:
-    """Settings of LaBo; None takes what ``fidelity`` says."""
+    """Settings of LaBo; None stands for the value that belongs to ``fidelity``."""
 
     fidelity: str = "repaired"
     """repaired | paper"""
     concepts_per_class: int = 50
+    """Concepts selected for every class"""
     score: Any = None
-    """posterior_entropy | mutual_information (what the published code computes) | negative_entropy (the paper)"""
+    """Discriminability of a phrase: posterior_entropy | mutual_information (the published code) | negative_entropy (the
+    paper)"""
     coverage: Any = "facility_cosine"
-    """facility_cosine (the paper) | maxpool (what the published code computes) | facility_cos2 | none"""
+    """Coverage of the phrases: facility_cosine (the paper) | maxpool (the published code) | facility_cos2 | none"""
     coverage_weight: float = 5.0
+    """Weight of coverage against discriminability"""
     own_mass: float | None = None
     """Share of a class's mass on its own concepts before training"""
     learn_scale: bool | None = None
+    """Whether the factor on the scores is trained too"""
     lr: float = 0.02
+    """Learning rate"""
     batch_size: int | None = 16384
-    """Pictures per step; null is the full batch"""
+    """Images per step; null is the full batch"""
     patience: int = 20
-    """Validations (every 10 steps or more) without a lower validation loss"""
+    """Validations (every 10 steps or more) without a lower loss after which training stops"""
     max_epochs: int = 1000
 
 
@@ -73,7 +78,7 @@ class LaBo(Method):
         one_of("method.coverage", config.coverage, COVERAGES)
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Select the concepts on the training pictures and set the prior."""
+        """Select the concepts on the training images and set the prior; arguments as for ``Method.build``."""
         assert bank is not None
         means = data.train.class_means(len(data.classes))
         owners = bank.owners(data.classes)
@@ -106,7 +111,7 @@ class LaBo(Method):
 
 
 def association_optimizer(model: ConceptBottleneck, lr: float) -> torch.optim.Optimizer:
-    """Adam; for heads of many weights one that holds no gradient of their size."""
+    """Adam; for heads with many weights, a version of Adam that never holds a gradient of their size."""
     head = model.head
     if isinstance(head, AssociationHead) and head.logits.numel() >= MANY_WEIGHTS:
         return AssociationAdam(head, trained(model), lr=lr)
@@ -114,7 +119,14 @@ def association_optimizer(model: ConceptBottleneck, lr: float) -> torch.optim.Op
 
 
 def fitted_scale(data: FeatureData, concepts: Tensor, head: AssociationHead, start: float) -> float:
-    """The factor on the scores that suits a head before its training (see ``fit_scale``); concepts ``[K, D]``."""
+    """The best factor on the scores of an untrained head (see ``fit_scale``).
+
+    Args:
+        data: encoded splits, of which the training images are used.
+        concepts: concept directions ``[K, D]``.
+        head: the untrained head.
+        start: the encoder's own factor; factors from a thousandth to a thousand times as large are tried.
+    """
     vectors = head.vectors(concepts).detach()
     few = 16384  # plenty for one number
     return fit_scale(class_logits(spaced(data.train.x, few), vectors), spaced(data.train.y, few), start)
@@ -124,9 +136,10 @@ def fit_scale(similarity: Tensor, labels: Tensor, start: float) -> float:
     """The factor on ``[N, C]`` similarities with the lowest cross-entropy: convex in one number, found by bisection.
 
     Args:
-        similarity: ``[N, C]``.
-        labels: ``[N]``.
-        start: the largest factor tried is 1,000 times this (training pictures that are told apart perfectly have none).
+        similarity: similarities ``[N, C]`` of images and classes.
+        labels: class indices ``[N]``.
+        start: factor in the middle of the range that is searched, from a thousandth to a thousand times as large
+            (perfectly separated training images have no best factor).
     """
     similarity = (similarity - similarity.mean(dim=1, keepdim=True)).double()
     target = similarity[torch.arange(len(labels)), labels].mean()

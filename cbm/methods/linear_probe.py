@@ -1,4 +1,4 @@
-"""Linear probe: the black box every bottleneck is compared with, on the same features."""
+"""Linear probe: the black box that every bottleneck is compared with, on the same features."""
 
 import logging
 import math
@@ -21,9 +21,11 @@ class LinearProbeConfig:
     """Settings of the linear probe."""
 
     l2_from: float = 1e2
+    """Strongest penalty"""
     l2_to: float = 1e-6
+    """Weakest penalty"""
     l2_steps: int = 9
-    """Penalties tried, evenly spaced in the logarithm; the one with the highest validation accuracy is kept"""
+    """Number of penalties, evenly spaced in the logarithm; the one with the highest validation accuracy is kept"""
 
 
 @register_method("linear_probe")
@@ -35,7 +37,10 @@ class LinearProbeMethod(Method):
     trains = False
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Solve the whole penalty path and keep the best; of equals the strongest penalty."""
+        """Solve the problem for every penalty and keep the most accurate one (of equals, the strongest penalty).
+
+        Arguments as for ``Method.build``.
+        """
         spread = feature_moments(data.train.x)[1].square().mean().sqrt()  # one factor: directions keep their size
         powers = torch.linspace(math.log10(self.config.l2_from), math.log10(self.config.l2_to), self.config.l2_steps)
         penalties = (10.0 ** powers.double()).tolist()

@@ -1,6 +1,6 @@
 """PCBM and PCBM-h: Yuksekgonul, Wang, Zou, "Post-hoc Concept Bottleneck Models", ICLR 2023.
 
-Any backbone becomes interpretable without training it: pictures are projected onto concept vectors (normals of linear
+Any backbone becomes interpretable without training it: images are projected onto concept vectors (normals of linear
 SVMs, ``concepts=cav``, or text embeddings), and a sparse linear head reads the projections. ``residual=true`` (PCBM-h)
 then fits what the concepts cannot say, a linear map from the features, with the concept path frozen.
 
@@ -38,8 +38,11 @@ class PosthocConfig(SparseHeadConfig):
     residual_l2: float = 1e-3
     """Factor on the mean squared entry of the residual's matrix"""
     lr: float = 0.01
+    """Learning rate of the residual"""
     batch_size: int | None = 1024
+    """Images per step; null is the full batch"""
     patience: int = 10
+    """Validations without a lower loss after which training stops"""
     max_epochs: int = 200
 
 
@@ -56,7 +59,7 @@ class Posthoc(Method):
         self.trains = config.residual
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Solve the sparse head; with a residual, leave it at zero for training."""
+        """Solve the sparse head; a residual starts at zero and is trained. Arguments as for ``Method.build``."""
         assert bank is not None
         directions, config = bank.directions(), self.config
         if config.fidelity == "repaired":
@@ -82,5 +85,5 @@ class Posthoc(Method):
 
 
 def vector_norms(bank: ConceptBank) -> Tensor:
-    """``[K]`` lengths of the concept vectors before they were normalised; 1 for text."""
+    """Lengths ``[K]`` of the concept vectors before they were normalised; 1 for text."""
     return torch.tensor([float(c.provenance.get("cav", {}).get("norm", 1.0)) for c in bank.concepts])

@@ -2,20 +2,20 @@
 
     s = Q x            scores of K concepts             Q [K, D], the texts' directions in some unit, minus an offset
     z = W s            the bottleneck, W [K, K]: what is shown under the name of concept k is a mixture of concepts
-    a = gate(z)        the k largest of every picture, or all of them
+    a = gate(z)        the k largest of every image, or all of them
     logits = H a + b
 
 W and H are trained together by cross-entropy plus an objective for z (``cbm.losses``): ``gumbel``, ``contrastive``,
 ``similarity``, or ``l1`` on W; ``none`` leaves the cross-entropy alone.
 
 The published objectives do not do what they are for: the Gumbel objective of the code is smallest for a uniform z (and
-nothing in the forward pass is sparse), the contrastive pairs picture number i of a batch with concept number i of the
+nothing in the forward pass is sparse), the contrastive pairs image number i of a batch with concept number i of the
 file, the l1 penalty of W alone is evaded by a larger H and meets no zero, and but for ``similarity`` nothing ties z_k
 to concept k. ``fidelity=repaired`` (default), on standardised scores from W = 1:
 
-- ``gumbel``: H reads exactly k concepts of a picture, sampled with Gumbel noise in training and the k largest of z
+- ``gumbel``: H reads exactly k concepts of an image, sampled with Gumbel noise in training and the k largest of z
   afterwards; a straight-through gradient at a falling temperature; the similarity objective keeps the names.
-- ``contrastive``: the targets are the concepts that score highest on the picture (and the pictures highest on it).
+- ``contrastive``: the targets are the concepts that score highest on the image (and the images highest on it).
 - ``l1``: proximal steps; H's columns have unit norm, so the penalty cannot be evaded; W is then solved to its optimum
   for the H found, and certified.
 
@@ -48,50 +48,53 @@ LARGEST = 20_000  # concepts for which a K x K layer is learned: 1.6 GB, and fou
 
 @dataclass
 class SparseConfig:
-    """Settings of sparse bottlenecks; None takes what ``objective`` and ``fidelity`` say."""
+    """Settings of sparse bottlenecks; None stands for the value that belongs to ``objective`` and ``fidelity``."""
 
     objective: str = "gumbel"
-    """gumbel | contrastive | similarity | l1 | none (cross-entropy alone)"""
+    """Objective beside the cross-entropy: gumbel | contrastive | similarity | l1 | none"""
     fidelity: str = "repaired"
     """repaired | paper | released"""
     mixing: str = "learned"
     """The layer W: learned | identity | random (the last two frozen, to compare with)"""
     k: Any = None
-    """Concepts of a picture that the head reads, or 'all'; null is 5 for the repaired gumbel, else all"""
+    """Number of concepts per image that the head reads, or 'all'; null: 5 for the repaired gumbel, else all"""
     weight: float | None = None
-    """Of the objective beside the cross-entropy; null: 1 as published, 10 for the repaired gumbel and similarity"""
+    """Weight of the objective beside the cross-entropy; null: 10 for the repaired gumbel and similarity, else 1"""
     ce_to_mixing: bool = True
-    """Whether the cross-entropy trains W too (the released code), or only the objective does"""
+    """Whether the cross-entropy trains W too (as the released code does), or only the objective"""
     tau: float = 1.0
     """Temperature of the Gumbel relaxation at the start"""
     tau_decay: float = 0.002
     """Rate per step at which the repaired temperature falls"""
     tau_min: float = 0.1
+    """Lowest temperature"""
     top: int = 8
-    """Entries that are the targets of a row or column (repaired contrastive)"""
+    """Number of targets in a row or column (repaired contrastive)"""
     power: int = 1
-    """Of the similarity: 1 (correlation) | 3 (that of label_free)"""
+    """Power in the similarity objective: 1 (correlation) | 3 (as in label_free)"""
     lam: float | None = None
-    """The l1 penalty is lam / K times the sum of absolute weights; null: 0.001 as published, a tenth of the smallest
-    penalty under which W is zero if repaired"""
+    """Strength of the l1 penalty, which is lam / K times the sum of absolute weights; null: 0.001 as published, or, if
+    repaired, a tenth of the smallest penalty under which W is zero"""
     lr: float = 0.001
+    """Learning rate"""
     batch_size: int | None = 512
+    """Images per step; null is the full batch"""
     patience: int = 20
-    """Validations (every 10 steps or more) without a lower validation loss"""
+    """Validations (every 10 steps or more) without a lower loss after which training stops"""
     max_epochs: int = 1000
 
 
 class SparseBottleneck(nn.Module):
-    """What is trained: scores, mixing, gate and head.
+    """The module in training: scores, mixing, gate and head.
 
     Args:
-        concepts: Q ``[K, D]``.
-        offset: ``[K]`` taken from the scores.
-        mixing: W ``[K, K]``; None for the identity, which is not trained.
-        head: H ``[C, K]``.
-        k: concepts per picture; None for all.
-        unit_votes: scale the columns of H to unit norm.
-        seed: of the noise.
+        concepts: concept directions Q ``[K, D]``.
+        offset: offset ``[K]`` that is subtracted from the scores.
+        mixing: mixing layer W ``[K, K]``; None for the identity, which is not trained.
+        head: weights H ``[C, K]`` of the head.
+        k: number of concepts per image that the head reads; None for all.
+        unit_votes: whether the columns of H are scaled to unit norm.
+        seed: random seed for the noise.
     """
 
     concepts: Tensor
@@ -112,15 +115,15 @@ class SparseBottleneck(nn.Module):
         self.k, self.unit_votes, self.seed = k, unit_votes, seed
 
     def votes(self) -> Tensor:
-        """H ``[C, K]`` as it is used."""
+        """The weights H ``[C, K]`` as they are used."""
         return nn.functional.normalize(self.head, dim=0) if self.unit_votes else self.head
 
     def scores(self, x: Tensor) -> Tensor:
-        """s ``[B, K]`` of features ``[B, D]``."""
+        """Scores s ``[B, K]`` of features ``[B, D]``."""
         return concept_scores(x, self.concepts, beta=-self.offset)
 
     def mix(self, scores: Tensor) -> Tensor:
-        """z ``[B, K]`` of scores ``[B, K]``."""
+        """Outputs z ``[B, K]`` of the mixing layer for scores ``[B, K]``."""
         return scores if self.mixing is None else scores @ self.mixing.T
 
     def forward(self, x: Tensor) -> Tensor:
@@ -142,7 +145,7 @@ class SparseBottleneck(nn.Module):
 
 @register_method("sparse")
 class Sparse(Method):
-    """A learned K x K layer on the scores, and a head that reads a few of its outputs per picture."""
+    """A learned K x K layer on the scores, and a head that reads a few of its outputs per image."""
 
     Config = SparseConfig
 
@@ -179,7 +182,13 @@ class Sparse(Method):
                 raise UserError(f"method.{name}={getattr(config, name)}: expected {expected}")
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Scores in their unit, W and H where training starts."""
+        """Make the untrained model: the unit of the scores, and W and H where training starts.
+
+        Arguments as for ``Method.build``.
+
+        Raises:
+            UserError: the bank has fewer than ``method.k`` concepts, or too many for a learned layer.
+        """
         assert bank is not None
         config, count = self.config, len(bank)
         if config.k != "all" and config.k > count:
@@ -215,14 +224,14 @@ class Sparse(Method):
         return Built(model, bank, config.batch_size)
 
     def _penalty(self, data: FeatureData, concepts: Tensor, offset: Tensor, head: Tensor) -> float:
-        """lam of the repaired l1 objective: as set, or a tenth of the smallest under which W is zero."""
+        """Strength of the repaired l1 penalty: as set, or a tenth of the smallest one under which W is zero."""
         if self.config.lam is not None:
             return self.config.lam
         origin = solve_mixing(data.train.x, data.train.y, concepts, head, offset=offset, lam=1.0, max_steps=0)
         return 0.1 * origin.lam_max
 
     def loss(self, model: SparseBottleneck, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """Cross-entropy plus the objective of a batch."""
+        """Cross-entropy plus the objective of a batch; arguments as for ``Method.loss``."""
         s = model.scores(x)
         z = model.mix(s)
         read = z if self.config.ce_to_mixing else z.detach()
@@ -242,7 +251,7 @@ class Sparse(Method):
         return gumbel_topk_gate(z, k, tau, seed=model.seed + step)
 
     def _objective(self, model: SparseBottleneck, z: Tensor, s: Tensor) -> Tensor | float:
-        """The term for the bottleneck's outputs ``z`` and scores ``s`` ``[B, K]``; 0 where l1 is in the steps."""
+        """The objective for outputs ``z`` and scores ``s`` ``[B, K]``; 0 if the optimizer applies the penalty."""
         objective, released = self.config.objective, self.config.fidelity == "released"
         if objective == "similarity" or self.gumbel_gate:
             return similarity_loss(z, s, power=self.config.power)

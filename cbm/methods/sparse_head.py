@@ -22,17 +22,23 @@ class SparseHeadConfig:
     """Settings of the elastic-net head."""
 
     l1_ratio: float = 0.99
+    """Share of the l1 norm in the penalty"""
     lam: float | None = None
-    """Penalty; null takes the sparsest within one standard error of the best validation accuracy on the path"""
+    """Penalty; null: the one with the sparsest head within one standard error of the best validation accuracy"""
     n_lambdas: int = 50
+    """Number of penalties on the path"""
     max_nec: float = 30.0
-    """Concepts per class at which the path ends"""
+    """Number of concepts per class at which the path ends"""
     tol: float = 1e-4
     """Relative duality gap at which a solve stops"""
 
 
 def check_sparse_head(config: SparseHeadConfig) -> None:
-    """Raise a UserError for a number that makes no sense."""
+    """Check the settings.
+
+    Raises:
+        UserError: a number is out of range.
+    """
     for name, value, fits, expected in (
         ("l1_ratio", config.l1_ratio, 0 < config.l1_ratio <= 1, "a number in (0, 1]"),
         ("lam", config.lam, config.lam is None or config.lam > 0, "a number > 0, or null"),
@@ -52,10 +58,10 @@ def fit_sparse_head(
 
     Args:
         data: encoded splits.
-        directions: ``[K, D]`` concept directions; their scores are ``x . direction``.
-        config: settings.
-        std: ``[K]`` unit of every score; by default its standard deviation over the training pictures.
-        link: ``softmax`` or ``ova``.
+        directions: concept directions ``[K, D]``; the scores are ``x . direction``.
+        config: settings of the head.
+        std: unit ``[K]`` of every score; by default its standard deviation over the training images.
+        link: ``softmax``, or ``ova`` for one logistic loss per class.
 
     Returns:
         The bottleneck with a ``LinearHead`` in units of the raw scores.
@@ -91,8 +97,8 @@ def sparsest_good(accuracy: list[float], count: int) -> int:
     """The first accuracy (the path goes from sparse to dense) within one standard error of the best.
 
     Args:
-        accuracy: on the validation split, point by point.
-        count: pictures in it.
+        accuracy: validation accuracy of every point of the path.
+        count: number of validation images.
     """
     best = max(accuracy)
     error = (best * (1 - best) / count) ** 0.5

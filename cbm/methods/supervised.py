@@ -1,9 +1,9 @@
 """CBM: Koh et al., "Concept Bottleneck Models", ICML 2020, on frozen features: a logistic head for every concept and a
-linear head on their probabilities, both learned from labels. What energy-based bottlenecks are measured against.
+linear head on their probabilities, both learned from labels. Energy-based bottlenecks are compared with it.
 
 - ``independent``: the class head learns from the true concepts.
-- ``sequential``: from the predicted probabilities, the concept heads taken as given.
-- ``joint``: both heads are trained for the class, with the concepts' loss beside it.
+- ``sequential``: the class head learns from the predicted probabilities, and does not change the concept heads.
+- ``joint``: both heads are trained for the class and for the concepts together.
 """
 
 from dataclasses import dataclass
@@ -26,22 +26,25 @@ class SupervisedConfig:
     """Settings of supervised bottlenecks."""
 
     training: str = "sequential"
-    """independent | sequential | joint"""
+    """How the two heads are trained: independent | sequential | joint"""
     labels: str = "auto"
-    """truth (the data set's concept columns) | pseudo (CLIP's opinion) | auto: truth where there is any"""
+    """Concept labels: truth (the data set's columns) | pseudo (CLIP's opinion) | auto (truth if there is any)"""
     concept_weight: float = 1.0
-    """Factor on the concepts' loss (only with joint: otherwise the two do not touch)"""
+    """Factor on the concepts' loss (it matters for joint only: otherwise the two losses are independent)"""
     temperature: float = 0.5
-    """Of pseudo-labels, in standard deviations of a concept's cosine"""
+    """Temperature of pseudo-labels, in standard deviations of a concept's cosine"""
     lr: float = 0.003
+    """Learning rate"""
     weight_decay: float = 0.01
     batch_size: int | None = 512
+    """Images per step; null is the full batch"""
     patience: int = 20
+    """Validations without a lower loss after which training stops"""
     max_epochs: int = 1000
 
 
 class TwoHeads(nn.Module):
-    """Features ``[N, D]`` to concept logits ``[N, K]``, their probabilities to class logits ``[N, C]``."""
+    """Features ``[N, D]`` to concept logits ``[N, K]``, and their probabilities to class logits ``[N, C]``."""
 
     mean: Tensor
     std: Tensor
@@ -54,11 +57,11 @@ class TwoHeads(nn.Module):
         self.concept, self.head = nn.Linear(x.shape[1], num_concepts), nn.Linear(num_concepts, num_classes)
 
     def concept_logits(self, x: Tensor) -> Tensor:
-        """``[N, K]``."""
+        """Concept logits ``[N, K]``."""
         return self.concept((x - self.mean) / self.std)
 
     def forward(self, x: Tensor) -> Tensor:
-        """``[N, C]``."""
+        """Class logits ``[N, C]``."""
         return self.head(self.concept_logits(x).sigmoid())
 
 
@@ -74,14 +77,17 @@ class Supervised(Method):
         one_of("method.training", config.training, ("independent", "sequential", "joint"))
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Two untrained heads."""
+        """Make two untrained heads; arguments as for ``Method.build``."""
         assert bank is not None
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
         model = TwoHeads(data.train.x, len(labels.bank), len(data.classes))
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """Cross-entropy of class and of known concepts (mean over concepts)."""
+        """Cross-entropy of the class plus the mean cross-entropy of the known concepts.
+
+        Arguments as for ``Method.loss``.
+        """
         assert concepts is not None
         logits = model.concept_logits(x)
         probability = logits.sigmoid()
@@ -94,7 +100,7 @@ class Supervised(Method):
         return cross_entropy(model.head(probability), y) + self.config.concept_weight * of_concepts
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The same loss, and the class logits by predicted concepts."""
+        """The same loss, and the class logits from predicted concepts; arguments as for ``Method.loss``."""
         return self.loss(model, x, y, concepts), model(x)
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:

@@ -1,4 +1,4 @@
-"""The teacher of a method that learns to see phrases: a text-image model whose scores the encoder is taught."""
+"""The teacher: a text-image model whose concept scores a method trains the encoder to reproduce."""
 
 from omegaconf import DictConfig, OmegaConf
 
@@ -10,10 +10,10 @@ from cbm.methods.base import METHODS, Method
 
 
 def check_teacher(method: Method, cfg: DictConfig) -> None:
-    """Find out before the long work begins whether a run can use the teacher it names.
+    """Check before the long work begins whether a run can use the teacher it names.
 
     Raises:
-        UserError: the method has no use for one, it is not named, or the concepts are learned from images.
+        UserError: the method uses no teacher, the teacher is not named, or the concepts are learned from images.
     """
     if cfg.teacher is not None and not method.uses_teacher:
         able = [name for name, kind in METHODS.items() if kind.uses_teacher]
@@ -31,15 +31,15 @@ def check_teacher(method: Method, cfg: DictConfig) -> None:
 
 
 def load_teacher(method: Method, cfg: DictConfig, encoder: Encoder) -> Encoder | None:
-    """The teacher of a run, or None if that is the encoder itself.
+    """The teacher of a run, or None if the encoder itself is the teacher.
 
     Args:
-        method: what is trained.
+        method: the method that is trained.
         cfg: a ``cbm.config.TrainConfig``.
         encoder: the encoder of the run.
 
     Raises:
-        UserError: the method needs one and there is none, or the model reads no text.
+        UserError: the method needs a teacher and none is named, or the model reads no text.
     """
     if cfg.teacher is None:
         if method.uses_teacher and not encoder.has_text:

@@ -1,11 +1,11 @@
-"""V2C-CBM: He et al., AAAI 2025. Few labelled pictures, said in concepts, decide which concepts a class owns.
+"""V2C-CBM: He et al., AAAI 2025. The concepts nearest to a few labelled images decide which concepts a class owns.
 
-The bank is a codebook (``python -m cbm concepts v2c``: the concepts that unlabelled pictures say most), or any other.
-Every training picture becomes its k nearest concepts; those its class says most are the class's part of the bottleneck.
-The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model; nearest is what is nearest without
-what all pictures share and all concepts share, and the head starts as LaBo's repaired one does: from a prior stated as
-mass, with a fitted factor on the cosines. ``paper`` takes plain cosines, starts from W = 1 for owned concepts with at
-most two shots and at random with more, and multiplies by 100.
+The bank is a codebook (``python -m cbm concepts v2c``: the concepts that are nearest to most unlabelled images), or any
+other. Every training image is replaced by its k nearest concepts; those most frequent in a class become its part of the
+bottleneck. The head is LaBo's, on cosines. ``fidelity=repaired`` (default) keeps the model, but measures
+nearness after subtracting what all images share and what all concepts share, and starts the head as LaBo's repaired one
+does: from a prior stated as mass, with a fitted factor on the cosines. ``paper`` takes plain cosines, starts from W = 1
+for owned concepts with at most two shots and at random with more, and multiplies by 100.
 """
 
 import logging
@@ -33,21 +33,23 @@ class V2CConfig:
     fidelity: str = "repaired"
     """repaired | paper"""
     concepts_per_class: int = 50
+    """Concepts selected for every class"""
     k: int = 5
-    """Concepts of a picture that count; more of them while a class has fewer than ``concepts_per_class``"""
+    """Number of concepts per image that are counted; more while a class has fewer than ``concepts_per_class``"""
     own_mass: float = 0.5
-    """repaired: share of a class's mass on its own concepts before training"""
+    """Share of a class's mass on its own concepts before training (repaired)"""
     lr: float = 0.02
+    """Learning rate"""
     batch_size: int | None = 16384
-    """Pictures per step; null is the full batch"""
+    """Images per step; null is the full batch"""
     patience: int = 20
-    """Validations (every 10 steps or more) without a lower validation loss"""
+    """Validations (every 10 steps or more) without a lower loss after which training stops"""
     max_epochs: int = 1000
 
 
 @register_method("v2c")
 class V2C(Method):
-    """Concepts counted among the tokens of the training pictures; logits = scale * x T^T softmax(W)^T."""
+    """Concepts counted among the tokens of the training images; logits = scale * x T^T softmax(W)^T."""
 
     Config = V2CConfig
 
@@ -57,7 +59,10 @@ class V2C(Method):
         self.owners_given = False
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Tokenise the training pictures, keep what each class says most, and start the head."""
+        """Tokenise the training images, keep the concepts most frequent in each class, and start the head.
+
+        Arguments as for ``Method.build``.
+        """
         assert bank is not None
         owners = bank.owners(data.classes) if self.owners_given else self.token_owners(data, bank)
         columns = owners.any(dim=0).nonzero().flatten()
@@ -72,17 +77,18 @@ class V2C(Method):
         return Built(model, bank, self.config.batch_size)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
-        """The names that were used with the owners they had: pictures would claim any direction as theirs."""
+        """The method on the names that were used, with the owners they had: images would own any direction."""
         row = {text: k for k, text in enumerate(candidates.texts)}
         control = V2C(self.config)
         control.owners_given = True
         return control, replace(candidates.take(row[text] for text in used.texts), concepts=used.concepts)
 
     def token_owners(self, data: FeatureData, bank: ConceptBank) -> Tensor:
-        """Which concepts each class says most, ``[C, M]`` bool.
+        """The concepts most frequent in each class, ``[C, M]`` bool.
 
-        One picture says k concepts; where that makes fewer than ``concepts_per_class`` different ones (few shots), its
-        next nearest count too, after the others. A class never owns a concept that none of its pictures says.
+        Every image counts for its k nearest concepts. If these are fewer than ``concepts_per_class`` different ones
+        (few shots), its next nearest concepts count too, after the others. A class never owns a concept that counts
+        for none of its images.
         """
         wanted = min(self.config.concepts_per_class, len(bank))
         rows = [(data.train.y == c).nonzero().flatten() for c in range(len(data.classes))]

@@ -18,14 +18,14 @@ class ZeroShotConfig:
 
 @register_method("zero_shot")
 class ZeroShot(Method):
-    """logits = logit_scale * cosine of the picture with the class's prompt."""
+    """Classifies by ``logit_scale`` times the cosine of the image with the class's prompt."""
 
     Config = ZeroShotConfig
     concepts_from = "class_names"
     trains = False
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """One concept per class and the identity as head."""
+        """Make a bottleneck with one concept per class and the identity as head; arguments as for ``Method.build``."""
         assert bank is not None
         reference, spread = score_moments(data.train.x, bank.directions())
         head = LinearHead(torch.eye(len(data.classes)))

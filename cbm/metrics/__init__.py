@@ -1,4 +1,4 @@
-"""What is measured for every run."""
+"""Metrics that are measured for every run."""
 
 from cbm.metrics.alignment import ConceptAlignment
 from cbm.metrics.classification import classification_metrics, mcnemar

@@ -1,4 +1,4 @@
-"""Does a concept that was learned still mean its name? Correlation of its score with the score of its own text."""
+"""Does a learned concept still mean its name? Correlation of its score with the score of its own text."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ BLOCK = 1024  # concepts per block of the correlation matrix
 
 
 class ConceptAlignment(Metric):
-    """Correlation over pictures of the scores a model shows under a name with the scores of the names' own directions.
+    """Correlation over images of the scores a model shows under a name with the scores of the names' own directions.
 
     A learned layer may turn concepts into anything: for any invertible A, ``(A W, H A^-1)`` classifies like ``(W, H)``.
 
@@ -19,8 +19,8 @@ class ConceptAlignment(Metric):
     Both scores are linear in the features, so all that is kept is their ``[D, D]`` covariance, whatever N and K.
 
     Args:
-        directions: ``[K, D]`` the model's; ``z = x directions^T``.
-        names: ``[K, D]`` the texts'; ``s = x names^T``.
+        directions: the model's concept directions ``[K, D]``; ``z = x directions^T``.
+        names: embeddings ``[K, D]`` of the concepts' texts; ``s = x names^T``.
     """
 
     higher_is_better = True
@@ -40,14 +40,14 @@ class ConceptAlignment(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, x: Tensor) -> None:
-        """Take in pictures: features ``[N, D]``."""
+        """Add images, given by features ``[N, D]``."""
         x = x.double()
         self.total += x.sum(dim=0)
         self.products += x.T @ x
         self.count += len(x)
 
     def correlations(self, concepts: Tensor | slice) -> Tensor:
-        """``corr(z_k, s_j)`` ``[k, K]`` for some concepts k and all names j; 0 where a score does not vary."""
+        """Correlations ``corr(z_k, s_j)`` of some concepts k with all names j; 0 if a score does not vary."""
         mean = self.total / self.count
         covariance = self.products / self.count - torch.outer(mean, mean)
         z = self._whiten(self.directions[concepts], covariance)
@@ -55,14 +55,14 @@ class ConceptAlignment(Metric):
 
     @staticmethod
     def _whiten(rows: Tensor, covariance: Tensor) -> Tensor:
-        """Rows scaled to unit variance of their scores; zero where that is nothing but rounding."""
+        """Rows scaled to unit variance of their scores; zero if the variance is only rounding."""
         rows = rows.double()
         variance = ((rows @ covariance) * rows).sum(dim=1, keepdim=True)
         nothing = variance <= 1e-10 * covariance.diagonal().sum() * rows.square().sum(dim=1, keepdim=True)
         return torch.where(nothing, 0.0, rows / variance.clamp(min=1e-300).sqrt())
 
     def compute(self) -> dict[str, Tensor]:
-        """``alignment`` and ``self_rank``."""
+        """The metrics ``alignment`` and ``self_rank``."""
         own, first = [], []
         for block in torch.arange(len(self.directions), device=self.directions.device).split(BLOCK):
             correlation = self.correlations(block)

@@ -8,11 +8,11 @@ from torchmetrics.functional.classification import multiclass_accuracy, multicla
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """How good the predictions are.
+    """Accuracy, calibration and loss of class predictions.
 
     Args:
-        logits: ``[N, C]``.
-        labels: ``[N]`` class indices.
+        logits: class logits ``[N, C]``.
+        labels: class indices ``[N]``.
 
     Returns:
         ``accuracy``; ``accuracy_macro``, the mean over classes of the accuracy within the class; ``ece``, the expected
@@ -28,14 +28,14 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
 
 
 def mcnemar(correct_a: Tensor, correct_b: Tensor) -> float:
-    """Exact two-sided McNemar test of two classifiers on the same pictures (McNemar, Psychometrika 1947).
+    """Exact two-sided McNemar test of two classifiers on the same images (McNemar, Psychometrika 1947).
 
     Args:
-        correct_a: ``[N]`` bool, is A right.
-        correct_b: ``[N]`` bool, is B right.
+        correct_a: whether classifier A is right, ``[N]`` bool.
+        correct_b: whether classifier B is right, ``[N]`` bool.
 
     Returns:
-        Probability that the pictures on which exactly one is right split so unevenly, were both equally good.
+        Probability that the images on which exactly one is right would split so unevenly if both were equally good.
     """
     only_a = int((correct_a & ~correct_b).sum())
     only_b = int((correct_b & ~correct_a).sum())

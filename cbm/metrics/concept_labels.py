@@ -1,4 +1,4 @@
-"""Are the concepts right? Where a data set says which concepts a picture shows, scores are compared with that."""
+"""Are the concepts right? Concept scores compared with the concept labels of a data set, if it has any."""
 
 import torch
 from torch import Tensor
@@ -10,16 +10,16 @@ def concept_label_metrics(
 ) -> tuple[dict[str, float], list[float]]:
     """Accuracy and AUROC of concept scores.
 
-    A cosine has no natural threshold: each concept's is the one that is best on the validation split.
+    A cosine has no natural threshold, so each concept gets the one that is best on the validation split.
 
     Args:
-        scores: ``[N, M]`` scores of M matched concepts on the evaluated split.
-        truth: ``[N, M]`` 1, 0 or NaN (unknown).
-        val_scores: ``[V, M]`` on the validation split.
-        val_truth: ``[V, M]``.
+        scores: scores ``[N, M]`` of M concepts with labels, on the evaluated split.
+        truth: concept labels ``[N, M]``: 1, 0, or NaN if unknown.
+        val_scores: scores ``[V, M]`` on the validation split.
+        val_truth: concept labels ``[V, M]`` on the validation split.
 
     Returns:
-        ``concept_accuracy`` and ``concept_auroc`` (means over concepts present in some pictures and absent in
+        ``concept_accuracy`` and ``concept_auroc`` (means over concepts present in some images and absent in
         others), ``concepts_matched``; and the M AUROCs (NaN where undefined).
     """
     accuracies, aurocs = [], []
@@ -47,13 +47,13 @@ def concept_probability_metrics(probability: Tensor, truth: Tensor) -> dict[str,
     """Accuracy (at one half), AUROC and calibration of concept probabilities.
 
     Args:
-        probability: ``[N, M]``.
-        truth: ``[N, M]`` 1, 0 or NaN (unknown).
+        probability: probabilities ``[N, M]`` of M concepts with labels.
+        truth: concept labels ``[N, M]``: 1, 0, or NaN if unknown.
 
     Returns:
-        ``concept_accuracy``; ``all_concepts_accuracy``, the share of pictures of which every known concept is right;
-        ``concept_auroc``, mean over concepts of which both kinds are known; ``concept_ece``, expected calibration error
-        of all answers together (15 bins); ``concepts_matched``.
+        ``concept_accuracy``; ``all_concepts_accuracy``, the share of images for which every known concept is right;
+        ``concept_auroc``, the mean over concepts that are present in some images and absent in others;
+        ``concept_ece``, the expected calibration error of all answers together (15 bins); ``concepts_matched``.
     """
     known, probability = ~truth.isnan(), probability.clamp(0, 1)  # torchmetrics takes anything beyond for logits
     right = (probability > 0.5) == (truth == 1)
@@ -72,7 +72,12 @@ def concept_probability_metrics(probability: Tensor, truth: Tensor) -> dict[str,
 
 
 def best_threshold(scores: Tensor, truth: Tensor) -> float:
-    """The cut with the highest accuracy of ``score > cut``, midway between two scores; scores and truth ``[N]``."""
+    """The threshold with the highest accuracy of ``score > threshold``, midway between two scores.
+
+    Args:
+        scores: scores ``[N]`` of one concept.
+        truth: concept labels ``[N]``.
+    """
     known = ~truth.isnan()
     order = scores[known].argsort()
     values, labels = scores[known][order].double(), truth[known][order].double()

@@ -1,4 +1,4 @@
-"""Everything that is measured about a classifier on one split."""
+"""All metrics of a classifier on one split."""
 
 import math
 from collections.abc import Sequence
@@ -27,7 +27,13 @@ from cbm.metrics.nec import SparseHead
 
 
 def truncated_logits(model: ConceptBottleneck, x: Tensor, count: int = 5) -> Tensor:
-    """Logits ``[N, C]`` when every class may use its ``count`` most important concepts only (and no residual)."""
+    """Logits ``[N, C]`` if every class uses only its most important concepts, without the residual.
+
+    Args:
+        model: the bottleneck.
+        x: unit-norm features ``[N, D]``.
+        count: number of concepts per class.
+    """
     path = model.concept_path()
     return path.logits(x, truncated_weights(path, count))
 
@@ -40,9 +46,9 @@ def evaluate_split(
 
     Args:
         model: a ``ConceptBottleneck`` or any classifier of features.
-        bank: the concepts of its columns; None without concepts.
-        data: encoded splits; concept thresholds come from its validation split.
-        name: which split.
+        bank: the concepts of the model's columns; None without concepts.
+        data: encoded splits; thresholds of concepts are chosen on the validation split.
+        name: name of the split to evaluate.
         heads: re-solved heads on the model's concepts (``cbm.metrics.nec``).
     """
     split = data.splits[name]
@@ -67,7 +73,13 @@ def evaluate_split(
 
 
 def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[SparseHead]) -> dict[str, float]:
-    """Accuracy at equal sparsity: truncated (``accuracy_nec5``), and re-solved if there are ``heads``; averages too."""
+    """Accuracy at equal sparsity, with averages.
+
+    Args:
+        model: the bottleneck, whose own head is truncated (``accuracy_nec5``).
+        split: the images.
+        heads: re-solved heads on the model's concepts; may be empty.
+    """
     counts = dict.fromkeys([5, *(head.target for head in heads)])
     truncated = {count: accuracy(truncated_logits(model, split.x, count), split.y) for count in counts}
     values = {"accuracy_nec5": truncated[5]}
@@ -84,9 +96,9 @@ def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[S
 
 @torch.no_grad()
 def image_sparsity(model: ConceptBottleneck, x: Tensor) -> dict[str, float]:
-    """How many concepts enter one picture's decision: sparsity of what they add to the logit of the predicted class.
+    """How many concepts affect one image's decision: sparsity of the contributions to the logit of the predicted class.
 
-    Of at most 4,096 pictures at even distances: these are means, and K numbers per picture are looked at.
+    The means are taken over at most 4,096 images at even distances.
     """
     sparsity = ImageSparsity()
     for part in spaced(x, 4096).split(256):
@@ -96,12 +108,16 @@ def image_sparsity(model: ConceptBottleneck, x: Tensor) -> dict[str, float]:
 
 @torch.no_grad()
 def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[str, float]:
-    """Whether concepts that were learned still mean their names, and of how many concepts of the bank they are mixed.
+    """Whether learned concepts still mean their names, and how many concepts of the bank each of them mixes.
 
-    Without a learned layer every name shows the score of its own direction: all three are 1.
+    Without a learned layer every concept has the score of its own direction, and all three metrics are 1. No metric is
+    returned if the bank does not hold its texts' directions in the space of the features (``label_free`` with another
+    text-image model as teacher).
 
-    Left out where the bank does not hold its texts' directions in the space of the features (``label_free`` with
-    another text-image model as teacher).
+    Args:
+        model: the bottleneck.
+        bank: the concepts of its columns.
+        x: unit-norm features ``[N, D]``.
     """
     if any("projection" in concept.provenance for concept in bank.concepts):
         return {}
@@ -114,7 +130,7 @@ def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[st
 
 
 def residual_metrics(model: ConceptBottleneck, split: FeatureSplit) -> dict[str, float]:
-    """How much of the decision of PCBM-h passes by the concepts: the two paths alone, and the residual's share."""
+    """How much of PCBM-h's decision bypasses the concepts: metrics of either path alone, and the residual's share."""
     assert model.residual is not None
     concepts, residual = predict_logits(model.concept_path(), split.x), predict_logits(model.residual, split.x)
     values = {"residual_share": residual_share(concepts, residual)}
@@ -132,17 +148,17 @@ def deleted_logits(model: ConceptBottleneck, x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def outside_share(model: ConceptBottleneck, x: Tensor) -> float:
-    """Share of the decision that does not pass through the concepts; 0 without a residual."""
+    """Share of the decision that bypasses the concepts; 0 without a residual."""
     if model.residual is None:
         return 0.0
     return residual_share(predict_logits(model.concept_path(), x), predict_logits(model.residual, x))
 
 
 def residual_share(concepts: Tensor, residual: Tensor) -> float:
-    """Share of the residual in what tells pictures and classes apart, from the two paths' logits ``[N, C]``.
+    """Share of the residual in the differences between images and classes, from the two paths' logits ``[N, C]``.
 
-    Mean absolute size of each after removing what is the same for all classes of a picture and for all pictures of a
-    class: neither tells anything.
+    The size of a path is the mean absolute value of its logits after subtracting the mean of every image and of every
+    class, which do not affect decisions.
     """
 
     def size(logits: Tensor) -> float:
@@ -159,13 +175,13 @@ def accuracy(logits: Tensor, y: Tensor) -> float:
 
 @torch.no_grad()
 def used_concept_truth(model: ConceptBottleneck, x: Tensor, columns: list[int], truth: Tensor) -> dict[str, float]:
-    """Are the concepts that a picture uses true of it? Share of right ones among those whose truth is known.
+    """Share of the concepts used for an image that the image really shows, among those with labels.
 
     Args:
-        model: most of whose activations are zero.
-        x: ``[N, D]`` unit-norm features.
-        columns: M concepts of known truth.
-        truth: ``[N, M]`` 1, 0 or NaN (unknown).
+        model: bottleneck most of whose activations are zero.
+        x: unit-norm features ``[N, D]``.
+        columns: columns of M concepts with labels.
+        truth: concept labels ``[N, M]``: 1, 0, or NaN if unknown.
     """
     right = total = 0
     for part, target in zip(x.split(1024), truth.split(1024)):
@@ -177,7 +193,14 @@ def used_concept_truth(model: ConceptBottleneck, x: Tensor, columns: list[int], 
 def concept_ground_truth(
     model: ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
 ) -> tuple[dict[str, float], dict[int, float]]:
-    """Concept accuracy and AUROC where the data set knows the truth; the AUROC of each matched concept by column."""
+    """Concept accuracy and AUROC for concepts that the data set labels, and the AUROC of each of these by column.
+
+    Args:
+        model: the bottleneck.
+        bank: the concepts of its columns.
+        split: the evaluated images.
+        data: encoded splits; thresholds of concepts are chosen on the validation split.
+    """
     matches = match_concepts(bank.texts, data.concept_names)
     val = data.splits.get("val", split)
     if not matches or split.concepts is None or val.concepts is None:
@@ -195,9 +218,16 @@ def concept_ground_truth(
 def energy_metrics(
     model: EnergyBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
 ) -> dict[str, float]:
-    """The class from the concepts alone and with a look at the picture; the concepts, if their truth is known.
+    """Metrics of an energy-based model.
 
-    ``..._direct`` is what a concept's own evidence says. ``ess``: the median of a picture's effective samples.
+    The class is inferred from the concepts alone, and also from the image; concepts are measured if they have labels.
+    ``..._direct`` uses each concept's own evidence only; ``ess`` is the median of the images' effective samples.
+
+    Args:
+        model: the energies.
+        bank: the concepts of its columns.
+        split: the evaluated images.
+        data: encoded splits, for the names of labelled concepts.
     """
     matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
@@ -222,10 +252,15 @@ def energy_metrics(
 
 
 def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) -> tuple[Tensor, dict[str, list[int]]]:
-    """The truth of a bank's concepts, as far as the data set knows it.
+    """The labels of a bank's concepts, as far as the data set has them.
+
+    Args:
+        bank: the K concepts.
+        split: the images.
+        data: encoded splits, for the names of labelled concepts.
 
     Returns:
-        ``[N, K]`` 1, 0 or NaN; and the data set's exclusive groups, as columns of the bank.
+        Concept labels ``[N, K]``: 1, 0, or NaN if unknown; and the data set's exclusive groups, as columns of the bank.
     """
     concepts = torch.full((len(split), len(bank)), float("nan"))
     if split.concepts is None:
@@ -241,9 +276,15 @@ def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) ->
 def told_concepts(
     model: EnergyBottleneck | ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
 ) -> dict[str, float]:
-    """What correcting concepts is worth (``cbm.metrics.intervention``), of 2,048 pictures at even distances.
+    """Accuracy as more concepts are set (``cbm.metrics.intervention``), on at most 2,048 images at even distances.
 
-    Only concepts whose truth the data set knows are told; without any, nothing is measured.
+    Only concepts with labels are set; without any, no metric is returned.
+
+    Args:
+        model: energies, or a bottleneck.
+        bank: the concepts of its columns.
+        split: the evaluated images.
+        data: encoded splits, for the names of labelled concepts.
     """
     concepts, groups = known_concepts(bank, split, data)
     if bool(concepts.isnan().all()):

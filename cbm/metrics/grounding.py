@@ -1,4 +1,4 @@
-"""Does a concept fire on the pictures of the classes that claim it?"""
+"""Grounding: does a concept score higher on images of the classes that own it?"""
 
 import torch
 from torch import Tensor
@@ -7,20 +7,20 @@ from cbm.kernels import class_sums, score_moments
 
 
 def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean score of every concept on the pictures of its owners minus its mean score on all others.
+    """Mean score of every concept on the images of its owners minus its mean score on all others.
 
-    The owners come from the language, the scores from the pictures; a concept whose direction has nothing to do with
-    its name has a gap near zero.
+    The owners come from the text, the scores from the images; a concept whose direction has nothing to do with its name
+    has a gap near zero.
 
     Args:
-        x: ``[N, D]`` unit-norm features.
-        y: ``[N]`` class indices.
-        concepts: ``[K, D]`` the directions the model uses.
-        owners: ``[C, K]`` bool.
+        x: unit-norm features ``[N, D]``.
+        y: class indices ``[N]``.
+        concepts: concept directions ``[K, D]`` of the model.
+        owners: which class owns which concept, ``[C, K]`` bool.
 
     Returns:
-        The gap ``[K]`` in cosine units, and in standard deviations of the concept's score over the pictures. NaN for
-        a concept without an owner, or without a class that does not own it.
+        The gaps ``[K]`` in cosine units, and in standard deviations of the concept's score over the images. NaN for a
+        concept that no class or every class owns.
     """
     classes = len(owners)
     counts = torch.bincount(y, minlength=classes).float()
@@ -33,6 +33,9 @@ def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tupl
 
 
 def grounding_gap(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[float, float]:
-    """Mean of ``concept_gaps`` over the concepts that have one: in cosine units, and in standard deviations."""
+    """Mean of ``concept_gaps`` over the concepts that have one, in cosine units and in standard deviations.
+
+    Arguments as for ``concept_gaps``.
+    """
     gap, standard = concept_gaps(x, y, concepts, owners)
     return float(gap.nanmean()), float(standard.nanmean())

@@ -1,4 +1,4 @@
-"""How many concepts one picture's decision uses: sparsity of rows of contributions or activations."""
+"""How many concepts one image's decision uses: sparsity of its contributions or activations."""
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ KEYS = ("l0", "l0_1pct", "hoyer", "participation", "entropy_concepts", "gini")
 
 
 class ImageSparsity(Metric):
-    """Mean sparsity of rows ``a`` of K numbers, one row per picture.
+    """Mean sparsity of rows ``a`` of K numbers, one row per image.
 
     - ``l0``: numbers other than zero; ``l0_1pct``: larger than one hundredth of the largest.
     - ``hoyer``: ``(sqrt(K) - |a|_1 / |a|_2) / (sqrt(K) - 1)``, 0 for equal sizes, 1 for one alone (Hoyer, JMLR 2004).
@@ -31,7 +31,7 @@ class ImageSparsity(Metric):
         self.add_state("count", torch.tensor(0), dist_reduce_fx="sum")
 
     def update(self, values: Tensor) -> None:
-        """Take in the rows of ``values`` ``[N, K]``."""
+        """Add the rows of ``values`` ``[N, K]``."""
         size = values.abs().double()
         k, total, largest = size.shape[1], size.sum(dim=1), size.amax(dim=1, keepdim=True)
         norm = size.norm(dim=1).clamp(min=1e-300)

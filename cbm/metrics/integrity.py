@@ -16,11 +16,11 @@ class Evidence:
     """One test of the concepts.
 
     Attributes:
-        question: what is asked.
-        finding: the numbers.
-        meaning: why it is asked, in one sentence.
-        passed: it speaks for the concepts.
-        decisive: the verdict needs it to pass.
+        question: question that the test answers.
+        finding: result of the test with its numbers.
+        meaning: reason for the test, in one sentence.
+        passed: whether the result supports the concepts.
+        decisive: whether the verdict needs this test to pass.
     """
 
     question: str
@@ -32,17 +32,17 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Integrity:
-    """What speaks for and against the concepts of a model.
+    """The evidence for and against the concepts of a model.
 
     Attributes:
-        accuracy: of the model (``real``) and of the same method on ``random`` and on ``shuffled`` concepts.
-        nec5: the same when every class may use its five most important concepts only.
+        accuracy: accuracy of the model (``real``) and of the same method on ``random`` and on ``shuffled`` concepts.
+        nec5: accuracy of the same three if every class uses only its five most important concepts.
         gap: mean grounding gap of the same three, in standard deviations.
         deleted: accuracy with every concept held at its reference value.
-        renamed: accuracy when the names are dealt out anew after training and each is taken at its word.
+        renamed: accuracy if the names are shuffled after training and every concept is scored by its new name.
         chance: share of the largest class.
-        outside: share of the decision that does not pass through the concepts (0 without a residual).
-        evidence: the tests and their outcome.
+        outside: share of the decision that bypasses the concepts (0 without a residual).
+        evidence: the tests and their results.
     """
 
     accuracy: dict[str, float]
@@ -56,12 +56,12 @@ class Integrity:
 
     @property
     def carries(self) -> bool:
-        """The verdict: every decisive test is passed."""
+        """Whether the concepts carry the decision: every decisive test is passed."""
         return all(test.passed for test in self.evidence if test.decisive)
 
     @property
     def verdict(self) -> str:
-        """One line."""
+        """The verdict in one line."""
         failed = [test for test in self.evidence if test.decisive and not test.passed]
         if failed:
             return "the concepts do not carry the decision: " + "; ".join(test.finding for test in failed)
@@ -87,20 +87,20 @@ def weigh_integrity(
     """Test the concepts of a model.
 
     The concepts carry the decision if their names fit (a concept scores at least 0.2 standard deviations, Cohen's
-    "small" effect, and significantly more on the pictures of its owners than it would under a shuffled name), if names
-    dealt out anew after training lose half of the accuracy above chance, if five concepts per class keep half of it, if
-    deleting all concepts leaves chance, and if less than a tenth of the decision passes by them. That random concepts
-    do as well with five per class does not refute the concepts, only accuracy as evidence for them; it is said beside
-    the verdict.
+    "small" effect, and significantly more on the images of its owners than it would under a shuffled name), if names
+    shuffled after training lose half of the accuracy above chance, if five concepts per class keep half of it, if
+    deleting all concepts leaves chance, and if less than a tenth of the decision bypasses them. If random concepts do
+    as well with five per class, this does not refute the concepts, only accuracy as evidence for them; it is reported
+    beside the verdict.
 
     Args:
-        correct: which test pictures ``[N]`` are classified correctly, by ``real``, ``random`` and ``shuffled``.
-        correct_nec5: the same at five concepts per class.
-        gaps: grounding gap of every concept ``[K]`` in standard deviations, NaN where undefined.
+        correct: which test images ``[N]`` are classified correctly, by ``real``, ``random`` and ``shuffled``.
+        correct_nec5: which test images ``[N]`` are classified correctly with five concepts per class, likewise.
+        gaps: grounding gaps ``[K]`` in standard deviations, likewise; NaN if undefined.
         deleted: accuracy with every concept held at its reference value.
-        renamed: accuracy with the names dealt out anew.
+        renamed: accuracy with shuffled names.
         chance: share of the largest class in the split.
-        outside: share of the decision outside the bottleneck.
+        outside: share of the decision that bypasses the concepts.
     """
     accuracy, nec5 = (
         {name: float(right.float().mean()) for name, right in group.items()} for group in (correct, correct_nec5)
@@ -163,13 +163,13 @@ def weigh_integrity(
 
 @torch.no_grad()
 def renamed_accuracy(model: ConceptBottleneck, x: Tensor, y: Tensor, draws: int = 5) -> float:
-    """Accuracy when every concept's weights are kept but it is read as another concept, mean over seeded draws.
+    """Accuracy if every concept keeps its weights but gets the score of another concept, mean over seeded draws.
 
     Args:
-        model: K concepts.
-        x: ``[N, D]`` unit-norm features.
-        y: ``[N]`` class indices.
-        draws: permutations of the concepts (no concept keeps its meaning).
+        model: the bottleneck.
+        x: unit-norm features ``[N, D]``.
+        y: class indices ``[N]``.
+        draws: number of permutations of the concepts (no concept keeps its meaning).
     """
     right, weights = 0.0, model.weights()
     for seed in range(draws):
@@ -186,8 +186,8 @@ def welch(a: Tensor, b: Tensor) -> float:
     """Two-sided p of Welch's test that two samples (NaN left out) have the same mean; normal approximation.
 
     Args:
-        a: ``[n]``.
-        b: ``[m]``.
+        a: first sample ``[n]``.
+        b: second sample ``[m]``.
     """
     a, b = a[~a.isnan()].double(), b[~b.isnan()].double()
     if len(a) < 2 or len(b) < 2:
@@ -197,13 +197,19 @@ def welch(a: Tensor, b: Tensor) -> float:
 
 
 def compare(mine: float, other: float, p: float) -> str:
-    """``random concepts do better (84% against 70%, p < 0.001)``."""
+    """Words for a comparison: ``random concepts do better (84% against 70%, p < 0.001)``.
+
+    Args:
+        mine: accuracy of the model.
+        other: accuracy of the other model.
+        p: p-value of the difference.
+    """
     how = "cannot be told apart" if p >= 0.05 else ("do worse" if mine > other else "do better")
     return f"random concepts {how} ({other:.1%} against {mine:.1%}, {p_value(p)})"
 
 
 def p_value(p: float) -> str:
-    """``p = 0.03``, ``p < 0.001``."""
+    """Words for a p-value: ``p = 0.03``, ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
 
 

@@ -1,7 +1,7 @@
-"""What correcting concepts is worth: accuracy when more and more of a picture's true concepts are told to the model.
+"""Interventions: accuracy as more and more of an image's concepts are set to the truth.
 
-Koh et al., "Concept Bottleneck Models", ICML 2020; the ratios are those of Xu et al., ICLR 2024. Told are whole groups,
-in a random order of each picture's own, and whoever is told more is told the same and some more.
+Koh et al., "Concept Bottleneck Models", ICML 2020; the ratios are those of Xu et al., ICLR 2024. Whole groups are set,
+in a random order for each image; a larger share includes the groups of a smaller one.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,12 +16,12 @@ Answer = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class InterventionCurve:
-    """Accuracies at every ratio of concepts told.
+    """Accuracies for every share of concepts that are set.
 
     Attributes:
-        ratios: of groups told.
-        class_accuracy: share of pictures classified correctly.
-        others_accuracy: share of correct answers about known concepts that were not told; NaN where all were.
+        ratios: shares of the groups that are set.
+        class_accuracy: share of images classified correctly.
+        others_accuracy: accuracy of labelled concepts that were not set; NaN if all were.
     """
 
     ratios: list[float]
@@ -36,7 +36,7 @@ class InterventionCurve:
         return float(torch.trapezoid(y, x) / (x[-1] - x[0]))
 
     def metrics(self) -> dict[str, float]:
-        """``intervention_area``, and ``intervention_accuracy_30``, ``intervention_others_30`` at 30 per cent told."""
+        """``intervention_area``, ``intervention_accuracy_30`` and ``intervention_others_30`` (30 % are set), ..."""
         values = {"intervention_area": self.area}
         for ratio, right, others in zip(self.ratios, self.class_accuracy, self.others_accuracy):
             values[f"intervention_accuracy_{round(100 * ratio)}"] = right
@@ -48,16 +48,16 @@ def intervention_curve(
     answer: Answer, concepts: Tensor, y: Tensor, groups: Sequence[Sequence[int]], *,
     ratios: Sequence[float] = RATIOS, seed: int = 0,
 ) -> InterventionCurve:  # fmt: skip
-    """Tell a model more and more of what is true of a picture.
+    """Accuracy as more and more concepts of an image are set to the truth.
 
     Args:
-        answer: what is told ``[N, K]`` (1, 0, NaN not told) to class scores ``[N, C]`` and concept probabilities
-            ``[N, K]``.
-        concepts: ``[N, K]`` 1, 0, NaN unknown; what is unknown is neither told nor asked.
-        y: ``[N]``.
-        groups: columns told together; a column of no group is told by itself.
-        ratios: shares of the groups that are told.
-        seed: of the order.
+        answer: function from known concepts ``[N, K]`` (1, 0, NaN if unknown) to class scores ``[N, C]`` and concept
+            probabilities ``[N, K]``.
+        concepts: concept labels ``[N, K]``: 1, 0, or NaN if unknown; unknown ones are neither set nor scored.
+        y: class indices ``[N]``.
+        groups: lists of columns that are set together; a column in no group is set alone.
+        ratios: shares of the groups to set.
+        seed: random seed for the order of the groups.
     """
     units = told_together(concepts, groups)
     unit_of = torch.zeros(concepts.shape[1], dtype=torch.long)  # what is never known is never told
@@ -76,11 +76,12 @@ def intervention_curve(
 
 
 def told_together(concepts: Tensor, groups: Sequence[Sequence[int]]) -> list[list[int]]:
-    """Columns that are told at once: the groups, then every column of no group by itself.
+    """Lists of columns that are set together: the groups, then every column in no group alone.
 
     Args:
-        concepts: ``[N, K]`` 1, 0, NaN unknown. A column of no group that is unknown of every picture is left out.
-        groups: columns each.
+        concepts: concept labels ``[N, K]``: 1, 0, or NaN if unknown. A column in no group without any label is left
+            out.
+        groups: lists of columns.
     """
     grouped = {k for group in groups for k in group}
     known = (~concepts.isnan()).any(dim=0)

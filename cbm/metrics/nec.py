@@ -25,14 +25,14 @@ class SparseHead:
     """A re-solved head with its certificate.
 
     Attributes:
-        target: concepts per class that were asked for.
-        nec: concepts per class that it has (fewer where the concepts do not suffice).
+        target: requested number of concepts per class.
+        nec: actual number of concepts per class (smaller if there are too few concepts).
         lam: penalty.
         gap: bound on the relative distance from the optimum, in float64.
         kkt: largest violation of the optimality conditions, as a share of the l1 penalty.
-        cut: weights that were cut to meet the number exactly.
-        weight: ``[C, K]`` on the raw scores ``x T^T``.
-        bias: ``[C]``.
+        cut: number of weights that were removed to meet the target exactly.
+        weight: weights ``[C, K]`` of the raw scores ``x T^T``.
+        bias: biases ``[C]``.
     """
 
     target: int
@@ -51,10 +51,10 @@ def resolve_heads(
     """Solve a sparse head on the concepts of a model for every number of concepts per class.
 
     Args:
-        model: whose concepts; its own head and residual are not looked at.
-        train: pictures the head is fitted on.
-        num_classes: C.
-        targets: concepts per class.
+        model: bottleneck whose concepts are used; its own head and residual are ignored.
+        train: training images.
+        num_classes: number of classes C.
+        targets: numbers of concepts per class.
     """
     if not targets:
         return []
@@ -84,7 +84,7 @@ def save_heads(heads: list[SparseHead], path: Path) -> None:
 
 
 def load_heads(path: Path) -> list[SparseHead]:
-    """Read what ``save_heads`` wrote; none if there is no such file.
+    """Read what ``save_heads`` wrote; an empty list if there is no such file.
 
     Raises:
         UserError: the file is damaged.

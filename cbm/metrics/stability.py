@@ -8,7 +8,7 @@ from torchmetrics import Metric
 
 
 class TopConceptStability(Metric):
-    """Mean Jaccard overlap of the concepts that several runs name for the same classes or pictures.
+    """Mean Jaccard overlap of the concepts that several runs name for the same classes or images.
 
     ``|A and B| / |A or B|`` for every row and every pair of runs: 1 if all runs name the same concepts, in any order.
     """
@@ -22,13 +22,13 @@ class TopConceptStability(Metric):
         self.add_state("runs", [], dist_reduce_fx=None)
 
     def update(self, named: list[list[str]]) -> None:
-        """Take in one run: for each of its rows (classes, pictures) the concepts it names; same rows in every run."""
+        """Add one run: the concepts that it names for each row (class or image); every run has the same rows."""
         if self.runs and len(named) != len(self.runs[0]):
             raise ValueError(f"{len(named)} rows; the runs before have {len(self.runs[0])}")
         self.runs.append([frozenset(row) for row in named])
 
     def compute(self) -> Tensor:
-        """The mean overlap; NaN for a single run."""
+        """The mean overlap; NaN if there is only one run."""
         overlaps = [
             len(a & b) / len(a | b)
             for first, second in combinations(self.runs, 2)

@@ -1,4 +1,4 @@
-"""What a run has to show: its report (``write_report``) and tables over many runs (``cbm.report.compare``)."""
+"""Reports of a run (``write_report``) and tables over many runs (``cbm.report.compare``)."""
 
 from typing import TYPE_CHECKING, Any
 

@@ -1,4 +1,4 @@
-"""What the model knows about every class: its accuracy, what it is taken for, its concepts."""
+"""Facts about every class: its accuracy, the class it is confused with, its concepts."""
 
 from dataclasses import dataclass, field
 
@@ -17,11 +17,11 @@ class ClassConcept:
 
     Attributes:
         text: the concept.
-        importance: what one standard deviation of its score adds to the class's logit.
-        weight: what one unit of what the head reads of it adds (without an activation, of its score).
-        owned: the bank names this class as an owner.
+        importance: how much one standard deviation of its score adds to the class's logit.
+        weight: how much one unit of its activation adds to the class's logit.
+        owned: whether the bank names this class as an owner.
         owners: the owning classes; empty if the bank names none.
-        auroc: how well its score finds the pictures that show it, where the data set knows; or None.
+        auroc: AUROC of its score on images with labels of the concept; None if there are none.
     """
 
     text: str
@@ -37,11 +37,11 @@ class ClassFacts:
     """One class on the test split.
 
     Attributes:
-        name: of the class.
-        count: test pictures.
-        accuracy: share of them classified correctly; None without pictures.
-        confused_with: the class they are most often taken for, or None.
-        confused: how many are.
+        name: name of the class.
+        count: number of test images.
+        accuracy: share of them classified correctly; None without images.
+        confused_with: class that they are most often confused with, or None.
+        confused: number of images that are.
         concepts: the most important ones, in order.
         own_share: share of the class's importance that lies on concepts it owns; None if the bank has no owners.
     """

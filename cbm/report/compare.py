@@ -56,9 +56,9 @@ NOT_RANKED = (
     "model/n_concepts", "time/fit_s", "memory/peak_mb", "test/image_l0", "test/self_rank",
     "integrity/random_accuracy_nec5", "integrity/shuffled_accuracy_nec5",
 )  # fmt: skip
-"""Of no merit by themselves: a model that learns no names keeps them all."""
+"""Columns that are never marked as best: a model that learns no names keeps them all."""
 SIGNIFICANT = 0.05
-"""Of a paired t-test over the seeds that a row shares with the best one, three or more."""
+"""Significance level of a paired t-test over the seeds that a row shares with the best one, three or more."""
 EQUAL = "≈"
 """Stands behind a number that is not significantly worse than the best."""
 LABELS = ("method", "dataset", "encoder", "concepts", "shots", "settings")
@@ -72,8 +72,8 @@ class Row:
         labels: ``method``, ``dataset``, ``encoder``, ``concepts``, ``shots``, and ``settings``: the
             method's fidelity, and where its settings differ from other rows.
         values: metric to its value in every run that has it; ``STABILITY`` has one value for all runs.
-        seeds: of the runs.
-        paths: of the runs.
+        seeds: seeds of the runs.
+        paths: directories of the runs.
         best: metrics in which no row of the same data set and shots is better.
         equal: metrics in which a better row is not significantly better.
     """

@@ -16,12 +16,12 @@ CLASSES, CONCEPTS_IN_MATRIX, PAIRS = 20, 120, 6
 
 @dataclass(frozen=True)
 class ToldRow:
-    """Accuracy with a share of the concepts told.
+    """Accuracy with a share of the concepts set.
 
     Attributes:
-        percent: of the groups told.
-        accuracy: of the class.
-        others: of the concepts that were not told; None where all were.
+        percent: percentage of the groups that are set.
+        accuracy: accuracy of the class.
+        others: accuracy of the concepts that were not set; None if all were.
     """
 
     percent: int

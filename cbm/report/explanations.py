@@ -118,7 +118,7 @@ def break_down(
         negative: how many negative ones.
     """
     order = values.argsort(descending=True, stable=True).tolist()
-    visible = float(values.abs().max()) / 30  # shorter bars are no news
+    visible = float(values.abs().max()) / 30  # bars shorter than 1/30 of the longest are not shown
     top = [k for k in order[:positive] if values[k] > visible]
     bottom = [k for k in order[::-1][:negative] if values[k] < -visible]
     shown = [Contribution(texts[k], float(values[k]), float(levels[k])) for k in top + bottom]

@@ -56,18 +56,18 @@ TIMES = {
 
 @dataclass(frozen=True)
 class Example:
-    """A test picture and why it was called what it was called.
+    """A test image with the explanation of its decision.
 
     Attributes:
-        picture: the picture.
-        true: its class.
-        predicted: what it was called.
-        probability: of the predicted class.
-        other: the class it is compared with: the runner-up, or for a mistake the true class.
-        other_probability: of that class.
+        picture: the image.
+        true: its true class.
+        predicted: its predicted class.
+        probability: probability of the predicted class.
+        other: class of comparison: the second most probable one, or for a mistake the true class.
+        other_probability: probability of that class.
         why: the predicted logit as a sum; None without concepts.
         lead: predicted minus other logit as a sum; None without concepts.
-        sentence: a mistake in words; empty without concepts.
+        sentence: description of a mistake in words; empty without concepts.
     """
 
     picture: Thumbnail

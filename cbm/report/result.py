@@ -1,4 +1,4 @@
-"""``RunResult``: what training hands to whoever shows it (report, terminal, W&B)."""
+"""``RunResult``: the result of training, which the report, the terminal and W&B show."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,18 +17,18 @@ from cbm.metrics.nec import SparseHead
 
 @dataclass(frozen=True)
 class RunResult:
-    """A trained model with everything that was found out about it.
+    """A trained model with everything that was measured of it.
 
     Attributes:
         path: the run directory.
         cfg: the configuration of the run (``cbm.config.TrainConfig``).
         model: the trained classifier.
-        bank: the concepts of its columns; None without concepts.
+        bank: the concepts of the model's columns; None without concepts.
         data: encoded splits.
         dataset: the images; rows of ``dataset.splits["test"]`` are those of ``data.test``.
         metrics: the contents of ``metrics.json``.
         heads: heads solved anew at given numbers of concepts per class.
-        integrity: the evidence for the concepts, if it was gathered.
+        integrity: the evidence for the concepts; None if it was not gathered.
         baselines: test metrics of other classifiers on the same images, by name.
     """
 

@@ -16,7 +16,7 @@ class GroundedConcept:
 
     Attributes:
         text: the concept.
-        auroc: of its score on the test pictures.
+        auroc: AUROC of its score on the test images.
         prevalence: share of the test pictures that show it.
     """
 

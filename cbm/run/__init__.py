@@ -1,4 +1,4 @@
-"""A configuration in, a run directory out; and what is asked of it later."""
+"""Train a run from a configuration, and evaluate, correct and report it later."""
 
 from cbm.run.evaluate import evaluate
 from cbm.run.rewrite_report import rewrite_report

@@ -1,7 +1,8 @@
-"""``python -m cbm adapt``: editors of finished runs for another domain, side by side over draws of labelled pictures.
+"""``python -m cbm adapt``: editors of finished runs for another domain, side by side over draws of labelled images.
 
-Edits are bound to the domain: pictures from home keep their logits bit by bit. What the edits (or the other models that
-some editors make) would do to these, were they applied there too, is measured beside it.
+Edits are bound to the domain: images of the source domain keep exactly the same logits. The accuracy that the edits (or
+the other models that some editors make) would have in the source domain, if they were applied there too, is measured as
+well.
 """
 
 import itertools
@@ -23,12 +24,12 @@ UNEDITED = "unedited"
 
 @dataclass(frozen=True)
 class Adaptation:
-    """One draw of labelled pictures.
+    """The results for one draw of labelled images.
 
     Attributes:
-        proposals: of every editor, by name.
-        target: accuracy on the other domain's test pictures that were not drawn, of every editor and unedited.
-        source: accuracy on the own test pictures, were the same done there too.
+        proposals: proposal of every editor, by name.
+        target: accuracy on the other domain's test images that were not drawn, by editor and ``unedited``.
+        source: accuracy on the source domain's test images, if the same correction were applied there.
     """
 
     proposals: dict[str, Proposal]
@@ -40,23 +41,27 @@ def adapt(
     run: Path, dataset: str, cache: Path, *, editors: list[str], root: Path | None = None, shots: int = 4,
     draws: int = 1, guard: str = "default", protect: tuple[str, ...] = (),
 ) -> list[Adaptation]:  # fmt: skip
-    """Correct a run's model for another domain, once for every draw of labelled pictures from its test split.
+    """Correct a run's model for another domain, once for every draw of labelled images from that domain's test split.
 
-    The pictures that are not drawn are tested.
+    The images that are not drawn are tested.
 
     Args:
-        run: a finished run of a bottleneck.
-        dataset: card of the domain; it has the run's classes.
-        cache: of features.
-        editors: names of ``cbm.editing.EDITORS``.
-        root: where its pictures are, if the card does not say.
-        shots: labelled pictures per class.
-        draws: how often they are drawn, with seeds 0, 1, ...
-        guard: of test-time editing.
-        protect: concepts that test-time editing may not mask.
+        run: directory of a finished run of a bottleneck.
+        dataset: name of the domain's data set card; it must have the run's classes.
+        cache: folder of the feature store.
+        editors: names of editors in ``cbm.editing.EDITORS``.
+        root: folder of the domain's images, if the card does not say.
+        shots: number of labelled images per class.
+        draws: number of draws, with seeds 0, 1, ...
+        guard: condition that edits of the ``test_time`` editor must meet: lenient, default or strict.
+        protect: texts of concepts that the ``test_time`` editor may not mask.
+
+    Returns:
+        One result per draw.
 
     Raises:
-        UserError: no such run, card or editor, a model that cannot be edited so, other classes, or too few pictures.
+        UserError: the run, card or editor does not exist, the model cannot be edited in this way, the classes differ,
+            or there are too few images.
     """
     for name in editors:
         EDITORS.find(name)
@@ -82,7 +87,7 @@ def adapt(
 
 
 def overlap(proposals: list[Proposal]) -> float:
-    """Mean Jaccard overlap of the edited concepts over pairs of draws; NaN if there is no pair with edits."""
+    """Mean Jaccard overlap of the edited concepts over pairs of draws; NaN if no pair has edits."""
     sets = [{edit.concept for edit in each.edits.edits} if each.edits else set() for each in proposals]
     pairs = [len(a & b) / len(a | b) for a, b in itertools.combinations(sets, 2) if a | b]
     return statistics.mean(pairs) if pairs else float("nan")

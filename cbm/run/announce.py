@@ -1,4 +1,4 @@
-"""The results of a run on the terminal."""
+"""Show the results of a run on the terminal."""
 
 import logging
 
@@ -8,7 +8,7 @@ log = logging.getLogger("cbm")
 
 
 def announce(result: RunResult) -> None:
-    """Say what a run found, and where it is written."""
+    """Log the main results of a run and the address of its report."""
     metrics, cfg = result.metrics, result.cfg
     print_metrics(f"{cfg.method.name} on {cfg.dataset.name}", metrics)
     for head in {head.nec: head for head in result.heads}.values():  # a path that ends early is one head for several
@@ -26,7 +26,7 @@ def announce(result: RunResult) -> None:
 
 
 def print_metrics(title: str, metrics: dict[str, float]) -> None:
-    """A few lines for people; everything is in ``metrics.json``."""
+    """Log a title and the main metrics; ``metrics.json`` has all of them."""
     log.info(title)
     for key, value in metrics.items():
         if "_nec" in key and key.endswith("_resolved") and "avg" not in key:

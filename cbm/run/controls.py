@@ -26,7 +26,16 @@ def check_integrity(
     cfg: DictConfig,
     logit_scale: float,
 ) -> Integrity:
-    """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``)."""
+    """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``).
+
+    Args:
+        model: the trained bottleneck.
+        bank: the concepts that it uses.
+        data: encoded splits.
+        candidates: the concepts that it chose from.
+        cfg: a ``cbm.config.TrainConfig``.
+        logit_scale: factor that the encoder puts on cosines.
+    """
     fitted: dict[str, tuple[Any, Any]] = {"real": (model, bank)}
     for control in CONTROLS:
         method, names = create_method(cfg.method).as_control(candidates, bank)
@@ -46,7 +55,7 @@ def check_integrity(
 
 
 def integrity_metrics(integrity: Integrity) -> dict[str, float]:
-    """The integrity check as flat keys."""
+    """The integrity check as metrics with keys ``integrity/...``."""
     values = {"integrity/carries": float(integrity.carries), "integrity/deleted_accuracy": integrity.deleted}
     values["integrity/renamed_accuracy"] = integrity.renamed
     values["integrity/outside_share"] = integrity.outside
@@ -59,7 +68,17 @@ def integrity_metrics(integrity: Integrity) -> dict[str, float]:
 
 
 def fit_baselines(method: Method, data: FeatureData, cfg: DictConfig, encoder: Encoder) -> dict[str, dict[str, float]]:
-    """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe."""
+    """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe.
+
+    Args:
+        method: the method of the run, which is not fitted again.
+        data: encoded splits.
+        cfg: a ``cbm.config.TrainConfig``.
+        encoder: the frozen encoder.
+
+    Returns:
+        Metrics by name of the baseline.
+    """
     names = ["zero_shot", "linear_probe"] if encoder.has_text else ["linear_probe"]
     results = {}
     for name in names:

@@ -1,4 +1,4 @@
-"""``evaluate``: a finished run on one of its splits or on other images; plain, with edits, or corrected."""
+"""``evaluate``: measure a finished run on one of its splits or on other images; as trained, edited, or corrected."""
 
 import json
 import logging
@@ -45,7 +45,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         The metrics, also written to ``RUN/eval/DATASET-SPLIT.json``.
 
     Raises:
-        UserError: no such run or split, other classes, or an encoder that is not the one the model was trained with.
+        UserError: the run or split does not exist, the classes differ, or the encoder's weights differ from those that
+            the model was trained with.
     """
     editor = check_request(cfg)
     model = load(Path(cfg.run), device=cfg.device)
@@ -72,10 +73,10 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
 
 
 def check_request(cfg: DictConfig) -> DomainEditor | None:
-    """The editor that is asked for, if there is one.
+    """Check the settings; returns the editor, if there is one.
 
     Raises:
-        UserError: settings that do not go together, or an unknown split or editor.
+        UserError: settings contradict each other, or the split or editor is unknown.
     """
     if OmegaConf.is_missing(cfg, "run"):
         raise UserError("which run? say run=runs/NAME")
@@ -90,14 +91,14 @@ def check_request(cfg: DictConfig) -> DomainEditor | None:
 
 @dataclass(frozen=True)
 class Request:
-    """What is evaluated.
+    """The model and the images to evaluate.
 
     Attributes:
         model: the model of the run.
-        data: encoded splits, with the one that is evaluated.
+        data: encoded splits, including the one that is evaluated.
         split: name of that split.
-        card: the card of the images.
-        domain: what the images' origin is called, for edits that are bound to one.
+        card: data set card of the images.
+        domain: name of the domain that the images come from, for edits that are bound to one.
         cache: folder of the feature store.
     """
 
@@ -111,11 +112,11 @@ class Request:
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What came of it.
+    """The result of an evaluation.
 
     Attributes:
-        metrics: every number of the file that is written, all of one decision.
-        say_more: says on the terminal what is not a metric.
+        metrics: all numbers of the file that is written, computed from the same decisions.
+        say_more: function that logs further findings.
     """
 
     metrics: dict[str, float]
@@ -123,17 +124,22 @@ class Evaluated:
 
 
 def plain(request: Request) -> Evaluated:
-    """The model as it was trained."""
+    """Evaluate the model as it was trained."""
     model, heads = request.model, load_heads(request.model.path / "nec.safetensors")
     metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads)
     return Evaluated(metrics | {f"data/n_{request.split}": float(len(request.data.splits[request.split]))})
 
 
 def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
-    """The model after the edits of a file, on images that pass the gate if there is one.
+    """Evaluate the model after the edits of a file, which act on images that pass the gate, if there is one.
+
+    Args:
+        request: the model and the images.
+        file: file of edits.
+        gate_file: file of a gate, or None.
 
     Raises:
-        UserError: no such file, a model without concepts to edit, an unknown concept, class or image.
+        UserError: a file does not exist, the model has no concepts to edit, or a concept, class or image is unknown.
     """
     edits, gate = load_edits(file), None if gate_file is None else load_gate(gate_file)
     model, bank, classes, domain = request.model.model, request.model.bank, request.model.classes, request.domain
@@ -157,10 +163,15 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
 
 
 def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated:
-    """The model corrected by an editor for these images; edits and a page to read are written to ``folder``.
+    """Evaluate the model after an editor has corrected it for these images.
+
+    Args:
+        request: the model and the images.
+        editor: the editor with its settings.
+        folder: folder for the edits and a page that explains them.
 
     Raises:
-        UserError: a model that cannot be edited so, or too few labelled images.
+        UserError: the model cannot be edited in this way, or there are too few labelled images.
     """
     model, data = request.model, request.data
     support, tested = support_and_tested(model, request.card, editor, data.splits[request.split], request.cache)
@@ -182,15 +193,14 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
 def decided_metrics(
     request: Request, data: FeatureData, comparison: Comparison, one_model: torch.nn.Module | None
 ) -> dict[str, float]:
-    """The metrics of decisions after edits, all from the logits that were decided with.
+    """Metrics of the decisions after edits, all computed from the logits that decided.
 
     Args:
-        request: what is evaluated.
-        data: encoded splits; the one that is evaluated holds the images of ``comparison``.
+        request: the model and the images.
+        data: encoded splits; the evaluated split holds the images of ``comparison``.
         comparison: logits before and after.
-        one_model: the model that decides about all images. Where a gate or edits of single images make the decisions
-            those of several models, None: then numbers that describe one model (accuracy at equal sparsity, concepts
-            per image, ...) are left out.
+        one_model: the model that decides about all images; None if a gate or edits of single images mix several models.
+            Then numbers that describe one model (accuracy at equal sparsity, concepts per image, ...) are left out.
     """
     split = request.split
     metrics = {} if one_model is None else evaluate_split(one_model, request.model.bank, data, split)
@@ -201,7 +211,7 @@ def decided_metrics(
 
 
 def say_changes(comparison: Comparison) -> None:
-    """What the edits changed, on the terminal."""
+    """Log what the edits changed."""
     log.info("%s", comparison)
     for of, count, before, after in changed_most(comparison):
         log.info("%s: %.3f -> %.3f of %d pictures right", of, before, after, count)

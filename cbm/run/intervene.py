@@ -1,4 +1,4 @@
-"""``python -m cbm intervene``: what asking a person about concepts is worth, by every policy, for finished runs."""
+"""``python -m cbm intervene``: accuracy after questions about concepts, by every policy, for finished runs."""
 
 import json
 import logging
@@ -42,24 +42,27 @@ def question_curves(
     costs: dict[str, float] | None = None,
     seed: int = 0,
 ) -> dict[str, QuestionCurve]:
-    """Curves on the test pictures of a run, also written to ``interventions.json`` there.
+    """Accuracy on the test images of a run after each question; also written to ``interventions.json`` in the run.
 
     Args:
-        run: a finished run on a data set that knows concepts.
-        cache: of features.
-        policies: of ``cbm.editing.asking.policies``.
-        questions: per picture; about all groups by default.
+        run: directory of a finished run on a data set with concept labels.
+        cache: folder of the feature store.
+        policies: names of policies in ``cbm.editing.asking.policies``.
+        questions: number of questions per image; by default one about every group.
         noise: share of the answers that are wrong.
-        answers: a CSV file with a column ``picture`` and a column per concept (1, 0, empty) to be asked instead of the
+        answers: CSV file with a column ``picture`` and a column per concept (1, 0, empty), which answers instead of the
             truth.
-        expert: a vision-language model to be asked instead.
-        propagate: what is told moves the concepts that go with it within classes (``cbm.editing.asking.propagation``).
-        costs: of questions about a concept or group, by name; 1 of the others.
-        seed: of the noise and of ``random``.
+        expert: vision-language model that answers instead of the truth.
+        propagate: whether concepts correlated with an answer are updated too (``cbm.editing.asking.propagation``).
+        costs: cost of a question about a concept or group, by name; other questions cost 1.
+        seed: random seed for the noise and for the ``random`` policy.
+
+    Returns:
+        The curve of every policy, by name.
 
     Raises:
-        UserError: no such run or policy, a model without concepts or a linear head, no concept of known truth, a file
-            of answers that does not fit, or an expert that does not answer.
+        UserError: the run or a policy does not exist, the model has no concepts or no linear head, no concept has
+            labels, the file of answers does not fit, or the expert does not answer.
     """
     for name in policies:
         if name not in POLICIES:
@@ -117,10 +120,17 @@ def write_curves(path: Path, curves: dict[str, QuestionCurve]) -> None:
 
 
 def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, noise: float, seed: int) -> QuestionCurve:
-    """A classifier of features told concepts through its representation: a probe is fitted on the validation images.
+    """Interventions on a classifier of features, through probes that are fitted on the validation images.
+
+    Args:
+        trained: the trained model.
+        cache: folder of the feature store.
+        questions: number of questions per image; by default one about every group.
+        noise: share of the answers that are wrong.
+        seed: random seed for the noise and for the order of the questions.
 
     Raises:
-        UserError: the data set knows no concepts.
+        UserError: the data set has no concept labels.
     """
     path, model = trained.path, trained.model
     dataset, data = trained.read(("val", "test"), cache=cache)
@@ -143,13 +153,13 @@ def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, no
 
 
 def _noisy(truth: Tensor, noise: float, seed: int, groups: Sequence[Sequence[int]] = ()) -> Tensor:
-    """The truth ``[N, K]`` with some answers wrong: the other one, and of an exclusive group another value.
+    """The truth with some answers wrong: inverted, or, in an exclusive group, another value of the group.
 
     Args:
-        truth: 1, 0, NaN unknown.
+        truth: true concepts ``[N, K]``: 1, 0, or NaN if unknown.
         noise: share of the answers that are wrong; a group is one answer.
-        seed: of which are.
-        groups: columns that exclude each other: at most one of them is said to be shown.
+        seed: random seed for drawing the wrong answers.
+        groups: groups of columns that exclude each other; at most one column of a group is answered with 1.
     """
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.rand(truth.shape, generator=generator) < noise
@@ -165,10 +175,15 @@ def _noisy(truth: Tensor, noise: float, seed: int, groups: Sequence[Sequence[int
 
 
 def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
-    """What an expert said, ``[N, K]``: 1, 0, NaN where nothing.
+    """Read the answers of an expert, ``[N, K]``: 1, 0, or NaN for no answer.
+
+    Args:
+        file: CSV file with a column ``picture`` and a column per concept.
+        names: names of the N images.
+        bank: the K concepts.
 
     Raises:
-        UserError: no such file, an unknown picture or concept, or an entry that is neither 0, 1 nor empty.
+        UserError: the file does not exist, an image or concept is unknown, or an entry is not 0, 1 or empty.
     """
     columns, rows = read_table(file)
     if not rows or "picture" not in columns:
@@ -192,7 +207,7 @@ def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
 
 
 def _costs(named: dict[str, float], units: list[list[int]], bank: ConceptBank, groups: dict[str, list[int]]) -> Tensor:
-    """Cost of a question about every unit."""
+    """Cost of a question about every group."""
     known = {name: unit for name, unit in groups.items() if unit} | {
         bank.texts[unit[0]]: unit for unit in units if len(unit) == 1
     }

@@ -1,8 +1,8 @@
-"""What a run will take, said before it begins: FLOP, memory, disk, and which way of computing will be chosen.
+"""Plan a run before it begins: FLOP, memory, disk, and which way of computing will be chosen.
 
-Times are floors: the FLOP of a stage at the speed of a large matrix product, or its bytes at the speed of memory,
-whichever takes longer. Loading, launching and small sizes come on top; the training measured in docs/scale.md took more
-than three times as long.
+Times are lower bounds: the FLOP of a stage at the speed of a large matrix product, or its bytes at the speed of memory,
+whichever takes longer. Loading, launching and small sizes are not counted; the training measured in docs/scale.md took
+more than three times as long.
 """
 
 import os
@@ -15,20 +15,20 @@ from cbm.kernels import choose_plan
 from cbm.methods.labo import MANY_WEIGHTS, LaBoConfig
 
 ENCODERS = {"vit_b32": 8.7, "vit_b16": 35.0, "vit_l14": 162.0}
-"""GFLOP of the image tower per picture."""
+"""GFLOP of the image tower per image."""
 
 
 @dataclass(frozen=True)
 class Hardware:
-    """What a machine can do.
+    """The speed and size of a machine.
 
     Attributes:
-        name: how it is called.
+        name: name of the machine.
         flops: FLOP per second of a float32 product as the kernels make it.
-        half_flops: of a product in half precision, as encoders make it.
+        half_flops: FLOP per second of a product in half precision, as encoders make it.
         bandwidth: bytes per second that memory reads and writes.
-        memory: bytes.
-        source: where the numbers come from.
+        memory: size of the memory in bytes.
+        source: source of these numbers.
     """
 
     name: str
@@ -50,7 +50,7 @@ HARDWARE = {
 
 
 def measure_here() -> Hardware:
-    """This machine's processor, measured for a second."""
+    """Measure this machine's processor for a second."""
     import torch
 
     def best(work, seconds: float = 0.5) -> float:
@@ -74,15 +74,15 @@ class Job:
     """The sizes of a LaBo run.
 
     Attributes:
-        N: training pictures.
+        N: training images.
         K: concepts of the bottleneck.
         D: dimensions of the features.
         C: classes.
         candidates: phrases that the concepts are selected from.
-        shots: training pictures per class that are used; 0 for all.
-        passes: over the training pictures, until training stops.
-        encoder: whose image tower encodes them.
-        dtype: what the feature store keeps.
+        shots: training images per class that are used; 0 for all.
+        passes: number of passes over the training images until training stops.
+        encoder: name of the encoder.
+        dtype: number format of the feature store.
     """
 
     N: int
@@ -98,7 +98,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Stage:
-    """One line of a plan; seconds are a floor, memory and disk in bytes."""
+    """One line of a plan; seconds are a lower bound, memory and disk are in bytes."""
 
     name: str
     flop: float
@@ -109,10 +109,10 @@ class Stage:
 
 
 def read_job(settings: list[str]) -> tuple[Job, str]:
-    """Sizes and the name of the hardware from ``N=1281167 K=50000 hardware=h200``.
+    """Read sizes and the name of the hardware from ``N=1281167 K=50000 hardware=h200``.
 
     Raises:
-        UserError: an unknown size (with the nearest), one that is no number, or one that is missing.
+        UserError: a size is unknown (the message names the nearest), is not a number, or is missing.
     """
     known = {field.name: field.type for field in fields(Job)}
     values: dict[str, int | str] = {}
@@ -192,7 +192,7 @@ def plan(job: Job, machine: Hardware) -> list[Stage]:
 
 
 def in_time(seconds: float) -> str:
-    """Seconds for people."""
+    """Seconds as a readable time."""
     for unit, length in (("h", 3600), ("min", 60), ("s", 1)):
         if seconds >= 1.5 * length:
             return f"{seconds / length:.0f} {unit}"
@@ -200,5 +200,5 @@ def in_time(seconds: float) -> str:
 
 
 def in_bytes(count: float) -> str:
-    """Bytes for people."""
+    """Bytes as a readable size."""
     return "-" if not count else f"{count / 1e6:,.0f} MB" if count < 1e9 else f"{count / 1e9:,.1f} GB"

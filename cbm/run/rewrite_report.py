@@ -17,10 +17,10 @@ def rewrite_report(path: Path, cache: Path) -> Path:
         cache: folder of the feature store.
 
     Returns:
-        The page.
+        Path of the report.
 
     Raises:
-        UserError: no such run, or an encoder that has other weights than the one the model was trained on.
+        UserError: the run does not exist, or the encoder's weights differ from those that the model was trained with.
     """
     model = load(path)
     dataset, data = model.read(("train", "val", "test"), cache=cache, as_trained=True)

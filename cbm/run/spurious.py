@@ -1,19 +1,19 @@
 """Does editing undo a spurious correlation? The model-editing experiment of PCBM on any data set that names one.
 
 In training some concepts go with a class without belonging to it (``ImageDataset.spurious``); in the test split they do
-not. A finished run's model is edited and compared on the test split with what labels from there would have bought:
+not. A finished run's model is edited, and compared on the test split with models that use labels of that split:
 
     unedited                    the model of the run
     prune                       the class's weights on its spurious concepts are set to zero
     prune with alike            and so are those on concepts that the encoder cannot tell from them (cosine 0.9)
-    remove columns              no class reads a concept any more that is spurious for one
-    prune + normalise           and what is left is scaled to the former sum of absolute weights
+    remove columns              no class uses a concept any more that is spurious for some class
+    prune + normalise           as prune, and the remaining weights are scaled to the former sum of absolute weights
     prune random concepts       as many concepts of every class, drawn at random from those it uses
-    retrain without them        the method fitted anew on the training pictures without these concepts
+    retrain without them        the method fitted anew on the training images without these concepts
     retrain without alike       and without those that look alike
-    fine-tune (oracle)          the head fitted anew on a fifth of the test pictures, with their labels
+    fine-tune (oracle)          the head fitted anew on a fifth of the test images, with their labels
 
-All are measured on the other four fifths of the test pictures.
+All are measured on the other four fifths of the test images.
 """
 
 import logging
@@ -43,8 +43,8 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
     """Accuracy on the test split before and after the edits, by the names above.
 
     Raises:
-        UserError: no such run, a model without concepts, a data set that names nothing spurious, or none of the
-            spurious concepts in the model's bank.
+        UserError: the run does not exist, the model has no concepts, the data set names no spurious concepts, or the
+            model's bank contains none of them.
     """
     trained = load(run)
     path, cfg, model = trained.path, trained.config, require_linear(trained.model, trained.bank)
@@ -92,14 +92,26 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
 
 
 def spurious_weights(bank: ConceptBank, spurious: dict[str, list[str]], classes: list[str]) -> Tensor:
-    """``[C, K]`` bool: the concepts of the bank that are spurious for a class, by name."""
+    """The concepts of the bank that are spurious for each class, by name: ``[C, K]`` bool.
+
+    Args:
+        bank: the K concepts.
+        spurious: spurious concepts by class name.
+        classes: C class names.
+    """
     names = {c: {normalise_text(concept) for concept in concepts} for c, concepts in spurious.items()}
     texts = [normalise_text(text) for text in bank.texts]
     return torch.tensor([[text in names.get(c, ()) for text in texts] for c in classes])
 
 
 def random_weights(weights: Tensor, removed: Tensor, seed: int) -> Tensor:
-    """As many used concepts of every class as ``removed`` takes from it, drawn at random; all ``[C, K]``."""
+    """Draw as many used concepts of every class as are removed from it, ``[C, K]`` bool.
+
+    Args:
+        weights: weights ``[C, K]`` of the head.
+        removed: weights ``[C, K]`` (bool) that are removed.
+        seed: random seed for the draw.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros_like(removed)
     for c, row in enumerate(weights):

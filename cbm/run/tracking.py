@@ -1,4 +1,4 @@
-"""Weights & Biases: what people look at, and model and bank as artifacts. Offline by itself when there is no login."""
+"""Log a run to Weights & Biases, with model and bank as artifacts; offline if there is no login."""
 
 import logging
 import os
@@ -24,7 +24,15 @@ SIDE = 224  # pixels of their longer side
 def create_wandb_logger(
     path: Path, settings: dict[str, Any], *, project: str, entity: str | None, tags: list[str]
 ) -> Any:
-    """Lightning's W&B logger writing below ``path``; offline unless there is a login or ``WANDB_MODE`` is set."""
+    """Lightning's W&B logger, offline unless there is a login or ``WANDB_MODE`` is set.
+
+    Args:
+        path: folder that the logger writes to.
+        settings: configuration of the run.
+        project: W&B project.
+        entity: W&B user or team, or None.
+        tags: tags of the run.
+    """
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 
@@ -39,12 +47,12 @@ def create_wandb_logger(
 
 
 def log_results(logger: Any, result: RunResult) -> None:
-    """What people look at, once a run is done, and its model and bank as artifacts.
+    """Log the results of a finished run, with its model and bank as artifacts.
 
     The metrics become the summary of the W&B run; top concepts per class and explained test images become tables.
 
     Args:
-        logger: of ``create_wandb_logger``.
+        logger: logger made by ``create_wandb_logger``.
         result: the finished run.
     """
     import wandb
@@ -74,7 +82,13 @@ def log_results(logger: Any, result: RunResult) -> None:
 
 
 def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str]) -> Any:
-    """Ten concepts of every class, the most important first."""
+    """A table with the ten most important concepts of every class.
+
+    Args:
+        model: the bottleneck.
+        bank: the concepts of its columns.
+        classes: C class names.
+    """
     import wandb
 
     table = wandb.Table(columns=["class", "rank", "concept", "weight", "importance"])
@@ -86,7 +100,14 @@ def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str
 
 
 def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, pictures: Images) -> Any:
-    """Test pictures with what decided about them: the surest mistakes, then right ones from sure to unsure."""
+    """A table of explained test images: the most confident mistakes, then correct decisions by falling confidence.
+
+    Args:
+        model: the bottleneck.
+        bank: the concepts of its columns.
+        data: encoded splits, of which the test split is shown.
+        pictures: the test images.
+    """
     import wandb
 
     x, y = data.test.x, data.test.y
@@ -108,7 +129,7 @@ def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData
 
 
 def curves(metrics: dict[str, float]) -> list[tuple[str, str, list[list[float]]]]:
-    """Name, axis and points of the curves that are in the metrics: over concepts per class, over concepts told."""
+    """Name, axis and points of the curves in the metrics: over concepts per class, and over concepts set."""
     found = []
     for name, axis, pattern in (
         ("accuracy_at_equal_sparsity", "concepts per class", r"test/accuracy_nec(\d+)_resolved"),

@@ -43,7 +43,7 @@ log = logging.getLogger("cbm")
 def train(cfg: DictConfig) -> dict[str, float]:
     """Train as configured and write the run directory.
 
-    A sweep (``train.py -m``) passes over the runs that are finished, so an interrupted one goes on.
+    A sweep (``train.py -m``) skips runs that are finished already, so that an interrupted sweep can be continued.
 
     Args:
         cfg: a ``cbm.config.TrainConfig``.
@@ -52,7 +52,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         The contents of ``metrics.json``.
 
     Raises:
-        UserError: for whatever is wrong with the request or the data.
+        UserError: something is wrong with the configuration or the data.
     """
     began = time.perf_counter()
     forget_peak()
@@ -105,7 +105,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
 
 def in_sweep() -> bool:
-    """Whether this run is one of many that Hydra makes."""
+    """Whether this run is part of a Hydra sweep."""
     return HydraConfig.initialized() and HydraConfig.get().mode == RunMode.MULTIRUN
 
 
@@ -113,10 +113,10 @@ def in_sweep() -> bool:
 
 
 def read_training_images(cfg: DictConfig) -> ImageDataset:
-    """The data set of a run; too many shots are found now, not after hours of encoding.
+    """Read the data set of a run, and check the number of shots before hours of encoding.
 
     Raises:
-        UserError: nothing to train on, or too few images of a class.
+        UserError: there are no training images, or too few images of a class.
     """
     dataset = read_images(cfg.dataset, Path(cfg.cache))
     if "train" not in dataset.splits:
@@ -128,14 +128,14 @@ def read_training_images(cfg: DictConfig) -> ImageDataset:
 
 @dataclass(frozen=True)
 class Inputs:
-    """What a run begins with, before the long work of encoding.
+    """The inputs of a run, before the long work of encoding.
 
     Attributes:
         images: the data set.
         encoder: the frozen encoder.
-        teacher: the text-image model that the concepts come from, if that is another one.
+        teacher: text-image model that scores the concepts, if it is not the encoder.
         candidates: the concepts to choose from; None if there are none, or if they are learned from images.
-        concept_images: the images that concepts are learned from, or None.
+        concept_images: images that concepts are learned from, or None.
     """
 
     images: ImageDataset
@@ -146,7 +146,14 @@ class Inputs:
 
 
 def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock") -> Inputs:
-    """Encoder, teacher and candidate concepts of a run."""
+    """Load the encoder and the teacher of a run, and read its candidate concepts.
+
+    Args:
+        method: the method of the run.
+        cfg: a ``cbm.config.TrainConfig``.
+        images: the data set.
+        clock: measures the time.
+    """
     with clock("encode"):
         encoder = load_encoder(cfg.encoder)
         teacher = load_teacher(method, cfg, encoder)
@@ -160,7 +167,17 @@ def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock"
 def encode(
     method: Method, cfg: DictConfig, inputs: Inputs, clock: "Clock"
 ) -> tuple[ImageDataset, FeatureData, ConceptBank | None]:
-    """The images that were taken, their features, and the candidate concepts."""
+    """Encode the images of a run.
+
+    Args:
+        method: the method of the run.
+        cfg: a ``cbm.config.TrainConfig``.
+        inputs: the images, the encoders and the candidate concepts.
+        clock: measures the time.
+
+    Returns:
+        The images that were used, their features, and the candidate concepts.
+    """
     with clock("encode"):
         teacher = None if inputs.teacher is None else (inputs.teacher, Encoding.of(cfg, cfg.teacher))
         splits = ("train", "val", "test")
@@ -176,12 +193,19 @@ def encode(
 
 
 def text_tower(encoder: Encoder, cfg: DictConfig):
-    """Phrases to features by an encoder, remembered in the run's store."""
+    """A function from phrases to features, which keeps them in the run's feature store."""
     return text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
 
 
 def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, counts: list[int]) -> list[SparseHead]:
-    """New sparse heads on the model's concepts, at every number of concepts per class the run asks for."""
+    """Solve new sparse heads on the model's concepts.
+
+    Args:
+        model: the trained classifier.
+        bank: the concepts of its columns, or None.
+        data: encoded splits, of which the training split is used.
+        counts: numbers of concepts per class.
+    """
     if not isinstance(model, ConceptBottleneck) or bank is None:
         return []
     if counts:
@@ -193,7 +217,13 @@ def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, c
 
 
 def save(run: RunDirectory, result: RunResult, encoder: Encoder) -> None:
-    """Write the model and what was measured, and mark the run as finished."""
+    """Write the model and the metrics, and mark the run as finished.
+
+    Args:
+        run: the run directory.
+        result: the trained model with its metrics.
+        encoder: the frozen encoder.
+    """
     path, data = result.path, result.data
     save_model(result.model, path / "model.safetensors")
     card = source_card(data.val.x, data.val.y, len(data.classes), result.cfg.seed)
@@ -208,7 +238,7 @@ def save(run: RunDirectory, result: RunResult, encoder: Encoder) -> None:
 
 
 def about(result: RunResult, encoder: Encoder) -> dict[str, Any]:
-    """What a later reader of the run needs to know."""
+    """The contents of ``about.json``."""
     integrity = result.integrity
     return {
         "classes": result.data.classes,
@@ -227,7 +257,7 @@ def about(result: RunResult, encoder: Encoder) -> dict[str, Any]:
 
 
 def show(result: RunResult, logger: Any) -> None:
-    """Report, W&B and terminal. The run is finished: what cannot be shown is a warning."""
+    """Write the report and log the results; because the run is finished, an error here is only a warning."""
     if result.cfg.report:
         with failing_softly(f"the report could not be written (again: python -m cbm report {result.path})"):
             write_report(result)
@@ -239,7 +269,7 @@ def show(result: RunResult, logger: Any) -> None:
 
 @contextmanager
 def failing_softly(what: str) -> Iterator[None]:
-    """Whatever goes wrong inside is a warning that begins with ``what``."""
+    """Turn an exception inside the block into a warning that begins with ``what``."""
     try:
         yield
     except Exception as error:  # libraries that draw and send can raise anything
@@ -248,7 +278,7 @@ def failing_softly(what: str) -> Iterator[None]:
 
 
 def wandb_logger(cfg: DictConfig, path: Path) -> Any:
-    """A W&B logger if asked for; without a login it works offline by itself."""
+    """The W&B logger, if the configuration asks for one."""
     if not cfg.logger.wandb:
         return None
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
@@ -262,7 +292,7 @@ def wandb_logger(cfg: DictConfig, path: Path) -> Any:
 
 @dataclass
 class Clock:
-    """Seconds of the parts of a run, by name: ``with clock("fit"): ...``."""
+    """Measures the seconds of the parts of a run: ``with clock("fit"): ...``."""
 
     seconds: dict[str, float] = field(default_factory=dict)
 
@@ -279,13 +309,13 @@ class Clock:
 
 
 def forget_peak() -> None:
-    """Let the largest memory of this process be measured from here on (Linux; elsewhere from its beginning)."""
+    """Start measuring the peak memory of this process (on Linux; elsewhere it is measured from the start)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def memory() -> dict[str, float]:
-    """The largest memory of this process in MB, mapped files included."""
+    """The peak memory of this process in MB, including mapped files."""
     status = Path("/proc/self/status")
     if not status.is_file():
         return {}

@@ -1,4 +1,4 @@
-"""Solvers: pure tensors in, tensors out; no modules, no files, no progress bars."""
+"""Solvers: functions from tensors to tensors, without modules, files or progress bars."""
 
 from cbm.solvers.association_adam import AssociationAdam
 from cbm.solvers.concept_matrix import ConceptMatrix, cms_scores, concept_matrix

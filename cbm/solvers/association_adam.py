@@ -12,12 +12,12 @@ from cbm.kernels import association_adam_
 
 
 class RowStochasticHead(Protocol):
-    """What the optimizer asks of a head.
+    """The attributes that the optimizer needs of a head.
 
     Attributes:
-        logits: W ``[C, K]``, a parameter.
-        pending: of every pass through the head since the last step: class vectors ``[C, D]`` with their gradient,
-            log-sum-exps ``[C]`` and the concepts ``[K, D]``. None: the head's logits have a gradient as usual.
+        logits: parameter W ``[C, K]``.
+        pending: class vectors ``[C, D]`` with their gradient, log-sum-exps ``[C]`` and concepts ``[K, D]`` for every
+            pass through the head since the last step. None if the head's logits have a gradient as usual.
     """
 
     logits: torch.nn.Parameter
@@ -31,7 +31,7 @@ class AssociationAdam(torch.optim.Adam):
     processes exchange: K / D times less than the gradient of the logits. The state is that of ``torch.optim.Adam``.
 
     Args:
-        head: whose logits are trained this way.
+        head: head whose logits are trained this way.
         others: parameters that Adam trains as usual.
         lr: learning rate.
     """
@@ -43,7 +43,7 @@ class AssociationAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of the head's logits and of the other parameters."""
+        """Take one step on the head's logits and on the other parameters."""
         loss = super().step(closure)  # passes over the logits: they have no gradient of their own
         pending, self.head.pending = self.head.pending or [], []
         gradients = [vectors.grad for vectors, *_ in pending if vectors.grad is not None]

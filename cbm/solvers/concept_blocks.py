@@ -1,4 +1,4 @@
-"""What a vector of concepts may be: single concepts, and groups of which one is present."""
+"""The possible concept vectors: single concepts, and groups of which one is present."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class ConceptBlocks:
     through birds with two bellies, or none, to change the colour.
 
     Attributes:
-        count: K.
-        values: ``[B, V]`` the concept a value switches on, or K for none.
-        allowed: ``[B, V]`` bool, which of the values exist.
+        count: number of concepts K.
+        values: column ``[B, V]`` of the concept that a value switches on, or K for none.
+        allowed: which of the values exist, ``[B, V]`` bool.
     """
 
     count: int
@@ -32,7 +32,7 @@ class ConceptBlocks:
 
     @cached_property
     def size(self) -> int:
-        """How many concept vectors there are."""
+        """Number of possible concept vectors."""
         sizes: list[int] = self.allowed.sum(dim=1).tolist()
         product = 1
         for size in sizes:
@@ -46,20 +46,20 @@ class ConceptBlocks:
         return sorted(k for k in values if k not in (concept, self.count))
 
     def of_values(self, per_concept: Tensor) -> Tensor:
-        """Something per concept ``[..., K]`` as something per value ``[..., B, V]``; none counts zero."""
+        """Numbers per concept ``[..., K]`` as numbers per value ``[..., B, V]``; the value "none" gets zero."""
         return torch.cat([per_concept, torch.zeros_like(per_concept[..., :1])], dim=-1)[..., self.values]
 
     def of_concepts(self, per_value: Tensor) -> Tensor:
-        """Something per value ``[..., B, V]`` as something per concept ``[..., K]``."""
+        """Numbers per value ``[..., B, V]`` as numbers per concept ``[..., K]``."""
         shape = (*per_value.shape[:-2], self.count + 1)
         index = self.values.flatten().expand(*shape[:-1], -1)
         return per_value.new_zeros(shape).scatter_add(-1, index, (per_value * self.allowed).flatten(-2))[..., :-1]
 
     def consistent(self, concepts: Tensor) -> Tensor:
-        """Which values agree with what is known, ``[..., B, V]`` bool.
+        """Which values agree with the known concepts, ``[..., B, V]`` bool.
 
         Args:
-            concepts: ``[..., K]`` 1 present, 0 absent, NaN unknown.
+            concepts: known concepts ``[..., K]``: 1 present, 0 absent, NaN unknown.
         """
         present, absent = (concepts == 1).float(), (concepts == 0).float()
         wrong = self.of_values(absent)  # switches on what is known to be absent
@@ -75,7 +75,7 @@ class ConceptBlocks:
         """Complete 0/1 vectors ``[..., K]`` as value numbers ``[..., B]``.
 
         Raises:
-            ValueError: a vector that these blocks do not allow.
+            ValueError: these blocks do not allow one of the vectors.
         """
         fits = self.consistent(concepts)
         if not bool(fits.any(-1).all()):
@@ -96,7 +96,7 @@ class ConceptBlocks:
         )
 
     def all_vectors(self) -> Tensor:
-        """Every concept vector, ``[size, K]`` float32."""
+        """All possible concept vectors, ``[size, K]`` float32."""
         choices = [row[allowed] for row, allowed in zip(self.values, self.allowed)]
         index = torch.cartesian_prod(*choices).reshape(self.size, -1)
         return torch.zeros(self.size, self.count + 1, device=index.device).scatter_(1, index, 1.0)[:, :-1]
@@ -106,12 +106,12 @@ def concept_blocks(count: int, groups: Sequence[Sequence[int]] = (), optional: S
     """Blocks of ``count`` concepts: one for each exclusive group, one for every concept in no group.
 
     Args:
-        count: K.
+        count: number of concepts K.
         groups: lists of concepts of which at most one is present.
-        optional: for every group whether there may be none; by default none may be absent altogether.
+        optional: whether all concepts of a group may be absent, for every group; by default one must be present.
 
     Raises:
-        ValueError: a concept that is in two groups or does not exist.
+        ValueError: a concept is in two groups, or does not exist.
     """
     grouped = [k for group in groups for k in group]
     if len(set(grouped)) < len(grouped) or any(not 0 <= k < count for k in grouped):
@@ -126,10 +126,14 @@ def concept_blocks(count: int, groups: Sequence[Sequence[int]] = (), optional: S
 
 
 def exclusive_groups(concepts: Tensor, groups: Sequence[Sequence[int]]) -> tuple[list[list[int]], list[bool]]:
-    """Those groups that really exclude each other in labels ``[N, K]``, and whether a picture may show none of one.
+    """The groups whose concepts exclude each other in the labels, and whether an image may show none of a group.
 
-    A group of one concept is no group. A group some picture of which shows two (the colours of a wing, in most data
-    sets) is left out: its concepts are variables of their own.
+    Groups of one concept are left out. Groups are also left out if some image shows two of their concepts (the colours
+    of a wing, in most data sets): these concepts become variables of their own.
+
+    Args:
+        concepts: concept labels ``[N, K]``: 1, 0, or NaN if unknown.
+        groups: lists of columns that may exclude each other.
     """
     kept, optional = [], []
     for group in groups:

@@ -5,8 +5,8 @@ mean over concept vectors; the functions differ in where the vectors and weights
 
 - ``from_joint``: h(c, y) ~ exp(-E(c, y)), what the global energy has learned. Means something only if the energy was
   trained on concepts and class together.
-- ``from_pictures``: J(c, y) = w(y | c) mean_x r(c | x), the paper's mixture over pictures.
-- ``from_labels``: the counts in labelled pictures.
+- ``from_pictures``: J(c, y) = w(y | c) mean_x r(c | x), the paper's mixture over images.
+- ``from_labels``: the counts in labelled images.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class ConceptDistribution:
     """Concept vectors with a weight for every class.
 
     Attributes:
-        vectors: ``[U, K]`` 0/1, shared by the classes, or ``[M, U, K]``, of each its own.
-        weights: ``[M, U]`` of vector and class together; all of them sum to one.
+        vectors: concept vectors of 0 and 1: ``[U, K]``, shared by the classes, or ``[M, U, K]``, separate for each.
+        weights: joint weights ``[M, U]`` of class and vector, which sum to one.
     """
 
     vectors: Tensor
@@ -37,7 +37,7 @@ class ConceptDistribution:
         return self.weights.sum(1)
 
     def concept_given_class(self) -> Tensor:
-        """p(c_k = 1 | y), ``[M, K]``; proposition 3.2, the marginal importance. NaN for a class of no weight."""
+        """p(c_k = 1 | y), ``[M, K]``; proposition 3.2, the marginal importance. NaN for a class without weight."""
         weights = self.weights / self.weights.sum(1, keepdim=True)
         if self.vectors.ndim == 2:
             return weights @ self.vectors
@@ -48,7 +48,7 @@ class ConceptDistribution:
         return self.class_probability() @ self.concept_given_class().nan_to_num(0.0)
 
     def lift(self) -> Tensor:
-        """log p(c_k | y) / p(c_k), ``[M, K]``: how much more often than elsewhere. 0 says the class says nothing."""
+        """log p(c_k | y) / p(c_k), ``[M, K]``: 0 if a concept is as frequent in the class as elsewhere."""
         return self.concept_given_class().log() - self.concept_probability().log()
 
     def pairs_given_class(self, label: int) -> Tensor:
@@ -86,13 +86,13 @@ def from_joint(
 ) -> ConceptDistribution:
     """h(c, y): exact if there are at most ``enumerable`` concept vectors, else by Gibbs sampling within each class.
 
-    Sampled, every class has the weight 1/M: how probable a class is cannot be told from samples of each.
+    With sampling, every class has the weight 1/M, because the samples do not show how probable a class is.
 
     Args:
-        joint: E, trained on concepts and class together.
-        samples: per class, from 40 chains.
-        generator: of the random numbers; seed 0 by default.
-        enumerable: see above.
+        joint: global energy E, trained on concepts and class together.
+        samples: number of samples per class, from 40 chains.
+        generator: random number generator; by default one with seed 0.
+        enumerable: largest number of concept vectors that are enumerated.
     """
     blocks, count = joint.blocks, len(joint.classes)
     if blocks.size <= enumerable:
@@ -115,13 +115,13 @@ def from_joint(
 def from_pictures(
     concept_logit: Tensor, joint: JointEnergy, *, samples: int = 16, generator: torch.Generator | None = None
 ) -> ConceptDistribution:
-    """J(c, y): concept vectors drawn for every picture by its own evidence, classes by the energy.
+    """J(c, y): concept vectors drawn for every image by its own evidence, classes by the energy.
 
     Args:
-        concept_logit: l ``[N, K]``.
-        joint: E.
-        samples: per picture.
-        generator: of the random numbers; seed 0 by default.
+        concept_logit: log-odds l ``[N, K]`` of the concepts.
+        joint: global energy E.
+        samples: number of samples per image.
+        generator: random number generator; by default one with seed 0.
     """
     blocks = joint.blocks
     logits = blocks.of_values(concept_logit).masked_fill(~blocks.allowed, NEVER)
@@ -135,12 +135,12 @@ def from_pictures(
 
 
 def from_labels(concepts: Tensor, labels: Tensor, num_classes: int) -> ConceptDistribution:
-    """Counts of labelled pictures.
+    """Frequencies in labelled images.
 
     Args:
-        concepts: ``[N, K]`` 0/1, all known.
-        labels: ``[N]``.
-        num_classes: M.
+        concepts: concept labels ``[N, K]``, 0 or 1, all known.
+        labels: class indices ``[N]``.
+        num_classes: number of classes M.
     """
     weights = torch.nn.functional.one_hot(labels, num_classes).T.float() / len(labels)
     return ConceptDistribution(concepts.float(), weights)

@@ -1,17 +1,17 @@
 """Concept Matrix Search (Semenov et al., 2024, arXiv 2404.03323): zero-shot classification by way of concepts.
 
-A picture x and a class t, embedded by one encoder, are each written as their cosines with K concepts q_k,
+An image x and a class t, embedded by one encoder, are each written as their cosines with K concepts q_k,
 
     v = Q x     T_c = Q t_c     Q [K, D], rows of unit length, like x and t
 
-and the classes are compared with the picture there: by cos(v, T_c), by cos(v^3, T_c^3) elementwise, or by T_c at the
-picture's strongest concept. Nothing is trained. The first rule needs no row of K numbers, because v and T_c are linear,
+and the classes are compared with the image there: by cos(v, T_c), by cos(v^3, T_c^3) elementwise, or by T_c at the
+image's strongest concept. Nothing is trained. The first rule needs no row of K numbers, because v and T_c are linear,
 
     cos(v, T_c) = x^T M t_c / sqrt(x^T M x  t_c^T M t_c)        M = Q^T Q [D, D]
 
 so CMS is zero-shot classification under the metric M; for an orthonormal basis Q it is zero-shot classification itself.
 M is used by its root: Q = U R with orthonormal U [K, D] gives M = R^T R and cos(v, T_c) = cos(R x, U^T T_c).
-All cosines share a large common part (0.996 between a picture's row and every class's is usual, with gaps of 2e-4 to
+All cosines share a large common part (0.996 between an image's row and every class's is usual, with gaps of 2e-4 to
 2e-3 that decide), so nothing is computed in half precision.
 """
 
@@ -36,11 +36,11 @@ _NUMBERS = 2**20  # per block of pictures' rows: 4 MB of float32, and 8 MB more 
 
 @dataclass(frozen=True)
 class ConceptMatrix:
-    """How pictures and classes are written as rows over K concepts: ``v = (x @ concepts.T - offset) * weight``.
+    """How images and classes are written as rows over K concepts: ``v = (x @ concepts.T - offset) * weight``.
 
     Attributes:
-        offset: Taken from every cosine of a picture [K], float64; zeros unless centred.
-        weight: Factor on it [K], float64; ones unless ``norm="col"``, then 0 for a concept that was left out.
+        offset: Offset [K] that is subtracted from every cosine of an image, float64; zeros unless centred.
+        weight: Factor [K] on the cosines, float64; ones unless ``norm="col"``, then 0 for a concept that was left out.
         rows: The classes' rows [C, K], float64, normalised the same way.
     """
 
@@ -52,17 +52,17 @@ class ConceptMatrix:
 def concept_matrix(
     classes: Tensor, concepts: Tensor, *, norm: Norm = "none", center: bool = False, image_mean: Tensor | None = None
 ) -> ConceptMatrix:
-    """The rows of the classes over the concepts, and what makes pictures' rows comparable with them.
+    """The rows of the classes over the concepts, and what makes images' rows comparable with them.
 
     Args:
         classes: Class embeddings [C, D], unit rows.
         concepts: Concept embeddings [K, D], unit rows.
-        norm: "none"; "row", a class's row divided by its sum + 1e-8 (a picture's is not: a positive factor on it
-            changes no decision); "col", every concept divided by its mean over the pictures (published: the sum, one
-            factor N on all pictures, which changes no decision either) and by its sum over the classes. "col" leaves
-            out, with weight and column 0, a concept of mean cosine <= 1e-6 with the pictures or the classes.
-        center: Subtract every concept's mean over the pictures, and over the classes (not in the paper).
-        image_mean: Mean feature [D] of the pictures that those means are over; it is all that matters of them, because
+        norm: "none"; "row", a class's row divided by its sum + 1e-8 (an image's is not: a positive factor on it
+            changes no decision); "col", every concept divided by its mean over the images (published: the sum, one
+            factor N on all images, which changes no decision either) and by its sum over the classes. "col" leaves
+            out, with weight and column 0, a concept of mean cosine <= 1e-6 with the images or the classes.
+        center: Subtract every concept's mean over the images, and over the classes (not in the paper).
+        image_mean: Mean feature [D] of the images that those means are over; it is all that matters of them, because
             cosines are linear in x. Only used, and then needed, with ``norm="col"`` or ``center=True``.
 
     Returns:
@@ -117,20 +117,20 @@ def cms_scores(
     image_mean: Tensor | None = None,
     path: Route = "auto",
 ) -> Tensor:
-    """Score of every class for every picture; the prediction is the largest.
+    """Score of every class for every image; the prediction is the largest.
 
     Args:
         x: Image features [N, D], unit rows. Read in row chunks, each moved to the device of ``concepts``.
         classes: Class embeddings [C, D], unit rows.
         concepts: Concept embeddings [K, D], unit rows.
-        rule: "similarity", the cosine of the picture's row with the class's; "cubed", the cosine of their elementwise
-            cubes; "max", the class's entry at the picture's strongest concept (the first of equals).
+        rule: "similarity", the cosine of the image's row with the class's; "cubed", the cosine of their elementwise
+            cubes; "max", the class's entry at the image's strongest concept (the first of equals).
         norm: As in `concept_matrix`.
         center: As in `concept_matrix`.
         image_mean: As in `concept_matrix`. None: the mean of ``x``, as published for "col"; the scores are then
-            transductive, a picture's depend on which other pictures are in ``x``.
+            transductive, an image's depend on which other images are in ``x``.
         path: "metric", the closed form through M, for the similarity rule alone: at most N D^2 + N C D, and K D^2 once;
-            "matrix", through the pictures' rows over the concepts, of which about 16 MB exist at a time; "auto", the
+            "matrix", through the images' rows over the concepts, of which about 16 MB exist at a time; "auto", the
             first where it applies. (They are the same where K <= D.)
 
     Returns:
@@ -166,7 +166,7 @@ def cms_scores(
 
 
 def _apply_rule(v: Tensor, rows: Tensor, rule: Rule, left_out: Tensor) -> Tensor:
-    """Scores [n, C] from pictures' rows v [n, K], which may be overwritten, and the classes' [C, K]."""
+    """Scores [n, C] from images' rows v [n, K], which may be overwritten, and the classes' [C, K]."""
     if rule == "max":
         return rows.T[v.masked_fill_(left_out, -torch.inf).argmax(1)]
     if rule == "cubed":

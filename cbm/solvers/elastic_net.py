@@ -34,12 +34,12 @@ class Problem:
     """S elastic-net problems that share scores and labels.
 
     Attributes:
-        scores: N rows, K standardised scores.
-        y: [N] class indices.
-        num_classes: C.
-        l1_ratio: rho in (0, 1].
+        scores: standardised scores, N rows of K.
+        y: class indices [N].
+        num_classes: number of classes C.
+        l1_ratio: share rho of the l1 norm in the penalty, in (0, 1].
         link: ``softmax`` or ``ova``.
-        rows: [S, N] weight of every row in every problem, each problem's summing to 1; None is 1/N and S = 1.
+        rows: weights [S, N] of every row in every problem, which sum to 1 in each; None for 1/N and S = 1.
     """
 
     scores: LinearScores
@@ -51,7 +51,7 @@ class Problem:
 
     @property
     def size(self) -> int:
-        """S."""
+        """Number of problems S."""
         return 1 if self.rows is None else len(self.rows)
 
     def row_weights(self, rows: slice | Tensor) -> Tensor | float:
@@ -59,7 +59,7 @@ class Problem:
         return 1 / len(self.scores) if self.rows is None else self.rows[:, rows].T[:, :, None].to(self.scores.dtype)
 
     def shares(self) -> Tensor:
-        """Share of every class, [S, C] float64."""
+        """Shares of the classes, [S, C] float64."""
         shares = torch.zeros(self.size, self.num_classes, dtype=torch.float64, device=self.y.device)
         if self.rows is None:
             shares[0] = torch.bincount(self.y, minlength=self.num_classes).double() / len(self.y)
@@ -70,13 +70,13 @@ class Problem:
 
 @dataclass
 class State:
-    """A point: weights [S, C, K] and bias [S, C], and what a full pass found there.
+    """A point (weights and biases) with the loss and gradients of a full pass.
 
     Attributes:
-        weight: [S, C, K].
-        bias: [S, C].
-        gradient: of the mean loss, [S, C, K].
-        bias_gradient: [S, C].
+        weight: weights [S, C, K].
+        bias: biases [S, C].
+        gradient: gradient of the mean loss by the weights, [S, C, K].
+        bias_gradient: gradient of the mean loss by the biases, [S, C].
         loss: mean loss, [S], float64.
         dual_entropy: mean entropy of the labels mixed with the predictions, ``(1 - s) y + s p``, at every s of
             ``SHARES``, [G, S] float64.
@@ -91,7 +91,7 @@ class State:
 
 
 def start(problem: Problem) -> State:
-    """All weights zero, and the bias of the class shares: the solution at any penalty from ``lambda_max`` up."""
+    """Zero weights with the biases of the class shares: the solution for any penalty of ``lambda_max`` or more."""
     scores = problem.scores
     prior = problem.shares().clamp(min=0.5 / len(scores))  # a class without a row gets half of one
     bias = prior.log() if problem.link == "softmax" else (prior / (1 - prior).clamp(min=0.5 / len(scores))).log()
@@ -112,7 +112,7 @@ def lambda_max(problem: Problem, origin: State) -> Tensor:
 
 
 def objective(problem: Problem, state: State, lam: Tensor) -> Tensor:
-    """F [S], float64."""
+    """The objective F [S], float64."""
     return state.loss + penalty(state.weight, lam, problem.l1_ratio)
 
 

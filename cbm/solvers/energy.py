@@ -5,8 +5,8 @@
 
 with class scores a = -E_class, concept logits l (energy of absent minus energy of present) and the global energy E in
 the form that its published network has once its constants are multiplied out: a hidden layer that is linear in the
-concepts. Every method works on whole batches and answers for each picture by itself: random numbers are drawn once and
-used for all pictures, so neither the batch nor the order matters, and the same generator state gives the same answer.
+concepts. Every method works on whole batches and answers for each image by itself: random numbers are drawn once and
+used for all images, so neither the batch nor the order matters, and the same generator state gives the same answer.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ HIDDEN_AT_ONCE = 8_000_000  # numbers in the hidden layer at a time: 32 MB of fl
 
 @dataclass(frozen=True)
 class JointEnergy:
-    """E(c, y), the global energy.
+    """The global energy E(c, y).
 
     Attributes:
-        steps: d ``[K, H]``.
-        origin: p0 ``[H]``.
-        classes: v ``[M, H]``.
-        blocks: which concept vectors there are.
+        steps: steps d ``[K, H]`` of the hidden layer, one per concept.
+        origin: hidden layer p0 ``[H]`` without concepts.
+        classes: class vectors v ``[M, H]``.
+        blocks: the possible concept vectors.
     """
 
     steps: Tensor
@@ -48,11 +48,11 @@ class JointEnergy:
     blocks: ConceptBlocks
 
     def hidden(self, concepts: Tensor) -> Tensor:
-        """``[..., K]`` concepts, possibly soft, to ``[..., H]`` before the rectifier."""
+        """Concepts ``[..., K]``, possibly soft, to the hidden layer ``[..., H]`` before the rectifier."""
         return concepts.to(self.steps.dtype) @ self.steps + self.origin
 
     def __call__(self, concepts: Tensor) -> Tensor:
-        """``[..., K]`` to the energies ``[..., M]`` with every class."""
+        """Concepts ``[..., K]`` to their energies ``[..., M]`` with every class."""
         return self.hidden(concepts).relu() @ self.classes.T
 
     def times(self, weight: float) -> JointEnergy:
@@ -62,15 +62,15 @@ class JointEnergy:
 
 @dataclass(frozen=True)
 class Posterior:
-    """What is believed about B pictures.
+    """Inferred concepts and classes of B images.
 
     Attributes:
-        class_probability: ``[B, M]``.
-        concept_probability: ``[B, K]``; exactly 0 or 1 where clamped.
-        classes: ``[B]`` the decision.
-        concepts: ``[B, K]`` 0/1 decisions.
-        energy: ``[B]`` of the decisions, up to a constant of the picture: -a_y - sum c l + E(c, y).
-        ess: ``[B]`` effective number of samples; infinite where nothing was sampled.
+        class_probability: class probabilities ``[B, M]``.
+        concept_probability: concept probabilities ``[B, K]``; exactly 0 or 1 for known concepts.
+        classes: predicted class indices ``[B]``.
+        concepts: predicted concepts ``[B, K]``, 0 or 1.
+        energy: energy ``[B]`` of the predictions up to a constant per image: -a_y - sum c l + E(c, y).
+        ess: effective number of samples ``[B]``; infinite if nothing was sampled.
     """
 
     class_probability: Tensor
@@ -83,14 +83,14 @@ class Posterior:
 
 @dataclass(frozen=True)
 class _Picture:
-    """A batch of pictures with its evidence: class scores ``[B, M]``, value logits ``[B, blocks, V]``."""
+    """A batch of images with its evidence: class scores ``[B, M]``, value logits ``[B, blocks, V]``."""
 
     class_score: Tensor
     value_logit: Tensor
     joint: JointEnergy
 
     def energy(self, states: Tensor, classes: Tensor) -> Tensor:
-        """``[B, L]`` of L decisions about each picture, ``[B, L, blocks]`` and ``[B, L]``."""
+        """``[B, L]`` of L decisions about each image, ``[B, L, blocks]`` and ``[B, L]``."""
         evidence = self.value_logit[:, None].expand(-1, states.shape[1], -1, -1).gather(-1, states[..., None])
         hidden = self.joint.hidden(self.joint.blocks.concepts(states)).relu()
         joint = (hidden * self.joint.classes[classes]).sum(-1)
@@ -114,10 +114,10 @@ def infer(
     generator: torch.Generator | None = None,
     vectors: Tensor | None = None,
 ) -> Posterior:
-    """Concepts and class of every picture, some concepts possibly known.
+    """Infer the concepts and the class of every image; some concepts may be known.
 
-    - ``auto``: ``enumerate`` if there are at most 4,096 concept vectors, else ``importance``, and ``gibbs`` for
-      pictures with fewer than 10 effective samples, of at most 128 variables (of more, ``ess`` says what it is worth).
+    - ``auto``: ``enumerate`` if there are at most 4,096 concept vectors, else ``importance``, and ``gibbs`` for images
+      with fewer than 10 effective samples if there are at most 128 variables (with more, look at ``ess``).
     - ``direct``: every concept by its own evidence, the class by these concepts. Exact without a global energy.
     - ``importance``: concept vectors drawn by their own evidence (scrambled Sobol points), weighted by the energy.
     - ``gibbs``: 8 chains, each variable drawn given the others; the conditionals are averaged, not the draws.
@@ -127,20 +127,20 @@ def infer(
     - ``enumerate``: exact, over all concept vectors (or over ``vectors``); decisions are the joint maximum.
 
     Args:
-        class_score: a ``[B, M]``; zeros if the class is to be told from the concepts alone.
-        concept_logit: l ``[B, K]``.
-        joint: E.
-        method: as above.
-        clamp: ``[B, K]`` 1 present, 0 absent, NaN to be inferred.
-        samples: of ``importance``; 1,024 by default if there are at most 64 variables, else 256.
-        sweeps: of ``gibbs``, a fifth of which come before counting.
-        generator: of the random numbers; seed 0 by default.
-        vectors: ``[U, K]`` the only concept vectors ``enumerate`` considers, e.g. those of the classes. If none agrees
-            with what is clamped, those that agree best.
+        class_score: class scores a ``[B, M]``; zeros to infer the class from the concepts alone.
+        concept_logit: log-odds l ``[B, K]`` of the concepts.
+        joint: global energy E.
+        method: inference method, see above.
+        clamp: known concepts ``[B, K]``: 1 present, 0 absent, NaN unknown.
+        samples: number of samples of ``importance``; by default 1,024, or 256 for more than 64 variables.
+        sweeps: number of sweeps of ``gibbs``, of which the first fifth is not counted.
+        generator: random number generator; by default one with seed 0.
+        vectors: the only concept vectors ``[U, K]`` that ``enumerate`` considers, e.g. those of the classes. If none
+            agrees with the known concepts, those that agree best are used.
 
     Raises:
-        ValueError: an unknown method, a shape that does not fit, a clamp that contradicts an exclusive group, or too
-            many concept vectors to enumerate.
+        ValueError: the method is unknown, a shape does not fit, known concepts contradict an exclusive group, or there
+            are too many concept vectors to enumerate.
     """
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; expected one of {', '.join(METHODS)}")
@@ -283,15 +283,15 @@ def gibbs_sweeps(
     sweeps: int,
     generator: torch.Generator,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """Draw concepts and class in turn, each given the others, in all chains of all pictures at once.
+    """Draw concepts and class in turn, each given the others, in all chains of all images at once.
 
     Args:
-        class_score: ``[B, M]``.
-        value_logit: ``[B, blocks, V]``.
-        joint: E.
-        chains: per picture.
-        sweeps: how many; nothing is left out at the start.
-        generator: of the random numbers; those of a chain are the same for all pictures.
+        class_score: class scores ``[B, M]``.
+        value_logit: log-odds ``[B, blocks, V]`` of the values.
+        joint: global energy E.
+        chains: number of chains per image.
+        sweeps: number of sweeps, all of which are returned.
+        generator: random number generator; a chain uses the same random numbers for all images.
 
     Yields:
         After every sweep: states ``[B, chains, blocks]``, the conditional probabilities they were drawn from

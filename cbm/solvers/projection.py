@@ -1,11 +1,11 @@
-"""Concept directions in a backbone's feature space that repeat a teacher's concept activations.
+"""Learn concept directions in a backbone's feature space that reproduce a teacher's concept scores.
 
 Label-free CBM (Oikarinen et al., ICLR 2023), equation 2: concept k gets the row w_k for which q = X w_k is most similar
 to the teacher's activations p = T t_k,
 
     sim(w_k) = <q'^3, p'^3> / (|q'^3| |p'^3|)        q' = q - mean(q), p' = p - mean(p), cubed elementwise
 
-The cubes weigh the pictures on which the concept is strongest. The similarity does not depend on the scale of w_k, and
+The cubes weigh the images on which the concept is strongest. The similarity does not depend on the scale of w_k, and
 every concept is a problem of its own: early stopping is per concept too, unlike in the published code.
 """
 
@@ -29,11 +29,11 @@ def cos_cubed(q: Tensor, p: Tensor) -> Tensor:
     """Cosine of the cubed, centred columns.
 
     Args:
-        q: ``[N, K]``.
-        p: ``[N, K]``.
+        q: First matrix ``[N, K]``.
+        p: Second matrix ``[N, K]``.
 
     Returns:
-        ``[K]`` in -1 .. 1; exactly 0, with a gradient of 0, where a column of either is constant.
+        Cosines ``[K]`` in -1 .. 1; exactly 0, with a gradient of 0, if a column of either matrix is constant.
     """
     check_matrix("q", q)
     check_matrix("p", p, *q.shape)
@@ -100,23 +100,23 @@ def fit_projection(
 
     Args:
         x: Backbone features ``[N, D]``.
-        teacher_x: The teacher's features of the same pictures ``[N, E]``.
+        teacher_x: The teacher's features of the same images ``[N, E]``.
         concepts: The teacher's concept directions ``[K, E]``; the activations are ``teacher_x @ concepts.T``.
-        val_x: ``[V, D]``, of validation pictures.
-        val_teacher_x: ``[V, E]``.
-        start: "ridge": from the ridge regression of the activations on ``x`` (the penalty is chosen per concept on the
-            validation pictures) by preconditioned L-BFGS. "random": from PyTorch's default initialisation by Adam, as
-            published (with ``patience=0``).
-        steps: At most so many.
-        lr: Of Adam; L-BFGS needs none.
-        patience: A concept stops after more than so many validations in a row without improvement.
+        val_x: Backbone features ``[V, D]`` of validation images.
+        val_teacher_x: The teacher's features ``[V, E]`` of validation images.
+        start: "ridge": start from the ridge regression of the activations on ``x`` (the penalty is chosen per concept
+            on the validation images) and use preconditioned L-BFGS. "random": start from PyTorch's default
+            initialisation and use Adam, as published (with ``patience=0``).
+        steps: Largest number of steps.
+        lr: Learning rate of Adam; L-BFGS needs none.
+        patience: Number of validations in a row without improvement after which a concept may still continue.
         validate_every: Steps between validations; by default 1 for "ridge" and the published 50 for "random".
-        block: Concepts solved together; memory is O((N + V) * block), counting at most `BATCH` rows of N.
-        seed: Of the initialisation, and of the batches where ``x`` has more than `BATCH` rows.
+        block: Number of concepts solved together; memory is O((N + V) * block), counting at most `BATCH` rows of N.
+        seed: Random seed for the initialisation, and for the batches if ``x`` has more than `BATCH` rows.
 
     Returns:
         W ``[K, D]``, float32, rows of unit norm (zero where the activations or ``x`` do not vary), and the similarity
-        of every row on the validation pictures ``[K]``.
+        of every row on the validation images ``[K]``.
 
     Raises:
         ValueError: If a shape does not fit or an option is out of range.
@@ -187,7 +187,7 @@ def _train(
 
 
 class _Pictures:
-    """Centred features and the teacher's, of all training pictures or of a batch drawn from them."""
+    """Centred features and the teacher's, of all training images or of a batch drawn from them."""
 
     def __init__(self, x: Tensor, teacher_x: Tensor):
         self.x, self.teacher_x = x, teacher_x
@@ -224,7 +224,7 @@ class _Regression:
         self._products = self.axes.T @ products / len(x)
 
     def best(self, concepts: Tensor, val_x: Tensor, val_target: Tensor) -> Tensor:
-        """Weights [k, D] with, for every concept, the penalty that serves it best on the validation pictures."""
+        """Weights [k, D] with, for every concept, the penalty that serves it best on the validation images."""
         spectra, unit = self._products @ concepts.double().T, self.eigenvalues.mean().clamp(min=1e-30)
         fits = [(self.axes @ (spectra / (self.eigenvalues + r * unit)[:, None])).T.float() for r in RIDGES]
         values = torch.stack([_similarity(fit, val_x, val_target) for fit in fits])

@@ -27,7 +27,7 @@ class ProximalAdam(torch.optim.Adam):
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """One step of Adam, then of the penalty."""
+        """Take one step of Adam, then the proximal step of the penalty."""
         loss = super().step(closure)
         for group in self.param_groups:
             for weight in group["params"] if group["l1"] else ():

@@ -1,4 +1,4 @@
-"""Inference as the published code of energy-based bottlenecks has it (Xu et al., ICLR 2024), for comparison only.
+"""Inference as in the published code of energy-based bottlenecks (Xu et al., ICLR 2024), for comparison only.
 
 Class and concepts become softmaxes over logits that start at zero; a mixture p of class vectors is normalised, a
 mixture q_k of a concept's two vectors too, and Adam makes
@@ -7,7 +7,7 @@ mixture q_k of a concept's two vectors too, and Adam makes
 
 small, averaged over a batch, until the mean class energy has not fallen by 1.0 for ten steps. The mixture of unit
 vectors, once normalised, is none of the classes, so the winner is not the class of lowest energy; thresholded concepts
-pass no gradient, so no concept learns of another; and a picture's answer depends on its batch. What is known is then
+pass no gradient, so no concept learns of another; and an image's answer depends on its batch. What is known is then
 put in (logits of 5 and -5), the class starts again from zero, and only the global energy counts.
 
 Vectors enter by inner products alone: a step here costs [B, M] and [B, K] numbers, not [B, K, H].
@@ -25,7 +25,7 @@ LEAST_GAIN, PATIENCE, RATE, KNOWN = 1.0, 10, 0.1, 5.0
 
 @dataclass(frozen=True)
 class ReleasedEnergies:
-    """Inner products of B pictures with U ``[M, H]``, the class vectors, and V ``[K, 2, H]``, those of the concepts.
+    """Inner products of B images with U ``[M, H]``, the class vectors, and V ``[K, 2, H]``, those of the concepts.
 
     Attributes:
         of_class: ``[B, M]``, < w_y . r_class, U_m >, vectors as they are.
@@ -43,11 +43,12 @@ class ReleasedEnergies:
 
 
 def released_inference(energies: ReleasedEnergies, clamp: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
-    """Class probabilities ``[B, M]``, concept probabilities ``[B, K]``, and how many steps it took, for one batch.
+    """Class probabilities ``[B, M]``, concept probabilities ``[B, K]`` and the number of steps, for one batch.
 
     Args:
-        energies: of the batch.
-        clamp: ``[B, K]`` 1 present, 0 absent, NaN to be inferred; concepts are found first, then overwritten.
+        energies: inner products of the batch.
+        clamp: known concepts ``[B, K]``: 1 present, 0 absent, NaN unknown; concepts are inferred first, then
+            overwritten.
     """
     classes, concepts = torch.zeros_like(energies.of_class), torch.zeros_like(energies.of_concept)
     steps = _descend(energies, classes, concepts, (1.0, 1.0, 0.01))

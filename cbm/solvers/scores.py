@@ -26,9 +26,9 @@ class LinearScores:
         x: Features [N, D] of any floating dtype. Rows are upcast and moved to the device of ``concepts`` chunk by
             chunk, so x may be memory-mapped.
         concepts: Directions T [K, D]; None where the features are the scores themselves (T = identity, K = D).
-        mean: [K], by default the mean over the rows.
-        std: [K], by default the standard deviation over the rows (divided by N, not N - 1). A score that does not vary
-            counts as zero, so that its weight stays zero.
+        mean: Means [K] that are subtracted; by default those over the rows.
+        std: Standard deviations [K] that the scores are divided by; by default those over the rows (with N, not N - 1).
+            A score that does not vary counts as zero, so that its weight stays zero.
 
     Raises:
         ValueError: If a shape does not fit.

@@ -4,7 +4,7 @@
 
 (l1-CBM: Semenov et al., 2024, arXiv 2404.03323). Accelerated proximal gradient steps (Beck and Teboulle, SIAM J.
 Imaging Sci. 2009) in float64, restarted when they go against the gradient, their length found by testing the quadratic
-bound now and then. Only class vectors ``H W Q`` ``[C, D]`` meet the pictures: no
+bound now and then. Only class vectors ``H W Q`` ``[C, D]`` meet the images: no
 ``[N, K]`` matrix is formed.
 """
 
@@ -28,11 +28,11 @@ class SparseMixing:
     """A solution and its certificate.
 
     Attributes:
-        weight: W ``[K, K]``.
-        loss: the mean cross-entropy.
-        lam_max: the smallest penalty at which W = 0 is optimal, ``K max |grad CE(0)|``.
+        weight: mixing layer W ``[K, K]``.
+        loss: mean cross-entropy.
+        lam_max: smallest penalty at which W = 0 is optimal, ``K max |grad CE(0)|``.
         kkt: largest violation of the optimality conditions, as a share of the penalty ``lam / K``.
-        steps: taken.
+        steps: number of steps taken.
     """
 
     weight: Tensor
@@ -57,7 +57,7 @@ def solve_mixing(
     tol: float = 1e-3,
     max_steps: int = 2000,
 ) -> SparseMixing:
-    """Solve for W, head and bias held fixed.
+    """Solve for W with fixed head and bias.
 
     Args:
         x: Features ``[N, D]``.
@@ -66,11 +66,11 @@ def solve_mixing(
         head: H ``[C, K]``.
         lam: Penalty, > 0. Exactly one of ``lam`` and ``lam_share`` is given.
         lam_share: The same in units of the smallest penalty at which W = 0.
-        offset: Taken from the scores ``[K]``; zeros by default.
+        offset: Offset ``[K]`` that is subtracted from the scores; zeros by default.
         bias: b ``[C]``; zeros by default.
         start: W to start from; zeros by default.
         tol: KKT residual at which to stop.
-        max_steps: At most so many steps; the certificate tells how far they came.
+        max_steps: Largest number of steps; the certificate tells how near the optimum they came.
 
     Raises:
         ValueError: If a shape does not fit, or not exactly one positive penalty is given.
@@ -130,7 +130,7 @@ def solve_mixing(
 
 
 def _errors(x: Tensor, y: Tensor, vectors: Tensor, bias: Tensor) -> tuple[float, Tensor]:
-    """Mean cross-entropy, and the means ``[C, D + 1]`` over pictures of ``(p - onehot)`` times ``[x, 1]``."""
+    """Mean cross-entropy, and the means ``[C, D + 1]`` over images of ``(p - onehot)`` times ``[x, 1]``."""
     total = 0.0
     sums = torch.zeros(len(vectors), x.shape[1] + 1, dtype=vectors.dtype, device=vectors.device)
     for rows, labels in zip(x.split(_ROWS), y.split(_ROWS)):

@@ -39,19 +39,19 @@ _ROUNDS = 16  # solves per bisection
 
 @dataclass(frozen=True)
 class SparsePoint:
-    """A sparse classifier on standardised scores, ``logits = z W^T + b``, and how good it is.
+    """A sparse classifier on standardised scores, ``logits = z W^T + b``, with its certificate.
 
     Attributes:
-        lam: the penalty.
-        index: [M] places of the non-zero weights in the flattened [C, K] matrix.
-        value: [M] the weights.
-        bias: [C].
-        shape: (C, K).
+        lam: penalty.
+        index: positions [M] of the non-zero weights in the flattened [C, K] matrix.
+        value: values [M] of these weights.
+        bias: biases [C].
+        shape: shape (C, K) of the weights.
         objective: F at the point, evaluated in float64.
         gap: bound on ``(F - min F) / F`` from the dual problem, in float64.
         kkt: largest violation of the optimality conditions, as a share of ``lam * rho``, in float64.
-        passes: passes over the working set that the solution took.
-        cut: weights that were cut to meet an exact number; the optimality then holds among the weights that are left.
+        passes: number of passes over the working set.
+        cut: number of weights that were removed to meet an exact number; the other weights are optimal without them.
     """
 
     lam: float
@@ -71,7 +71,7 @@ class SparsePoint:
         return len(self.index) / self.shape[0]
 
     def weight(self) -> Tensor:
-        """W [C, K]."""
+        """The weights W [C, K]."""
         flat = self.value.new_zeros(self.shape[0] * self.shape[1])
         flat[self.index] = self.value
         return flat.view(self.shape)
@@ -82,9 +82,9 @@ class SparsePath:
     """Solutions from sparse to dense.
 
     Attributes:
-        points: one per penalty, in falling order of the penalty.
-        at_nec: for every number asked for, the solution with that many concepts per class. Where the path ends before,
-            its last point: ``point.nec`` says what it has.
+        points: solutions by falling penalty.
+        at_nec: solutions by requested number of concepts per class. If the path ends before that number, its last
+            point: ``point.nec`` is the actual number.
     """
 
     points: tuple[SparsePoint, ...]
@@ -97,11 +97,14 @@ def elastic_net_path(
     """The path of one problem; see ``elastic_net_paths``.
 
     Args:
-        scores: N rows of K standardised scores.
-        y: [N] class indices, int64.
-        num_classes: C >= 2.
-        row_weights: [N] weights of the rows, or None.
-        settings: of ``elastic_net_paths``.
+        scores: standardised scores, N rows of K.
+        y: class indices [N], int64.
+        num_classes: number of classes C >= 2.
+        row_weights: weights [N] of the rows, or None.
+        settings: further arguments of ``elastic_net_paths``.
+
+    Raises:
+        ValueError: A shape does not fit or a number is out of range.
     """
     rows = None if row_weights is None else row_weights[None]
     return elastic_net_paths(scores, y, num_classes=num_classes, row_weights=rows, **settings)[0]
@@ -127,21 +130,21 @@ def elastic_net_paths(
     """Solve S elastic-net problems (``cbm.solvers.elastic_net``) down a path of penalties, together.
 
     Args:
-        scores: N rows of K standardised scores, shared by all problems.
-        y: [N] class indices, int64.
-        num_classes: C >= 2.
-        row_weights: [S, N] weights >= 0 of the rows: folds or few-shot subsets (0 or 1), bootstraps (counts). None is
+        scores: standardised scores, N rows of K, shared by all problems.
+        y: class indices [N], int64.
+        num_classes: number of classes C >= 2.
+        row_weights: weights [S, N] >= 0 of the rows: folds or few-shot subsets (0 or 1), bootstraps (counts). None for
             one problem with equal weights.
-        l1_ratio: rho in (0, 1].
+        l1_ratio: share rho of the l1 norm in the penalty, in (0, 1].
         link: ``softmax`` or ``ova`` (one logistic loss per class, summed).
         lambdas: penalties; by default ``n_lambdas``, evenly spaced in the logarithm from the smallest that makes all
             weights zero (of each problem) down to ``lambda_ratio`` times that.
-        n_lambdas: see above.
-        lambda_ratio: see above.
-        max_nec: stop when every problem has more non-zero weights per class than this.
-        nec: also find the solutions with exactly these numbers of non-zero weights per class, by bisection.
+        n_lambdas: number of penalties.
+        lambda_ratio: ratio of the smallest to the largest penalty.
+        max_nec: number of non-zero weights per class at which the path ends, once every problem has more.
+        nec: numbers of non-zero weights per class for which an exact solution is found too, by bisection.
         tol: relative duality gap at which a solve stops; bisection uses 1e-5 if that is smaller.
-        until: called with the newest point of every problem; the path ends when it says so.
+        until: function of the newest point of every problem that returns whether the path ends.
 
     Returns:
         A path per problem, with certificates.

@@ -7,7 +7,7 @@ What makes it quick where SAGA is slow, on scores that are strongly correlated:
 - proximal Newton steps: the second-order model of all non-zero weights, coupled through the softmax, is minimised
   together with the penalty on a small matrix, without touching the data. Five to ten passes reach rounding;
 - beyond some thousand non-zero weights, where that matrix grows too large, accelerated proximal steps in the metric of
-  the scores' second moments (on the working set, weighted by how undecided each picture still is, scaled per class);
+  the scores' second moments (on the working set, weighted by how undecided each image still is, scaled per class);
 - a warm start down a path of penalties (``cbm.solvers.sparse_path``).
 """
 

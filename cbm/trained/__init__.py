@@ -1,4 +1,4 @@
-"""A model back from disk: use it, edit it, give it away."""
+"""A trained model, loaded from disk: use it, edit it, publish it."""
 
 from cbm.trained.model import Prediction, TrainedModel, load
 

@@ -23,8 +23,9 @@ def support_and_tested(
 
     Args:
         model: the model to be corrected.
-        card: of the domain's images.
-        editor: says how many images are labelled, and in which folder they are, if not among ``images``.
+        card: data set card of the domain's images.
+        editor: the editor, which says how many labelled images it uses and, if they are not among ``images``, their
+            folder.
         images: labelled images of the domain.
         cache: folder of the feature store.
 
@@ -39,6 +40,13 @@ def support_and_tested(
 
 def labelled_images(model: TrainedModel, folder: Path, shots: int, seed: int, settings: Encoding) -> FeatureSplit:
     """At most ``shots`` images per class of a folder ``FOLDER/CLASS/*.jpg``, encoded; a class may be absent.
+
+    Args:
+        model: the model whose encoder reads the images.
+        folder: folder with one folder of images per class.
+        shots: largest number of images per class.
+        seed: random seed for the draw.
+        settings: how images are encoded.
 
     Raises:
         UserError: no such folder, or a class that the model does not know.
@@ -64,11 +72,11 @@ def edit_context(
 
     Args:
         model: the model to be corrected.
-        card: of the domain's images, which says how a class name is put into words.
+        card: data set card of the domain's images, which says how a class name is put into words.
         support: labelled images of the domain.
         images: further images of the domain; their labels are not used.
-        domain: what the domain is called; by default as the card is.
-        cache: where text features are kept.
+        domain: name of the domain; by default that of the card.
+        cache: folder of the feature store.
 
     Raises:
         UserError: the model has no linear head on concepts, or the run has no source card.

@@ -1,4 +1,4 @@
-"""``cbm.Editor``: correct a trained model's concepts and see what follows."""
+"""``cbm.Editor``: correct a trained model's concepts and see what changes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +30,7 @@ Names = str | Sequence[str] | None
 
 
 class Editor:
-    """Edits of one model, made one after the other. The model itself stays as it is.
+    """Edits of one model, made one after the other. The model itself is not changed.
 
         editor = cbm.Editor(cbm.load("runs/NAME"))
         editor.remove("water in the background", why="spurious").set("yellow belly", "present", samples="a.png")
@@ -38,16 +38,16 @@ class Editor:
 
     Args:
         model: a trained concept bottleneck.
-        edits: to begin with: a set, or the file of one.
-        who: the author of what is done here; by default the user of this computer.
-        domain: where the pictures come from: edits that are bound to other domains do not act.
+        edits: edits to start with, or a file of edits.
+        who: author of the edits made here; by default the user of this computer.
+        domain: name of the domain that the images come from: edits that are bound to other domains do not act.
 
     Raises:
         UserError: the model has no concepts, or an edit does not fit it.
 
     Attributes:
-        bottleneck: the model's concepts and head, or its energies: of these, concepts can be set, masked, scaled and
-            shifted, for all classes.
+        bottleneck: the model's concepts and head, or its energies; concepts of energies can only be set, masked, scaled
+            and shifted, for all classes at once.
     """
 
     def __init__(
@@ -72,32 +72,44 @@ class Editor:
         why: str | None = None,
         exclusive: bool = True,
     ) -> "Editor":
-        """Its activation becomes ``value``: a number, "present" or "absent".
+        """Set a concept's activation.
 
-        Where it is "present", the other concepts of its exclusive group become "absent", by edits of their own that are
-        undone with it; ``exclusive=False`` leaves them as they are.
+        Args:
+            concept: text of the concept.
+            value: the new activation: a number, "present" or "absent".
+            classes: classes whose logits the edit changes; all by default.
+            samples: names of the images that the edit changes; all by default.
+            why: reason, kept with the edit.
+            exclusive: where the value is "present", also set the other concepts of its exclusive group to "absent", by
+                edits of their own that are undone with it; False leaves them as they are.
+
+        Raises:
+            UserError: an unknown concept or class, or a value that is not allowed.
         """
         edit = Edit("set", concept, value, _tuple(classes), _tuple(samples), why=why)
         return self.apply(self.exclusively(edit) if exclusive else edit)
 
     def mask(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
-        """Its activation becomes what it is on average."""
+        """Set a concept's activation to its average, so that it says nothing; arguments as for ``set``."""
         return self.apply(Edit("mask", concept, None, _tuple(classes), _tuple(samples), why=why))
 
     def scale(
         self, concept: str, value: float, *, classes: Names = None, samples: Names = None, why: str | None = None
     ) -> "Editor":
-        """Its activation is multiplied by ``value``."""
+        """Multiply a concept's activation by ``value``; other arguments as for ``set``."""
         return self.apply(Edit("scale", concept, value, _tuple(classes), _tuple(samples), why=why))
 
     def remove(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
-        """No class, or none of these, reads it any more."""
+        """Make all classes, or some, ignore a concept; arguments as for ``set``."""
         return self.apply(Edit("remove", concept, None, _tuple(classes), _tuple(samples), why=why))
 
     def reweight(
         self, concept: str, value: float, *, classes: Names = None, samples: Names = None, why: str | None = None
     ) -> "Editor":
-        """One standard deviation of it adds ``value`` to the logit of these classes."""
+        """Change a concept's weight: one standard deviation of it adds ``value`` to the logit of these classes.
+
+        Other arguments as for ``set``.
+        """
         return self.apply(Edit("reweight", concept, value, _tuple(classes), _tuple(samples), why=why))
 
     def exclusively(self, edit: Edit) -> EditSet:
@@ -121,7 +133,11 @@ class Editor:
         return edits + EditSet(tuple(replace(edit, concept=text, value="absent", why=why) for text in others))
 
     def alike(self, concept: str, cosine: float = ALIKE) -> list[str]:
-        """The concepts that the encoder cannot tell from this one (itself too): what one reads, the others read.
+        """The concepts that the encoder cannot tell from this one (itself included): they show the same thing.
+
+        Args:
+            concept: text of the concept.
+            cosine: smallest cosine of two directions that counts as alike.
 
         Raises:
             UserError: an unknown concept, or a model without concept directions.
@@ -135,7 +151,7 @@ class Editor:
         """Add edits, signed with author and time; returns the editor.
 
         Raises:
-            UserError: an unknown concept or class, with the nearest; nothing is changed then.
+            UserError: an unknown concept or class (the message names the nearest); nothing is changed then.
         """
         more = EditSet((edit,)) if isinstance(edit, Edit) else edit
         more.check(self.bank.texts, self.model.classes)
@@ -149,7 +165,7 @@ class Editor:
         """Take the last change back.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no change to take back.
         """
         if not self._history:
             raise UserError("there is no edit to undo")
@@ -161,7 +177,7 @@ class Editor:
         """Make the change again that was taken back last.
 
         Raises:
-            UserError: there is none.
+            UserError: there is no change to make again.
         """
         if not self._undone:
             raise UserError("there is no edit to make again")
@@ -174,30 +190,53 @@ class Editor:
         self.edits.save(path)
 
     def save_model(self, path: str | Path) -> None:
-        """Write the edited model to a ``model.safetensors``; edits of single pictures cannot be part of it."""
+        """Write the edited model to a ``model.safetensors``.
+
+        Raises:
+            UserError: some edits are for single images, which a model cannot hold, or the model has no linear head.
+        """
         if self.edits.samples:
             raise UserError("edits of single pictures cannot become part of a model: undo them, or save the edits")
         save_model(self._linear(), Path(path))
 
     def as_model(self) -> nn.Module:
-        """The edits of all pictures (of the domain) as a bottleneck, or energies, of its own."""
+        """The edited model as a new bottleneck (or new energies), without the edits of single images."""
         return edited_model(self.bottleneck, self.edits, self.bank.texts, self.model.classes, self.domain)
 
     def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
-        """Classify pictures after the edits; edits of single pictures find paths by their end."""
+        """Classify images after the edits.
+
+        Args:
+            images: paths or PIL images, or preprocessed images ``[N, 3, H, W]``. An edit of a single image applies to a
+                path that ends with the name in the edit.
+
+        Raises:
+            UserError: an image cannot be read.
+        """
         before = self.model.predict(images)
         names = None if isinstance(images, Tensor) else [self._name(image) for image in images]
         logits = self.logits(before.features, names, before.logits)
         return Prediction(logits, before.classes, before.features, self.as_model(), self.bank)
 
     def logits(self, x: Tensor, names: Sequence[str] | None = None, before: Tensor | None = None) -> Tensor:
-        """Logits after the edits ``[N, C]`` of unit-norm features ``[N, D]``."""
+        """Logits after the edits, ``[N, C]``.
+
+        Args:
+            x: unit-norm features ``[N, D]``.
+            names: names of the N images, for edits of single images.
+            before: logits ``[N, C]`` before the edits, if they are known already.
+        """
         return self._logits(self.edits, x, names, before)
 
     def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison:
-        """Decisions about labelled pictures before and after the edits; or what further ``edits`` would change.
+        """Decisions about labelled images before and after the edits. Nothing is applied, and the flips are exact.
 
-        A preview: nothing is applied. The flips are exact.
+        Args:
+            split: features and labels of the images.
+            edits: further edits to preview: then the comparison is between now and after these edits.
+
+        Raises:
+            UserError: an edit of an image that is not in the split.
         """
         logits = predict_logits(self.bottleneck, split.x)
         before, after = EditSet(), self.edits
@@ -208,19 +247,19 @@ class Editor:
         return Comparison(old, new, split.y, self.model.classes)
 
     def correct(self, x: Tensor, label: str, concept: str, *, margin: float = 0.2, why: str | None = None) -> "Editor":
-        """Move what a concept counts for, just so far that pictures ``[D]`` or ``[n, D]`` become ``label``.
+        """Change the weights of one concept just enough for images to be classified as ``label``.
 
-        Label-free CBM's manual editing: see ``cbm.editing.margin``. Look at ``compare`` before you keep it.
+        The manual editing of Label-free CBM: see ``cbm.editing.margin``. Look at ``compare`` before you keep it.
 
         Args:
-            x: unit-norm features.
-            label: the class they should have.
-            concept: the one by which.
-            margin: by which it should win, in logits.
-            why: kept with the edits.
+            x: unit-norm features ``[D]`` or ``[n, D]`` of the images.
+            label: class that the images should have.
+            concept: text of the concept whose weights change.
+            margin: distance in logits by which the class should win.
+            why: reason, kept with the edits.
 
         Raises:
-            UserError: an unknown class or concept, or a concept that these pictures show as any other.
+            UserError: an unknown class or concept, or a concept that is average on these images.
         """
         EditSet((Edit("mask", concept, classes=(label,)),)).check(self.bank.texts, self.model.classes)
         column, row = self.bank.index(concept), self.model.classes.index(label)
@@ -228,16 +267,17 @@ class Editor:
         return self.apply(margin_edits(edited, x, row, column, texts, self.model.classes, margin=margin, why=why))
 
     def follow(self, x: Tensor, told: dict[str, str]) -> EditSet:
-        """What follows about one picture ``[D]`` from what is told of it, as edits to look at and to apply.
+        """Propose which other concepts of an image change when some are set, as edits to look at and to apply.
 
-        Energy-based models only: the told concepts are held, and concepts and class of the lowest energy are found.
+        Energy-based models only: the known concepts are held fixed, and the concepts and class of lowest energy are
+        found.
 
         Args:
-            x: its unit-norm features.
-            told: concepts that are "present" or "absent".
+            x: unit-norm features ``[D]`` of the image.
+            told: known concepts, each "present" or "absent".
 
         Raises:
-            UserError: an unknown concept, or a model whose concepts do not know of each other.
+            UserError: an unknown concept, or a model whose concepts do not depend on each other.
         """
         if not isinstance(self.bottleneck, EnergyBottleneck):
             raise UserError("the concepts of this model do not follow from each other: train one with method=energy")
@@ -248,16 +288,19 @@ class Editor:
     def smallest_flip(
         self, x: Tensor, target: str | None = None, *, budget: int = 5, frozen: Sequence[str] = ()
     ) -> EditSet | None:
-        """The fewest concepts that change the edited model's decision about one picture ``[D]``, as edits to apply.
+        """The fewest concepts that change the edited model's decision about one image, as edits to apply.
 
         Args:
-            x: its unit-norm features.
-            target: the class it should become; any other by default.
-            budget: most concepts.
-            frozen: concepts that must stay.
+            x: unit-norm features ``[D]`` of the image.
+            target: class that the image should have; any other class by default.
+            budget: largest number of concepts to change.
+            frozen: concepts that must stay as they are.
 
         Returns:
-            None if no so small change does it.
+            The edits, or None if no change within the budget flips the decision.
+
+        Raises:
+            UserError: an unknown concept or class, or a model without a linear head.
         """
         EditSet(tuple(Edit("mask", text) for text in frozen)).check(self.bank.texts, self.model.classes)
         if target is not None and target not in self.model.classes:
@@ -281,7 +324,7 @@ class Editor:
         return edited_logits(self.bottleneck, edits, self.bank, self.model.classes, x, names, before, self.domain)
 
     def _name(self, image: Picture) -> str:
-        """How an edit may call a picture: a path by the longest of its ends that an edit names."""
+        """How an edit may call an image: a path by the longest of its ends that an edit names."""
         path = Path(image).as_posix() if isinstance(image, str | Path) else ""
         ends = [name for name in self.edits.samples if path == name or path.endswith("/" + name)]
         return max(ends, key=len, default=path)

@@ -37,23 +37,23 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
     Features may be of any norm; they are divided by it. Concepts may name their owners, ``{class: phrases}``.
 
     Args:
-        method: ``labo``, ``posthoc``, ``sparse``, ``cms``, ``linear_probe`` ... (docs/methods).
+        method: name of the method: ``labo``, ``posthoc``, ``sparse``, ``cms``, ``linear_probe`` ... (docs/methods).
         concepts: phrases, class -> phrases, or an embedded bank; ``zero_shot`` and ``linear_probe`` need none.
-        concept_embeddings: ``[K, D]`` the phrases in their order (class after class) by the text tower that belongs to
-            the features, of any norm.
-        class_embeddings: ``[C, D]`` the class names by that tower, for the methods that read them (``zero_shot``,
-            ``cms``, ``label_free`` with ``class_cutoff``).
-        classes: C names of the labels in their sorted order, where labels are numbers.
-        logit_scale: the encoder's factor on cosines.
-        validation: share of the pictures of every class that training is stopped and tuned by.
-        random_state: of that split and of training.
-        settings: of the method (``python train.py method=NAME --help``).
+        concept_embeddings: embeddings ``[K, D]`` of the phrases in their order (class after class), of any norm, from
+            the text tower that belongs to the features.
+        class_embeddings: embeddings ``[C, D]`` of the class names from that tower, for the methods that read them
+            (``zero_shot``, ``cms``, ``label_free`` with ``class_cutoff``).
+        classes: C class names in the sorted order of the labels, if labels are numbers.
+        logit_scale: factor that the encoder puts on cosines.
+        validation: share of the images of every class that is held out to stop and tune training.
+        random_state: random seed for that split and for training.
+        settings: settings of the method (``python train.py method=NAME --help``).
 
     Attributes:
         classes_: the labels, sorted.
-        model_: features ``[N, D]`` to logits ``[N, C]``.
-        bank_: the concepts of its columns, or None.
-        facts_: what the method says about its fit.
+        model_: the classifier, from features ``[N, D]`` to logits ``[N, C]``.
+        bank_: the concepts of the model's columns, or None.
+        facts_: numbers that the method reports about its fit.
     """
 
     def __init__(
@@ -72,11 +72,11 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         self._settings = settings
 
     def get_params(self, deep: bool = True) -> dict[str, Any]:
-        """Our own and the method's settings."""
+        """Settings of the estimator and of the method."""
         return {**super().get_params(deep), **self._settings}
 
     def set_params(self, **params: Any) -> "ConceptClassifier":
-        """Our own and the method's settings; those that no method knows are found by ``fit``."""
+        """Change settings of the estimator or of the method; ``fit`` rejects those that the method does not know."""
         own = self._get_param_names()
         for name, value in params.items():
             if name in own:
@@ -90,7 +90,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
 
         Raises:
             UserError: a wrong setting, missing concepts, or embeddings that do not fit.
-            ValueError: whatever scikit-learn finds wrong with the arrays.
+            ValueError: scikit-learn rejects the arrays.
         """
         method = create_method({"name": self.method, **self._settings})
         if not 0 < self.validation < 1:
@@ -116,16 +116,16 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def predict(self, X: ArrayLike) -> NDArray:
-        """Labels ``[N]``."""
+        """The predicted labels ``[N]`` of features ``[N, D]``."""
         best = self._prediction(X).logits.argmax(dim=1).numpy()
         return self.classes_[best]
 
     def predict_proba(self, X: ArrayLike) -> NDArray:
-        """Probabilities ``[N, C]``, columns as in ``classes_``."""
+        """Class probabilities ``[N, C]`` of features ``[N, D]``, columns as in ``classes_``."""
         return self._prediction(X).logits.double().softmax(dim=1).numpy()
 
     def explain(self, X: ArrayLike, top: int = 10) -> list[list[tuple[str, float]]]:
-        """The concepts that moved the predicted logit of every picture most, with their contributions."""
+        """The ``top`` concepts that changed the predicted logit of every image most, with their contributions."""
         prediction = self._prediction(X)
         return [prediction.explain(row, top) for row in range(len(prediction.logits))]
 
@@ -146,7 +146,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         return list(self.classes)
 
     def _data(self, X: NDArray, labels: NDArray, names: list[str], seed: int) -> FeatureData:
-        """Train and validation split: of every class its share, and at least one picture where there are two."""
+        """Training and validation split: a share of every class, and at least one image where there are two."""
         generator, held_out = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
         for label in range(len(names)):
             rows = generator.permutation(np.flatnonzero(labels == label))
@@ -159,7 +159,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         return FeatureData(splits, names, seed=seed, encoder="yours")
 
     def _bank(self, method: Method, names: list[str]) -> ConceptBank | None:
-        """The concepts the method speaks through, embedded."""
+        """The embedded concepts that the method builds on."""
         if method.concepts_from is None:
             return None
         if method.concepts_from == "class_names":

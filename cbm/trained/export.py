@@ -21,17 +21,17 @@ PART = 2**24  # bytes copied at a time
 
 
 def export_model(module: PortableModel, path: Path, about: dict[str, Any], kind: str | None = None) -> Path:
-    """Write ``module`` with what a user of the file must know; returns the path.
+    """Write ``module`` to a file, with class names, concepts and encoder inside; returns the path.
 
     The input is called ``features`` ``[N, D]``, for any N; the outputs ``logits``, and with ``top_k`` ``values`` and
     ``indices``.
 
     Args:
-        module: what to write.
-        path: the file.
-        about: class names, concepts, encoder: metadata of the ONNX file (every value as JSON), or ``cbm.json`` inside
-            the ``.pt2`` file.
-        kind: ``onnx`` or ``pt2``; by default what the name of the file says.
+        module: the classifier.
+        path: the file to write.
+        about: class names, concepts and encoder, which become metadata of the ONNX file (every value as JSON), or
+            ``cbm.json`` inside the ``.pt2`` file.
+        kind: ``onnx`` or ``pt2``; by default the ending of the file's name.
 
     Raises:
         UserError: an unknown format, or the packages for ONNX are not installed.
@@ -60,7 +60,7 @@ def export_model(module: PortableModel, path: Path, about: dict[str, Any], kind:
 
 
 def _format(path: Path, kind: str | None) -> str:
-    """The format that is asked for, and can be had."""
+    """The format to write, once it is known to be available."""
     kind = kind or next((name for name, suffix in FORMATS.items() if path.suffix == suffix), path.suffix.lstrip("."))
     if kind not in FORMATS:
         raise UserError(f"export format '{kind}' of '{path}': {did_you_mean(kind, FORMATS)}")
@@ -74,6 +74,6 @@ def _json(value: Any) -> str:
 
 
 def _move(file: Path, path: Path) -> Path:
-    """Copy to where it belongs: there whole or not at all."""
+    """Copy a file to its place, whole or not at all."""
     with file.open("rb") as content:
         return write_in_parts(path.parent, iter(lambda: content.read(PART), b""), lambda: path.name)

@@ -1,10 +1,11 @@
-"""Where a picture shows a concept: a heat map of its score.
+"""Where an image shows a concept: a heat map of its score.
 
-covering    a window is painted over with the picture's mean colour, and moved over all of it: by how much the
-            concept's score falls. Any encoder, any score; what it says is true by construction.
+covering    a window is painted over with the image's mean colour and moved over the image: the map shows by how much
+            the concept's score falls. Works with any encoder and any score, and is true by construction.
             Zeiler and Fergus, "Visualizing and Understanding Convolutional Networks", ECCV 2014.
-positions   the score of every position of the encoder's last feature map (``cbm.encoders.positions``): one pass,
-            but a position of a deep network has seen its surroundings too.
+positions   the map shows the score of every position of the encoder's last feature map
+            (``cbm.encoders.positions``). It takes one pass, but a position of a deep network has seen its surroundings
+            too.
 """
 
 from dataclasses import dataclass
@@ -27,13 +28,14 @@ RED, BLUE = (214, 39, 40), (31, 119, 180)
 
 @dataclass(frozen=True)
 class HeatMap:
-    """Where a picture shows a concept.
+    """Where an image shows a concept.
 
     Attributes:
-        values: ``[h, w]``, in the concept's score. covering: by how much the score falls without this part; positions:
-            by how much the score here is above that of the average position. Below zero: this part speaks against it.
+        values: the map ``[h, w]`` in units of the concept's score. For covering, how much the score falls without this
+            part; for positions, how much the score of this position is above the average. Negative values count
+            against the concept.
         method: "covering" or "positions".
-        picture: what the encoder sees, cropped and scaled; the map lies on it.
+        picture: the cropped and scaled image that the encoder sees.
     """
 
     values: Tensor
@@ -41,7 +43,11 @@ class HeatMap:
     picture: Image.Image
 
     def overlay(self, side: int = 320) -> Image.Image:
-        """The picture with the map over it: red for, blue against; the strongest part is the most opaque."""
+        """The image with the map over it: red for the concept, blue against it, the strongest part most opaque.
+
+        Args:
+            side: width in pixels.
+        """
         size = (side, round(side * self.picture.height / self.picture.width))
         smooth = interpolate(self.values[None, None].float(), size[::-1], mode="bicubic", align_corners=False)[0, 0]
         strength = (smooth / smooth.abs().max().clamp(min=1e-12)).numpy()[:, :, None]
@@ -54,18 +60,18 @@ class HeatMap:
 def heat_map(
     encoder: Encoder, model: nn.Module, column: int, picture: Image.Image, method: str | None = None
 ) -> HeatMap:  # fmt: skip
-    """Where a picture shows a concept.
+    """Where an image shows a concept.
 
     Args:
-        encoder: of the model.
+        encoder: encoder of the model.
         model: a concept bottleneck, or energies.
-        column: the concept.
-        picture: any picture.
-        method: "covering" or "positions"; by default positions where the encoder has 7 x 7 of them or more and the
+        column: column of the concept in the bank.
+        picture: the image.
+        method: "covering" or "positions"; by default positions if the encoder has 7 x 7 of them or more and the
             score is linear in the features, else covering.
 
     Raises:
-        UserError: an unknown method, one that this model or encoder has not, or a model without concepts.
+        UserError: an unknown method, one that this model or encoder does not support, or a model without concepts.
     """
     bottleneck = require_concepts(model)
     if method not in (None, *METHODS):
@@ -87,13 +93,19 @@ def heat_map(
 
 @torch.no_grad()
 def concept_score(model: ConceptBottleneck | EnergyBottleneck, column: int, features: Tensor) -> Tensor:
-    """A concept's score, or its log-odds by its own evidence, ``[N]`` of raw features ``[N, D]``."""
+    """A concept's scores ``[N]``; for energies, the log-odds from its own evidence.
+
+    Args:
+        model: a concept bottleneck, or energies.
+        column: column of the concept in the bank.
+        features: raw features ``[N, D]``.
+    """
     x = normalize(features, dim=1)
     return model.concept_logits(x)[:, column] if isinstance(model, EnergyBottleneck) else x @ model.concepts[column]
 
 
 def cover(pixels: Tensor) -> Tensor:
-    """Copies of a picture ``[3, H, W]``, each with one window painted over; ``[P, 3, H, W]``.
+    """Copies of an image ``[3, H, W]``, each with one window painted over; ``[P, 3, H, W]``.
 
     The windows overlap by one cell and reach over the border by one, in reading order: P = 9 x 9.
     """
@@ -109,6 +121,6 @@ def cover(pixels: Tensor) -> Tensor:
 
 
 def spread_over_cells(falls: Tensor) -> Tensor:
-    """By how much the score falls for every window ``[P]``, as the mean over the windows of every cell ``[h, w]``."""
+    """Falls of the score per window ``[P]`` as the mean over the windows that cover each cell ``[h, w]``."""
     side = CELLS + WINDOW - 1
     return nn.functional.avg_pool2d(falls.view(1, 1, side, side), WINDOW, stride=1)[0, 0]

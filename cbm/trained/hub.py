@@ -1,8 +1,8 @@
-"""A trained model as a folder that can be given away, and its way to the Hugging Face hub and back.
+"""Upload a trained model to the Hugging Face hub as a folder, and download it again.
 
 The folder holds ``config.yaml``, ``model.safetensors``, ``bank/``, ``about.json``, ``metrics.json`` and ``README.md``
-(the model card), nothing that is executed. The hub gets no path of this computer, and no source card, which holds
-features of pictures.
+(the model card), and nothing that is executed. Paths of this computer are not uploaded, nor is the source card, which
+holds features of images.
 """
 
 import tempfile
@@ -19,7 +19,7 @@ FILES = ["config.yaml", "model.safetensors", "bank/bank.json", "bank/embeddings.
 
 
 def without_paths(value: Any) -> Any:
-    """Settings without absolute paths: those inside the project are seen from there, others lose their folder."""
+    """Settings without absolute paths: those inside the project become relative to it, others lose their folder."""
     if isinstance(value, dict):
         return {key: without_paths(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -34,16 +34,16 @@ def without_paths(value: Any) -> Any:
 
 
 def push(save: Callable[[Path], object], repo: str, *, private: bool, message: str) -> str:
-    """Upload a folder; returns where it is.
+    """Upload a folder; returns its address.
 
     Args:
-        save: writes the folder, which is a new one.
-        repo: ``ORG/NAME``.
-        private: whether a repository that is made now is private.
-        message: of the commit.
+        save: function that writes the folder to a path that does not exist yet.
+        repo: repository, ``ORG/NAME``.
+        private: whether a repository that is created now is private.
+        message: commit message.
 
     Raises:
-        UserError: no network, nobody logged in, or no such organisation.
+        UserError: the hub cannot be reached, nobody is logged in, or the organisation does not exist.
     """
     from huggingface_hub import HfApi
 
@@ -60,10 +60,10 @@ def push(save: Callable[[Path], object], repo: str, *, private: bool, message: s
 
 
 def pull(name: str) -> Path:
-    """The folder of ``ORG/NAME`` or ``ORG/NAME@REVISION``, downloaded if it is not here yet; only our files.
+    """Download our files of ``ORG/NAME`` or ``ORG/NAME@REVISION`` unless they are in the cache; returns their folder.
 
     Raises:
-        UserError: no such repository, or it is not here and the hub cannot be reached.
+        UserError: no such repository, or it is not in the cache and the hub cannot be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -79,7 +79,7 @@ def pull(name: str) -> Path:
 
 
 def _hub_error(what: str, error: Exception) -> UserError:
-    """The one line for whatever the hub's client raised."""
+    """One line for an exception of the hub's client."""
     from huggingface_hub import errors
 
     if isinstance(error, UserError):

@@ -1,4 +1,4 @@
-"""A trained model, back from its run directory: ``cbm.load(run).predict(images)``."""
+"""A trained model, loaded from its run directory: ``cbm.load(run).predict(images)``."""
 
 import copy
 import json
@@ -40,14 +40,14 @@ Picture = str | Path | Image.Image
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a model says about N pictures.
+    """A model's decisions about N images, with what is needed to explain them.
 
     Attributes:
-        logits: ``[N, C]``.
+        logits: class logits ``[N, C]``.
         classes: C class names.
-        features: ``[N, D]`` unit-norm features the logits came from.
+        features: unit-norm features ``[N, D]`` that the logits were computed from.
         model: the classifier.
-        bank: its concepts, or None.
+        bank: the classifier's concepts, or None.
     """
 
     logits: Tensor
@@ -58,32 +58,48 @@ class Prediction:
 
     @property
     def labels(self) -> list[str]:
-        """The predicted class of every picture."""
+        """The predicted class of every image."""
         return [self.classes[i] for i in self.logits.argmax(dim=1)]
 
     @property
     def probabilities(self) -> Tensor:
-        """``[N, C]``."""
+        """Class probabilities ``[N, C]``."""
         return self.logits.softmax(dim=1)
 
     @property
     def scores(self) -> Tensor:
-        """Concept scores ``[N, K]``: cosine of every picture with every concept."""
+        """Concept scores ``[N, K]``: the cosine of every image with every concept.
+
+        Raises:
+            UserError: the model has no concepts that a linear head reads.
+        """
         return self._bottleneck().scores(self.features)
 
     def contributions(self, classes: Tensor | None = None) -> Tensor:
-        """What every concept adds to a class's logit, ``[N, K]``.
+        """Contribution of every concept to the logit of a class, ``[N, K]``.
+
+        ``model.base()[classes]`` plus the sum of a row is the logit.
 
         Args:
-            classes: ``[N]`` class indices; the predicted ones by default. ``model.base()[classes]`` plus the row sum is
-                the logit.
+            classes: class indices ``[N]``; the predicted classes by default.
+
+        Raises:
+            UserError: the model has no concepts that a linear head reads.
         """
         return self._bottleneck().contributions(
             self.features, self.logits.argmax(dim=1) if classes is None else classes
         )
 
     def explain(self, picture: int, top: int = 10) -> list[tuple[str, float]]:
-        """The concepts that moved the predicted logit of one picture most, with their contributions."""
+        """The concepts that changed the predicted logit of one image most, with their contributions.
+
+        Args:
+            picture: number of the image, from 0.
+            top: number of concepts.
+
+        Raises:
+            UserError: the model has no concepts that a linear head reads.
+        """
         row = self.contributions()[picture]
         assert self.bank is not None
         return [(self.bank.texts[k], float(row[k])) for k in row.abs().topk(min(top, len(row))).indices]
@@ -93,17 +109,17 @@ class Prediction:
 
 
 class TrainedModel:
-    """A model with everything needed to use it: the one door to a finished run.
+    """A trained model with everything needed to use it. Every command opens a finished run this way.
 
     Attributes:
         path: the run directory.
-        config: its configuration.
+        config: configuration of the run.
         classes: C class names.
-        model: features ``[N, D]`` to logits ``[N, C]``.
-        bank: the K concepts of its columns, or None.
-        about: what the run knows of itself (``about.json``).
-        changes: what was done to the model after training: edits, and exchanges of the bank (``BankSwap``); as text
-            once they have been written and read.
+        model: the classifier, from features ``[N, D]`` to logits ``[N, C]``.
+        bank: the K concepts of the model's columns, or None.
+        about: facts about the run, as in ``about.json``.
+        changes: changes made after training: edits, and exchanges of the bank (``BankSwap``); text if the model was
+            saved and loaded since.
     """
 
     def __init__(self, path: Path, config: DictConfig, about: dict[str, Any]):
@@ -120,7 +136,7 @@ class TrainedModel:
         """The frozen encoder, loaded on first use.
 
         Raises:
-            UserError: it has other weights than the one the model was trained on.
+            UserError: its weights differ from those of the encoder that the model was trained on.
         """
         encoder = load_encoder(self.config.encoder)
         trained_on = self.about["encoder"]["fingerprint"]
@@ -132,11 +148,11 @@ class TrainedModel:
         return encoder
 
     def card(self, dataset: str | DictConfig | None = None, root: str | Path | None = None) -> DictConfig:
-        """The card of the images to look at.
+        """A data set card with its settings.
 
         Args:
-            dataset: a card, or the name of one (``datasets/NAME.yaml``); by default that of the run.
-            root: where the images are, if the card does not say.
+            dataset: a card, or the name of one (``datasets/NAME.yaml``); by default the card of the run.
+            root: folder of the images, if the card does not say.
 
         Raises:
             UserError: no such card.
@@ -146,7 +162,7 @@ class TrainedModel:
         return card
 
     def encoding(self, card: DictConfig, cache: str | Path = "cache") -> Encoding:
-        """How the images of a card are encoded: as the run says, all of them."""
+        """How the images of a card are encoded: with the settings of the run, but all images instead of few shots."""
         cfg = OmegaConf.merge(self.config, {"cache": str(cache)})
         cfg.dataset = card
         return Encoding.of(cfg).whole()  # type: ignore[arg-type]
@@ -163,11 +179,12 @@ class TrainedModel:
         """Images and their features, with the labels in the order of the model's classes.
 
         Args:
-            splits: of train, val and test. ``val`` is left out if the data set has none and another split is wanted.
-            dataset: a card with the same classes, or its name; by default that of the run.
-            root: where the images are, if the card does not say.
+            splits: names of splits: train, val, test. ``val`` is left out if the data set has none and another split is
+                wanted.
+            dataset: a card with the same classes, or its name; by default the card of the run.
+            root: folder of the images, if the card does not say.
             cache: folder of the feature store.
-            as_trained: take the few-shot images that the run was trained on, instead of all.
+            as_trained: whether to take the few-shot images that the run was trained on, instead of all.
 
         Returns:
             The data set with the images that could be read, and their features in the same order.
@@ -193,18 +210,29 @@ class TrainedModel:
         root: str | Path | None = None,
         cache: str | Path = "cache",
     ) -> FeatureSplit:
-        """The features of one split; arguments as for ``read``."""
+        """The features and labels of one split.
+
+        Args:
+            name: name of the split: train, val or test.
+            dataset: a card with the same classes, or its name; by default the card of the run.
+            root: folder of the images, if the card does not say.
+            cache: folder of the feature store.
+
+        Raises:
+            UserError: as for ``read``.
+        """
         return self.read((name,), dataset=dataset, root=root, cache=cache)[1].splits[name]
 
     def with_edits(self, edits: EditSet | Sequence[Edit] | str | Path, *, domain: str | None = None) -> "TrainedModel":
-        """The same model after edits of all pictures: a set, a list, or the file of one. This one stays as it is.
+        """A copy of the model with edits applied; this model is not changed.
 
         Args:
-            edits: in their order; edits of single pictures belong to ``cbm.Editor``.
-            domain: where the pictures come from, for edits bound to a domain.
+            edits: a set or list of edits, or a file of edits; they act in their order. Edits of single images need
+                ``cbm.Editor``.
+            domain: name of the domain that the images come from, for edits bound to a domain.
 
         Raises:
-            UserError: the model has no concepts to edit, an unknown concept or class, or edits of single pictures.
+            UserError: the model has no concepts to edit, an unknown concept or class, or edits of single images.
         """
         made = load_edits(edits) if isinstance(edits, str | Path) else edits
         made = made if isinstance(made, EditSet) else EditSet(tuple(made))
@@ -221,21 +249,23 @@ class TrainedModel:
         self, bank: ConceptBank | str | Path | Sequence[str], *, translation: bool = False,
         features: Tensor | None = None, ridge: float = 1e-3, least: float = 0.5, cache: str | Path = "cache",
     ) -> "TrainedModel":  # fmt: skip
-        """The same decisions through other concepts, by a closed-form re-fit of the head (``cbm.editing.bank_swap``).
+        """A copy of the model that makes the same decisions with other concepts.
 
-        The share of decisions that is kept is recorded as the last entry of ``changes``. This model stays as it is.
+        The head is fitted again in closed form (``cbm.editing.bank_swap``). The share of decisions that is kept is
+        recorded as the last entry of ``changes``. This model is not changed.
 
         Args:
-            bank: a bank, the file of one, or phrases; read by the text tower of the model's own encoder.
-            translation: concept k says in other words, or in another language, what the model's concept k says: its
-                weights stay near those of that concept, and nothing is filtered.
-            features: ``[M, D]`` pictures on which the decisions are to be kept; by default those of the source card.
-            ridge: on the weights (``cbm.editing.refit_head``).
-            least: share of the decisions that must be left.
-            cache: where text features are kept.
+            bank: a bank, a file of one, or phrases, which the text tower of the model's own encoder embeds.
+            translation: whether concept k says in other words, or in another language, what the model's concept k says:
+                then its weights stay near those of that concept, and no phrase is filtered.
+            features: features ``[M, D]`` of images on which the decisions should be kept; by default those of the
+                source card.
+            ridge: strength of the penalty on the weights (``cbm.editing.refit_head``).
+            least: share of the decisions that must be kept.
+            cache: folder of the feature store.
 
         Raises:
-            UserError: no linear concepts to exchange, no text tower, or too little of the decisions would be left.
+            UserError: the model has no linear concepts or no text tower, or fewer decisions than ``least`` are kept.
         """
         bottleneck = require_linear(self.model, self.bank)
         if not isinstance(bank, ConceptBank):
@@ -256,7 +286,7 @@ class TrainedModel:
         return other
 
     def _read_bank(self, bank: str | Path | Sequence[str], translation: bool) -> ConceptBank:
-        """The bank of a file or of phrases; phrases of a translation have the owners of what they translate."""
+        """A bank from a file or phrases; phrases of a translation get the owners of the concepts they translate."""
         if isinstance(bank, str | Path):
             return read_bank(resolve_path(bank))
         if translation and self.bank is not None and len(bank) == len(self.bank):  # two may become the same phrase
@@ -268,10 +298,10 @@ class TrainedModel:
         """The classifier as a plain ``torch.nn.Module``: features ``[N, D]`` of any norm to logits ``[N, C]``.
 
         Args:
-            top_k: also return values and indices ``[N, top_k]`` of the concepts a picture shows most.
+            top_k: number of concepts with the highest scores whose values and indices ``[N, top_k]`` are returned too.
 
         Raises:
-            UserError: see ``PortableModel``.
+            UserError: the model is energy-based, has no concepts to return, or has fewer than ``top_k``.
         """
         return PortableModel(self.model, top_k)
 
@@ -280,9 +310,9 @@ class TrainedModel:
         concepts and encoder inside the file.
 
         Args:
-            path: the file.
-            top_k: see ``as_module``.
-            format: ``onnx`` or ``pt2``; by default what the name of the file says.
+            path: the file to write.
+            top_k: number of concepts to return for every image, see ``as_module``.
+            format: ``onnx`` or ``pt2``; by default the ending of the file's name.
 
         Raises:
             UserError: an unknown format, packages that are not installed, or a model that cannot be exported.
@@ -297,37 +327,37 @@ class TrainedModel:
         return export_model(self.as_module(top_k), Path(path), about, format)
 
     def save(self, folder: str | Path) -> Path:
-        """Write the model as it is now, to be read by ``cbm.load(folder)`` (``cbm.trained.hub``).
+        """Write the model as it is now to a folder, which ``cbm.load(folder)`` reads; returns the folder.
 
         Raises:
-            UserError: the folder is there already.
+            UserError: the folder exists already.
         """
         return save_folder(self, Path(folder))
 
     def push_to_hub(self, repo: str, *, private: bool = True, message: str = "Upload of a cbm model") -> str:
-        """Put the model with a model card on the Hugging Face hub, to be read by ``cbm.load("hf-hub:ORG/NAME")``.
+        """Upload the model with a model card to the Hugging Face hub; ``cbm.load("hf-hub:ORG/NAME")`` reads it.
 
         Args:
-            repo: ``ORG/NAME``; made if it is not there.
-            private: of a new one.
-            message: of the commit.
+            repo: repository, ``ORG/NAME``; created if it does not exist.
+            private: whether a repository that is created now is private.
+            message: commit message.
 
         Returns:
-            Where it is.
+            Address of the model on the hub.
 
         Raises:
-            UserError: no network, or nobody logged in.
+            UserError: the hub cannot be reached, nobody is logged in, or the organisation does not exist.
         """
         return push(lambda folder: save_folder(self, folder, repo), repo, private=private, message=message)
 
     def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
-        """Classify pictures.
+        """Classify images.
 
         Args:
-            images: paths or PIL pictures, or preprocessed pictures ``[N, 3, H, W]``.
+            images: paths or PIL images, or preprocessed images ``[N, 3, H, W]``.
 
         Raises:
-            UserError: a picture cannot be read.
+            UserError: an image cannot be read.
         """
         if not isinstance(images, Tensor):
             images = torch.stack([self.encoder.preprocess(open_image(image)) for image in images])
@@ -337,8 +367,14 @@ class TrainedModel:
     def heat_map(self, image: Picture, concept: str, method: str | None = None) -> HeatMap:
         """Where an image shows a concept: ``model.heat_map("bird.png", "yellow belly").overlay()``.
 
+        Args:
+            image: a path or a PIL image.
+            concept: text of the concept.
+            method: "covering" or "positions"; by default positions if the encoder has enough of them
+                (``cbm.trained.heat_map``).
+
         Raises:
-            UserError: a picture that cannot be read, an unknown concept or method, or a model without concepts.
+            UserError: an image that cannot be read, an unknown concept or method, or a model without concepts.
         """
         require_concepts(self.model, self.bank)
         assert self.bank is not None
@@ -346,7 +382,14 @@ class TrainedModel:
 
     @torch.no_grad()
     def predict_features(self, features: Tensor) -> Prediction:
-        """Classify encoded pictures ``[N, D]`` (of any norm)."""
+        """Classify encoded images.
+
+        Args:
+            features: features ``[N, D]`` of the model's own encoder, of any norm.
+
+        Raises:
+            UserError: a feature is NaN, infinite, or a row is zero.
+        """
         x = unit_norm(features, [f"row {i}" for i in range(len(features))])
         return Prediction(self.model(x), self.classes, x, self.model, self.bank)
 
@@ -354,15 +397,15 @@ class TrainedModel:
 def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> Path:
     """Write the model as it is now, for ``cbm.load(folder)``; returns the folder.
 
-    The metrics of a model that was changed after training are left out: nobody has measured it.
+    The metrics of a model that was changed after training are left out, because they no longer hold.
 
     Args:
-        model: what to write.
-        folder: a new one.
-        repo: the repository of the hub it is for.
+        model: the model.
+        folder: a folder that does not exist yet.
+        repo: repository of the hub that the folder is for; paths of this computer are left out then.
 
     Raises:
-        UserError: the folder is there already.
+        UserError: the folder exists already.
     """
     if folder.exists():
         raise UserError(f"'{folder}' is there already: remove it or choose another folder")
@@ -393,12 +436,13 @@ def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> P
 
 
 def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
-    """The trained model of a run directory, or of a repository of the Hugging Face hub. Reads safetensors, JSON and
-    YAML; nothing in them is executed.
+    """Load the trained model of a run directory, or of a repository of the Hugging Face hub.
+
+    Only safetensors, JSON and YAML are read, and nothing in them is executed.
 
     Args:
-        run: the directory, or ``hf-hub:ORG/NAME`` (``hf-hub:ORG/NAME@REVISION``).
-        device: where the encoder computes (``auto``, ``cpu``, ``cuda``); by default as the run's configuration says.
+        run: a run directory, or ``hf-hub:ORG/NAME`` (``hf-hub:ORG/NAME@REVISION``).
+        device: device of the encoder (``auto``, ``cpu``, ``cuda``); by default that of the run's configuration.
 
     Raises:
         UserError: no such run, it is not finished, or the hub cannot be reached.

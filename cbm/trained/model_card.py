@@ -1,4 +1,4 @@
-"""The model card that goes with a model to the hub, from a template; only what the run measured is on it."""
+"""The model card of a published model, made from a template; it shows only numbers that the run measured."""
 
 from pathlib import Path
 from typing import Any
@@ -27,15 +27,15 @@ def model_card(
     model: nn.Module, bank: ConceptBank | None, place: str, config: dict[str, Any], about: dict[str, Any],
     metrics: dict[str, float],
 ) -> str:  # fmt: skip
-    """``README.md`` of a published model.
+    """The text of ``README.md`` of a published model.
 
     Args:
         model: the classifier, as it is published.
-        bank: the concepts of its columns, or None.
-        place: what ``cbm.load`` is to be told.
-        config: its configuration, without paths.
-        about: what the run knows of itself.
-        metrics: what was measured of it; empty if it was changed since.
+        bank: the concepts of the model's columns, or None.
+        place: argument for ``cbm.load`` that reads the model.
+        config: configuration of the run, without paths.
+        about: facts about the run, as in ``about.json``.
+        metrics: metrics of the model; empty if the model was changed after training.
     """
     dataset = config["dataset"]["name"]
     card = about_card(dataset) if dataset in card_names() else AboutConfig()

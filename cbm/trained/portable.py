@@ -1,4 +1,4 @@
-"""``PortableModel``: a trained classifier in plain operations of torch, for places that have no cbm."""
+"""``PortableModel``: a trained classifier in plain operations of torch, which runs without cbm."""
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,23 @@ from cbm.layers.require import require_linear
 
 
 class PortableModel(nn.Module):
-    """Features of any norm ``[N, D]`` to logits ``[N, C]``; with ``top_k`` also to what every picture shows most.
+    """Features of any norm ``[N, D]`` to logits ``[N, C]``; with ``top_k`` also to the concepts that score highest.
 
     A linear bottleneck (residual included) becomes its class vectors ``[C, D]``; one with an activation keeps its
-    concepts and head. Nothing here is an operation of ``cbm.kernels``, so ``torch.export`` and ONNX know all of it;
-    in return the scores ``[N, K]`` are formed where they are needed, and equal scores may come in either order.
+    concepts and head. No operation of ``cbm.kernels`` is used, so that ``torch.export`` and ONNX can translate the
+    model; in return the scores ``[N, K]`` are formed where they are needed, and equal scores may come in either order.
 
     Args:
         model: a ``ConceptBottleneck`` or a ``LinearProbe``.
-        top_k: how many concepts of every picture to return.
+        top_k: number of concepts to return for every image.
 
     Attributes:
-        concepts: ``[K, D]``; None where nothing asks for scores.
-        vectors: ``[C, D]`` what is linear in the features; None without.
-        weights: ``[K, C]`` of the activations; None for a linear bottleneck.
+        concepts: concept directions ``[K, D]``; None if no scores are needed.
+        vectors: class vectors ``[C, D]`` of the part that is linear in the features; None if there is no such part.
+        weights: weights ``[K, C]`` of the activations; None for a linear bottleneck.
 
     Raises:
-        UserError: the model is decided by inference (an energy-based one), has no concepts to return, or has fewer.
+        UserError: the model is energy-based, has no concepts to return, or has fewer than ``top_k``.
     """
 
     concepts: Tensor | None
@@ -69,7 +69,7 @@ class PortableModel(nn.Module):
 
     @property
     def dim(self) -> int:
-        """D, width of the features."""
+        """Width D of the features."""
         matrix = self.vectors if self.concepts is None else self.concepts
         assert matrix is not None
         return matrix.shape[1]
@@ -77,8 +77,8 @@ class PortableModel(nn.Module):
     def forward(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor, Tensor]:
         """Logits ``[N, C]``; with ``top_k`` also the values and the indices of the concepts, both ``[N, top_k]``.
 
-        The concepts with the largest scores come first; a value is what the head reads of a concept (the score itself
-        without an activation).
+        The concepts with the largest scores come first; a value is the activation that the head reads (without an
+        activation, the score itself).
         """
         x = x / x.norm(dim=1, keepdim=True)
         logits = self.bias.expand(x.shape[0], -1)
@@ -111,7 +111,7 @@ def _check_top_k(model: nn.Module, top_k: int) -> None:
 
 
 def _linear_part(model: ConceptBottleneck | LinearProbe) -> tuple[Tensor | None, Tensor]:
-    """What is linear in the features, ``[C, D]`` or None, and the bias ``[C]``."""
+    """Class vectors ``[C, D]`` of the part that is linear in the features (or None), and the bias ``[C]``."""
     if isinstance(model, LinearProbe):
         return model.matrix, model.bias
     vectors, bias = None, model.biases()

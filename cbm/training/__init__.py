@@ -1,4 +1,4 @@
-"""Gradient descent under Lightning: the LightningModule, its batches, and ``fit``."""
+"""Training by gradient descent under Lightning: the LightningModule, its batches, and ``fit``."""
 
 from cbm.training.fit import fit
 from cbm.training.module import ConceptBottleneckModule, write_history

@@ -1,4 +1,4 @@
-"""Batches of encoded splits that lie in memory, as Lightning's loop wants them."""
+"""Batches of encoded splits in memory, for Lightning's loop."""
 
 from collections.abc import Iterator, Mapping
 
@@ -17,14 +17,14 @@ class Batches:
     processes each gets its part of the same batches.
 
     Args:
-        split: N pictures.
-        batch_size: per step; if it covers the split, every step sees the full batch, in order.
-        min_steps: batches per epoch, at least.
-        shuffle: draw a new order for every pass.
-        seed: of the order.
-        concepts: ``[N, K]`` concept labels that go with every batch, if there are any.
-        rank: which of the processes this is.
-        world: how many there are.
+        split: features and labels of N images.
+        batch_size: images per step; if it covers the split, every step uses the full batch, in order.
+        min_steps: smallest number of batches per epoch.
+        shuffle: whether every pass has a new order.
+        seed: random seed for the order.
+        concepts: concept labels ``[N, K]`` that every batch includes, or None.
+        rank: number of this process.
+        world: number of processes.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Batches:
 
     @property
     def sampler(self) -> "Batches":
-        """Where Lightning looks for ``set_epoch``."""
+        """The object on which Lightning calls ``set_epoch``."""
         return self
 
     def __len__(self) -> int:
@@ -70,7 +70,7 @@ class Batches:
         return (batch[self.rank :: self.world] if len(batch) > self.rank else batch[:1] for batch in order.split(size))
 
     def weight(self, batch: int) -> float:
-        """What the mean loss of this process's part counts for, so that the mean over processes is the batch's mean."""
+        """Weight of this process's mean loss with which the mean over processes is the mean of the batch."""
         start = batch % self.per_pass * self.batch_size
         whole = min(self.batch_size, len(self.split) - start)
         return self.world * len(range(self.rank, whole, self.world)) / whole
@@ -81,8 +81,8 @@ class TrainingBatches(lightning.LightningDataModule):
 
     Args:
         data: encoded splits.
-        batch_size: rows per training batch; None is the full batch.
-        targets: split name to concept labels ``[N, K]`` that go with every batch, if there are any.
+        batch_size: rows per training batch; None for the full batch.
+        targets: concept labels ``[N, K]`` by name of the split, which every batch includes; may be empty.
     """
 
     def __init__(self, data: FeatureData, batch_size: int | None, targets: Mapping[str, Tensor]):

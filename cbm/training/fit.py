@@ -37,18 +37,18 @@ class SaveResults(Callback):
         self.path = path
 
     def setup(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, stage: str) -> None:
-        """The new processes are as quiet as the first."""
+        """Silence other libraries in the new process too."""
         logging.getLogger("lightning.pytorch").setLevel("ERROR")
         warnings.simplefilter("ignore")
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """One process writes."""
+        """Write the file, in one process only."""
         if trainer.is_global_zero:
             torch.save({"best": pl_module.best, "history": pl_module.history}, self.path)
 
 
 class AtomicCheckpoint(TorchCheckpointIO):
-    """Checkpoints that are there whole or not at all."""
+    """Writes checkpoints whole or not at all."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         """Write under a temporary name, then rename."""
@@ -58,7 +58,7 @@ class AtomicCheckpoint(TorchCheckpointIO):
 
 
 def is_sound(checkpoint: Path) -> bool:
-    """Whether a checkpoint is as it was written: its parts carry checksums."""
+    """Whether a checkpoint is undamaged, by the checksums of its parts."""
     try:
         with zipfile.ZipFile(checkpoint) as archive:
             if archive.testzip() is not None:
@@ -76,7 +76,7 @@ class ResumeCheckpoint(Callback):
         self._written = time.monotonic()
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write if it is time; the processes agree on that."""
+        """Write a checkpoint if it is time; all processes agree on that."""
         if trainer.strategy.broadcast(time.monotonic() - self._written >= self.every):
             trainer.save_checkpoint(self.path)
             self._written = time.monotonic()
@@ -99,19 +99,19 @@ def fit(
     """Train until the validation loss has not fallen by 0.001 for ``patience`` validations; end with the best weights.
 
     Args:
-        module: what to train.
-        data: encoded splits; ``train`` and ``val`` are used.
-        batch_size: rows per training batch; None is the full batch.
-        targets: split name to concept labels ``[N, K]`` that go with every batch, if there are any.
-        patience: validations without improvement.
-        max_epochs: at most so many stretches between validations.
-        trainer: ``accelerator``, ``devices``, ``precision`` for Lightning's Trainer. More than one device: as many
-            processes, each with its part of every batch; the result is that of one process to rounding.
-        checkpoint: where ``last.ckpt`` is written; if it is there, training goes on from it, or, if it is damaged,
-            begins again.
-        checkpoint_seconds: how often.
-        progress: show a progress bar.
-        logger: a Lightning logger that gets the losses as well.
+        module: the module to train.
+        data: encoded splits, of which ``train`` and ``val`` are used.
+        batch_size: rows per training batch; None for the full batch.
+        targets: concept labels ``[N, K]`` by name of the split, which every batch includes; None without.
+        patience: number of validations without improvement after which training stops.
+        max_epochs: largest number of epochs, each of which ends with a validation.
+        trainer: ``accelerator``, ``devices`` and ``precision`` for Lightning's Trainer. With several devices, one
+            process per device computes its part of every batch; the result equals that of one process up to rounding.
+        checkpoint: path of ``last.ckpt``; if the file exists, training continues from it, or, if it is damaged, begins
+            again.
+        checkpoint_seconds: seconds between two checkpoints.
+        progress: whether a progress bar is shown.
+        logger: Lightning logger that also receives the losses, or None.
     """
     callbacks: list[Callback] = [EarlyStopping("val/loss", patience=patience, min_delta=1e-3, check_finite=False)]
     if checkpoint is not None:

@@ -1,4 +1,4 @@
-"""The LightningModule every trained bottleneck goes through."""
+"""The LightningModule that trains every bottleneck."""
 
 import csv
 import io
@@ -20,11 +20,11 @@ class ConceptBottleneckModule(lightning.LightningModule):
     """Training of a classifier on frozen features, keeping the weights with the lowest validation loss.
 
     Args:
-        model: features ``[N, D]`` to logits ``[N, C]``.
-        optimizer: from the model to an optimizer of what requires a gradient.
-        loss: of the model on a batch: features ``[B, D]``, labels ``[B]``, and concept labels ``[B, K]`` where there
-            are any. Cross-entropy by default.
-        validate: loss and logits of a validation batch. Cross-entropy by default.
+        model: the classifier, from features ``[N, D]`` to logits ``[N, C]``.
+        optimizer: function from the model to an optimizer of the parameters that require a gradient.
+        loss: function from the model, features ``[B, D]``, labels ``[B]`` and perhaps concept labels ``[B, K]`` to the
+            training loss; cross-entropy by default.
+        validate: function of the same arguments to the validation loss and logits; cross-entropy by default.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
         return self.model(x)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        """Only what requires a gradient is trained."""
+        """The optimizer of the parameters that require a gradient."""
         return self._optimizer(self.model)
 
     def training_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> Tensor:
@@ -61,13 +61,13 @@ class ConceptBottleneckModule(lightning.LightningModule):
         return loss
 
     def validation_step(self, batch: tuple[Tensor, ...], batch_idx: int) -> None:
-        """Collect loss and accuracy."""
+        """Add the loss and accuracy of a batch."""
         y = batch[1]
         loss, logits = self._validate(self.model, *batch)
         self._val.append((float(loss) * len(y), float((logits.argmax(1) == y).sum()), len(y)))
 
     def on_validation_epoch_end(self) -> None:
-        """Log, and remember the weights if they are the best so far."""
+        """Log the metrics, and keep the weights if they are the best so far."""
         loss, right, count = (sum(column) for column in zip(*self._val))
         self._val.clear()
         losses: Any = self.all_gather(self._train_loss)
@@ -82,16 +82,16 @@ class ConceptBottleneckModule(lightning.LightningModule):
             self.best = {"loss": values["val/loss"], "step": self.global_step, "state": state}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the best weights and the history in the checkpoint."""
+        """Add the best weights and the history to the checkpoint."""
         checkpoint["cbm"] = {"best": self.best, "history": self.history}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take them up again."""
+        """Restore the best weights and the history."""
         self.best, self.history = checkpoint["cbm"]["best"], checkpoint["cbm"]["history"]
 
 
 def write_history(path: Path, history: list[dict[str, float]]) -> None:
-    """Losses and accuracies over the steps, as CSV."""
+    """Write losses and accuracies over the steps as CSV."""
     if history:
         text = io.StringIO()
         writer = csv.DictWriter(text, fieldnames=list(history[0]), lineterminator="\n")

@@ -1,20 +1,20 @@
 """Which concept to ask a person about next: acquisition policies for interventions.
 
 Shin et al., "A Closer Look at the Intervention Procedure of Concept Bottleneck Models" (ICML 2023), and Chauhan et al.,
-"Interactive Concept Bottleneck Models" (AAAI 2023). Concepts are told in groups; of all groups that were not asked yet
-the one with the highest score comes next, and everything is scored again after each answer.
+"Interactive Concept Bottleneck Models" (AAAI 2023). One question is about a group of concepts; of all groups that were
+not asked about yet the one with the highest score comes next, and all are scored again after each answer.
 
-    random      in an order of each picture's own
+    random      a random order for each image
     ucp         most uncertain: entropy of the concept, in bits
     cctp        largest contribution: p_j sum_c |w_cj|, times the distance between absent and present
     ectp        expected change of the prediction: sum_v P(c_j = v) KL(y | c_j = v  ||  y)
     eudtp       expected decrease of its uncertainty: H(y) - sum_v P(c_j = v) H(y | c_j = v)
     coop        w_u entropy + w_i |E_v P(yhat | c_j = v) - P(yhat)| - w_c cost
-    oracle      the concept that is most wrong: |p_j - c_j|; nobody can ask by it, it is a bound
+    oracle      the concept that is most wrong: |p_j - c_j|; it needs the answer, so it is only an upper bound
 
-Where concepts are probabilities the head reads 0 or 1 of a concept that is told, elsewhere the level of "present" or
-"absent" (``cbm.editing.apply.told_levels``). What the model believes of a concept is the logistic curve that is .95 and
-.05 at the levels of an edit (``levels``).
+Where concepts are probabilities, the head reads 0 or 1 for a concept that is told; elsewhere it reads the level of
+"present" or "absent" (``cbm.editing.apply.told_levels``). The model's probability of a concept is the logistic curve
+that is .95 and .05 at the levels of an edit (``levels``).
 """
 
 import math
@@ -39,7 +39,13 @@ LOGITS_AT_ONCE = 2**24  # numbers of the tables pictures x concepts x classes
 
 @dataclass(frozen=True)
 class CoopWeights:
-    """Of entropy, influence and cost."""
+    """Weights of the ``coop`` policy.
+
+    Attributes:
+        uncertainty: weight of the concept's entropy.
+        influence: weight of the expected change of the prediction.
+        cost: weight of the cost of the question.
+    """
 
     uncertainty: float = 1.0
     influence: float = 1.0
@@ -48,12 +54,12 @@ class CoopWeights:
 
 @dataclass(frozen=True)
 class QuestionCurve:
-    """What answers were worth.
+    """Accuracy and cost after each question.
 
     Attributes:
-        accuracy: ``[Q + 1]`` of the class after 0, 1, ..., Q questions per picture.
-        cost: ``[Q + 1]`` mean cost of the questions so far.
-        asked: ``[N, Q]`` number of the group that was asked, -1 if there was none left to ask.
+        accuracy: class accuracy ``[Q + 1]`` after 0, 1, ..., Q questions per image.
+        cost: mean cost ``[Q + 1]`` of the questions so far.
+        asked: number ``[N, Q]`` of the group that each question was about; -1 if no group was left.
     """
 
     accuracy: Tensor
@@ -82,23 +88,23 @@ def ask_in_turn(
     weights: CoopWeights = CoopWeights(),
     seed: int = 0,
 ) -> QuestionCurve:
-    """Ask about one group after the other, of every picture by its own order.
+    """Ask about one group of concepts after the other, in an order of its own for every image.
 
     Args:
         model: the bottleneck.
-        x: ``[N, D]`` unit-norm features.
-        y: ``[N]`` classes.
-        answers: ``[N, K]`` what is answered: 1, 0, NaN nobody knows (then the activation stays); or a function from
-            what is asked ``[N, K]`` bool to answers of that shape.
-        units: columns asked about together.
-        policy: see above.
-        covariance: ``[K, K]`` of logits (``to_logits``): concepts that were not asked about move to their conditional
-            mean (``cbm.editing.asking.propagation``); without it they stay.
-        truth: ``[N, K]`` for ``oracle``; the answers by default.
-        questions: per picture; all groups by default.
-        costs: ``[U]`` of every group; 1 by default.
-        weights: of ``coop``.
-        seed: of ``random``.
+        x: unit-norm features ``[N, D]``.
+        y: class indices ``[N]``.
+        answers: answers ``[N, K]``: 1, 0, or NaN if nobody knows (then the activation stays); or a function from the
+            questions ``[N, K]`` (bool) to answers of that shape.
+        units: groups of columns that one question is about.
+        policy: name of the policy, see above.
+        covariance: covariance ``[K, K]`` of the logits (``to_logits``), with which concepts that were not asked about
+            move to their conditional mean (``cbm.editing.asking.propagation``); None leaves them as they are.
+        truth: true concepts ``[N, K]`` for ``oracle``; the answers by default.
+        questions: number of questions per image; all groups by default.
+        costs: cost ``[U]`` of a question about every group; 1 by default.
+        weights: weights of the ``coop`` policy.
+        seed: random seed for the ``random`` policy.
 
     Raises:
         UserError: an unknown policy.

@@ -1,11 +1,11 @@
-"""Intervening on black boxes: change the representation until a probe sees the concepts a person tells.
+"""Interventions on black boxes: change the features until a probe finds the concepts that a person sets.
 
 Laguna et al., "Beyond Concept Bottleneck Models: How to Make Black Boxes Intervenable?", NeurIPS 2024. They descend by
-gradient; for linear probes q(z) = sigmoid(Q z + b) the nearest such representation has a closed form,
+gradient; for linear probes q(z) = sigmoid(Q z + b) the nearest such features have a closed form,
 
-    z' = z + Q_I^T (Q_I Q_I^T + rho 1)^-1 (t - Q_I z - b_I),        t = logit(.95) or logit(.05) of the told concepts I
+    z' = z + Q_I^T (Q_I Q_I^T + rho 1)^-1 (t - Q_I z - b_I),        t = logit(.95) or logit(.05) of the known concepts I
 
-or, where the probe is more certain already, what it says: nothing is pulled back.
+If the probe is more certain than that already, t is the probe's own log-odds.
 """
 
 import math
@@ -29,9 +29,9 @@ class ConceptProbe:
     """Log-odds ``x Q^T + b`` of K concepts.
 
     Attributes:
-        directions: ``[K, D]`` Q.
-        bias: ``[K]``.
-        auroc: ``[K]`` on pictures it was not fitted to; NaN where they show only one state.
+        directions: directions Q ``[K, D]``.
+        bias: biases b ``[K]``.
+        auroc: AUROC ``[K]`` on images that the probe was not fitted to; NaN if they show only one state.
     """
 
     directions: Tensor
@@ -46,13 +46,13 @@ class ConceptProbe:
 def fit_concept_probe(
     x: Tensor, concepts: Tensor, held_x: Tensor, held_concepts: Tensor, *, c: float = 10.0
 ) -> ConceptProbe:
-    """Logistic regression of every concept; one that never changes is always what it is.
+    """Fit a logistic regression for every concept; for a concept that never varies, the probe is constant.
 
     Args:
-        x: ``[N, D]`` unit-norm features.
-        concepts: ``[N, K]`` 1, 0, NaN unknown.
-        held_x: ``[M, D]`` other pictures.
-        held_concepts: ``[M, K]``.
+        x: unit-norm features ``[N, D]``.
+        concepts: concept labels ``[N, K]``: 1, 0, or NaN if unknown.
+        held_x: features ``[M, D]`` of other images, to measure the AUROC.
+        held_concepts: concept labels ``[M, K]`` of these images.
         c: inverse strength of the L2 penalty.
     """
     directions, biases, scores = [], [], []
@@ -74,13 +74,14 @@ def fit_concept_probe(
 
 
 def edit_representation(x: Tensor, probe: ConceptProbe, told: Tensor, *, rho: float = 1e-3) -> Tensor:
-    """The nearest features on which the probe is certain of what is told.
+    """The nearest features on which the probe is certain of the known concepts.
 
     Args:
-        x: ``[N, D]``.
-        probe: of K concepts.
-        told: ``[N, K]`` 1, 0, NaN not told.
-        rho: how much the probe's saying so counts against staying near: 0 for exactly so, infinite for staying.
+        x: features ``[N, D]``.
+        probe: probe of the K concepts.
+        told: known concepts ``[N, K]``: 1, 0, or NaN if unknown.
+        rho: weight of staying near the features against satisfying the probe: 0 satisfies it exactly, infinity leaves
+            the features as they are.
     """
     known = ~told.isnan()
     outer = probe.directions.double() @ probe.directions.double().T
@@ -109,18 +110,18 @@ def tell_in_turn(
     costs: Tensor | None = None,
     seed: int = 0,
 ) -> QuestionCurve:
-    """Accuracy of a classifier of features as more is told of every picture, in a random order of its own.
+    """Accuracy of a classifier of features as more concepts are set, in a random order for every image.
 
     Args:
-        model: features ``[N, D]`` to logits.
-        probe: of the K concepts.
-        x: ``[N, D]``.
-        y: ``[N]`` classes.
-        answers: ``[N, K]`` 1, 0, NaN nobody knows.
-        units: columns told together.
-        questions: per picture; all groups by default.
-        costs: ``[U]`` of every group; 1 by default.
-        seed: of the order.
+        model: the classifier, from features ``[N, D]`` to logits.
+        probe: probe of the K concepts.
+        x: features ``[N, D]``.
+        y: class indices ``[N]``.
+        answers: answers ``[N, K]``: 1, 0, or NaN if nobody knows.
+        units: groups of columns that one question is about.
+        questions: number of questions per image; all groups by default.
+        costs: cost ``[U]`` of a question about every group; 1 by default.
+        seed: random seed for the order of the questions.
     """
     questions = len(units) if questions is None else min(questions, len(units))
     costs = torch.ones(len(units)) if costs is None else costs.float()
@@ -141,6 +142,13 @@ def tell_in_turn(
 
 @torch.no_grad()
 def intervenability(model: nn.Module, x: Tensor, y: Tensor, edited: Tensor) -> float:
-    """Mean decrease of the cross-entropy by editing representations, both ``[N, D]`` (their equation 2)."""
+    """Mean decrease of the cross-entropy when features are edited (their equation 2).
+
+    Args:
+        model: the classifier, from features ``[N, D]`` to logits.
+        x: features ``[N, D]`` before the edit.
+        y: class indices ``[N]``.
+        edited: features ``[N, D]`` after the edit.
+    """
     before, after = (nn.functional.cross_entropy(model(each), y) for each in (x, edited))
     return float(before - after)

@@ -1,7 +1,7 @@
-"""What an answer about one concept says about the others: correlated interventions, without training.
+"""Update concepts that are correlated with an answer, without training.
 
 Vandenhirtz et al., "Stochastic Concept Bottleneck Models", NeurIPS 2024, equation 3, with their "empirical" covariance:
-logits of concepts are Gaussian around what the picture shows, with the covariance of the source domain; once some are
+logits of concepts are Gaussian around what the image shows, with the covariance of the source domain; once some are
 known, the others move to their conditional mean,
 
     mu_U' = mu_U + S_UI S_II^-1 (eta_I - mu_I)
@@ -58,13 +58,14 @@ def propagate(logits: Tensor, told: Tensor, answers: Tensor, covariance: Tensor)
     """Logits ``[N, K]`` of concepts after some of them are told.
 
     Args:
-        logits: ``[N, K]`` what the pictures show.
-        told: ``[N, K]`` bool, which are known.
-        answers: ``[N, K]`` 1 present, 0 absent; those of concepts that are not told are not read.
-        covariance: ``[K, K]`` of logits, positive semi-definite.
+        logits: logits ``[N, K]`` from the images.
+        told: which concepts ``[N, K]`` (bool) are told.
+        answers: answers ``[N, K]``, 1 present and 0 absent; only those of told concepts are read.
+        covariance: covariance ``[K, K]`` of the logits, positive semi-definite.
 
     Returns:
-        Told ones at ``TOLD`` or its negative, or beyond where the model is surer; the others at their conditional mean.
+        Told concepts at ``TOLD`` or its negative, or further out where the model is surer; the others at their
+        conditional mean.
     """
     return conditional_mean(
         logits, told, torch.where(answers > 0.5, logits.clamp(min=TOLD), logits.clamp(max=-TOLD)), covariance
@@ -75,13 +76,13 @@ def conditional_mean(activation: Tensor, told: Tensor, values: Tensor, covarianc
     """Gaussian variables ``[N, K]`` after some of them are known.
 
     Args:
-        activation: ``[N, K]`` their means.
-        told: ``[N, K]`` bool, which are known.
-        values: ``[N, K]`` their values; the others are not read.
-        covariance: ``[K, K]`` positive semi-definite.
+        activation: means ``[N, K]``.
+        told: which variables ``[N, K]`` (bool) are known.
+        values: values ``[N, K]`` of the known ones; the others are not read.
+        covariance: covariance ``[K, K]``, positive semi-definite.
 
     Returns:
-        The told ones have their values exactly, the others their conditional mean.
+        Exactly the new values for the activations that are set, the conditional mean for the others.
     """
     covariance = covariance.to(activation.device, torch.float64)
     jitter = 1e-9 * covariance.diagonal().mean().clamp(min=1e-30)

@@ -1,18 +1,18 @@
-"""Training-free test-time editing: a few labelled pictures of a new domain say which concepts mislead there.
+"""Training-free test-time editing: a few labelled images of a new domain show which concepts mislead in it.
 
 Inspired by He et al., "Training-free Test-time Improvement for Explainable Medical Image Classification" (MICCAI 2025):
 confusing concepts are masked, weak ones amplified, nothing is trained. What is computed here was designed for this
 library (the paper's formulas were not available), so it is no reimplementation.
 
-For a picture of class y with rival r, and dW = W_r - W_y, the logits differ by
+For an image of class y with rival r, and dW = W_r - W_y, the logits differ by
 
     z_r - z_y = [ b_r - b_y + sum_j dW_j mu_yj ] + sum_j delta_j,        delta_j = dW_j (a_j - mu_yj)
 
-The bracket is what the source domain has on average; every error is paid for by positive delta's. One is positive
-because evidence for the rival fires that pictures of y did not show (mask the concept), or because evidence for y is
-weaker than it was (amplify it). Only concepts that moved at all (a permutation test against the source,
-Benjamini-Hochberg) may be edited; how many edits are made is decided by leaving one labelled picture out at a time,
-and may be none.
+The bracket is the average of the source domain; every error comes from concepts with positive delta. A delta is
+positive because evidence for the rival appears that images of y did not show (mask the concept), or because evidence
+for y is weaker than it was (amplify it). Only concepts that moved at all (a permutation test against the source,
+Benjamini-Hochberg) may be edited; how many edits are made, possibly none, is decided by leaving one labelled image out
+at a time.
 """
 
 import math
@@ -46,11 +46,11 @@ class Change:
     """One edit of a plan: ``a' = gain (a - pivot) + level``, of one concept or of all that exclude each other.
 
     Attributes:
-        op: mask (the gain is 0) or amplify.
-        concepts: their columns.
-        gain: what the deviation from the pivot is multiplied by.
-        pivot: of every concept; the mean of the new domain, as a rule.
-        level: of every concept; the mean of the source domain.
+        op: "mask" (the gain is 0) or "amplify".
+        concepts: columns of the concepts.
+        gain: factor on the deviation from the pivot.
+        pivot: pivot of every concept, usually its mean in the new domain.
+        level: new mean of every concept, its mean in the source domain.
     """
 
     op: str
@@ -60,7 +60,13 @@ class Change:
     level: tuple[float, ...]
 
     def edits(self, texts: Sequence[str], domain: str | None, why: str) -> list[Edit]:
-        """As edits of a model."""
+        """The change as edits of a model.
+
+        Args:
+            texts: texts of the K concepts.
+            domain: name of the domain that the edits are bound to; None for all images.
+            why: reason, kept with the edits.
+        """
         made = []
         for column, pivot, level in zip(self.concepts, self.pivot, self.level):
             steps = {"scale": self.gain, "shift": level - self.gain * pivot} if self.op != "mask" else {"set": level}
@@ -69,7 +75,7 @@ class Change:
         return made
 
     def values(self, a: Tensor) -> Tensor:
-        """New activations ``[n, m]`` of its concepts, of activations ``[n, K]``."""
+        """New activations ``[n, m]`` of the concepts, from activations ``[n, K]``."""
         return self.gain * (a[:, list(self.concepts)] - a.new_tensor(self.pivot)) + a.new_tensor(self.level)
 
 
@@ -78,13 +84,12 @@ class Plan:
     """What to edit in the new domain.
 
     Attributes:
-        changes: none if nothing is to be edited.
-        reason: why, in words.
+        changes: changes to make; empty if nothing should be edited.
+        reason: reason for the plan, in words.
         moved: columns of the concepts that moved.
-        n: labelled pictures.
-        hits: how many of them were right when left out, before and after.
-        flags: what the reader should know: "weak" (a class has one picture), "classes missing", "approximate" (shift
-            test).
+        n: number of labelled images.
+        hits: number of these that were classified correctly when left out, before and after.
+        flags: warnings for the reader: "weak" (a class has one image), "classes missing", "approximate" (shift test).
     """
 
     changes: tuple[Change, ...]
@@ -95,7 +100,13 @@ class Plan:
     flags: tuple[str, ...] = ()
 
     def edits(self, texts: Sequence[str], domain: str | None) -> EditSet:
-        """The plan as edits of a domain: pictures of others keep their logits bit by bit. None: of all pictures."""
+        """The plan as edits.
+
+        Args:
+            texts: texts of the K concepts.
+            domain: name of the domain that the edits are bound to, so that other images keep exactly the same logits;
+                None for all images.
+        """
         return EditSet(tuple(edit for change in self.changes for edit in change.edits(texts, domain, self.reason)))
 
 
@@ -108,13 +119,20 @@ def applied(a: Tensor, changes: Sequence[Change]) -> Tensor:
 
 
 def shift_attribution(a: Tensor, y: Tensor, head: ConceptHead, source: SourceStatistics) -> tuple[Tensor, Tensor]:
-    """Who is to blame for what: rivals ``[N]`` and delta ``[N, K]`` (see above)."""
+    """Which concepts cause the errors: rivals ``[N]`` and delta ``[N, K]`` (see above).
+
+    Args:
+        a: activations ``[N, K]``.
+        y: class indices ``[N]``.
+        head: head that decides from the activations.
+        source: statistics of the source domain.
+    """
     rival = head(a).scatter(1, y[:, None], -torch.inf).argmax(dim=1)
     return rival, head.attribution(a, y, rival, source.mean)
 
 
 def interaction(a: Tensor, y: Tensor, head: ConceptHead, source: SourceStatistics) -> float:
-    """What the deltas do not explain of the gaps, as a share of them; 0 of a linear head."""
+    """Share of the gaps that the deltas do not explain; 0 for a linear head. Arguments as for ``shift_attribution``."""
     rival, delta = shift_attribution(a, y, head, source)
     gap, usual = head.gap(a, y, rival), head.gap(source.mean[y], y, rival)
     return float((gap - usual - delta.sum(dim=1)).abs().mean() / gap.abs().mean().clamp(min=1e-12))
@@ -156,7 +174,7 @@ class _ShiftTest:
         return torch.cat(parts)
 
     def null(self, left_out: Tensor) -> Tensor:
-        """T under no shift, ``[R, K]``, without the pictures at these rows."""
+        """T under no shift, ``[R, K]``, without the images at these rows."""
         total = self.whole
         for c, fewer in zip(*self.y[left_out].unique(return_counts=True)):
             count = int(self.counts[c])
@@ -164,7 +182,7 @@ class _ShiftTest:
         return total
 
     def statistic(self, a: Tensor, y: Tensor) -> Tensor:
-        """T ``[K]`` of labelled pictures."""
+        """T ``[K]`` of labelled images."""
         total = torch.zeros(a.shape[1], dtype=a.dtype)
         for c in y.unique().tolist():
             own = a[y == c]
@@ -200,7 +218,7 @@ class _Planner:
     temperatures: Tensor = field(default_factory=lambda: torch.tensor(TEMPERATURES, dtype=torch.float64))
 
     def logits(self, a: Tensor, rows: Tensor) -> Tensor:
-        """Calibrated logits of the labelled pictures at these rows."""
+        """Calibrated logits of the labelled images at these rows."""
         return self.source.factor * self.head.take(rows)(a)
 
     def objective(self, z: Tensor, y: Tensor, share: Tensor) -> tuple[float, float]:
@@ -288,24 +306,24 @@ def plan_edits(
     groups: Sequence[Sequence[int]] = (),
     seed: int = 0,
 ) -> Plan:
-    """Which concepts to mask and to amplify in the domain of a few labelled pictures.
+    """Decide which concepts to mask and to amplify in the domain of a few labelled images.
 
     Args:
-        a: ``[n, K]`` activations of the pictures.
-        y: ``[n]`` their classes; some classes may be absent, some have a single picture.
-        head: what decides from the activations.
+        a: activations ``[n, K]`` of the images.
+        y: class indices ``[n]``; some classes may be absent, some may have a single image.
+        head: head that decides from the activations.
         source: statistics of the source domain.
-        guard: what leaving one out must show: "default" more hits and less loss; "lenient" as many hits; "strict" less
-            loss by a standard error.
-        per_class: moreover no class may lose a hit.
+        guard: condition that edits must meet when one image is left out: "default" for more hits and less loss,
+            "lenient" for as many hits, "strict" for less loss by a standard error.
+        per_class: whether, in addition, no class may lose a hit.
         protect: columns that may not be masked.
-        pivot: what amplification leaves where it is: "target" puts the new domain's mean where the source has it,
+        pivot: point that amplification does not move: "target" puts the new domain's mean where the source has it,
             "source" keeps the source's mean, "zero" multiplies (for probabilities).
-        groups: columns of concepts that exclude each other: they are edited together, with pivot "target".
-        seed: of the shift test.
+        groups: lists of columns whose concepts exclude each other: they are edited together, with pivot "target".
+        seed: random seed for the shift test.
 
     Returns:
-        A plan without changes where nothing moved, nothing helps, or what helps does not hold for pictures left out.
+        The plan; it has no changes if no concept moved, no edit helps, or the edits do not help images left out.
 
     Raises:
         UserError: an unknown guard.
@@ -374,7 +392,10 @@ def plan_edits(
 
 
 def blamed_concepts(a: Tensor, y: Tensor, head: ConceptHead, source: SourceStatistics) -> list[int]:
-    """Columns of the concepts that fire for rivals more than they should, the most to blame first; no test is made."""
+    """Columns of the concepts that favour rivals more than they should, the most harmful first; no test is made.
+
+    Arguments as for ``shift_attribution``.
+    """
     a, rows = a.double(), torch.arange(len(a))
     planner = _Planner(head, source, _units((), a.shape[1]), torch.zeros(a.shape[1], dtype=torch.bool), "target")
     over, _ = planner.blame(a, y, rows, planner.logits(a, rows), _balanced(y))
@@ -389,7 +410,13 @@ def _units(groups: Sequence[Sequence[int]], concepts: int) -> list[list[int]]:
 
 
 def recentre(a: Tensor, y: Tensor, source: SourceStatistics) -> Tensor:
-    """The baseline: what is added to every activation ``[K]`` so that the classes' means are those of the source."""
+    """Shifts ``[K]`` of the activations that restore the classes' means of the source domain: the simplest baseline.
+
+    Args:
+        a: activations ``[n, K]`` of labelled images.
+        y: class indices ``[n]``.
+        source: statistics of the source domain.
+    """
     present = y.unique()
     means = torch.stack([a[y == c].double().mean(dim=0) for c in present]).mean(dim=0)
     return source.mean[present].mean(dim=0) - means

@@ -1,4 +1,4 @@
-"""What an editor for another domain is: what it may look at, what it answers, how it is found by name."""
+"""``DomainEditor``: the base class of editors that correct a model for another domain, its input and its answer."""
 
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -18,18 +18,18 @@ from cbm.layers import ConceptBottleneck
 
 @dataclass(frozen=True)
 class EditContext:
-    """What an editor may look at.
+    """Everything that an editor may use.
 
     Attributes:
         model: the bottleneck.
-        texts: of its K concepts.
-        classes: C names.
-        domain: what the other domain is called.
-        source: labelled pictures of the model's own domain.
-        support: a few labelled pictures of the other domain.
-        unlabelled: ``[N, D]`` pictures of the other domain.
-        zero_shot: ``[N, C]`` logits of zero-shot classification of these, if the encoder reads text.
-        groups: columns of concepts that exclude each other.
+        texts: texts of the K concepts.
+        classes: C class names.
+        domain: name of the other domain.
+        source: labelled images of the source domain.
+        support: a few labelled images of the other domain, or None.
+        unlabelled: features ``[N, D]`` of images of the other domain, or None.
+        zero_shot: logits ``[N, C]`` of zero-shot classification of these images; None if the encoder reads no text.
+        groups: lists of columns whose concepts exclude each other.
     """
 
     model: ConceptBottleneck
@@ -44,15 +44,15 @@ class EditContext:
 
     @property
     def head(self) -> LinearConceptHead:
-        """The model's head."""
+        """The head of the model."""
         return LinearConceptHead(self.model.weights(), self.model.biases())
 
     def statistics(self) -> SourceStatistics:
-        """What the model's concepts do at home."""
+        """Statistics of the model's concepts in the source domain."""
         return source_statistics(self.model.activations(self.source.x), self.source.y, self.head)
 
     def labelled(self) -> tuple[Tensor, Tensor]:
-        """Activations ``[n, K]`` and classes of the labelled pictures of the other domain."""
+        """Activations ``[n, K]`` and class indices of the labelled images of the other domain."""
         assert self.support is not None
         return self.model.activations(self.support.x), self.support.y
 
@@ -62,12 +62,12 @@ class Proposal:
     """An editor's answer.
 
     Attributes:
-        model: what decides in the other domain.
-        reason: in words.
-        edits: the same as edits of the model that was given; None if they cannot be said so.
-        plan: of ``test_time``.
-        gate: which pictures the edits are for, beyond the domain's name.
-        source: what the edits do at home where they may get there: balanced accuracy before, after, and the 95 %
+        model: the corrected model for the other domain.
+        reason: reason for the proposal, in words.
+        edits: the correction as edits of the original model; None if it cannot be written as edits.
+        plan: plan of the ``test_time`` editor, or None.
+        gate: gate that selects the images to edit, or None if the domain's name selects them.
+        source: effect on images of the source domain that pass the gate: balanced accuracy before, after, and the 95 %
             interval of the difference by a paired bootstrap.
     """
 
@@ -81,14 +81,14 @@ class Proposal:
 
 @dataclass(frozen=True)
 class DomainEditor:
-    """Settings of an editor. Subclasses say what they need and how they correct.
+    """Settings of an editor. Subclasses define what they require and how they correct.
 
     Attributes:
-        support: folder of labelled pictures, a folder per class; by default they are drawn from the split that is
+        support: folder of labelled images, with a folder per class; by default they are drawn from the split that is
             evaluated, and the others are tested.
-        shots: labelled pictures per class; fewer where a folder has fewer.
-        seed: of the draw and of everything random.
-        requires: of "support" and "unlabelled", what must be there.
+        shots: number of labelled images per class; fewer if a folder has fewer.
+        seed: random seed for the draw and for everything random.
+        requires: required fields of the ``EditContext``: "support", "unlabelled" or both.
     """
 
     support: str | None = None
@@ -97,10 +97,10 @@ class DomainEditor:
     requires: ClassVar[frozenset[str]] = frozenset({"support"})
 
     def propose(self, context: EditContext) -> Proposal:
-        """What should become of the model in the other domain.
+        """Propose a correction of the model for the other domain.
 
         Raises:
-            UserError: something that is required is not there, or the model cannot be corrected so.
+            UserError: required images are missing, or the model cannot be corrected in this way.
         """
         for name in sorted(self.requires):
             if getattr(context, name) is None:
@@ -115,4 +115,4 @@ EDITORS: Registry[type[DomainEditor]] = Registry("editor")
 register_editor = EDITORS.register
 """Make an editor available as ``editor=NAME`` (its defaults go to ``configs/editor/NAME.yaml``)."""
 create_editor = EDITORS.create
-"""An editor from its settings: ``name`` and its fields."""
+"""Make an editor from its settings: ``name`` and its fields; a UserError for an unknown one."""

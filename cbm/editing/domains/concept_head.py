@@ -1,4 +1,4 @@
-"""What decides from concepts, as editors see it: linear heads exactly, any other function by occlusion."""
+"""Heads as editors see them: linear heads are attributed exactly, any other function by occlusion."""
 
 from collections.abc import Callable, Sequence
 
@@ -10,7 +10,7 @@ class ConceptHead:
     """A function from activations ``[n, K]`` to logits ``[n, C]``.
 
     Args:
-        function: of any kind; it is called once per concept to attribute a decision.
+        function: function from activations to logits; it is called once per concept to attribute a decision.
     """
 
     def __init__(self, function: Callable[[Tensor], Tensor]):
@@ -21,17 +21,17 @@ class ConceptHead:
         return self.function(a)
 
     def take(self, rows: Tensor) -> "ConceptHead":
-        """The head of some of the pictures, where it is not the same for all."""
+        """The head for some of the images; it can differ between images."""
         return self
 
     def attribution(self, a: Tensor, y: Tensor, rival: Tensor, mean: Tensor) -> Tensor:
-        """What every concept adds to ``z_rival - z_y`` beyond what it adds at its mean for class y, ``[n, K]``.
+        """Contribution ``[n, K]`` of every concept to ``z_rival - z_y``, minus its contribution at the mean of class y.
 
         Args:
-            a: ``[n, K]``.
-            y: ``[n]`` classes.
-            rival: ``[n]`` other classes.
-            mean: ``[C, K]`` of the activations by class.
+            a: activations ``[n, K]``.
+            y: class indices ``[n]``.
+            rival: indices ``[n]`` of the rival classes.
+            mean: mean activations ``[C, K]`` by class.
         """
         gap, usual = self.gap(a, y, rival), mean[y]
         columns = []
@@ -42,13 +42,20 @@ class ConceptHead:
         return torch.stack(columns, dim=1)
 
     def changed(self, a: Tensor, z: Tensor, columns: Sequence[int], values: Tensor) -> Tensor:
-        """Logits with other activations ``[n, m]`` of some concepts; ``z`` are those before."""
+        """Logits after a change of some activations.
+
+        Args:
+            a: activations ``[n, K]`` before.
+            z: logits ``[n, C]`` before.
+            columns: columns of the m concepts that change.
+            values: new activations ``[n, m]``.
+        """
         a = a.clone()
         a[:, list(columns)] = values
         return self(a)
 
     def gap(self, a: Tensor, y: Tensor, rival: Tensor) -> Tensor:
-        """``z_rival - z_y``, ``[n]``."""
+        """``z_rival - z_y``, ``[n]``; arguments as for ``attribution``."""
         z = self(a)
         return (z.gather(1, rival[:, None]) - z.gather(1, y[:, None]))[:, 0]
 
@@ -57,8 +64,8 @@ class LinearConceptHead(ConceptHead):
     """``a W^T + b`` in float64: one product instead of one call per concept.
 
     Args:
-        weight: ``[C, K]``.
-        bias: ``[C]``.
+        weight: weights ``[C, K]``.
+        bias: biases ``[C]``.
     """
 
     def __init__(self, weight: Tensor, bias: Tensor):
@@ -69,11 +76,11 @@ class LinearConceptHead(ConceptHead):
         return a.double() @ self.weight.T + self.bias
 
     def attribution(self, a: Tensor, y: Tensor, rival: Tensor, mean: Tensor) -> Tensor:
-        """``(W_r - W_y) (a - mean_y)``."""
+        """``(W_r - W_y) (a - mean_y)``; arguments as for ``ConceptHead.attribution``."""
         return (self.weight[rival] - self.weight[y]) * (a - mean[y])
 
     def changed(self, a: Tensor, z: Tensor, columns: Sequence[int], values: Tensor) -> Tensor:
-        """A change of rank m."""
+        """Logits after a change of rank m; arguments as for ``ConceptHead.changed``."""
         index = list(columns)
         return z + (values - a[:, index]) @ self.weight[:, index].T
 
@@ -84,9 +91,9 @@ class EmbeddingConceptHead(ConceptHead):
     Espinosa Zarlenga et al., "Concept Embedding Models", NeurIPS 2022. The activations are the probabilities p.
 
     Args:
-        positive: ``[n, K, E]`` e^+ of n pictures.
-        negative: ``[n, K, E]`` e^-.
-        classifier: embeddings ``[n, K, E]`` to logits ``[n, C]``.
+        positive: embeddings e^+ ``[n, K, E]`` of present concepts of n images.
+        negative: embeddings e^- ``[n, K, E]`` of absent concepts.
+        classifier: function from embeddings ``[n, K, E]`` to logits ``[n, C]``.
     """
 
     def __init__(self, positive: Tensor, negative: Tensor, classifier: Callable[[Tensor], Tensor]):
@@ -98,13 +105,17 @@ class EmbeddingConceptHead(ConceptHead):
         return self.classifier(self.negative + p * (self.positive - self.negative))
 
     def take(self, rows: Tensor) -> "EmbeddingConceptHead":
-        """The head of some of the pictures."""
+        """The head for some of the images."""
         return EmbeddingConceptHead(self.positive[rows], self.negative[rows], self.classifier)
 
     def masked(self, columns: Sequence[int], embedding: Tensor) -> "EmbeddingConceptHead":
-        """Some concepts held at one embedding each ``[m, E]`` (their mean in the source domain), whatever p says.
+        """The head with some concepts held at one embedding each (their mean in the source domain), whatever p is.
 
-        To set p alone would leave what e^+ and e^- of the picture say beside it.
+        Setting p alone would keep the image's own e^+ and e^-.
+
+        Args:
+            columns: columns of the m concepts.
+            embedding: embeddings ``[m, E]`` of these concepts.
         """
         positive, negative = self.positive.clone(), self.negative.clone()
         positive[:, list(columns)] = negative[:, list(columns)] = embedding

@@ -1,16 +1,16 @@
-"""Adapting a bottleneck to unlabelled pictures of another domain, after CONDA.
+"""Adapting a bottleneck to unlabelled images of another domain, after CONDA.
 
 Choi, Raghuram, Li and Jha, "CONDA: Adaptive Concept Bottleneck for Foundation Models Under Distribution Shifts", ICLR
 2025.
-Gradients, no labels: pictures get pseudo-labels, then in turn
+It uses gradients and no labels: images get pseudo-labels, then in turn
 
-    concepts    V moves so that a picture's concepts are near those of its pseudo-class in the source domain
+    concepts    V moves so that an image's concepts are near those of its pseudo-class in the source domain
                 (Mahalanobis distance) and far from those of the others
     head        W, b move to predict the pseudo-labels, sparsely
     residual    a few further directions U, unlike each other and unlike V, with a linear head of their own
 
 Ours, and why it is "CONDA-style": one covariance within classes, shrunk (Ledoit and Wolf), instead of one per class,
-for a few pictures per class do not determine more; pseudo-labels are those of the model or of zero-shot classification,
+for a few images per class do not determine more; pseudo-labels are those of the model or of zero-shot classification,
 whichever is more certain; similarity of the residual's directions is penalised, as the paper says (its code rewards
 it); steps are measured in the root mean square of what they change.
 """
@@ -32,12 +32,12 @@ BATCH = 4096
 
 
 def pseudo_labels(model: ConceptBottleneck, x: Tensor, zero_shot: Tensor | None = None) -> Tensor:
-    """Classes ``[N]`` of unlabelled pictures: of two predictions the more certain.
+    """Class indices ``[N]`` of unlabelled images: the more certain of two predictions.
 
     Args:
         model: the bottleneck.
-        x: ``[N, D]`` unit-norm features.
-        zero_shot: ``[N, C]`` logits of zero-shot classification, if the encoder reads text.
+        x: unit-norm features ``[N, D]``.
+        zero_shot: logits ``[N, C]`` of zero-shot classification; None if the encoder reads no text.
     """
     own = model.logits(x).softmax(dim=1).max(dim=1)
     if zero_shot is None:
@@ -56,19 +56,19 @@ def adapt_unlabelled(
     lr: float = 0.02,
     seed: int = 0,
 ) -> ConceptBottleneck:
-    """A copy of the model, moved towards pictures ``[N, D]`` with pseudo-labels ``[N]``.
+    """A copy of the model, adapted to unlabelled images.
 
     Args:
         model: a bottleneck.
-        x: unit-norm features of the other domain.
-        labels: see ``pseudo_labels``.
-        source: statistics of the model's concepts at home.
-        steps: of each of the three stages; 0 changes nothing.
-        lr: of a step, as a share of the root mean square of what it changes.
-        seed: of the batches and of the residual's first directions.
+        x: unit-norm features ``[N, D]`` of images of the other domain.
+        labels: pseudo-labels ``[N]``, see ``pseudo_labels``.
+        source: statistics of the model's concepts in the source domain.
+        steps: number of steps in each of the three stages; 0 changes nothing.
+        lr: length of a step, as a share of the root mean square of the parameters that it changes.
+        seed: random seed for the batches and for the residual's first directions.
 
     Raises:
-        UserError: no pictures, or fewer steps than none.
+        UserError: there are no images, or the number of steps is negative.
     """
     if not len(x):
         raise UserError("no unlabelled pictures of the other domain to adapt to")

@@ -1,4 +1,4 @@
-"""``correct``: let an editor correct a model for another domain, and compare what comes of it with simpler means."""
+"""``correct``: let an editor correct a model for another domain, and compare the result with simpler methods."""
 
 from dataclasses import dataclass, replace
 
@@ -14,16 +14,16 @@ BASELINES = ("recentre", "refit")  # stand beside every correction
 
 @dataclass(frozen=True)
 class Correction:
-    """A model corrected for one domain, and what came of it.
+    """A model corrected for one domain, and the effect of the correction.
 
     Attributes:
-        name: of the editor.
-        context: what the editor looked at.
-        proposal: its answer.
-        tested: the pictures it was not shown.
-        comparison: decisions about these.
-        baselines: accuracy of the simplest other uses of the same labels, on the same pictures.
-        inside: share of the pictures that pass the gate; 1 without one.
+        name: name of the editor.
+        context: input of the editor.
+        proposal: answer of the editor.
+        tested: images that the editor was not shown.
+        comparison: decisions about these images before and after.
+        baselines: accuracy of simpler uses of the same labels, on the same images.
+        inside: share of the images that pass the gate; 1 without a gate.
     """
 
     name: str
@@ -35,7 +35,7 @@ class Correction:
     inside: float
 
     def metrics(self) -> dict[str, float]:
-        """``edits/...`` beyond those of the comparison."""
+        """Metrics with keys ``edits/...``, beside those of the comparison."""
         support = self.context.support
         values = {f"edits/{name}_accuracy": value for name, value in self.baselines.items()}
         values |= {"edits/n_support": float(len(support)) if support else 0.0, "edits/share_edited": self.inside}
@@ -58,12 +58,12 @@ def correct(context: EditContext, tested: FeatureSplit, editor: DomainEditor) ->
     """Let an editor correct a model for another domain.
 
     Args:
-        context: what the editor may look at.
-        tested: labelled images of the domain that it is not shown; the decisions about these are compared.
-        editor: with its settings.
+        context: input of the editor.
+        tested: labelled images of the domain that the editor is not shown, on which the decisions are compared.
+        editor: the editor with its settings.
 
     Raises:
-        UserError: something that the editor needs is not there, or the model cannot be corrected so.
+        UserError: images that the editor requires are missing, or the model cannot be corrected in this way.
     """
     proposal = editor.propose(context)
     passed = torch.full((len(tested),), True) if proposal.gate is None else proposal.gate(tested.x)

@@ -1,12 +1,12 @@
-"""Editors that correct a model for another domain, all behind one door: ``create_editor(settings).propose(context)``.
+"""Editors that correct a model for another domain: ``create_editor(settings).propose(context)``.
 
-    test_time   mask and amplify a few concepts, chosen by a few labelled pictures (``cbm.editing.domains.attribution``)
-    prune       remove the concepts that the same pictures blame most, without any further test
-    recentre    every concept's mean is put where the source domain has it: as many edits as concepts
-    conda       move concepts and head by gradient on unlabelled pictures (``cbm.editing.domains.conda``)
-    refit       a new head on the labelled pictures alone: logistic regression on standardised concepts
+    test_time   mask and amplify a few concepts, chosen by a few labelled images (``cbm.editing.domains.attribution``)
+    prune       remove the concepts that cause most errors on the same images, without any further test
+    recentre    move every concept's mean to where it is in the source domain: as many edits as concepts
+    conda       change concepts and head by gradient on unlabelled images (``cbm.editing.domains.conda``)
+    refit       fit a new head on the labelled images alone: logistic regression on standardised concepts
 
-The first three answer with edits that a person can read, the others with another model. None touches the model given.
+The first three answer with edits that a person can read, the others with another model. None changes the given model.
 """
 
 from dataclasses import dataclass, field, replace
@@ -40,13 +40,14 @@ class ShiftAttribution(DomainEditor):
     """Training-free test-time editing.
 
     Attributes:
-        guard: see ``plan_edits``.
-        per_class: no class may lose a picture that was left out.
-        protect: concepts that may not be masked.
-        protection: what keeps the edits away from home. tag: the domain's name. gate: pictures must look like the
-            domain. batch: batches must. none: nothing; edits are kept only while accuracy at home holds.
-        alpha: share of pictures from home that may pass a gate.
-        batch: pictures per batch of the batch gate.
+        guard: condition that edits must meet when one image is left out: lenient, default or strict (``plan_edits``).
+        per_class: whether no class may lose an image that was left out.
+        protect: texts of concepts that may not be masked.
+        protection: how images of the source domain are protected: "tag" (edits carry the domain's name), "gate" (only
+            images that look like the domain are edited), "batch" (only batches that do), or "none" (edits act
+            everywhere, and are kept only while accuracy in the source domain holds).
+        alpha: share of images of the source domain that may pass a gate.
+        batch: number of images that a batch gate judges together.
     """
 
     guard: str = "default"
@@ -86,13 +87,13 @@ class ShiftAttribution(DomainEditor):
 def keep_home(
     plan: Plan, source: SourceStatistics, head: LinearConceptHead, passed: Tensor | None
 ) -> tuple[Plan, tuple[float, float, tuple[float, float]]]:
-    """Drop the last edits until pictures from home lose no more than 0.005 of balanced accuracy.
+    """Drop the last edits until balanced accuracy in the source domain falls by no more than 0.005.
 
     Args:
-        plan: with one change or more.
-        source: statistics, and the pictures to try.
-        head: of the model.
-        passed: ``[M]`` bool, which of them pass the gate; all without one.
+        plan: plan with one change or more.
+        source: statistics of the source domain, with its images.
+        head: head of the model.
+        passed: which of these images ``[M]`` (bool) pass the gate; None if all do.
     """
     before = head(source.a).argmax(dim=1) == source.y
     while True:
@@ -112,7 +113,7 @@ def keep_home(
 @register_editor("recentre")
 @dataclass(frozen=True)
 class Recentre(DomainEditor):
-    """The simplest use of the labels."""
+    """Move every concept's mean to where it is in the source domain: the simplest use of the labels."""
 
     def _propose(self, context: EditContext) -> Proposal:
         shift = recentre(*context.labelled(), context.statistics()).tolist()
@@ -127,11 +128,11 @@ class Recentre(DomainEditor):
 @register_editor("prune")
 @dataclass(frozen=True)
 class PruneBlamed(DomainEditor):
-    """Remove what misleads most, as a person would who looks at the mistakes (PCBM's editing, listed by blame).
+    """Remove the concepts that mislead most, as a person would who looks at the mistakes (the editing of PCBM).
 
     Attributes:
-        count: concepts, at most.
-        normalise: scale what is left of a class to its former sum of absolute weights.
+        count: largest number of concepts to remove.
+        normalise: whether the remaining weights of a class are scaled to its former sum of absolute weights.
     """
 
     count: int = 6
@@ -150,11 +151,11 @@ class PruneBlamed(DomainEditor):
 @register_editor("conda")
 @dataclass(frozen=True)
 class Conda(DomainEditor):
-    """Unlabelled pictures only.
+    """Change concepts and head by gradient on unlabelled images, in the manner of CONDA.
 
     Attributes:
-        steps: of each of the three stages.
-        lr: of a step, as a share of the root mean square of what it changes.
+        steps: number of steps in each of the three stages.
+        lr: length of a step, as a share of the root mean square of the parameters that it changes.
     """
 
     steps: int = 10
@@ -181,7 +182,7 @@ class Conda(DomainEditor):
 @register_editor("refit")
 @dataclass(frozen=True)
 class Refit(DomainEditor):
-    """What the labels would buy without the old head.
+    """Fit a new head on the labelled images alone.
 
     Attributes:
         c: inverse strength of the L2 penalty.

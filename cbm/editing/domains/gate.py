@@ -1,9 +1,9 @@
-"""Is this picture from the other domain? A linear gate on features with a bound on how often it is wrong at home.
+"""Is this image from the other domain? A linear gate on features, with a bound on its errors in the source domain.
 
-The direction between the two domains' means, in units of their variances, is fitted on one half of the source pictures;
-the threshold is an order statistic of the other half, so that a fresh source picture passes with a probability of at
-most alpha (split conformal prediction; Vovk et al., 2005). Edits behind the gate lower the expected accuracy at home by
-at most alpha.
+The direction between the two domains' means, in units of their variances, is fitted on one half of the source images;
+the threshold is an order statistic of the other half, so that a fresh source image passes with a probability of at
+most alpha (split conformal prediction; Vovk et al., 2005). Edits behind the gate lower the expected accuracy in the
+source domain by at most alpha.
 """
 
 import math
@@ -21,13 +21,13 @@ BATCHES = 1000  # of source pictures, drawn to calibrate a gate of batches
 
 @dataclass(frozen=True)
 class Gate:
-    """Which pictures pass.
+    """Selects the images that look like another domain.
 
     Attributes:
-        direction: ``[D]``.
-        threshold: what ``x . direction`` must exceed.
-        alpha: share of source pictures that pass, at most.
-        batch: so many pictures, one after the other, are judged together by their mean; 1: every picture alone.
+        direction: direction ``[D]`` between the two domains.
+        threshold: value that ``x . direction`` must exceed.
+        alpha: largest share of source images that pass.
+        batch: number of consecutive images that are judged together by their mean; 1 judges every image alone.
     """
 
     direction: Tensor
@@ -36,7 +36,7 @@ class Gate:
     batch: int = 1
 
     def __call__(self, x: Tensor) -> Tensor:
-        """Which of the features ``[N, D]`` pass, ``[N]`` bool."""
+        """Which images pass, ``[N]`` bool, by their features ``[N, D]``."""
         score = x.double() @ self.direction.to(x.device)
         parts = [part.mean().expand(len(part)) for part in score.split(self.batch)]
         return (torch.cat(parts) if parts else score) > self.threshold
@@ -51,7 +51,7 @@ def load_gate(path: Path) -> Gate:
     """Read what ``Gate.save`` wrote.
 
     Raises:
-        UserError: it is not there, damaged, or is something else.
+        UserError: the file is missing, damaged, or not a gate.
     """
     try:
         tensors, about = read_tensors(path)
@@ -66,12 +66,19 @@ def load_gate(path: Path) -> Gate:
 
 
 def fit_gate(source: Tensor, target: Tensor, *, alpha: float = 0.05, batch: int = 1, seed: int = 0) -> Gate:
-    """A gate between features of the source ``[M, D]`` and of the target domain ``[n, D]``.
+    """Fit a gate between the source domain and another domain.
 
-    With fewer than about 1 / alpha source pictures to calibrate on nothing passes.
+    With fewer than about 1 / alpha source images for calibration, no image passes.
+
+    Args:
+        source: features ``[M, D]`` of images of the source domain.
+        target: features ``[n, D]`` of images of the other domain.
+        alpha: largest share of source images that may pass.
+        batch: number of images that are judged together.
+        seed: random seed for the division of the source images, and for the batches.
 
     Raises:
-        UserError: alpha is not between 0 and 1, or there are fewer than four source pictures.
+        UserError: alpha is not between 0 and 1, or there are fewer than four source images.
     """
     if not 0 < alpha < 1:
         raise UserError(f"alpha={alpha}: expected a share between 0 and 1")

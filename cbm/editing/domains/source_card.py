@@ -1,7 +1,7 @@
-"""The source card: what a later correction must know of the domain a model was trained for.
+"""The source card: features of the domain that a model was trained for, kept for later corrections.
 
-It is written with every run, from validation pictures (training pictures would look too certain), and holds their
-features in half precision: no picture of the source domain is needed again.
+It is written with every run, from validation images (the model is too certain about training images), and holds their
+features in half precision, so that no image of the source domain is needed again.
 """
 
 from dataclasses import dataclass
@@ -20,11 +20,11 @@ ROWS = 50_000  # of all classes: 77 MB at 768 dimensions
 
 @dataclass(frozen=True)
 class SourceCard:
-    """Labelled pictures of the source domain.
+    """Labelled images of the source domain.
 
     Attributes:
-        x: ``[M, D]`` features, at most 200 per class and 50,000 in all.
-        y: ``[M]`` their classes.
+        x: features ``[M, D]``, at most 200 per class and 50,000 in total.
+        y: class indices ``[M]``.
     """
 
     x: Tensor
@@ -36,7 +36,14 @@ class SourceCard:
 
 
 def source_card(x: Tensor, y: Tensor, num_classes: int, seed: int = 0) -> SourceCard:
-    """The card of pictures ``[N, D]`` with classes ``[N]``: as many of every class, drawn by the seed."""
+    """Make the source card from up to 200 images of every class, drawn at random.
+
+    Args:
+        x: features ``[N, D]``.
+        y: class indices ``[N]``.
+        num_classes: number of classes C.
+        seed: random seed for the draw.
+    """
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(len(y), generator=generator)
     count = min(PER_CLASS, max(ROWS // num_classes, 2))
@@ -48,7 +55,7 @@ def load_source_card(path: Path) -> SourceCard:
     """Read what ``SourceCard.save`` wrote.
 
     Raises:
-        UserError: it is not there (the run is older than source cards), or damaged.
+        UserError: the file is missing (the run is older than source cards), or damaged.
     """
     try:
         tensors, _ = read_tensors(path)
@@ -64,14 +71,14 @@ def load_source_card(path: Path) -> SourceCard:
 
 @dataclass(frozen=True)
 class SourceStatistics:
-    """What the concepts of one model do in the source domain.
+    """Statistics of one model's concepts in the source domain.
 
     Attributes:
-        mean: ``[C, K]`` of the activations by class.
-        std: ``[C, K]``.
-        a: ``[M, K]`` the activations themselves.
-        y: ``[M]`` their classes.
-        factor: what the logits are multiplied by to be calibrated.
+        mean: mean activations ``[C, K]`` by class.
+        std: standard deviations ``[C, K]`` by class.
+        a: activations ``[M, K]``.
+        y: class indices ``[M]``.
+        factor: factor on the logits that calibrates them.
     """
 
     mean: Tensor
@@ -82,21 +89,26 @@ class SourceStatistics:
 
     @property
     def reference(self) -> Tensor:
-        """``[K]`` mean over the classes."""
+        """Mean activations ``[K]`` over the classes."""
         return self.mean.mean(dim=0)
 
     @property
     def scale(self) -> Tensor:
-        """``[C, K]`` what a deviation is measured in: a class's standard deviation and a tenth of the pooled one."""
+        """Units ``[C, K]`` of deviations: a class's standard deviation plus a tenth of the pooled one."""
         return self.std + 0.1 * self.std.square().mean(dim=0).sqrt()
 
 
 @torch.no_grad()
 def source_statistics(a: Tensor, y: Tensor, head: ConceptHead) -> SourceStatistics:
-    """Statistics of activations ``[M, K]`` with classes ``[M]``.
+    """Statistics of a model's concepts in the source domain.
+
+    Args:
+        a: activations ``[M, K]``.
+        y: class indices ``[M]``.
+        head: head that decides from the activations.
 
     Raises:
-        UserError: a class has fewer than two pictures.
+        UserError: a class has fewer than two images.
     """
     a = a.double()
     z = head(a)
