@@ -1,7 +1,7 @@
 """Editing a trained bottleneck: edits of its concepts, and their effect on the decisions."""
 
 from cbm.editing.apply import edited_logits, edited_model, logit_change
-from cbm.editing.asking.policies import POLICIES, CoopWeights, QuestionCurve, ask_in_turn
+from cbm.editing.asking.policies import POLICIES, CoopWeights
 from cbm.editing.asking.probes import (
     ConceptProbe,
     edit_representation,
@@ -10,6 +10,7 @@ from cbm.editing.asking.probes import (
     tell_in_turn,
 )
 from cbm.editing.asking.propagation import conditional_mean, propagate, source_covariance, to_activations, to_logits
+from cbm.editing.asking.questions import QuestionCurve, ask_in_turn
 from cbm.editing.bank_swap import BankSwap, Kept, refit_head, swap_bank
 from cbm.editing.comparison import Comparison, changed_most
 from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual

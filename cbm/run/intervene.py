@@ -12,7 +12,8 @@ from torch import Tensor
 from cbm.concepts import ConceptBank
 from cbm.data import Split
 from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn, to_logits
-from cbm.editing.asking.policies import POLICIES, QuestionCurve, ask_in_turn
+from cbm.editing.asking.policies import POLICIES
+from cbm.editing.asking.questions import QuestionCurve, ask_in_turn
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
 from cbm.files.parsing import read_table

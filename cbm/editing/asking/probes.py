@@ -18,7 +18,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
-from cbm.editing.asking.policies import QuestionCurve
+from cbm.editing.asking.questions import QuestionCurve
 
 CERTAIN = math.log(0.95 / 0.05)
 NUMBERS_AT_ONCE = 2**24

@@ -8,7 +8,7 @@ from small_bottleneck import bottleneck
 
 from cbm.editing import conditional_mean, propagate, source_covariance, to_activations, to_logits
 from cbm.editing.apply import levels
-from cbm.editing.asking.policies import ask_in_turn
+from cbm.editing.asking.questions import ask_in_turn
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.layers.activations import Sigmoid
 

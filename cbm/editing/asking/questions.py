@@ -1,0 +1,130 @@
+"""``ask_in_turn``: accuracy after each question about concepts, by a policy (``cbm.editing.asking.policies``)."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from cbm.editing.apply import levels, told_levels
+from cbm.editing.asking.policies import POLICIES, SCORES, CoopWeights, Situation, beliefs
+from cbm.editing.asking.propagation import propagate, to_activations, to_logits
+from cbm.errors import UserError, did_you_mean
+from cbm.kernels import override_logits
+from cbm.layers import ConceptBottleneck
+
+Answers = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class QuestionCurve:
+    """Accuracy and cost after each question.
+
+    Attributes:
+        accuracy: class accuracy ``[Q + 1]`` after 0, 1, ..., Q questions per image.
+        cost: mean cost ``[Q + 1]`` of the questions so far.
+        asked: number ``[N, Q]`` of the group that each question was about; -1 if no group was left.
+    """
+
+    accuracy: Tensor
+    cost: Tensor
+    asked: Tensor
+
+    @property
+    def area(self) -> float:
+        """Mean accuracy over the questions (trapezoid rule)."""
+        return float(torch.trapezoid(self.accuracy) / max(len(self.accuracy) - 1, 1))
+
+
+@torch.no_grad()
+def ask_in_turn(
+    model: ConceptBottleneck,
+    x: Tensor,
+    y: Tensor,
+    answers: Tensor | Answers,
+    units: Sequence[Sequence[int]],
+    policy: str,
+    *,
+    covariance: Tensor | None = None,
+    truth: Tensor | None = None,
+    questions: int | None = None,
+    costs: Tensor | None = None,
+    weights: CoopWeights | None = None,
+    seed: int = 0,
+) -> QuestionCurve:
+    """Ask about one group of concepts after the other, in an order of its own for every image.
+
+    Args:
+        model: the bottleneck.
+        x: unit-norm features ``[N, D]``.
+        y: class indices ``[N]``.
+        answers: answers ``[N, K]``: 1, 0, or NaN if nobody knows (then the activation stays); or a function from the
+            questions ``[N, K]`` (bool) to answers of that shape.
+        units: groups of columns that one question is about.
+        policy: name of the policy, see ``cbm.editing.asking.policies``.
+        covariance: covariance ``[K, K]`` of the logits (``to_logits``), with which concepts that were not asked about
+            move to their conditional mean (``cbm.editing.asking.propagation``); None leaves them as they are.
+        truth: true concepts ``[N, K]`` for ``oracle``; the answers by default.
+        questions: number of questions per image; all groups by default.
+        costs: cost ``[U]`` of a question about every group; 1 by default.
+        weights: weights of the ``coop`` policy; 1 each by default.
+        seed: random seed for the ``random`` policy.
+
+    Raises:
+        UserError: an unknown policy.
+    """
+    if policy not in POLICIES:
+        raise UserError(f"unknown policy '{policy}': {did_you_mean(policy, POLICIES)}")
+    weights = weights or CoopWeights()
+    questions = len(units) if questions is None else min(questions, len(units))
+    costs = torch.ones(len(units)) if costs is None else costs.float()
+    count = len(model.concepts)
+    member = torch.zeros(len(units), count)
+    for number, unit in enumerate(units):
+        member[number, list(unit)] = 1.0
+    ends, said = levels(model), told_levels(model)
+    chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
+    activation = seen = model.activations(x)
+    own = None if covariance is None else to_logits(model, seen)
+    columns = torch.nn.utils.rnn.pad_sequence(
+        [torch.tensor(list(unit)) for unit in units], batch_first=True, padding_value=-1
+    )
+    right, spent, asked = [], [torch.zeros(len(x))], torch.full((len(x), questions), -1)
+    votes, logits = model.weights().T.contiguous(), model(x)
+    passed = logits - torch.nn.functional.linear(activation, model.weights())  # bias, residual
+    given = torch.full((len(x), count), math.nan) if callable(answers) else answers
+    open_units = (
+        torch.full(given.shape, True) if callable(answers) else ~given.isnan()
+    ).float() @ member.T > 0  # [N, U]
+    told = torch.full(given.shape, False)
+    for step in range(questions + 1):
+        right.append((logits.argmax(dim=1) == y).double().mean())
+        if step == questions:
+            break
+        if policy == "random":
+            score = chance
+        else:
+            believed, known = beliefs(activation, ends), given if truth is None else truth
+            per_concept = SCORES[policy](Situation(model, activation, logits, believed, said, known, weights))
+            score = per_concept @ member.T / member.sum(dim=1)
+            score = score - weights.cost * costs if policy == "coop" else score
+        best = score.masked_fill(~open_units, -torch.inf).argmax(dim=1)
+        asking = open_units.any(dim=1)
+        asked[:, step] = best.where(asking, -1)
+        now = (member[best] > 0) & asking[:, None]
+        given = torch.where(now, answers(now), given) if callable(answers) else given
+        told = told | (now & ~given.isnan())
+        values = torch.where(given > 0.5, said[1], said[0])
+        if covariance is None or own is None:
+            asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)
+            moved = torch.where(told, values, seen)
+            change = (moved - activation).gather(1, asked_now.clamp(min=0))
+            activation, logits = moved, override_logits(logits, asked_now, change, votes)
+        else:
+            followed = to_activations(model, propagate(own, told, given, covariance))
+            activation = torch.where(told, values, followed)
+            logits = torch.nn.functional.linear(activation, model.weights()) + passed
+        open_units[torch.arange(len(x)), best] = False
+        spent.append(spent[-1] + costs[best] * asking)
+    return QuestionCurve(torch.stack(right), torch.stack(spent).mean(dim=1), asked)
