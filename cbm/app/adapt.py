@@ -61,8 +61,15 @@ def suggest(explorer: Explorer, *, shots: int, support: str | None = None, guard
     found = correct(context, tested, editor)
     values = found.comparison.metrics()
     return Suggestion(
-        found.proposal.edits or EditSet(), found.proposal.reason, edited_concepts(found.context, found.proposal),
-        values["edits/accuracy_before"], values["edits/accuracy_after"], len(found.comparison.gained),
-        len(found.comparison.lost), found.comparison.p_value, found.baselines,
-        0 if found.context.support is None else len(found.context.support), len(found.tested),
-    )  # fmt: skip
+        found.proposal.edits or EditSet(),
+        found.proposal.reason,
+        edited_concepts(found.context, found.proposal),
+        values["edits/accuracy_before"],
+        values["edits/accuracy_after"],
+        len(found.comparison.gained),
+        len(found.comparison.lost),
+        found.comparison.p_value,
+        found.baselines,
+        0 if found.context.support is None else len(found.context.support),
+        len(found.tested),
+    )

@@ -82,10 +82,16 @@ def describe_class(session: Session, name: str) -> ClassPage:
     here = torch.bincount(y[~own & (called == c)], minlength=count)
     right, wrong = (rows.nonzero()[:PICTURES, 0].tolist() for rows in (own & (called == c), own & (called != c)))
     return ClassPage(
-        name, int(own.sum()), shares[0], shares[1], class_concepts(session, c), _most(away, explorer.classes),
-        _most(here, explorer.classes), [tile(explorer, row, called=called) for row in right],
+        name,
+        int(own.sum()),
+        shares[0],
+        shares[1],
+        class_concepts(session, c),
+        _most(away, explorer.classes),
+        _most(here, explorer.classes),
+        [tile(explorer, row, called=called) for row in right],
         [tile(explorer, row, called=called) for row in wrong],
-    )  # fmt: skip
+    )
 
 
 @torch.no_grad()

@@ -89,9 +89,18 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         near = alike(model, this).nonzero()[:, 0].tolist()
         same = [bank.texts[k] for k in near if k != column][:CLASSES]
     return ConceptFacts(
-        column, concept.text, concept.classes, concept.group, str(concept.provenance.get("source", bank.source)),
-        top, bottom, used, _agreement(explorer, column, scores), _owners(explorer, column, scores), same,
-    )  # fmt: skip
+        column,
+        concept.text,
+        concept.classes,
+        concept.group,
+        str(concept.provenance.get("source", bank.source)),
+        top,
+        bottom,
+        used,
+        _agreement(explorer, column, scores),
+        _owners(explorer, column, scores),
+        same,
+    )
 
 
 def _agreement(explorer: Explorer, column: int, scores: Tensor) -> float | None:

@@ -168,9 +168,12 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
     return replace(
         found,
         bars=[_bar(session, k, float(old[k]), float(new[k]), float(level[k])) for k in columns],
-        base=base, others=float(rest.sum()), others_count=int((rest != 0).sum()),
-        outside=total - base - float(new.sum()), total=total,
-    )  # fmt: skip
+        base=base,
+        others=float(rest.sum()),
+        others_count=int((rest != 0).sum()),
+        outside=total - base - float(new.sum()),
+        total=total,
+    )
 
 
 @torch.no_grad()

@@ -53,10 +53,19 @@ def effect_on_split(session: Session) -> Effect:
     found = session.compare()
     values = {key.removeprefix("edits/"): value for key, value in found.metrics().items()}
     return Effect(
-        len(found.y), values["accuracy_before"], values["accuracy_after"], values["accuracy_macro_before"],
-        values["accuracy_macro_after"], len(found.gained), len(found.lost), len(found.flipped), found.p_value,
-        _tiles(session, found, found.gained), _tiles(session, found, found.lost), changed_most(found, CLASSES),
-    )  # fmt: skip
+        len(found.y),
+        values["accuracy_before"],
+        values["accuracy_after"],
+        values["accuracy_macro_before"],
+        values["accuracy_macro_after"],
+        len(found.gained),
+        len(found.lost),
+        len(found.flipped),
+        found.p_value,
+        _tiles(session, found, found.gained),
+        _tiles(session, found, found.lost),
+        changed_most(found, CLASSES),
+    )
 
 
 def _tiles(session: Session, found: Comparison, rows: Tensor) -> list[Tile]:

@@ -60,9 +60,14 @@ class Explorer:
     """
 
     def __init__(
-        self, run: str | Path, cache: Path = Path("cache"), *, dataset: str | None = None,
-        root: str | Path | None = None, name: str = "test",
-    ):  # fmt: skip
+        self,
+        run: str | Path,
+        cache: Path = Path("cache"),
+        *,
+        dataset: str | None = None,
+        root: str | Path | None = None,
+        name: str = "test",
+    ):
         self.model: TrainedModel = load(run)
         self.card: DictConfig = self.model.card(dataset, root)
         self.cache = cache

@@ -89,8 +89,9 @@ class Page:
         self.explorer = explorer
         self.editable = explorer.has_concepts
         self.linear = explorer.bottleneck is not None
-        with gr.Blocks(title=f"cbm: {explorer.model.path.name}", analytics_enabled=False, fill_width=True,
-                       delete_cache=(600, 3600)) as self.blocks:  # fmt: skip
+        with gr.Blocks(
+            title=f"cbm: {explorer.model.path.name}", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+        ) as self.blocks:
             self.session = gr.State(None)
             gr.HTML(self._header())
             if self.editable:
@@ -116,10 +117,16 @@ class Page:
     def _header(self) -> str:
         explorer = self.explorer
         return render(
-            "header", run=str(explorer.model.path), method=explorer.model.config.method.name, dataset=explorer.domain,
-            split=explorer.name, pictures=len(explorer.split), classes=len(explorer.classes),
-            concepts=len(explorer.bank) if self.editable else None, accuracy=explorer.accuracy,
-        )  # fmt: skip
+            "header",
+            run=str(explorer.model.path),
+            method=explorer.model.config.method.name,
+            dataset=explorer.domain,
+            split=explorer.name,
+            pictures=len(explorer.split),
+            classes=len(explorer.classes),
+            concepts=len(explorer.bank) if self.editable else None,
+            accuracy=explorer.accuracy,
+        )
 
     def _edits_bar(self) -> None:
         with gr.Accordion("Edits: none", open=False) as self.edits_title:
@@ -170,9 +177,12 @@ class Page:
             with gr.Row():
                 self.scope = gr.Radio([HERE, EVERYWHERE], value=HERE, label="For", min_width=160)
                 self.told = gr.Dropdown(
-                    [ALL_CLASSES, *self.explorer.classes], value=ALL_CLASSES, label="As read by", min_width=160,
+                    [ALL_CLASSES, *self.explorer.classes],
+                    value=ALL_CLASSES,
+                    label="As read by",
+                    min_width=160,
                     visible=self.linear,
-                )  # fmt: skip
+                )
         self.because = gr.Textbox(label="Why", container=False, placeholder="why (kept with the edit)", max_lines=1)
         with gr.Row():
             self.present = gr.Button("Present", size="sm", min_width=56)
@@ -225,7 +235,7 @@ class Page:
                 label="2. A folder of them, a folder per class",
                 placeholder="empty: drawn from the split; the rest is tested",
                 scale=2,
-            )  # fmt: skip
+            )
             self.guard = gr.Dropdown(["lenient", "default", "strict"], value="default", label="3. How careful")
         self.suggest = gr.Button("4. Propose edits", variant="primary")
         self.suggestion = gr.HTML(elem_id="suggestion")
@@ -283,10 +293,13 @@ class Page:
         shown: dict = {
             self.class_page: render("class", page=page, edited=bool(len(session.edits))),
             self.class_concepts: render(
-                "class_concepts", page=page, held=session.concept, concepts=self.editable,
+                "class_concepts",
+                page=page,
+                held=session.concept,
+                concepts=self.editable,
                 energies=self.explorer.energies is not None,
             ),
-        }  # fmt: skip
+        }
         now = [concept.after for concept in page.concepts if concept.column == session.concept]
         return shown | ({self.weight: round(now[0], 3)} if now and self.linear else {})
 
@@ -409,8 +422,10 @@ class Page:
         @answered
         def save(tab: Session) -> dict:
             path, left_out = tab.save()
-            return {self.saved_at: render("saved", path=str(path), run=str(tab.explorer.model.path), left_out=left_out),
-                    **self._edits(tab)}  # fmt: skip
+            return {
+                self.saved_at: render("saved", path=str(path), run=str(tab.explorer.model.path), left_out=left_out),
+                **self._edits(tab),
+            }
 
         @answered
         def add_saved(tab: Session, file: str | None) -> dict:
@@ -458,9 +473,11 @@ class Page:
             drag, [session, self.value, self.scope, self.told, self.because], still, trigger_mode="always_last", **quick
         )
         for button, op, value in (
-            (self.present, "set", "present"), (self.absent, "set", "absent"), (self.mask, "mask", None),
+            (self.present, "set", "present"),
+            (self.absent, "set", "absent"),
+            (self.mask, "mask", None),
             (self.remove, "remove", None),
-        ):  # fmt: skip
+        ):
             button.click(operation(op, value), place, seen, **quick)
         self.remove_alike.click(remove_alike, place, seen, **quick)
         self.undo.click(act(Session.undo), session, seen, **quick)
@@ -588,10 +605,18 @@ def launch(
     blocks.queue(default_concurrency_limit=4)
     try:
         _, address, public = blocks.launch(
-            server_name="127.0.0.1", server_port=port, share=share, quiet=True, prevent_thread_lock=True,
-            max_file_size="50mb", theme=theme, css_paths=[TEMPLATES / "style.css"], footer_links=[], ssr_mode=False,
+            server_name="127.0.0.1",
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size="50mb",
+            theme=theme,
+            css_paths=[TEMPLATES / "style.css"],
+            footer_links=[],
+            ssr_mode=False,
             app_kwargs={"middleware": [Middleware(LocalOnly)]},
-        )  # fmt: skip
+        )
     except OSError as error:
         raise UserError(f"cannot serve on port {port}: {error}") from error
     if opened is not None:

@@ -202,10 +202,18 @@ def v2c(
         words = Vocabulary(tuple(read_bank(resolve_path(vocabulary)).texts), {"file": str(vocabulary)})
     out.print(f"{len(words.texts)} phrases in the vocabulary", highlight=False)
     book = make_codebook(
-        images, tower, encoding, words, settings, template=card.template, templates=template or ["{}"],
-        pool=None if pool is None else resolve_path(pool), shots=shots if shots == "all" else int(shots), seed=seed,
+        images,
+        tower,
+        encoding,
+        words,
+        settings,
+        template=card.template,
+        templates=template or ["{}"],
+        pool=None if pool is None else resolve_path(pool),
+        shots=shots if shots == "all" else int(shots),
+        seed=seed,
         synonyms=[] if synonyms is None else read_bank(resolve_path(synonyms)).texts,
-    )  # fmt: skip
+    )
     book.bank.save(destination)
     write_atomically(destination / "generation.json", json.dumps(book.record, indent=1, ensure_ascii=False).encode())
     table = Table("class", "concepts", "above chance", "most counted")

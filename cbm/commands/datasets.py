@@ -80,9 +80,13 @@ def check(
         counts = np.bincount(part.labels, minlength=len(dataset.classes))
         expected = f"{published[split]:,}" if split in published else "-"
         table.add_row(
-            split, f"{len(part):,}", expected, str((counts > 0).sum()), f"{counts.min():,} to {counts.max():,}",
+            split,
+            f"{len(part):,}",
+            expected,
+            str((counts > 0).sum()),
+            f"{counts.min():,} to {counts.max():,}",
             str(len(dataset.concept_names)),
-        )  # fmt: skip
+        )
     out.print(table)
     for note in found.notes:
         out.print(escape(f"note: {note}"), highlight=False)

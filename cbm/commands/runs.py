@@ -87,9 +87,17 @@ def intervene(
 
         endpoint = Endpoint(expert, base_url, concurrency=concurrency)
     curves = question_curves(
-        run, cache, policies=names, questions=questions, noise=noise, answers=answers, expert=endpoint,
-        propagate=propagate, costs=costs, seed=seed,
-    )  # fmt: skip
+        run,
+        cache,
+        policies=names,
+        questions=questions,
+        noise=noise,
+        answers=answers,
+        expert=endpoint,
+        propagate=propagate,
+        costs=costs,
+        seed=seed,
+    )
     last = len(next(iter(curves.values())).accuracy) - 1
     shown = sorted({round(last * share) for share in (0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)})
     table = Table("questions", *map(str, shown), "area", "cost at the end")
@@ -127,24 +135,42 @@ def adapt(
 
     names = names_in(editors)
     found = adapted(
-        run, dataset, cache, editors=names, root=root, shots=shots, draws=draws, guard=guard,
+        run,
+        dataset,
+        cache,
+        editors=names,
+        root=root,
+        shots=shots,
+        draws=draws,
+        guard=guard,
         protect=tuple(protect or ()),
-    )  # fmt: skip
+    )
     title = f"{shots} labelled images per class, {draws} draw(s)"
     table = Table(
-        "", "accuracy", "change", "worse", "source domain", "edits", "concepts", "overlap", title=title,
+        "",
+        "accuracy",
+        "change",
+        "worse",
+        "source domain",
+        "edits",
+        "concepts",
+        "overlap",
+        title=title,
         caption="accuracy in percent; worse, edits: number of draws; source domain: accuracy if applied there too",
-    )  # fmt: skip
+    )
     for name in found[0].target:
         there = [each.target[name] for each in found]
         change = [each.target[name] - each.target["unedited"] for each in found]
         proposals = [each.proposals[name] for each in found if name in each.proposals]
         counts = [len({edit.concept for edit in p.edits.edits}) for p in proposals if p.edits]
         table.add_row(
-            name, mean_and_error(there), mean_and_error(change, signed=True), str(sum(c < 0 for c in change)),
+            name,
+            mean_and_error(there),
+            mean_and_error(change, signed=True),
+            str(sum(c < 0 for c in change)),
             mean_and_error([each.source[name] for each in found]),
             *((str(len(counts)), f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
-        )  # fmt: skip
+        )
     out.print(table)
     edits = found[0].proposals[names[0]].edits
     for edit in edits.edits if edits else ():

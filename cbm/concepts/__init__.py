@@ -11,8 +11,25 @@ from cbm.concepts.tokenizer import ConceptTokenizer
 from cbm.concepts.wordnet import read_wordnet
 
 __all__ = [
-    "CONTROLS", "Concept", "ConceptBank", "ConceptTokenizer", "Dropped", "apply_control", "claim_concepts",
-    "clean_class_name", "distances", "drop_class_names", "drop_unfit", "hygiene_reason", "learn_cavs", "load_bank",
-    "merge_duplicates", "phrase_bank", "read_bank", "read_concept_folders", "read_conceptnet", "read_wordnet",
+    "CONTROLS",
+    "Concept",
+    "ConceptBank",
+    "ConceptTokenizer",
+    "Dropped",
+    "apply_control",
+    "claim_concepts",
+    "clean_class_name",
+    "distances",
+    "drop_class_names",
+    "drop_unfit",
+    "hygiene_reason",
+    "learn_cavs",
+    "load_bank",
+    "merge_duplicates",
+    "phrase_bank",
+    "read_bank",
+    "read_concept_folders",
+    "read_conceptnet",
+    "read_wordnet",
     "select_concepts",
-]  # fmt: skip
+]

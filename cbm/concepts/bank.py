@@ -192,9 +192,12 @@ def load_bank(path: Path) -> ConceptBank:
     dropped = tuple(_dropped(entry, f"'{file}'") for entry in left_out)
     encoder = content.get("encoder")
     bank = ConceptBank(
-        str(content.get("name") or file.stem), str(content.get("source") or file), concepts,
-        None if encoder is None else str(encoder), dropped=dropped,
-    )  # fmt: skip
+        str(content.get("name") or file.stem),
+        str(content.get("source") or file),
+        concepts,
+        None if encoder is None else str(encoder),
+        dropped=dropped,
+    )
     beside = file.parent / "embeddings.safetensors"
     if file.name == "bank.json" and beside.is_file():
         bank = replace(bank, embeddings=_embeddings(beside, bank))

@@ -47,17 +47,26 @@ def candidate_bank(
     if concepts_from == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
         shown = majority_owners(torch.from_numpy(train.concepts), torch.from_numpy(train.labels), len(dataset.classes))
         return label_bank(
-            dataset.concept_names, dataset.concept_groups, shown, dataset.classes, dataset.name,
-            encode_text if encoder.has_text else None, encoder.fingerprint,
-        )  # fmt: skip
+            dataset.concept_names,
+            dataset.concept_groups,
+            shown,
+            dataset.classes,
+            dataset.name,
+            encode_text if encoder.has_text else None,
+            encoder.fingerprint,
+        )
     shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
     own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
     return prepare_bank(
-        find_bank(source, own, dataset.classes, shipped), dataset.classes, encode_text, encoder.fingerprint,
-        hygiene=cfg.concepts.hygiene, max_words=cfg.concepts.max_words,
+        find_bank(source, own, dataset.classes, shipped),
+        dataset.classes,
+        encode_text,
+        encoder.fingerprint,
+        hygiene=cfg.concepts.hygiene,
+        max_words=cfg.concepts.max_words,
         remove_class_names=cfg.concepts.remove_class_names,
-    )  # fmt: skip
+    )
 
 
 @dataclass(frozen=True)
@@ -139,10 +148,17 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: 
         x, truth = unit_norm(stored.tensor(), split.images.names), torch.from_numpy(split.concepts)
     assert truth is not None
     bank = learn_cavs(
-        x, truth, images.names, encoder=encoder.fingerprint, source=images.source,
-        per_concept=cfg.concepts.cav.per_concept, svm_c=cfg.concepts.cav.svm_c, seed=cfg.seed, groups=images.groups,
+        x,
+        truth,
+        images.names,
+        encoder=encoder.fingerprint,
+        source=images.source,
+        per_concept=cfg.concepts.cav.per_concept,
+        svm_c=cfg.concepts.cav.svm_c,
+        seed=cfg.seed,
+        groups=images.groups,
         progress=cfg.trainer.progress,
-    )  # fmt: skip
+    )
     owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)
     if data.train.concepts is not None:
         shown: Tensor = majority_owners(data.train.concepts, data.train.y, len(data.classes))

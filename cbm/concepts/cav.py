@@ -102,9 +102,13 @@ def learn_cavs(
     worst = int(np.argmin(scores))
     log.info(
         "concepts: %d CAVs from %s%s; held-out accuracy %.3f on average, worst %.3f for '%s'",
-        len(concepts), source, f" ({len(dropped)} left out)" if dropped else "", float(np.mean(scores)), scores[worst],
+        len(concepts),
+        source,
+        f" ({len(dropped)} left out)" if dropped else "",
+        float(np.mean(scores)),
+        scores[worst],
         concepts[worst].text,
-    )  # fmt: skip
+    )
     embeddings = torch.from_numpy(np.stack(normals)).float()
     return ConceptBank("cav", source, tuple(concepts), encoder, embeddings, tuple(dropped))
 

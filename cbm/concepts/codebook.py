@@ -85,9 +85,14 @@ class Codebook:
 
 
 def learn_codebook(
-    classes: Sequence[str], prototypes: Tensor, pool: Tensor, vocabulary: EmbeddedVocabulary, name: str,
-    settings: CodebookSettings, synonyms: Sequence[str] = (),
-) -> Codebook:  # fmt: skip
+    classes: Sequence[str],
+    prototypes: Tensor,
+    pool: Tensor,
+    vocabulary: EmbeddedVocabulary,
+    name: str,
+    settings: CodebookSettings,
+    synonyms: Sequence[str] = (),
+) -> Codebook:
     """Tokenise the images most similar to each class and keep the most frequent concepts.
 
     An image that belongs to several classes' sets is tokenised once. Phrases that name a class of the data set are left
@@ -111,8 +116,13 @@ def learn_codebook(
         raise UserError(f"all {len(masked)} phrases of the vocabulary name a class: nothing is left to say")
     members = nearest_pictures(prototypes, pool, settings.pictures)
     union, place = members.unique(return_inverse=True)
-    log.info("codebook: %d pictures of %d are asked for, %d phrases (%d name a class)", len(union), len(pool), free,
-             int(masked.sum()))  # fmt: skip
+    log.info(
+        "codebook: %d pictures of %d are asked for, %d phrases (%d name a class)",
+        len(union),
+        len(pool),
+        free,
+        int(masked.sum()),
+    )
     shared = SharedParts.of(pool, vocabulary.parts()) if settings.centred else None
     tokens = tokenise(pool[union], vocabulary.parts(), settings.k, ~masked, shared)
     chance = chance_count(members.shape[1] * tokens.ids.shape[1], free)
@@ -128,11 +138,16 @@ def learn_codebook(
             + ": ask for less (--min-count, --min-cosine)"
         )
     record = {
-        "settings": asdict(settings), "pool": len(pool), "tokenised": len(union), "vocabulary": len(masked),
-        "naming_a_class": int(masked.sum()), "min_count": least, "chance_count": chance,
+        "settings": asdict(settings),
+        "pool": len(pool),
+        "tokenised": len(union),
+        "vocabulary": len(masked),
+        "naming_a_class": int(masked.sum()),
+        "min_count": least,
+        "chance_count": chance,
         "above_chance": {c: sum(entry.count >= chance for entry in found) for c, found in counts.items()},
         "shortfall": {c: settings.per_class - len(f) for c, f in counts.items() if len(f) < settings.per_class},
-    }  # fmt: skip
+    }
     return Codebook(codebook_bank(counts, vocabulary.texts, name, f"v2c:{name}"), record)
 
 
@@ -179,9 +194,14 @@ def make_codebook(
         prototypes = picture_prototypes(train, shots, seed, images.classes)
     book = learn_codebook(images.classes, prototypes, features, embedded, images.name, settings, synonyms)
     origin = {
-        "encoder": encoder.id, "fingerprint": encoder.fingerprint, "dataset": images.name, "shots": str(shots),
-        "pictures": str(pool or "training pictures"), "templates": list(templates), "words": words.recipe,
-    }  # fmt: skip
+        "encoder": encoder.id,
+        "fingerprint": encoder.fingerprint,
+        "dataset": images.name,
+        "shots": str(shots),
+        "pictures": str(pool or "training pictures"),
+        "templates": list(templates),
+        "words": words.recipe,
+    }
     return replace(book, record=origin | book.record)
 
 

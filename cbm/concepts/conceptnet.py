@@ -118,7 +118,7 @@ def _table(path: Path, relations: tuple[str, ...], progress: bool) -> Iterator[E
     try:
         with rich.progress.open(
             path, "rb", description="reading ConceptNet", transient=True, disable=not progress
-        ) as raw:  # fmt: skip
+        ) as raw:
             blocks = BufferedReader(cast(RawIOBase, raw), 1 << 20)
             if blocks.peek(2)[:2] == b"\x1f\x8b":
                 blocks = BufferedReader(cast(RawIOBase, gzip.GzipFile(fileobj=blocks)), 1 << 20)
@@ -166,8 +166,10 @@ def _answers(files: list[Path], relations: tuple[str, ...]) -> Iterator[Edge]:
     if cut := [name for page, name in following if page not in pages]:
         log.warning(
             "concepts: %d of %d answers of ConceptNet go on in a next page that is not there, first '%s'",
-            len(cut), len(files), cut[0],
-        )  # fmt: skip
+            len(cut),
+            len(files),
+            cut[0],
+        )
 
 
 def _node(node: dict[str, Any]) -> tuple[str, str] | None:

@@ -47,9 +47,15 @@ def drop_long(bank: ConceptBank, max_characters: int = 30) -> ConceptBank:
 
 
 def drop_near_class_names(
-    bank: ConceptBank, embeddings: Tensor, class_embeddings: Tensor, classes: list[str], cutoff: float = 0.85, *,
-    centred: bool = True, center: Tensor | None = None,
-) -> ConceptBank:  # fmt: skip
+    bank: ConceptBank,
+    embeddings: Tensor,
+    class_embeddings: Tensor,
+    classes: list[str],
+    cutoff: float = 0.85,
+    *,
+    centred: bool = True,
+    center: Tensor | None = None,
+) -> ConceptBank:
     """Leave out phrases that mean the same as a class name.
 
     Args:

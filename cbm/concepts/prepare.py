@@ -79,9 +79,15 @@ def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
 
 
 def prepare_bank(
-    bank: ConceptBank, classes: list[str], encode_text: EncodeText, encoder: str, *, hygiene: bool, max_words: int,
+    bank: ConceptBank,
+    classes: list[str],
+    encode_text: EncodeText,
+    encoder: str,
+    *,
+    hygiene: bool,
+    max_words: int,
     remove_class_names: str,
-) -> ConceptBank:  # fmt: skip
+) -> ConceptBank:
     """Name the owners as the data set does, leave out unfit phrases, and embed the others.
 
     Args:
@@ -121,9 +127,14 @@ def prepare_bank(
 
 
 def label_bank(
-    names: list[str], groups: dict[str, list[str]], owners: Tensor, classes: list[str], source: str,
-    encode_text: EncodeText | None, encoder: str,
-) -> ConceptBank:  # fmt: skip
+    names: list[str],
+    groups: dict[str, list[str]],
+    owners: Tensor,
+    classes: list[str],
+    source: str,
+    encode_text: EncodeText | None,
+    encoder: str,
+) -> ConceptBank:
     """The bank of the concepts that a data set labels.
 
     Args:

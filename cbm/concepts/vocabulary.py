@@ -62,9 +62,13 @@ class Vocabulary:
 
 
 def build_vocabulary(
-    seeds: Path, *, n_words: int = 20_000, n_adjectives: int = 100, n_nouns: int = 2_000,
+    seeds: Path,
+    *,
+    n_words: int = 20_000,
+    n_adjectives: int = 100,
+    n_nouns: int = 2_000,
     patterns: Sequence[str] = ("adjective", "noun", "adjective noun"),
-) -> Vocabulary:  # fmt: skip
+) -> Vocabulary:
     """All phrases of the patterns over the most frequent English adjectives and nouns and the visual seed words.
 
     A word may be both adjective and noun. Nouns are in the singular; letters are ASCII and lower case.
@@ -95,10 +99,13 @@ def build_vocabulary(
         singles = {"adjective": adjectives, "noun": nouns, "adjective noun": pairs}
         texts.update(singles[pattern] if pattern in singles else (f"{pattern} {pair}" for pair in pairs))
     recipe = {
-        "n_words": n_words, "adjectives": len(adjectives), "nouns": len(nouns), "patterns": list(patterns),
+        "n_words": n_words,
+        "adjectives": len(adjectives),
+        "nouns": len(nouns),
+        "patterns": list(patterns),
         "seeds": hashlib.sha256(seeds.read_bytes()).hexdigest(),
         **{name: importlib.metadata.version(name) for name in ("wordfreq", "lemminflect", "better-profanity")},
-    }  # fmt: skip
+    }
     return Vocabulary(tuple(sorted(texts)), recipe)
 
 

@@ -17,6 +17,15 @@ from cbm.data.store import FeatureStore
 from cbm.data.text_store import TextStore
 
 __all__ = [
-    "READERS", "FeatureData", "FeatureSplit", "FeatureStore", "ImageDataset", "Split", "TextStore", "complete_splits",
-    "few_shot", "read_dataset", "unit_norm",
-]  # fmt: skip
+    "READERS",
+    "FeatureData",
+    "FeatureSplit",
+    "FeatureStore",
+    "ImageDataset",
+    "Split",
+    "TextStore",
+    "complete_splits",
+    "few_shot",
+    "read_dataset",
+    "unit_norm",
+]

@@ -59,9 +59,16 @@ class Encoding:
         """
         own: Any = cfg.encoder if encoder is None else encoder
         return cls(
-            Path(cfg.cache), own.store_dtype, own.batch_size, own.num_workers, cfg.dataset.on_error,
-            cfg.trainer.progress, cfg.shots, cfg.val_shots, cfg.seed,
-        )  # fmt: skip
+            Path(cfg.cache),
+            own.store_dtype,
+            own.batch_size,
+            own.num_workers,
+            cfg.dataset.on_error,
+            cfg.trainer.progress,
+            cfg.shots,
+            cfg.val_shots,
+            cfg.seed,
+        )
 
     def whole(self) -> "Encoding":
         """The same settings, but with all images of every class, as for evaluation."""
@@ -181,7 +188,14 @@ def encode_images(images: Images, encoder: Encoder, settings: Encoding, label: s
         UserError: the images cannot be encoded.
     """
     return FeatureStore(settings.cache).encode(
-        encoder, images, dtype=settings.store_dtype, batch_size=settings.batch_size,
-        num_workers=settings.num_workers, on_error=settings.on_error, label=label, progress=settings.progress,
-        devices=settings.devices, nodes=settings.nodes,
-    )  # fmt: skip
+        encoder,
+        images,
+        dtype=settings.store_dtype,
+        batch_size=settings.batch_size,
+        num_workers=settings.num_workers,
+        on_error=settings.on_error,
+        label=label,
+        progress=settings.progress,
+        devices=settings.devices,
+        nodes=settings.nodes,
+    )

@@ -71,11 +71,17 @@ def encode_shards(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Lightning's advice about workers
         runner = lightning.Trainer(
-            accelerator="cpu" if encoder.device.type == "cpu" else "auto", devices=devices, num_nodes=nodes,
-            strategy="ddp" if many else "auto", logger=False, enable_checkpointing=False, enable_model_summary=False,
-            callbacks=[RichProgressBar(leave=False)] if progress else [], enable_progress_bar=progress,
+            accelerator="cpu" if encoder.device.type == "cpu" else "auto",
+            devices=devices,
+            num_nodes=nodes,
+            strategy="ddp" if many else "auto",
+            logger=False,
+            enable_checkpointing=False,
+            enable_model_summary=False,
+            callbacks=[RichProgressBar(leave=False)] if progress else [],
+            enable_progress_bar=progress,
             use_distributed_sampler=False,
-        )  # fmt: skip
+        )
         began = time.perf_counter()
         try:
             runner.predict(module, return_predictions=False)
@@ -100,9 +106,17 @@ class _Encoding(lightning.LightningModule):
     """Encodes batches of pictures and writes a shard whenever one is complete."""
 
     def __init__(
-        self, index: FeatureIndex, encoder: Encoder, images: Images, digests: np.ndarray, missing: np.ndarray,
-        shard_rows: int, dtype: torch.dtype, batch_size: int, num_workers: int,
-    ):  # fmt: skip
+        self,
+        index: FeatureIndex,
+        encoder: Encoder,
+        images: Images,
+        digests: np.ndarray,
+        missing: np.ndarray,
+        shard_rows: int,
+        dtype: torch.dtype,
+        batch_size: int,
+        num_workers: int,
+    ):
         super().__init__()
         self.allow_zero_length_dataloader_with_multiple_devices = True  # there may be fewer shards than processes
         self.index, self.encoder, self.images, self.digests = index, encoder, images, digests
@@ -122,9 +136,12 @@ class _Encoding(lightning.LightningModule):
         rows = [row for start in starts for row in missing[start : start + self.shard_rows].tolist()]
         workers = min(self.num_workers, max(1, len(rows) // self.batch_size)) if self.num_workers else 0
         return DataLoader(
-            Pictures(self.images, rows, self.encoder.preprocess), batch_size=self.batch_size, num_workers=workers,
-            collate_fn=_collate, pin_memory=self.encoder.device.type == "cuda",
-        )  # fmt: skip
+            Pictures(self.images, rows, self.encoder.preprocess),
+            batch_size=self.batch_size,
+            num_workers=workers,
+            collate_fn=_collate,
+            pin_memory=self.encoder.device.type == "cuda",
+        )
 
     def on_predict_start(self) -> None:
         """Every process has a device of its own."""

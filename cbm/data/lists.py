@@ -131,9 +131,14 @@ def missing_files(root: Path, names: Iterable[str]) -> list[str]:
 
 
 def listed_split(
-    name: str, root: Path, files: Sequence[str], labels: Sequence[int] | np.ndarray, source: str,
-    concepts: np.ndarray | None = None, subjects: np.ndarray | None = None,
-) -> Split:  # fmt: skip
+    name: str,
+    root: Path,
+    files: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    source: str,
+    concepts: np.ndarray | None = None,
+    subjects: np.ndarray | None = None,
+) -> Split:
     """The images that the file ``source`` names.
 
     Raises:

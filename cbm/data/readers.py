@@ -155,9 +155,15 @@ def _concept_values(records: list[dict[str, str]], concepts: list[str], table: P
 
 @reader("birds")
 def read_birds(
-    name: str, root: Path, variant: str = "birds", seed: int = 0, n_train: int = 100, n_val: int = 20,
-    n_test: int = 40, size: int = 64,
-) -> ImageDataset:  # fmt: skip
+    name: str,
+    root: Path,
+    variant: str = "birds",
+    seed: int = 0,
+    n_train: int = 100,
+    n_val: int = 20,
+    n_test: int = 40,
+    size: int = 64,
+) -> ImageDataset:
     """Paper birds, drawn into ``root`` on first use.
 
     Args:

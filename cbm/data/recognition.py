@@ -52,8 +52,10 @@ def read_coop_split(name: str, root: Path, pictures: str, file: str) -> ImageDat
         )
     parts = read_json(root / file)
     try:
-        listed = {split: [(str(p), int(label), str(said)) for p, label, said in parts[split]] for split in
-                  ("train", "val", "test")}  # fmt: skip
+        listed = {
+            split: [(str(p), int(label), str(said)) for p, label, said in parts[split]]
+            for split in ("train", "val", "test")
+        }
     except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise UserError(f"'{root / file}' is not a split of CoOp's: {type(error).__name__}: {error}") from error
     names = {label: spoken(said) for _, label, said in listed["train"]}

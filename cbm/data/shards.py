@@ -46,9 +46,11 @@ def write_new_shard(folder: Path, stem: str, tensors: Mapping[str, Tensor], meta
     """Write ``folder/STEM.safetensors`` unless there is or was a file of this name; returns whether it was written."""
     placed: list[bool] = []
     write_in_parts(
-        folder, _whole(tensors, metadata), lambda: f"{stem}.safetensors",
+        folder,
+        _whole(tensors, metadata),
+        lambda: f"{stem}.safetensors",
         lambda temporary, path: placed.append(place_new(temporary, path)),
-    )  # fmt: skip
+    )
     return placed[0]
 
 

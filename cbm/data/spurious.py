@@ -36,9 +36,13 @@ def read_waterbirds(name: str, root: Path) -> ImageDataset:
         part = [row for row in rows if row["split"] == str(number)]
         places = np.array([int(row["place"]) for row in part], dtype=np.int64)
         splits[split] = listed_split(
-            name, root, [row["img_filename"] for row in part], [int(row["y"]) for row in part], "metadata.csv",
+            name,
+            root,
+            [row["img_filename"] for row in part],
+            [int(row["y"]) for row in part],
+            "metadata.csv",
             np.eye(2, dtype=np.float32)[places],
-        )  # fmt: skip
+        )
     spurious = {bird: [place] for bird, place in zip(BIRDS, PLACES)}
     return ImageDataset(name, BIRDS, splits, PLACES, {"background": PLACES}, spurious)
 

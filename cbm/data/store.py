@@ -171,9 +171,20 @@ class FeatureStore:
         stored = _look_up(index, digests, images.names, zeros)
         if len(missing := _first_of_each(digests, stored.missing())):
             encode_shards(
-                index, encoder, images, digests, missing, SHARD_ROWS, dtype=DTYPES[dtype], batch_size=batch_size,
-                num_workers=num_workers, label=label, progress=progress, devices=devices, nodes=nodes,
-            )  # fmt: skip
+                index,
+                encoder,
+                images,
+                digests,
+                missing,
+                SHARD_ROWS,
+                dtype=DTYPES[dtype],
+                batch_size=batch_size,
+                num_workers=num_workers,
+                label=label,
+                progress=progress,
+                devices=devices,
+                nodes=nodes,
+            )
             index.refresh()
             stored = _look_up(index, digests, images.names, zeros)
         self._try_again(stored, encoder, images)

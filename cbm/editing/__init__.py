@@ -69,4 +69,4 @@ __all__ = [
     "tell_in_turn",
     "to_activations",
     "to_logits",
-]  # fmt: skip
+]

@@ -120,9 +120,14 @@ def kept(model: ConceptBottleneck, directions: Tensor, x: Tensor, *, ridge: floa
 
 
 def swap_bank(
-    model: ConceptBottleneck, bank: ConceptBank, x: Tensor, *, translation: bool = False, ridge: float = 1e-3,
+    model: ConceptBottleneck,
+    bank: ConceptBank,
+    x: Tensor,
+    *,
+    translation: bool = False,
+    ridge: float = 1e-3,
     least: float = 0.5,
-) -> tuple[ConceptBottleneck, BankSwap]:  # fmt: skip
+) -> tuple[ConceptBottleneck, BankSwap]:
     """A model that makes the same decisions with another bank, and how well it does.
 
     Args:

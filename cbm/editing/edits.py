@@ -136,10 +136,11 @@ class EditSet:
         """
         return EditSet(
             tuple(
-                edit for edit in self.edits
+                edit
+                for edit in self.edits
                 if (edit.samples is None or name in edit.samples) and edit.domain in (None, domain)
             )
-        )  # fmt: skip
+        )
 
     def check(self, concepts: Sequence[str], classes: Sequence[str]) -> None:
         """Check that all concepts and classes exist.
@@ -167,10 +168,13 @@ class EditSet:
     def save(self, path: str | Path) -> None:
         """Write ``edits.yaml``; fields that are None are left out."""
         content = [
-            {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(edit).items()
-             if value is not None}
+            {
+                key: list(value) if isinstance(value, tuple) else value
+                for key, value in asdict(edit).items()
+                if value is not None
+            }
             for edit in self.edits
-        ]  # fmt: skip
+        ]
         write_atomically(Path(path), yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
 
 

@@ -55,8 +55,10 @@ class ClipEncoder(Encoder):
         if too_long := [text for text, n in zip(texts, lengths.tolist()) if n >= tokens.shape[1]]:
             log.warning(
                 "%d text(s) do not fit the encoder's context of %d tokens and are cut, e.g. '%s'",
-                len(too_long), tokens.shape[1], too_long[0][:60],
-            )  # fmt: skip
+                len(too_long),
+                tokens.shape[1],
+                too_long[0][:60],
+            )
         order = lengths.argsort(stable=True)
         if self._trim is None and int(lengths.min()) < tokens.shape[1]:
             shortest = order[lengths[order] < tokens.shape[1]][:8]

@@ -176,9 +176,13 @@ class ConceptBottleneck(nn.Module):
             bias: biases ``[C]``.
         """
         other = ConceptBottleneck(
-            self.concepts, LinearHead(weights, bias), reference=self.reference, spread=self.spread,
-            activation=self.activation, mixing=self.mixing,
-        ).requires_grad_(False)  # fmt: skip
+            self.concepts,
+            LinearHead(weights, bias),
+            reference=self.reference,
+            spread=self.spread,
+            activation=self.activation,
+            mixing=self.mixing,
+        ).requires_grad_(False)
         other.residual = self.residual
         return other.train(self.training)
 

@@ -52,9 +52,17 @@ class EnergyBottleneck(nn.Module):
     vectors: Tensor | None
 
     def __init__(
-        self, dim: int, num_classes: int, blocks: ConceptBlocks, *, hidden: int = 256, dropout: float = 0.2,
-        mean: Tensor | None = None, std: Tensor | None = None, vectors: Tensor | None = None,
-    ):  # fmt: skip
+        self,
+        dim: int,
+        num_classes: int,
+        blocks: ConceptBlocks,
+        *,
+        hidden: int = 256,
+        dropout: float = 0.2,
+        mean: Tensor | None = None,
+        std: Tensor | None = None,
+        vectors: Tensor | None = None,
+    ):
         super().__init__()
         count, scale = blocks.count, hidden**-0.5
         self.register_buffer("mean", torch.zeros(dim) if mean is None else mean.clone())
@@ -97,10 +105,16 @@ class EnergyBottleneck(nn.Module):
 
     @torch.no_grad()
     def infer(
-        self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
-        generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
+        self,
+        x: Tensor,
+        *,
+        method: Method = "auto",
+        clamp: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        samples: int | None = None,
+        sweeps: int = 50,
         leaky: bool | None = None,
-    ) -> Posterior:  # fmt: skip
+    ) -> Posterior:
         """Infer the concepts and the class of every image; some concepts may be known.
 
         Args:
@@ -118,11 +132,16 @@ class EnergyBottleneck(nn.Module):
         """
         seen = self.class_weight if leaky is None else float(leaky)
         return infer(
-            seen * self.class_scores(x), self.concept_weight * self.concept_logits(x),
-            self.joint().times(float(self.joint_weight)), method=method, clamp=clamp, generator=generator,
-            samples=samples, sweeps=sweeps,
+            seen * self.class_scores(x),
+            self.concept_weight * self.concept_logits(x),
+            self.joint().times(float(self.joint_weight)),
+            method=method,
+            clamp=clamp,
+            generator=generator,
+            samples=samples,
+            sweeps=sweeps,
             vectors=self.vectors if method in ("auto", "enumerate") else None,
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         """Logarithm of p(y | x), ``[B, M]``, of features ``[B, D]``."""
@@ -134,10 +153,16 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
 
     @torch.no_grad()
     def infer(
-        self, x: Tensor, *, method: Method = "auto", clamp: Tensor | None = None,
-        generator: torch.Generator | None = None, samples: int | None = None, sweeps: int = 50,
+        self,
+        x: Tensor,
+        *,
+        method: Method = "auto",
+        clamp: Tensor | None = None,
+        generator: torch.Generator | None = None,
+        samples: int | None = None,
+        sweeps: int = 50,
         leaky: bool | None = None,
-    ) -> Posterior:  # fmt: skip
+    ) -> Posterior:
         """Infer by the published loop, which uses ``x`` and ``clamp`` only, unless another ``method`` is named.
 
         Arguments as for ``EnergyBottleneck.infer``.

@@ -64,9 +64,12 @@ class CMS(Method):
         x, directions = data.train.x, bank.directions()
         try:
             matrix = concept_matrix(
-                data.class_embeddings, directions, norm=self.config.norm, center=self.config.center,
+                data.class_embeddings,
+                directions,
+                norm=self.config.norm,
+                center=self.config.center,
                 image_mean=x.double().mean(dim=0),
-            )  # fmt: skip
+            )
         except ValueError as error:
             raise UserError(f"method.norm={self.config.norm}: {error}") from error
         concepts = directions * matrix.weight[:, None].float()

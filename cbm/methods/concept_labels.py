@@ -59,8 +59,9 @@ def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperatur
         )
     if matches and labels != "pseudo":
         if len(matches) < len(bank):
-            log.info("concepts: %d of %d left out, the data set has no labels for them", len(bank) - len(matches),
-                     len(bank))  # fmt: skip
+            log.info(
+                "concepts: %d of %d left out, the data set has no labels for them", len(bank) - len(matches), len(bank)
+            )
         columns = [column for _, column in matches]
         position = {data.concept_names[column]: k for k, column in enumerate(columns)}
         groups = [[position[name] for name in group if name in position] for group in data.concept_groups.values()]

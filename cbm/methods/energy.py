@@ -85,9 +85,15 @@ class Energy(Method):
         mean, std = feature_moments(data.train.x)
         kind = ReleasedEnergyBottleneck if self.config.fidelity == "released" else EnergyBottleneck
         model = kind(
-            data.dim, len(data.classes), blocks, hidden=self.config.hidden, dropout=self.config.dropout,
-            mean=mean, std=std.clamp(min=1e-6), vectors=vectors,
-        )  # fmt: skip
+            data.dim,
+            len(data.classes),
+            blocks,
+            hidden=self.config.hidden,
+            dropout=self.config.dropout,
+            mean=mean,
+            std=std.clamp(min=1e-6),
+            vectors=vectors,
+        )
         model.class_weight.fill_(float(self.config.leaky))
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 

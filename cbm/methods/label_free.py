@@ -95,17 +95,23 @@ class LabelFree(Method):
         bank = self._apply(bank, "interpretability_cutoff", lambda b, cutoff: _drop_unlearned(b, similarity, cutoff))
         log.info(
             "concepts: %d of %d candidates; similarity to the teacher's scores %.2f on average, %.2f at least",
-            len(bank), candidates, *((v := torch.tensor([c.score or 0.0 for c in bank.concepts])).mean(), v.min()),
-        )  # fmt: skip
+            len(bank),
+            candidates,
+            *((v := torch.tensor([c.score or 0.0 for c in bank.concepts])).mean(), v.min()),
+        )
         return Built(fit_sparse_head(data, bank.directions(), self.config), bank)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
         """The method without filters on the names that passed them, because random directions would not pass."""
         row = {text: k for k, text in enumerate(candidates.texts)}
         unfiltered = replace(
-            self.config, max_characters=None, class_cutoff=None, duplicate_cutoff=None, clip_cutoff=-1.0,
+            self.config,
+            max_characters=None,
+            class_cutoff=None,
+            duplicate_cutoff=None,
+            clip_cutoff=-1.0,
             interpretability_cutoff=None,
-        )  # fmt: skip
+        )
         return LabelFree(unfiltered), replace(candidates.take(row[t] for t in used.texts), concepts=used.concepts)
 
     def _filter_texts(self, bank: ConceptBank, class_embeddings: Tensor | None, classes: list[str]) -> ConceptBank:
@@ -128,10 +134,16 @@ class LabelFree(Method):
             return concepts, torch.ones(len(concepts))
         teacher = teacher or data
         return fit_projection(
-            data.train.x, teacher.train.x, concepts, val_x=data.val.x, val_teacher_x=teacher.val.x,
-            start="ridge" if self.repaired else "random", steps=self.config.projection_steps,
-            patience=1 if self.repaired else 0, seed=data.seed,
-        )  # fmt: skip
+            data.train.x,
+            teacher.train.x,
+            concepts,
+            val_x=data.val.x,
+            val_teacher_x=teacher.val.x,
+            start="ridge" if self.repaired else "random",
+            steps=self.config.projection_steps,
+            patience=1 if self.repaired else 0,
+            seed=data.seed,
+        )
 
     def _apply(
         self, bank: ConceptBank, setting: str, leave_out: Callable[[ConceptBank, Any], ConceptBank]

@@ -86,9 +86,14 @@ class LaBo(Method):
             owners = claim_concepts(bank.directions(), means)
             bank = bank.owned_by(owners, data.classes)
         columns = select_concepts(
-            bank.directions(), owners, means, self.config.concepts_per_class,
-            score=self.config.score, coverage=self.config.coverage, coverage_weight=self.config.coverage_weight,
-        )  # fmt: skip
+            bank.directions(),
+            owners,
+            means,
+            self.config.concepts_per_class,
+            score=self.config.score,
+            coverage=self.config.coverage,
+            coverage_weight=self.config.coverage_weight,
+        )
         bank = bank.take(columns.tolist())
         head = AssociationHead(owner_prior(owners[:, columns], self.config.own_mass))
         scale = 100.0

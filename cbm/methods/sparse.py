@@ -102,9 +102,16 @@ class SparseBottleneck(nn.Module):
     steps: Tensor
 
     def __init__(
-        self, concepts: Tensor, offset: Tensor, mixing: Tensor | None, head: Tensor, *, k: int | None,
-        unit_votes: bool, seed: int,
-    ):  # fmt: skip
+        self,
+        concepts: Tensor,
+        offset: Tensor,
+        mixing: Tensor | None,
+        head: Tensor,
+        *,
+        k: int | None,
+        unit_votes: bool,
+        seed: int,
+    ):
         super().__init__()
         self.register_buffer("concepts", concepts)
         self.register_buffer("offset", offset)
@@ -216,9 +223,14 @@ class Sparse(Method):
         elif config.objective == "l1":
             self.penalty = 1e-3 if config.lam is None else config.lam
         model = SparseBottleneck(
-            concepts, offset, mixing, head, k=None if config.k == "all" else config.k, unit_votes=unit_votes,
+            concepts,
+            offset,
+            mixing,
+            head,
+            k=None if config.k == "all" else config.k,
+            unit_votes=unit_votes,
             seed=int(torch.randint(2**31, ())),
-        )  # fmt: skip
+        )
         if model.mixing is not None:
             model.mixing.requires_grad_(config.mixing == "learned")
         return Built(model, bank, config.batch_size)
@@ -283,15 +295,25 @@ class Sparse(Method):
         if self.repaired and self.config.objective == "l1" and model.k is None:
             assert model.mixing is not None
             solved = solve_mixing(
-                data.train.x, data.train.y, model.concepts, model.votes(), lam=self.penalty, offset=model.offset,
-                bias=model.bias, start=model.mixing.detach(),
-            )  # fmt: skip
+                data.train.x,
+                data.train.y,
+                model.concepts,
+                model.votes(),
+                lam=self.penalty,
+                offset=model.offset,
+                bias=model.bias,
+                start=model.mixing.detach(),
+            )
             model.mixing.data = solved.weight
             self.facts = {"l1_kkt": solved.kkt, "l1_share": self.penalty / solved.lam_max}
             log.info(
                 "l1 layer: penalty %.3g (%.2g of the smallest that leaves nothing), %.1f of %d weights per concept, "
                 "KKT residual %.0e after %d steps",
-                self.penalty, self.penalty / solved.lam_max, float((solved.weight != 0).sum(1).double().mean()),
-                len(solved.weight), solved.kkt, solved.steps,
-            )  # fmt: skip
+                self.penalty,
+                self.penalty / solved.lam_max,
+                float((solved.weight != 0).sum(1).double().mean()),
+                len(solved.weight),
+                solved.kkt,
+                solved.steps,
+            )
         return model.bottleneck().calibrate(data.train.x)

@@ -51,9 +51,13 @@ def check_sparse_head(config: SparseHeadConfig) -> None:
 
 
 def fit_sparse_head(
-    data: FeatureData, directions: Tensor, config: SparseHeadConfig, *, std: Tensor | None = None,
+    data: FeatureData,
+    directions: Tensor,
+    config: SparseHeadConfig,
+    *,
+    std: Tensor | None = None,
     link: Link = "softmax",
-) -> ConceptBottleneck:  # fmt: skip
+) -> ConceptBottleneck:
     """Solve the elastic-net path on the training scores and keep one point of it.
 
     Args:
@@ -78,17 +82,31 @@ def fit_sparse_head(
         return accuracy.index(max(accuracy)) < len(accuracy) - PATIENCE
 
     path = elastic_net_path(
-        scores, data.train.y, num_classes=len(data.classes), l1_ratio=config.l1_ratio, link=link,
-        lambdas=None if config.lam is None else [config.lam], n_lambdas=config.n_lambdas, lambda_ratio=1e-3,
-        max_nec=config.max_nec, tol=config.tol, until=past_best,
-    )  # fmt: skip
+        scores,
+        data.train.y,
+        num_classes=len(data.classes),
+        l1_ratio=config.l1_ratio,
+        link=link,
+        lambdas=None if config.lam is None else [config.lam],
+        n_lambdas=config.n_lambdas,
+        lambda_ratio=1e-3,
+        max_nec=config.max_nec,
+        tol=config.tol,
+        until=past_best,
+    )
     chosen = sparsest_good(accuracy, len(data.val))
     point = path.points[chosen]
     log.info(
         "sparse head: penalty %.2e, %.1f concepts per class, validation accuracy %.4f (point %d of %d; "
         "duality gap %.0e, KKT residual %.0e)",
-        point.lam, point.nec, accuracy[chosen], chosen + 1, len(path.points), max(point.gap, 0), point.kkt,
-    )  # fmt: skip
+        point.lam,
+        point.nec,
+        accuracy[chosen],
+        chosen + 1,
+        len(path.points),
+        max(point.gap, 0),
+        point.kkt,
+    )
     weight, bias = scores.on_raw(point.weight(), point.bias)
     return ConceptBottleneck(directions, LinearHead(weight, bias), reference=mean, spread=spread)
 

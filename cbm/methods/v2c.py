@@ -107,8 +107,12 @@ class V2C(Method):
         if short:
             log.info(
                 "v2c: the %d nearest concepts of each picture are fewer than %d different ones for %d of %d classes; "
-                "the next nearest were taken too", self.config.k, wanted, short, len(data.classes),
-            )  # fmt: skip
+                "the next nearest were taken too",
+                self.config.k,
+                wanted,
+                short,
+                len(data.classes),
+            )
         return owners
 
     def start(self, owners: Tensor, data: FeatureData) -> Tensor:

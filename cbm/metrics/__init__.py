@@ -29,4 +29,4 @@ __all__ = [
     "top_concepts",
     "truncated_weights",
     "weigh_integrity",
-]  # fmt: skip
+]

@@ -45,9 +45,14 @@ class InterventionCurve:
 
 
 def intervention_curve(
-    answer: Answer, concepts: Tensor, y: Tensor, groups: Sequence[Sequence[int]], *,
-    ratios: Sequence[float] = RATIOS, seed: int = 0,
-) -> InterventionCurve:  # fmt: skip
+    answer: Answer,
+    concepts: Tensor,
+    y: Tensor,
+    groups: Sequence[Sequence[int]],
+    *,
+    ratios: Sequence[float] = RATIOS,
+    seed: int = 0,
+) -> InterventionCurve:
     """Accuracy as more and more concepts of an image are set to the truth.
 
     Args:

@@ -77,9 +77,16 @@ def save_heads(heads: list[SparseHead], path: Path) -> None:
         tensors[f"{head.target}.index"], tensors[f"{head.target}.bias"] = index, head.bias
         tensors[f"{head.target}.value"] = head.weight.flatten()[index]
         certificates.append(
-            {"target": head.target, "nec": head.nec, "lam": head.lam, "gap": head.gap, "kkt": head.kkt,
-             "cut": head.cut, "shape": list(head.weight.shape)}
-        )  # fmt: skip
+            {
+                "target": head.target,
+                "nec": head.nec,
+                "lam": head.lam,
+                "gap": head.gap,
+                "kkt": head.kkt,
+                "cut": head.cut,
+                "shape": list(head.weight.shape),
+            }
+        )
     write_tensors(path, tensors, certificates)
 
 

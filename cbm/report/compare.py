@@ -47,15 +47,26 @@ DIGITS = {
     "test/grounding_gap_std": 2, "test/image_l0": 1,
 }  # fmt: skip
 PERCENT = (
-    "test/accuracy", "test/accuracy_macro", "test/accuracy_nec5", "test/accuracy_nec5_resolved",
-    "test/accuracy_nec_avg_resolved", "test/concept_accuracy", "test/self_rank", "integrity/random_accuracy_nec5",
+    "test/accuracy",
+    "test/accuracy_macro",
+    "test/accuracy_nec5",
+    "test/accuracy_nec5_resolved",
+    "test/accuracy_nec_avg_resolved",
+    "test/concept_accuracy",
+    "test/self_rank",
+    "integrity/random_accuracy_nec5",
     "integrity/shuffled_accuracy_nec5",
-)  # fmt: skip
+)
 LOWER_IS_BETTER = ("test/ece",)
 NOT_RANKED = (
-    "model/n_concepts", "time/fit_s", "memory/peak_mb", "test/image_l0", "test/self_rank",
-    "integrity/random_accuracy_nec5", "integrity/shuffled_accuracy_nec5",
-)  # fmt: skip
+    "model/n_concepts",
+    "time/fit_s",
+    "memory/peak_mb",
+    "test/image_l0",
+    "test/self_rank",
+    "integrity/random_accuracy_nec5",
+    "integrity/shuffled_accuracy_nec5",
+)
 """Columns that are never marked as best: a model that learns no names keeps them all."""
 SIGNIFICANT = 0.05
 """Significance level of a paired t-test over the seeds that a row shares with the best one, three or more."""

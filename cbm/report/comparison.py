@@ -40,9 +40,13 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
         drawn = [(curve_figure(members, *settings), caption) for caption, settings in CURVES.items()]
         figures[name] = [(as_image(figure), caption) for figure, caption in drawn if figure is not None]
     page = load_template(Path(__file__).parent / "comparison.html").render(
-        rows=rows, runs=sum(len(row.paths) for row in rows), tables=tables, figures=figures, equal=EQUAL,
+        rows=rows,
+        runs=sum(len(row.paths) for row in rows),
+        tables=tables,
+        figures=figures,
+        equal=EQUAL,
         level=SIGNIFICANT,
-    )  # fmt: skip
+    )
     write_atomically(path, page.encode())
 
 

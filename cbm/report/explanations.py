@@ -76,9 +76,15 @@ class Breakdown:
 
 @torch.no_grad()
 def explain(
-    model: ConceptBottleneck, texts: list[str], x: Tensor, classes: Tensor, against: Tensor | None = None,
-    *, positive: int = 5, negative: int = 3,
-) -> list[Breakdown]:  # fmt: skip
+    model: ConceptBottleneck,
+    texts: list[str],
+    x: Tensor,
+    classes: Tensor,
+    against: Tensor | None = None,
+    *,
+    positive: int = 5,
+    negative: int = 3,
+) -> list[Breakdown]:
     """The logit of one class per picture as a sum over concepts, or its lead over another class.
 
     Args:

@@ -225,9 +225,13 @@ def confusion_shares(predicted: Tensor, labels: Tensor, names: list[str]) -> lis
 
 
 def examples(
-    model: ConceptBottleneck | None, texts: list[str], data: FeatureData, dataset: ImageDataset, probabilities: Tensor,
+    model: ConceptBottleneck | None,
+    texts: list[str],
+    data: FeatureData,
+    dataset: ImageDataset,
+    probabilities: Tensor,
     rows: list[int],
-) -> list[Example]:  # fmt: skip
+) -> list[Example]:
     """The test pictures at ``rows``, explained; mistakes against the true class, others against the runner-up."""
     if not rows:
         return []

@@ -11,12 +11,20 @@ from cbm.report.wording import clip, deviations, number, percent, signed
 @cache
 def _environment(folder: Path, page: bool) -> Environment:
     environment = Environment(
-        loader=FileSystemLoader(folder), autoescape=page, undefined=StrictUndefined, trim_blocks=True,
-        lstrip_blocks=True, keep_trailing_newline=not page,
-    )  # fmt: skip
+        loader=FileSystemLoader(folder),
+        autoescape=page,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=not page,
+    )
     environment.filters |= {
-        "clip": clip, "deviations": deviations, "number": number, "percent": percent, "signed": signed,
-    }  # fmt: skip
+        "clip": clip,
+        "deviations": deviations,
+        "number": number,
+        "percent": percent,
+        "signed": signed,
+    }
     return environment
 
 

@@ -38,9 +38,17 @@ class Adaptation:
 
 
 def adapt(
-    run: Path, dataset: str, cache: Path, *, editors: list[str], root: Path | None = None, shots: int = 4,
-    draws: int = 1, guard: str = "default", protect: tuple[str, ...] = (),
-) -> list[Adaptation]:  # fmt: skip
+    run: Path,
+    dataset: str,
+    cache: Path,
+    *,
+    editors: list[str],
+    root: Path | None = None,
+    shots: int = 4,
+    draws: int = 1,
+    guard: str = "default",
+    protect: tuple[str, ...] = (),
+) -> list[Adaptation]:
     """Correct a run's model for another domain, once for every draw of labelled images from that domain's test split.
 
     The images that are not drawn are tested.

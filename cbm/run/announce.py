@@ -14,8 +14,11 @@ def announce(result: RunResult) -> None:
     for head in {head.nec: head for head in result.heads}.values():  # a path that ends early is one head for several
         log.info(
             "  re-solved with %.4g concepts per class: test accuracy %.4f (duality gap %.0e, KKT residual %.0e)",
-            head.nec, metrics[f"test/accuracy_nec{head.target}_resolved"], head.gap, head.kkt,
-        )  # fmt: skip
+            head.nec,
+            metrics[f"test/accuracy_nec{head.target}_resolved"],
+            head.gap,
+            head.kkt,
+        )
     for name, values in result.baselines.items():
         log.info("  %-28s %.4f", f"{name} accuracy", values["test/accuracy"])
     if result.integrity is not None:

@@ -170,25 +170,39 @@ def plan(job: Job, machine: Hardware) -> list[Stage]:
     per_class = candidates // c + 1
     return [
         stage(
-            "encode", job.N * ENCODERS[job.encoder] * 1e9, job.N * d * width, 0.0,
-            f"{job.encoder}, once for all runs", job.N * d * width, half=True,
+            "encode",
+            job.N * ENCODERS[job.encoder] * 1e9,
+            job.N * d * width,
+            0.0,
+            f"{job.encoder}, once for all runs",
+            job.N * d * width,
+            half=True,
         ),
         stage(
-            "features of the run", 0.0, n * d * width, features, f"{n:,} pictures {kept}",
+            "features of the run",
+            0.0,
+            n * d * width,
+            features,
+            f"{n:,} pictures {kept}",
             n * d * width if mapped else 0.0,
         ),
         stage(
-            "select concepts", 2 * candidates * c * d + c * per_class**2 * d * 2, n * d * width,
-            24 * candidates * c + 8 * per_class**2, f"{candidates:,} candidates by class means, greedily",
+            "select concepts",
+            2 * candidates * c * d + c * per_class**2 * d * 2,
+            n * d * width,
+            24 * candidates * c + 8 * per_class**2,
+            f"{candidates:,} candidates by class means, greedily",
         ),
         stage("mean and deviation of scores", 2 * n * d * d + 2 * k * d * d, n * d * width, 16 * d * d, "covariance"),
         stage(
-            "train the head", steps * step, steps * (24 if tiles else 60) * k * c,
+            "train the head",
+            steps * step,
+            steps * (24 if tiles else 60) * k * c,
             features + head + work + 4 * k * d,
             f"{steps:,} steps of {batch:,}, {association}" + (", Adam in tiles" if tiles else ""),
         ),
         stage("evaluate", 2 * d * c * (n / 25 + k), 0.0, features + 4 * n / 25 * c, "class vectors"),
-    ]  # fmt: skip
+    ]
 
 
 def in_time(seconds: float) -> str:

@@ -28,7 +28,14 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     integrity = remembered["integrity"] and integrity_from_json(remembered["integrity"])
     return write_report(
         RunResult(
-            model.path, model.config, model.model, model.bank, data, dataset, read_metrics(model.path),
-            integrity=integrity, baselines=remembered["baselines"],
+            model.path,
+            model.config,
+            model.model,
+            model.bank,
+            data,
+            dataset,
+            read_metrics(model.path),
+            integrity=integrity,
+            baselines=remembered["baselines"],
         )
-    )  # fmt: skip
+    )

@@ -122,9 +122,14 @@ def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData
         picture.thumbnail((SIDE, SIDE))
         known = [f"{bank.texts[k]} {values[k]:+.2f}" for k in values.argsort(descending=True).tolist()]
         table.add_data(
-            wandb.Image(picture), data.test.names[row], data.classes[int(y[row])], data.classes[int(predicted[row])],
-            float(confidence[row]), "; ".join(known[:5]), "; ".join(known[:-4:-1]),
-        )  # fmt: skip
+            wandb.Image(picture),
+            data.test.names[row],
+            data.classes[int(y[row])],
+            data.classes[int(predicted[row])],
+            float(confidence[row]),
+            "; ".join(known[:5]),
+            "; ".join(known[:-4:-1]),
+        )
     return table
 
 

@@ -73,9 +73,15 @@ def train(cfg: DictConfig) -> dict[str, float]:
         logger = wandb_logger(cfg, run.path)
         bank = candidates and apply_control(candidates, cfg.concepts.control, cfg.seed)
         model, bank = fit_method(
-            method, data, bank, inputs.encoder.logit_scale, seed=cfg.seed, trainer=cfg.trainer, run_path=run.path,
+            method,
+            data,
+            bank,
+            inputs.encoder.logit_scale,
+            seed=cfg.seed,
+            trainer=cfg.trainer,
+            run_path=run.path,
             logger=logger,
-        )  # fmt: skip
+        )
         facts = {f"method/{key}": value for key, value in method.facts.items()}  # before controls overwrite them
     with clock("nec"):
         heads = resolve_nec(model, bank, data, list(cfg.nec))

@@ -61,9 +61,18 @@ class AssociationAdam(torch.optim.Adam):
         state["step"] += 1
         vectors, lse, concepts = pending[0]  # the same in every pass: the logits have not changed
         association_adam_(
-            logits, state["exp_avg"], state["exp_avg_sq"], upstream, vectors, lse, concepts, int(state["step"]),
-            lr=group["lr"], betas=group["betas"], eps=group["eps"],
-        )  # fmt: skip
+            logits,
+            state["exp_avg"],
+            state["exp_avg_sq"],
+            upstream,
+            vectors,
+            lse,
+            concepts,
+            int(state["step"]),
+            lr=group["lr"],
+            betas=group["betas"],
+            eps=group["eps"],
+        )
         return loss
 
     def zero_grad(self, set_to_none: bool = True) -> None:

@@ -103,9 +103,13 @@ def from_joint(
     only = torch.full((count, count), NEVER).fill_diagonal_(0.0)
     free = torch.zeros(count, *blocks.values.shape).masked_fill(~blocks.allowed, NEVER)
     sweeps = gibbs_sweeps(
-        only, free, joint, chains=chains, sweeps=skipped + -(-samples // chains),
+        only,
+        free,
+        joint,
+        chains=chains,
+        sweeps=skipped + -(-samples // chains),
         generator=generator or torch.Generator().manual_seed(0),
-    )  # fmt: skip
+    )
     kept = [blocks.concepts(states.clone()) for number, (states, _, _) in enumerate(sweeps) if number >= skipped]
     vectors = torch.cat(kept, dim=1)  # [M, U, K]
     return ConceptDistribution(vectors, torch.full(vectors.shape[:2], 1 / vectors.shape[:2].numel()))

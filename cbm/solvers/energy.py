@@ -192,9 +192,14 @@ def infer(
     sweepable = len(blocks.values) <= SWEEPABLE
     if method == "auto" and sweepable and bool((weak := found.ess < FEW_SAMPLES).any()):
         better = infer(
-            class_score[weak], concept_logit[weak], joint, method="gibbs", clamp=None if clamp is None else clamp[weak],
-            sweeps=sweeps, generator=generator,
-        )  # fmt: skip
+            class_score[weak],
+            concept_logit[weak],
+            joint,
+            method="gibbs",
+            clamp=None if clamp is None else clamp[weak],
+            sweeps=sweeps,
+            generator=generator,
+        )
         for name in Posterior.__dataclass_fields__:
             getattr(found, name)[weak] = getattr(better, name)
     return found

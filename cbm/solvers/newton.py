@@ -17,9 +17,15 @@ _EXACT = 20  # exact solutions of the model between two changes of sign
 
 
 def newton(
-    problem: Problem, scores: LinearScores, weight: Tensor, bias: Tensor, lam: Tensor, aim: float,
-    allowed: Tensor | None, max_passes: float,
-) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    problem: Problem,
+    scores: LinearScores,
+    weight: Tensor,
+    bias: Tensor,
+    lam: Tensor,
+    aim: float,
+    allowed: Tensor | None,
+    max_passes: float,
+) -> tuple[Tensor, Tensor, float]:
     """Proximal Newton steps on A columns, until the optimality conditions hold to ``aim``.
 
     A step minimises the second-order model of the loss plus the penalty over the weights that are not zero, those whose

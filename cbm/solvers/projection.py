@@ -157,9 +157,15 @@ def fit_projection(
 
 
 def _train(
-    solver: _Lbfgs | _Adam, pictures: _Pictures, concepts: Tensor, val_x: Tensor, val_target: Tensor, steps: int,
-    patience: int, every: int,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    solver: _Lbfgs | _Adam,
+    pictures: _Pictures,
+    concepts: Tensor,
+    val_x: Tensor,
+    val_target: Tensor,
+    steps: int,
+    patience: int,
+    every: int,
+) -> tuple[Tensor, Tensor]:
     """The best weights [k, D] and similarities [k] of one block; concepts that have stopped leave the computation."""
     kept, best = solver.weight.clone(), _similarity(solver.weight, val_x, val_target)
     active = torch.arange(len(concepts), device=kept.device)

@@ -15,9 +15,15 @@ _PATIENCE = 60  # proximal steps without progress: rounding
 
 
 def proximal(
-    problem: Problem, scores: LinearScores, weight: Tensor, bias: Tensor, lam: Tensor, aim: float,
-    allowed: Tensor | None, max_passes: float,
-) -> tuple[Tensor, Tensor, float]:  # fmt: skip
+    problem: Problem,
+    scores: LinearScores,
+    weight: Tensor,
+    bias: Tensor,
+    lam: Tensor,
+    aim: float,
+    allowed: Tensor | None,
+    max_passes: float,
+) -> tuple[Tensor, Tensor, float]:
     """Accelerated proximal quasi-Newton steps on A columns, until the optimality conditions hold to ``aim``.
 
     Step (theta = [W, b], extrapolated point V, gradient g, metric M [A+1, A+1], h_c the curvature of class c in it):

@@ -230,10 +230,17 @@ def _certify(
         index = flat.nonzero().flatten()
         points.append(
             SparsePoint(
-                float(lam[s]), index, flat[index], judged.bias[s].to(flat), tuple(weight.shape), float(value[s]),
-                gap[s], kkt[s], passes,
+                float(lam[s]),
+                index,
+                flat[index],
+                judged.bias[s].to(flat),
+                tuple(weight.shape),
+                float(value[s]),
+                gap[s],
+                kkt[s],
+                passes,
             )
-        )  # fmt: skip
+        )
     return points
 
 

@@ -51,9 +51,13 @@ class Editor:
     """
 
     def __init__(
-        self, model: TrainedModel, edits: EditSet | str | Path | None = None, *, who: str | None = None,
+        self,
+        model: TrainedModel,
+        edits: EditSet | str | Path | None = None,
+        *,
+        who: str | None = None,
         domain: str | None = None,
-    ):  # fmt: skip
+    ):
         self.bottleneck = require_concepts(model.model, model.bank)
         assert model.bank is not None
         self.model, self.bank, self.who, self.domain = model, model.bank, who, domain

@@ -57,10 +57,18 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
     """
 
     def __init__(
-        self, method: str = "labo", *, concepts: Concepts | None = None, concept_embeddings: ArrayLike | None = None,
-        class_embeddings: ArrayLike | None = None, classes: Sequence[str] | None = None, logit_scale: float = 100.0,
-        validation: float = 0.2, random_state: int | np.random.RandomState | None = 0, **settings: Any,
-    ):  # fmt: skip
+        self,
+        method: str = "labo",
+        *,
+        concepts: Concepts | None = None,
+        concept_embeddings: ArrayLike | None = None,
+        class_embeddings: ArrayLike | None = None,
+        classes: Sequence[str] | None = None,
+        logit_scale: float = 100.0,
+        validation: float = 0.2,
+        random_state: int | np.random.RandomState | None = 0,
+        **settings: Any,
+    ):
         self.method = method
         self.concepts = concepts
         self.concept_embeddings = concept_embeddings
@@ -109,9 +117,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         quiet_libraries()
         with isolate_rng():
             bank, trainer = self._bank(method, names), TrainerConfig(progress=False)
-            self.model_, self.bank_ = fit_method(
-                method, data, bank, self.logit_scale, seed=int(seed), trainer=trainer
-            )
+            self.model_, self.bank_ = fit_method(method, data, bank, self.logit_scale, seed=int(seed), trainer=trainer)
         self.facts_ = dict(method.facts)
         return self
 

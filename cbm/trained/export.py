@@ -50,9 +50,14 @@ def export_model(module: PortableModel, path: Path, about: dict[str, Any], kind:
         logging.getLogger("onnxscript").setLevel("ERROR")
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):  # the exporter tells its steps
             made = torch.onnx.export(
-                program, example, dynamic_shapes=shapes, input_names=["features"], output_names=names, dynamo=True,
+                program,
+                example,
+                dynamic_shapes=shapes,
+                input_names=["features"],
+                output_names=names,
+                dynamo=True,
                 verbose=False,
-            )  # fmt: skip
+            )
         assert made is not None
         made.model.metadata_props.update({key: _json(value) for key, value in about.items()})
         made.save(file, external_data=False)

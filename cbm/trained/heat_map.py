@@ -59,7 +59,7 @@ class HeatMap:
 
 def heat_map(
     encoder: Encoder, model: nn.Module, column: int, picture: Image.Image, method: str | None = None
-) -> HeatMap:  # fmt: skip
+) -> HeatMap:
     """Where an image shows a concept.
 
     Args:

@@ -14,8 +14,15 @@ from cbm.errors import UserError
 from cbm.files import PROJECT
 from cbm.files.network import is_network_error, offline_if_unreachable
 
-FILES = ["config.yaml", "model.safetensors", "bank/bank.json", "bank/embeddings.safetensors", "about.json",
-         "metrics.json", "README.md"]  # fmt: skip
+FILES = [
+    "config.yaml",
+    "model.safetensors",
+    "bank/bank.json",
+    "bank/embeddings.safetensors",
+    "about.json",
+    "metrics.json",
+    "README.md",
+]
 
 
 def without_paths(value: Any) -> Any:

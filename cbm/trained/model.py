@@ -246,9 +246,15 @@ class TrainedModel:
         return other
 
     def with_bank(
-        self, bank: ConceptBank | str | Path | Sequence[str], *, translation: bool = False,
-        features: Tensor | None = None, ridge: float = 1e-3, least: float = 0.5, cache: str | Path = "cache",
-    ) -> "TrainedModel":  # fmt: skip
+        self,
+        bank: ConceptBank | str | Path | Sequence[str],
+        *,
+        translation: bool = False,
+        features: Tensor | None = None,
+        ridge: float = 1e-3,
+        least: float = 0.5,
+        cache: str | Path = "cache",
+    ) -> "TrainedModel":
         """A copy of the model that makes the same decisions with other concepts.
 
         The head is fitted again in closed form (``cbm.editing.bank_swap``). The share of decisions that is kept is
@@ -273,10 +279,14 @@ class TrainedModel:
         if bank.embeddings is None or bank.encoder != self.about["encoder"]["fingerprint"]:
             concepts = self.config.concepts
             bank = prepare_bank(
-                bank, self.classes, text_encoder(self.encoder, Path(cache), False), self.encoder.fingerprint,
-                hygiene=concepts.hygiene and not translation, max_words=concepts.max_words,
+                bank,
+                self.classes,
+                text_encoder(self.encoder, Path(cache), False),
+                self.encoder.fingerprint,
+                hygiene=concepts.hygiene and not translation,
+                max_words=concepts.max_words,
                 remove_class_names="none" if translation else concepts.remove_class_names,
-            )  # fmt: skip
+            )
         if features is None:
             features = load_source_card(self.path / "source_card.safetensors").x
         x = unit_norm(features, [f"row {i}" for i in range(len(features))])

@@ -24,9 +24,13 @@ MEASURED = {
 
 
 def model_card(
-    model: nn.Module, bank: ConceptBank | None, place: str, config: dict[str, Any], about: dict[str, Any],
+    model: nn.Module,
+    bank: ConceptBank | None,
+    place: str,
+    config: dict[str, Any],
+    about: dict[str, Any],
     metrics: dict[str, float],
-) -> str:  # fmt: skip
+) -> str:
     """The text of ``README.md`` of a published model.
 
     Args:

@@ -28,9 +28,17 @@ class Batches:
     """
 
     def __init__(
-        self, split: FeatureSplit, batch_size: int, *, min_steps: int = 1, shuffle: bool, seed: int = 0,
-        concepts: Tensor | None = None, rank: int = 0, world: int = 1,
-    ):  # fmt: skip
+        self,
+        split: FeatureSplit,
+        batch_size: int,
+        *,
+        min_steps: int = 1,
+        shuffle: bool,
+        seed: int = 0,
+        concepts: Tensor | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ):
         self.rank, self.world = rank, world
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
         self.tensors = [split.x, split.y] if concepts is None else [split.x, split.y, concepts]
@@ -93,10 +101,15 @@ class TrainingBatches(lightning.LightningDataModule):
         """Shuffled batches of the training split, 10 steps or more between validations, dealt out to the processes."""
         train = self.data.train
         return Batches(
-            train, self.batch_size or len(train), min_steps=10, shuffle=True, seed=self.data.seed,
-            concepts=self.targets.get("train"), rank=self.trainer.global_rank if self.trainer else 0,
+            train,
+            self.batch_size or len(train),
+            min_steps=10,
+            shuffle=True,
+            seed=self.data.seed,
+            concepts=self.targets.get("train"),
+            rank=self.trainer.global_rank if self.trainer else 0,
             world=self.trainer.world_size if self.trainer else 1,
-        )  # fmt: skip
+        )
 
     def val_dataloader(self) -> Batches:
         """The validation split, in order."""

@@ -132,10 +132,19 @@ def fit(
         if many:
             callbacks.append(SaveResults(results := Path(str(folder)) / "results.pt"))
         runner = lightning.Trainer(
-            max_epochs=max_epochs, callbacks=callbacks, logger=logger or False, enable_checkpointing=False,
-            enable_progress_bar=progress, enable_model_summary=False, num_sanity_val_steps=0, log_every_n_steps=1,
-            use_distributed_sampler=False, strategy=strategy, plugins=AtomicCheckpoint(), **trainer,
-        )  # fmt: skip
+            max_epochs=max_epochs,
+            callbacks=callbacks,
+            logger=logger or False,
+            enable_checkpointing=False,
+            enable_progress_bar=progress,
+            enable_model_summary=False,
+            num_sanity_val_steps=0,
+            log_every_n_steps=1,
+            use_distributed_sampler=False,
+            strategy=strategy,
+            plugins=AtomicCheckpoint(),
+            **trainer,
+        )
         if resume:
             log.info("going on from %s", resume)
         # weights_only: a checkpoint is data, nothing in it is executed
@@ -155,5 +164,7 @@ def fit(
     module.model.cpu()
     log.info(
         "trained %d steps; best validation loss %.4f at step %d",
-        module.history[-1]["step"] if module.history else 0, module.best["loss"], module.best["step"],
-    )  # fmt: skip
+        module.history[-1]["step"] if module.history else 0,
+        module.best["loss"],
+        module.best["step"],
+    )

@@ -340,11 +340,14 @@ def plan_edits(
     hits_before = int((planner.logits(a, everything).argmax(dim=1) == y).sum())
     found = tuple(moved.nonzero()[:, 0].tolist())
     flags = tuple(
-        text for text, holds in (
-            ("weak", bool((test.counts == 1).any())), ("classes missing", bool((test.counts == 0).any())),
+        text
+        for text, holds in (
+            ("weak", bool((test.counts == 1).any())),
+            ("classes missing", bool((test.counts == 0).any())),
             ("approximate", test.approximate),
-        ) if holds
-    )  # fmt: skip
+        )
+        if holds
+    )
 
     def nothing(reason: str, hits: int = hits_before) -> Plan:
         return Plan((), reason, found, len(a), (hits_before, hits), flags)

@@ -129,9 +129,13 @@ def adapt_unlabelled(
         descend({weights: size(weights), bias: size(weights)}, head_loss)
         descend({further: size(further), reading: size(weights)}, residual_loss)
     adapted = ConceptBottleneck(
-        concepts, LinearHead(weights, bias), reference=model.reference, spread=model.spread,
-        activation=model.activation, mixing=model.mixing,
-    )  # fmt: skip
+        concepts,
+        LinearHead(weights, bias),
+        reference=model.reference,
+        spread=model.spread,
+        activation=model.activation,
+        mixing=model.mixing,
+    )
     if steps:
         extra = reading @ normalize(further, dim=1)
         known = 0 if model.residual is None else model.residual.matrix

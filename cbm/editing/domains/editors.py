@@ -68,10 +68,17 @@ class ShiftAttribution(DomainEditor):
         EditSet(tuple(Edit("mask", text) for text in self.protect)).check(texts, context.classes)
         source, (a, y) = context.statistics(), context.labelled()
         plan = plan_edits(
-            a, y, context.head, source, guard=self.guard, per_class=self.per_class, groups=context.groups,
+            a,
+            y,
+            context.head,
+            source,
+            guard=self.guard,
+            per_class=self.per_class,
+            groups=context.groups,
             protect=[texts.index(text) for text in self.protect],
-            pivot="zero" if isinstance(model.activation, Sigmoid) else "target", seed=self.seed,
-        )  # fmt: skip
+            pivot="zero" if isinstance(model.activation, Sigmoid) else "target",
+            seed=self.seed,
+        )
         gate, at_home = None, None
         if self.protection in ("gate", "batch"):
             assert context.support is not None
