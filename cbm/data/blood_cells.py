@@ -1,6 +1,5 @@
 """White blood cells: two small sets from different microscopes, and the attributes of a large one."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from PIL import Image
 from scipy.spatial import ConvexHull, QhullError
 
 from cbm.data.dataset import ImageDataset, Split, class_index
+from cbm.data.fingerprints import derived
 from cbm.data.images import ImageFiles
 from cbm.data.lists import is_there, read_rows, whole_number
 from cbm.data.readers import reader
@@ -79,7 +79,7 @@ class MaskedCells(ImageFiles):
         """Fingerprints of image and mask together, since both decide what is encoded."""
         masks = ImageFiles(self.root, [str(Path(name).with_suffix(".png")) for name in self.names])
         pairs = zip(super().fingerprints(cache), masks.fingerprints(cache))
-        return [hashlib.blake2b(f"{a}|{b}|cell".encode(), digest_size=16).hexdigest() for a, b in pairs]
+        return [derived(a, b, "cell") for a, b in pairs]
 
 
 def read_mask(picture: Path) -> np.ndarray:

@@ -9,6 +9,12 @@ UNREADABLE = "unreadable:"
 """How the fingerprint of a file begins whose content nobody knows."""
 
 
+def derived(*parts: object) -> str:
+    """The fingerprint of an image that several things decide; that of the first of unknown content, if there is one."""
+    unknown = (part for part in parts if isinstance(part, str) and part.startswith(UNREADABLE))
+    return next(unknown, None) or hashlib.blake2b("|".join(map(str, parts)).encode(), digest_size=16).hexdigest()
+
+
 def to_digests(fingerprints: Sequence[str]) -> np.ndarray:
     """Fingerprints as 16 bytes each, ``[N, 2]`` uint64; zeros where the content is not known."""
     found = np.empty((len(fingerprints), 2), np.uint64)

@@ -21,6 +21,7 @@ from PIL import Image
 from rich.progress import track
 
 from cbm.data.dataset import ImageDataset, Split, class_index
+from cbm.data.fingerprints import derived
 from cbm.data.images import EXTENSIONS, ImageFiles, Images, list_names
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError
@@ -73,10 +74,7 @@ class ImageTars:
         """Fingerprints of the images: the hash of the tar file (kept in ``cache``) and the position in it."""
         used = np.unique(self.places[:, 0]).tolist()
         hashes = dict(zip(used, ImageFiles(self.root, [self.tars[tar] for tar in used]).fingerprints(cache)))
-        return [
-            hashlib.blake2b(f"{hashes[tar]}|{start}|{size}".encode(), digest_size=16).hexdigest()
-            for tar, start, size in self.places.tolist()
-        ]
+        return [derived(hashes[tar], start, size) for tar, start, size in self.places.tolist()]
 
 
 def read_pool(folder: Path, cache: Path) -> Images:

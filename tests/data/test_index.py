@@ -1,6 +1,7 @@
 """Where pictures are: in shards that come, go and are damaged, with an index that is right, wrong or not there."""
 
 import errno
+import hashlib
 import tracemalloc
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from trust.test_bit_flips import flips
 
 from cbm.data import FeatureStore, index
 from cbm.data import store as store_module
-from cbm.data.fingerprints import to_digests
+from cbm.data.fingerprints import derived, to_digests
 from cbm.data.images import ImageArray
 from cbm.data.index import FeatureIndex
 from cbm.data.old_store import OldStores
@@ -226,3 +227,10 @@ def test_a_million_pictures_are_found_in_little_memory(tmp_path: Path, saved: bo
     assert np.array_equal(shard, order // 4096)
     assert np.array_equal(row, order % 4096)
     assert peak < 200e6, f"{peak / 1e6:.0f} MB"
+
+
+def test_what_several_things_decide():
+    """A known content has the fingerprint it always had; an unknown part leaves the whole unknown."""
+    assert derived("ab", 512, 9) == hashlib.blake2b(b"ab|512|9", digest_size=16).hexdigest()
+    assert derived("ab", "unreadable:PermissionError", "cell") == "unreadable:PermissionError"
+    assert to_digests([derived("unreadable:OSError", 0, 1)]).tolist() == [[0, 0]]
