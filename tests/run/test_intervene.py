@@ -1,7 +1,10 @@
 """``python -m cbm intervene``."""
 
 import csv
+import hashlib
 import json
+import re
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ from birds_run import QUICK, small
 from llm_server import completion, send, server  # noqa: F401
 
 import cbm
+from cbm.concepts.llm.vision import PROMPT
 from cbm.run.intervene import _noisy
 
 
@@ -100,27 +104,34 @@ def test_a_vision_language_model_is_asked(trained: Path, module, server, tmp_pat
         server.url,
     )
     cache.symlink_to(shared)
-    for kept in (shared / "vision").glob("*"):
-        kept.unlink()
+    shutil.rmtree(shared / "vision", ignore_errors=True)
     status, _, errors = module(*arguments, "--policies", "random")
     assert status == 0, errors
     asked = len(server.bodies)
     assert asked > 0
+    assert f"tiny answered {asked} new questions ({asked} are kept" in errors
     status, _, errors = module(*arguments, "--policies", "random")
     assert status == 0, errors
     assert len(server.bodies) == asked  # every answer is kept
-    file = next((shared / "vision").glob("*.jsonl"))
-    lines = file.read_text().splitlines()
-    assert len(lines) == asked
-    file.write_text("\n".join(lines[:-1]) + '\n{"picture": "half a li')
+    first, *others = sorted((shared / "vision").rglob("*.json"))
+    first.write_text("half an ans")
     status, _, errors = module(*arguments, "--policies", "random")
     assert status == 0, errors
     assert len(server.bodies) == asked + 1
-    file.unlink()
+    request = json.loads(first.read_text())["request"]
+    concept = re.search('"(.*)"', request["user"])[1]
+    name = hashlib.sha256(f"tiny|{PROMPT}".encode()).hexdigest()[:12]
+    former = {"picture": request["image"], "concept": concept, "answer": "Yes."}
+    (shared / "vision" / f"{name}.jsonl").write_text(json.dumps(former) + '\n{"picture": "half a li')
+    first.unlink()
+    status, _, errors = module(*arguments, "--policies", "random")
+    assert status == 0, errors
+    assert len(server.bodies) == asked + 1  # what was kept in one file is not asked again
+    shutil.rmtree(shared / "vision")
     server.always = send(400, {"error": {"message": "no pictures here"}})
     status, _, errors = module(*arguments, "--policies", "random")
     assert status == 2
-    assert "says nothing about pictures (BadRequestError" in errors
+    assert "does not accept the request (status 400): no pictures here; 0 answers are kept, run the same" in errors
     assert "one of them" in module(*arguments, "--answers", "x.csv")[2]
 
 

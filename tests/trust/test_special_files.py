@@ -150,13 +150,14 @@ def test_another_process_is_one_still(run: Path):
     del first
 
 
-def test_answers_of_an_expert_are_not_written_through_a_link(run: Path):
-    import torch
+def test_answers_are_not_written_through_a_link(run: Path):
+    from cbm.concepts.llm.client import Answer, AnswerCache, Request
 
-    from cbm.concepts.llm.vision import VisionExpert
-
-    expert = VisionExpert.__new__(VisionExpert)
-    expert.keys, expert.concepts, expert.known, expert.file = ["a"], ["b"], {}, run / "answers.jsonl"
-    expert.file.symlink_to(run.parent / "victim")
-    with pytest.raises(UserError, match=r"answers.jsonl': a link, not a file"):
-        expert(torch.zeros(1, 1, dtype=torch.bool))
+    cache, request = AnswerCache(run), Request("tiny", "", "?", "word", image="f" * 32)
+    file = cache.file(request)
+    file.parent.mkdir(parents=True)
+    file.symlink_to(run.parent / "victim")
+    cache.put(request, Answer((), "refused", "", "tiny", "2026-01-01"))
+    assert not file.is_symlink()
+    assert not (run.parent / "victim").exists() or (run.parent / "victim").read_text() == "precious"
+    assert cache.get(request) is not None

@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
-Kind = Literal["concepts", "groups", "split"]
+Kind = Literal["concepts", "groups", "split", "word"]
 
 
 class Item(NamedTuple):
@@ -69,6 +69,12 @@ SAY_PLAIN = {
 }
 
 BULLET = re.compile(r"^\s*(?:[-*•–]+\s+|#+\s+|\(?\d{1,3}[.):]\s*|\(?[a-z][.)]\s+)+")
+
+
+def first_word(text: str) -> str:
+    """The first word of an answer, in lower case and without punctuation; empty where there is none."""
+    words = str(text).split()
+    return "".join(letter for letter in words[0].lower() if letter.isalpha()) if words else ""
 
 
 def response_format(kind: Kind) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from cbm.concepts.llm.answers import (
     Item,
     Kind,
     Unparsable,
+    first_word,
     parse_answer,
     read_plain,
     response_format,
@@ -125,6 +126,7 @@ class Request:
         temperature: None is the server's own.
         max_tokens: longest answer, or None.
         sample: 0, 1, ... when the same question is asked several times.
+        image: fingerprint of the image that the question is about, or empty.
     """
 
     model: str
@@ -134,24 +136,32 @@ class Request:
     temperature: float | None = None
     max_tokens: int | None = None
     sample: int = 0
+    image: str = ""
 
     @property
     def hash(self) -> str:
         """Names the answer on disk. Where the server is and its key play no part."""
-        content = {**asdict(self), "format": response_format(self.kind), "version": 1}
+        form = None if self.kind == "word" else response_format(self.kind)
+        content = {**asdict(self), "format": form, "version": 1}
+        if not self.image:  # questions without one are named as they always were
+            del content["image"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def payload(self, structured: bool, attempt: int) -> dict[str, Any]:
-        """What is sent. Only further samples and attempts say a seed: not every server knows it."""
-        how = (SAY_JSON if structured else SAY_PLAIN)[self.kind]
-        content: dict[str, Any] = {
-            "model": self.model,
-            "messages": [
-                {"role": "system", "content": f"{self.system}\n{how}"},
-                {"role": "user", "content": self.user},
-            ],
-        }
-        if structured:
+    def payload(self, structured: bool, attempt: int, image: str = "") -> dict[str, Any]:
+        """What is sent. Only further samples and attempts say a seed: not every server knows it.
+
+        Args:
+            structured: whether the server is told the schema of the answer.
+            attempt: 0, 1, ... after answers that could not be used.
+            image: the image as a ``data:`` address, for a question about one.
+        """
+        content: dict[str, Any] = {"model": self.model, "messages": []}
+        if self.kind != "word":
+            how = (SAY_JSON if structured else SAY_PLAIN)[self.kind]
+            content["messages"].append({"role": "system", "content": f"{self.system}\n{how}"})
+        shown = [{"type": "text", "text": self.user}, {"type": "image_url", "image_url": {"url": image}}]
+        content["messages"].append({"role": "user", "content": shown if image else self.user})
+        if structured and self.kind != "word":
             content["response_format"] = response_format(self.kind)
         if self.temperature is not None:
             content["temperature"] = self.temperature
@@ -202,6 +212,7 @@ class Tally:
         completion_tokens: paid in this run.
         failures: hash of a request to why it failed for good.
         not_asked: requests left when the run gave up.
+        unreadable: hash of a request to why its image cannot be read.
     """
 
     asked: int = 0
@@ -211,6 +222,7 @@ class Tally:
     completion_tokens: int = 0
     failures: dict[str, str] = field(default_factory=dict)
     not_asked: int = 0
+    unreadable: dict[str, str] = field(default_factory=dict)
 
     def cost(self, price_in: float | None, price_out: float | None) -> float | None:
         """US dollars at these prices per million tokens, or None without prices."""
@@ -257,6 +269,10 @@ class _Failed(Exception):
     """This request failed for good, the others may go on."""
 
 
+class _UnreadableImage(Exception):
+    """The image of a request cannot be read, which says nothing about the server."""
+
+
 class Asker:
     """Asks the requests of one run.
 
@@ -264,10 +280,19 @@ class Asker:
         endpoint: who is asked.
         cache: where answers are kept.
         advance: called once per request answered, for a progress bar.
+        load: the image with a fingerprint, as a ``data:`` address; needed for questions about images, and called only
+            while such a question is asked.
     """
 
-    def __init__(self, endpoint: Endpoint, cache: AnswerCache, advance: Callable[[], None] = lambda: None):
-        self.endpoint, self.cache, self.advance = endpoint, cache, advance
+    def __init__(
+        self,
+        endpoint: Endpoint,
+        cache: AnswerCache,
+        advance: Callable[[], None] = lambda: None,
+        load: Callable[[str], str] = lambda fingerprint: "",
+    ):
+        self.endpoint, self.cache, self.advance, self.load = endpoint, cache, advance, load
+        self._loaded: dict[str, str] = {}  # images of the questions in flight
         self.tally = Tally()
         self.structured = True
         self._lost = 0  # requests in a row that failed for good
@@ -306,7 +331,11 @@ class Asker:
                     if (request := next(queue, None)) is None:
                         return
                     try:
+                        if request.image:
+                            self._loaded[request.hash] = await self._load(request.image)
                         answer = await self._answer(client, request)
+                    except _UnreadableImage as error:
+                        self.tally.unreadable[request.hash] = str(error)
                     except _Failed as error:
                         self.tally.failures[request.hash] = str(error)
                         self._lost += 1
@@ -317,6 +346,8 @@ class Asker:
                         self.tally.asked += 1
                         self.cache.put(request, answer)
                         answers[request.hash] = answer
+                    finally:
+                        self._loaded.pop(request.hash, None)
                     self.advance()
 
             await asyncio.gather(*(work() for _ in range(min(self.endpoint.concurrency, len(pending)))))
@@ -328,6 +359,12 @@ class Asker:
     def _gave_up(self) -> bool:
         """The server seems gone: as many failures in a row as there are workers, at least three."""
         return self._lost >= max(3, self.endpoint.concurrency)
+
+    async def _load(self, fingerprint: str) -> str:
+        try:
+            return await asyncio.to_thread(self.load, fingerprint)
+        except Exception as error:  # a broken file can make a decoder raise anything
+            raise _UnreadableImage(f"{type(error).__name__}: {_short(str(error))}") from error
 
     async def _answer(self, client: openai.AsyncOpenAI, request: Request) -> Answer:
         """One answer, asked again while it is not of the schema; at last read by rules."""
@@ -349,6 +386,8 @@ class Asker:
                 return self._made((), "refused", said, body, paid_in, paid_out)
             new = message.get("content") or ""
             new = new if isinstance(new, str) else ""
+            if request.kind == "word":
+                return self._made([Item(first_word(new))], "ok", new, body, paid_in, paid_out)
             text = new if new.strip() else text
             if finish == "length":
                 items = salvage(new, request.kind)
@@ -410,7 +449,7 @@ class Asker:
         try:
             async with asyncio.timeout(self.endpoint.timeout):
                 response = await client.chat.completions.with_raw_response.create(
-                    **request.payload(structured, attempt)
+                    **request.payload(structured, attempt, self._loaded.get(request.hash, ""))
                 )
                 content = response.http_response.content
         except (openai.APITimeoutError, TimeoutError):
