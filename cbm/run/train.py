@@ -268,7 +268,7 @@ def show(result: RunResult, logger: Any) -> None:
         with failing_softly(f"the report could not be written (again: python -m cbm report {result.path})"):
             write_report(result)
     if logger is not None:
-        with failing_softly("W&B did not take the results"):
+        with failing_softly("not all results went to W&B"):
             log_results(logger, result)
     announce(result)
 
@@ -279,8 +279,7 @@ def failing_softly(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # libraries that draw and send can raise anything
-        reason = (str(error).strip().splitlines() or [""])[0][:200]
-        log.warning("%s: %s %s", what, type(error).__name__, reason)
+        log.warning("%s: %s: %s", what, type(error).__name__, " ".join(str(error).split())[:200])
 
 
 def wandb_logger(cfg: DictConfig, path: Path) -> Any:

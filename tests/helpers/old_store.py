@@ -15,7 +15,7 @@ import pyarrow.parquet
 import torch
 from PIL import Image
 
-FIXTURE = Path(__file__).parent / "fixtures" / "store_f47ba49"
+FIXTURE = Path(__file__).parents[1] / "fixtures" / "store_f47ba49"
 NAMES = [f"{letter}.png" for letter in "abcdefghijkl"]
 ROWS = 5
 
@@ -75,7 +75,7 @@ def write_old(root: Path, encoder, images, precision: str = "fp32", dtype: str =
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
+    sys.path.insert(0, str(Path(__file__).parents[2]))
     from cbm.data import FeatureStore, store
     from cbm.data.images import ImageFiles
 

@@ -252,7 +252,8 @@ def test_the_page_has_a_table_and_curves_for_every_data_set(tmp_path: Path):
                 (run / "metrics.json").write_text(json.dumps(metrics))
     rows = compare_runs([tmp_path])
     figure = curve_figure([row for row in rows if row.labels["dataset"] == "birds"], *CURVES[next(iter(CURVES))])
-    drawn = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[0].lines}
+    names = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    drawn = {name: line.get_xydata().tolist() for name, line in zip(names, figure.axes[0].lines)}
     assert drawn["labo"] == [pytest.approx([5, 0.4]), pytest.approx([10, 0.8])]
     assert list(drawn) == ["labo", "post<b>hoc"]  # the most accurate first
     write_comparison(tmp_path / "page.html", rows)
