@@ -16,11 +16,11 @@ from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from cbm.concepts import ConceptBank, apply_control, clean_class_name
-from cbm.concepts.candidates import candidate_bank, concept_images, learn_bank, learns_concepts
+from cbm.concepts.candidates import ConceptImages, candidate_bank, concept_images, learn_bank, learns_concepts
 from cbm.config import check_settings
 from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.encoded import Encoding, encode_splits, read_images
-from cbm.data.text_store import text_encoder
+from cbm.data.text_store import EncodeText, text_encoder
 from cbm.editing.domains.source_card import source_card
 from cbm.encoders import load_encoder
 from cbm.encoders.base import Encoder
@@ -148,7 +148,7 @@ class Inputs:
     encoder: Encoder
     teacher: Encoder | None
     candidates: ConceptBank | None
-    concept_images: Any
+    concept_images: ConceptImages | None
 
 
 def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock") -> Inputs:
@@ -198,7 +198,7 @@ def encode(
     return dataset, data, candidates
 
 
-def text_tower(encoder: Encoder, cfg: DictConfig):
+def text_tower(encoder: Encoder, cfg: DictConfig) -> EncodeText:
     """A function from phrases to features, which keeps them in the run's feature store."""
     return text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
 
