@@ -72,9 +72,9 @@ BULLET = re.compile(r"^\s*(?:[-*•–]+\s+|#+\s+|\(?\d{1,3}[.):]\s*|\(?[a-z][.)
 
 
 def first_word(text: str) -> str:
-    """The first word of an answer, in lower case and without punctuation; empty where there is none."""
-    words = str(text).split()
-    return "".join(letter for letter in words[0].lower() if letter.isalpha()) if words else ""
+    """The first word of an answer (after what a model says to itself), in lower case; empty where there is none."""
+    found = re.search(r"[^\W\d_]+", re.sub(r"(?s)<think>.*?(</think>|$)", " ", str(text)))
+    return found[0].lower() if found else ""
 
 
 def response_format(kind: Kind) -> dict[str, Any]:

@@ -161,7 +161,7 @@ class Request:
             content["messages"].append({"role": "system", "content": f"{self.system}\n{how}"})
         shown = [{"type": "text", "text": self.user}, {"type": "image_url", "image_url": {"url": image}}]
         content["messages"].append({"role": "user", "content": shown if image else self.user})
-        if structured and self.kind != "word":
+        if structured:
             content["response_format"] = response_format(self.kind)
         if self.temperature is not None:
             content["temperature"] = self.temperature
@@ -371,7 +371,7 @@ class Asker:
         paid_in = paid_out = 0
         text, body, why = "", {}, ""
         for attempt in range(self.endpoint.rewrites + 1):
-            structured = self.structured
+            structured = self.structured and request.kind != "word"
             body = await self._patiently(client, request, structured, attempt)
             usage: Any = body.get("usage")
             usage = usage if isinstance(usage, dict) else {}

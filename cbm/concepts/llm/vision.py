@@ -50,7 +50,7 @@ class VisionExpert:
         self.asker = Asker(endpoint, AnswerCache(cache / "vision"), load=self._load)
         self.former = _former_answers(cache / "vision", endpoint.model)
         self.known = dict(self.former)
-        self.right, self.judged, self.warned = 0, 0, False
+        self.right, self.judged = 0, 0
 
     def __call__(self, asked: Tensor) -> Tensor:
         """Ask about the concepts ``[N, K]`` that are True; the other answers are NaN.
@@ -75,10 +75,6 @@ class VisionExpert:
                 f"{self.endpoint.host} does not answer about images ({next(iter(tally.failures.values()))}); "
                 f"{self._kept()} answers are kept, run the same command again to go on"
             )
-        if tally.unreadable and not self.warned:
-            why = next(iter(tally.unreadable.values()))
-            log.warning("some images cannot be read and are not asked about, first: %s", why)
-            self.warned = True
         found = torch.full(asked.shape, math.nan)
         found[asked] = torch.tensor([self.known.get(pair, math.nan) for pair in pairs])
         judged = ~found.isnan() & ~self.truth.isnan()
@@ -89,8 +85,12 @@ class VisionExpert:
     def summary(self) -> str:
         """One line: what was asked, and how often the answer was right."""
         share = f", {100 * self.right / self.judged:.1f}% right" if self.judged else ""
-        asked = self.asker.tally.asked
-        return f"{self.endpoint.model} answered {asked} new questions ({self._kept()} are kept{share})"
+        tally = self.asker.tally
+        lost = ""
+        if tally.unreadable:
+            first = next(iter(tally.unreadable.values()))
+            lost = f"; {len(tally.unreadable)} about images that cannot be read: {first}"
+        return f"{self.endpoint.model} answered {tally.asked} new questions ({self._kept()} are kept{share}){lost}"
 
     def _request(self, picture: str, concept: str) -> Request:
         question = PROMPT.format(concept=concept)

@@ -66,7 +66,17 @@ def test_questions_without_an_image_are_named_as_they_always_were():
 
 @pytest.mark.parametrize(
     ("text", "word"),
-    [("Yes.", "yes"), ("  NO!\nbecause", "no"), ("**Yes**, it", "yes"), ("", ""), (" \n", ""), ("1", "")],
+    [
+        ("Yes.", "yes"),
+        ("  NO!\nbecause", "no"),
+        ("**Yes**, it", "yes"),
+        ("- yes", "yes"),
+        ("<think>no?</think>\nYes", "yes"),
+        ("<think>no", ""),
+        ("", ""),
+        (" \n", ""),
+        ("1", ""),
+    ],
 )
 def test_first_word(text: str, word: str):
     assert first_word(text) == word
@@ -86,13 +96,20 @@ def test_every_answer_is_kept(server, expert):
     assert images.opened == 0
 
 
-def test_an_image_that_cannot_be_opened_is_not_answered_and_stops_nothing(server, expert, caplog):
+def test_an_image_that_cannot_be_opened_is_not_answered_and_stops_nothing(server, expert):
     server.always = says
-    found = expert(Images(broken=(0, 1, 2)))(torch.tensor([[True, False]] * 4))
+    asked = expert(Images(broken=(0, 1, 2)))
+    found = asked(torch.tensor([[True, False]] * 4))
     torch.testing.assert_close(found[:, 0], torch.tensor([NAN, NAN, NAN, 1.0]), equal_nan=True)
-    assert [record.message for record in caplog.records if record.levelname == "WARNING"] == [
-        "some images cannot be read and are not asked about, first: OSError: cannot identify image file"
-    ]
+    lost = "; 3 about images that cannot be read: OSError: cannot identify image file"
+    assert asked.summary() == f"tiny answered 1 new questions (1 are kept, 100.0% right){lost}"
+
+
+def test_a_request_that_is_not_accepted_is_sent_once(server, expert):
+    server.always = send(400, {"error": {"message": "no pictures here"}})
+    with pytest.raises(UserError, match="does not accept the request"):
+        expert()(torch.tensor([[True, False]] + [[False, False]] * 3))
+    assert len(server.bodies) == 1
 
 
 def test_a_busy_server_is_asked_again(server, expert):
