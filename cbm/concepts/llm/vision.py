@@ -113,7 +113,7 @@ def _former_answers(folder: Path, model: str) -> dict[tuple[str, str], float]:
     """Answers by picture and concept in the one file per model that they were once kept in."""
     file = folder / f"{hashlib.sha256(f'{model}|{PROMPT}'.encode()).hexdigest()[:12]}.jsonl"
     known: dict[tuple[str, str], float] = {}
-    for line in file.read_text(encoding="utf-8").splitlines() if file.is_file() else ():
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else ():
         try:
             entry = json.loads(line)
             known[entry["picture"], entry["concept"]] = WORDS.get(first_word(entry["answer"]), math.nan)
