@@ -1,8 +1,10 @@
 """Two processes on one store at the same time: both succeed, and nothing is there twice."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -68,20 +70,20 @@ def test_the_same_pictures_and_other_encoders(tmp_path: Path, colour_folder: Pat
 
 
 RACE = """
-import sys, time
+import json, sys, time
 from pathlib import Path
 from conftest import PixelEncoder
 import cbm.files.atomic
 from cbm.data import FeatureStore, read_dataset, store
 
-root, cache, meeting, me, first, last = *map(Path, sys.argv[1:4]), *map(int, sys.argv[4:])
+root, place, me, lists = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 store.SHARD_ROWS = 8
-waited = []
+meetings = []
 begin = cbm.files.atomic._locked_file
 
 def meet(folder):
-    if not waited and "features" in folder.parts:  # before the first shard is written, and after whatever is checked
-        waited.append(True)
+    if meetings and "features" in folder.parts:  # before the first shard is written, and after whatever is checked
+        meeting = meetings.pop()
         (meeting / str(me)).touch()
         while len(list(meeting.iterdir())) < 3:
             time.sleep(0.01)
@@ -91,42 +93,55 @@ cbm.files.atomic._locked_file = meet
 encoder = PixelEncoder()
 original = encoder.image_features
 encoder.image_features = lambda pictures: original(pictures) * (1 + 1e-6 * me)  # what other batches do to the last bits
-images = read_dataset("folder", "f", root, {}).splits["train"].images.take(range(first, last))
-stored = FeatureStore(cache).encode(encoder, images, num_workers=0, batch_size=4, progress=False)
-assert stored.readable.all()
-(meeting.parent / f"found-{me}").write_bytes(stored.tensor().numpy().tobytes())
+everything = read_dataset("folder", "f", root, {}).splits["train"].images
+for number, parts in enumerate(lists):
+    meetings.append(place / str(number) / "meeting")
+    images = everything.take(range(*parts[me]))
+    stored = FeatureStore(place / str(number) / "cache").encode(
+        encoder, images, num_workers=0, batch_size=4, progress=False
+    )
+    assert stored.readable.all()
+    assert not meetings
+    (place / str(number) / f"found-{me}").write_bytes(stored.tensor().numpy().tobytes())
 """
+LISTS = [[(0, 24)] * 3, [(0, 24), (8, 40), (4, 60)], [(0, 8)] * 3]
+"""First and last image of the lists that three processes encode: the same, overlapping ones, one shard."""
 
 
-@pytest.mark.parametrize("lists", [[(0, 24)] * 3, [(0, 24), (8, 40), (4, 60)], [(0, 8)] * 3], ids=str)
-def test_three_that_write_at_the_same_moment(tmp_path: Path, colour_folder: Path, lists: list[tuple[int, int]]):
+def test_three_that_write_at_the_same_moment(tmp_path: Path, colour_folder: Path):
     """Each has seen that no shard is there before any writes one. No picture is there twice, none is missing, and
     whoever asks is given the same features as those that encoded them."""
-    meeting, cache = tmp_path / "meeting", tmp_path / "cache"
-    meeting.mkdir()
+    for number in range(len(LISTS)):
+        (tmp_path / str(number) / "meeting").mkdir(parents=True)
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
     processes = [
         subprocess.Popen(
-            [sys.executable, "-c", RACE, str(colour_folder), str(cache), str(meeting), str(me), *map(str, part)],
+            [sys.executable, "-c", RACE, str(colour_folder), str(tmp_path), str(me), json.dumps(LISTS)],
             env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
         )
-        for me, part in enumerate(lists)
+        for me in range(3)
     ]  # fmt: skip
-    for process in processes:
-        errors = process.communicate()[1]
-        assert process.returncode == 0, errors
-    (folder,) = (cache / "features").iterdir()
-    files = [path for path in folder.glob("*.safetensors") if path.stem != "index"]
-    assert len({path.stem.partition("-")[0] for path in files}) == len(files)
-    shards = [read_shard(path) for path in sorted(files)]
-    pictures = [tuple(picture) for tensors, _ in shards for picture in tensors["fingerprints"].tolist()]
-    assert len(pictures) == len(set(pictures)) == max(last for _, last in lists)
+    while (codes := [process.poll() for process in processes]).count(None):
+        if any(codes):  # the others would wait for one that has failed
+            for process in processes:
+                process.kill()
+        time.sleep(0.05)
+    assert codes == [0, 0, 0], [process.communicate()[1] for process in processes]
     encoder = PixelEncoder()
     encoder.image_features = None  # nothing is left to encode
     everything = read_dataset("folder", "f", colour_folder, {}).splits["train"].images
-    for me, part in enumerate(lists):
-        stored = FeatureStore(cache).encode(encoder, everything.take(range(*part)), num_workers=0, progress=False)
-        assert stored.tensor().numpy().tobytes() == (tmp_path / f"found-{me}").read_bytes()
+    for number, lists in enumerate(LISTS):
+        place = tmp_path / str(number)
+        (folder,) = (place / "cache" / "features").iterdir()
+        files = [path for path in folder.glob("*.safetensors") if path.stem != "index"]
+        assert len({path.stem.partition("-")[0] for path in files}) == len(files)
+        shards = [read_shard(path) for path in sorted(files)]
+        pictures = [tuple(picture) for tensors, _ in shards for picture in tensors["fingerprints"].tolist()]
+        assert len(pictures) == len(set(pictures)) == max(last for _, last in lists)
+        for me, part in enumerate(lists):
+            images = everything.take(range(*part))
+            stored = FeatureStore(place / "cache").encode(encoder, images, num_workers=0, progress=False)
+            assert stored.tensor().numpy().tobytes() == (place / f"found-{me}").read_bytes()
 
 
 @pytest.mark.parametrize("state", ["locked", "damaged", "a folder"])
