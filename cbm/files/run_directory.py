@@ -182,7 +182,9 @@ def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
     state = _read_state(path / "state.json") if (path / "state.json").is_file() else {}
     checksums = state.get("checksums", {})
     for name in names:
-        if name in checksums and (not (path / name).is_file() or _checksum(path / name) != checksums[name]):
+        if name in checksums and not (path / name).is_file():
+            raise UserError(f"'{path / name}' is missing: restore it or train again")
+        if name in checksums and _checksum(path / name) != checksums[name]:
             raise UserError(
                 f"'{path / name}' is not as the run left it: restore it or train again (or, if it was changed on "
                 "purpose, take its line out of state.json)"

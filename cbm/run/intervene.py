@@ -73,6 +73,11 @@ def question_curves(
     trained = load(run)
     path, classes = trained.path, trained.classes
     if isinstance(trained.model, LinearProbe):
+        if answers is not None or expert is not None or propagate or costs:
+            raise UserError(
+                f"run '{path}' has no concepts: its features are edited by probes, by the truth and in a random order; "
+                "--answers, --expert, --propagate and --cost need a bottleneck, such as method=labo"
+            )
         return {"random": probe_curve(trained, cache, questions=questions, noise=noise, seed=seed)}
     model, bank = require_linear(trained.model, trained.bank), trained.bank
     assert bank is not None

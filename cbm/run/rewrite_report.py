@@ -25,7 +25,7 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     model = load(path)
     dataset, data = model.read(("train", "val", "test"), cache=cache, as_trained=True)
     remembered = model.about
-    integrity = remembered["integrity"] and integrity_from_json(remembered["integrity"])
+    integrity = remembered.get("integrity") and integrity_from_json(remembered["integrity"])
     return write_report(
         RunResult(
             model.path,
@@ -36,6 +36,6 @@ def rewrite_report(path: Path, cache: Path) -> Path:
             dataset,
             read_metrics(model.path),
             integrity=integrity,
-            baselines=remembered["baselines"],
+            baselines=remembered.get("baselines") or {},
         )
     )

@@ -77,6 +77,10 @@ def test_what_is_told_moves_what_goes_with_it_and_probes_are_told_through_their_
     assert status == 0, errors
     status, out, errors = module("intervene", "probe", *cache, "--questions", "4")
     assert status == 0, errors
+    for option in ("--propagate", "--cost=belly colour=2", "--answers=answers.csv"):
+        status, _, errors = module("intervene", "probe", *cache, option)
+        assert status == 2
+        assert "need a bottleneck" in errors
     curve = json.loads(Path("probe/interventions.json").read_text())["random"]
     assert len(curve["accuracy"]) == 5
     assert curve["cost"] == [0, 1, 2, 3, 4]

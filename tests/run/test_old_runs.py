@@ -61,6 +61,23 @@ def test_explored(method: str, old: Path):
     torch.testing.assert_close(after[:3], torch.tensor(expected["edited_logits"]), atol=1e-5, rtol=1e-5)
 
 
+def test_reported_without_what_an_older_run_did_not_say(old: Path, module, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(old.parent)
+    shutil.copytree(old / "labo", old / "older")
+    about = json.loads((old / "older" / "about.json").read_text())
+    del about["integrity"], about["baselines"]
+    (old / "older" / "about.json").write_text(json.dumps(about))
+    (old / "older" / "state.json").unlink()
+    status, _, errors = module("report", "runs/older", "--cache=cache")
+    assert status == 0, errors
+    (old / "older" / "bank" / "bank.json").unlink()
+    shutil.copy(old / "labo" / "state.json", old / "older")
+    shutil.copy(old / "labo" / "about.json", old / "older")
+    status, _, errors = module("report", "runs/older", "--cache=cache")
+    assert status == 2
+    assert "bank.json' is missing: restore it or train again" in errors
+
+
 def test_reported_and_listed(old: Path, module, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(old.parent)
     status, _, errors = module("report", "runs/labo", "--cache=cache")
