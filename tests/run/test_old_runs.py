@@ -2,8 +2,9 @@
 with the numbers of then.
 
 Each was trained on 240 paper birds (``n_train=12``) by its method's defaults with ``method.max_epochs=15``;
-``expected.json`` holds what ``eval.py``, ``eval.py edits=edits.yaml`` and the explorer said at that commit. Of what was written then only the folder before ``concepts/birds.json`` was cut from the bank of
-``labo`` (and its checksum made anew).
+``expected.json`` holds what ``eval.py``, ``eval.py edits=edits.yaml`` and the explorer said at that commit.
+Of what was written then only the folder before ``concepts/birds.json`` was cut from the bank of ``labo``, and its
+checksum made anew.
 """
 
 import json
