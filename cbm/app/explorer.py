@@ -12,7 +12,15 @@ from cbm.concepts import ConceptBank
 from cbm.data import FeatureSplit
 from cbm.data.images import Images
 from cbm.errors import UserError
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, has_concepts, predict_logits, require_concepts
+from cbm.layers import (
+    ConceptBottleneck,
+    EnergyBottleneck,
+    energies_or_none,
+    has_concepts,
+    linear_or_none,
+    predict_logits,
+    require_concepts,
+)
 from cbm.trained import TrainedModel, load
 
 LARGEST = 100_000_000  # pixels of a dropped picture
@@ -105,12 +113,12 @@ class Explorer:
     @property
     def bottleneck(self) -> ConceptBottleneck | None:
         """The model, if a linear head reads its concepts; None for energies, and without concepts."""
-        return self.model.model if self.has_concepts and isinstance(self.model.model, ConceptBottleneck) else None
+        return linear_or_none(self.model.model, self.model.bank)
 
     @property
     def energies(self) -> EnergyBottleneck | None:
         """The model, if it is energy-based."""
-        return self.model.model if self.has_concepts and isinstance(self.model.model, EnergyBottleneck) else None
+        return energies_or_none(self.model.model, self.model.bank)
 
     @property
     def gated(self) -> bool:

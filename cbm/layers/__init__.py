@@ -6,7 +6,7 @@ from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
 from cbm.layers.predict import predict_logits
 from cbm.layers.probe import LinearProbe
-from cbm.layers.require import has_concepts, require_concepts, require_linear
+from cbm.layers.require import energies_or_none, has_concepts, linear_or_none, require_concepts, require_linear
 from cbm.layers.serialise import load_model, save_model
 
 __all__ = [
@@ -22,7 +22,9 @@ __all__ = [
     "ReleasedEnergyBottleneck",
     "Sigmoid",
     "TopK",
+    "energies_or_none",
     "has_concepts",
+    "linear_or_none",
     "load_model",
     "owner_prior",
     "predict_logits",

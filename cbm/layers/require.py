@@ -19,6 +19,16 @@ def has_concepts(model: nn.Module, bank: Any = True) -> bool:
     return bank is not None and isinstance(model, ConceptBottleneck | EnergyBottleneck)
 
 
+def linear_or_none(model: nn.Module, bank: Any = True) -> ConceptBottleneck | None:
+    """The model, if a linear head reads its concepts."""
+    return model if bank is not None and isinstance(model, ConceptBottleneck) else None
+
+
+def energies_or_none(model: nn.Module, bank: Any = True) -> EnergyBottleneck | None:
+    """The model, if it is energy-based."""
+    return model if bank is not None and isinstance(model, EnergyBottleneck) else None
+
+
 def require_concepts(model: nn.Module, bank: Any = True) -> ConceptBottleneck | EnergyBottleneck:
     """Return the model if it has concepts that can be set.
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data import FeatureData, ImageDataset
-from cbm.layers import ConceptBottleneck, EnergyBottleneck
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, energies_or_none, linear_or_none
 from cbm.metrics.integrity import Integrity
 from cbm.metrics.nec import SparseHead
 
@@ -46,9 +46,9 @@ class RunResult:
     @property
     def bottleneck(self) -> ConceptBottleneck | None:
         """The model, if a linear head reads its concepts."""
-        return self.model if isinstance(self.model, ConceptBottleneck) and self.bank is not None else None
+        return linear_or_none(self.model, self.bank)
 
     @property
     def energies(self) -> EnergyBottleneck | None:
         """The model, if it is energy-based."""
-        return self.model if isinstance(self.model, EnergyBottleneck) and self.bank is not None else None
+        return energies_or_none(self.model, self.bank)

@@ -7,7 +7,7 @@ from torch import nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.config import AboutConfig, about_card, card_names
-from cbm.layers import ConceptBottleneck
+from cbm.layers import linear_or_none
 from cbm.report.classes import ConceptUse
 from cbm.report.templates import load_template
 from cbm.report.wording import percent
@@ -44,7 +44,7 @@ def model_card(
     dataset = config["dataset"]["name"]
     card = about_card(dataset) if dataset in card_names() else AboutConfig()
     classes: list[str] = about["classes"]
-    bottleneck = model if isinstance(model, ConceptBottleneck) and bank is not None else None
+    bottleneck = linear_or_none(model, bank)
     uses: list[tuple[str, list[str]]] = []
     if bottleneck is not None:
         assert bank is not None
