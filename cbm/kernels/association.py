@@ -14,11 +14,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from cbm.kernels.backend import Backend, kernel_matrix, use_triton
+from cbm.kernels.backend import Backend, use_triton
+from cbm.kernels.chunks import slices
 from cbm.kernels.shapes import check_matrix, compute_dtype
 
 _COLUMNS, _ROWS = 2048, 256  # a tile of W and what is made of it stay in a CPU's cache
-_COLUMNS_GPU = 8192
+_COLUMNS_GPU = 8192  # of the gradient at a time: 32 MB for 1,000 classes
 
 
 def association_vectors(logits: Tensor, concepts: Tensor) -> tuple[Tensor, Tensor]:
@@ -103,8 +104,7 @@ _vectors.register_autograd(_pull, setup_context=_keep)
 
 
 def _columns(logits: Tensor) -> Iterator[slice]:
-    step = _COLUMNS_GPU if logits.is_cuda else _COLUMNS
-    return (slice(start, start + step) for start in range(0, logits.shape[1], step))
+    return slices(logits.shape[1], _COLUMNS_GPU if logits.is_cuda else _COLUMNS)
 
 
 @torch.no_grad()
@@ -124,6 +124,9 @@ def association_adam_(
     backend: Backend = "auto",
 ) -> None:
     """One step of Adam (Kingma and Ba, 2015) on W, in place, from the gradient of the class vectors.
+
+    ``step`` is a number of Python's: a step that ``captured`` records would repeat its bias correction in every
+    replay. Capture what comes before it, and call it as it is.
 
     Args:
         logits: W [C, K]; changed.
@@ -154,11 +157,16 @@ def association_adam_(
     level = torch.linalg.vecdot(upstream, vectors)
     beyond = "" if logits.dtype == torch.float32 else f"logits are {logits.dtype}"
     rate, root = lr / (1 - betas[0] ** step), (1 - betas[1] ** step) ** 0.5
-    if use_triton(backend, logits, concepts, beyond=beyond):
-        from cbm.kernels.gpu import association as gpu
+    if use_triton(backend, logits, upstream, vectors, lse, concepts, beyond=beyond):
+        from cbm.kernels.gpu import elementwise
 
-        upstream, concepts = kernel_matrix(upstream, logits.dtype), kernel_matrix(concepts, logits.dtype)
-        gpu.adam_step(logits, exp_avg, exp_avg_sq, upstream, concepts, lse, level, rate, root, betas, eps)
+        upstream, level, lse = upstream.to(logits.dtype), level.float(), lse.float().contiguous()
+        buffer = torch.empty(c, min(k, _COLUMNS_GPU), device=logits.device)
+        for columns in _columns(logits):
+            text = concepts[columns].to(logits.dtype)
+            gradient = torch.mm(upstream, text.T, out=buffer[:, : len(text)])
+            weights = (each[:, columns] for each in (logits, exp_avg, exp_avg_sq))
+            elementwise.adam_chunk(gradient, *weights, lse, level, rate, root, betas, eps)
         return
     with torch.autocast(logits.device.type, enabled=False):
         for columns in _columns(logits):

@@ -1,8 +1,12 @@
 """Which code computes an operation, and how its GPU kernels are launched. All choices are made here.
 
 An operation has a plain PyTorch path and, where that pays, Triton kernels (``cbm.kernels.gpu``). ``backend="auto"``
-takes Triton for float32, bfloat16 and float16 tensors on a CUDA device and PyTorch for everything else. With
+takes Triton where every tensor is float32, bfloat16 or float16 on a CUDA device, and PyTorch for everything else. With
 ``TRITON_INTERPRET=1`` in the environment, Triton's interpreter runs the kernels on CPU tensors, for tests.
+
+Triton multiplies half-precision matrices only, where something follows that the library would do in passes of its
+own. Products of float32 are the library's, with what ``torch.set_float32_matmul_precision`` allows: the tensor cores
+that a kernel of ours could use for them round to three decimal digits.
 
 ``LAUNCH`` holds tile sizes. They were chosen from compiled code (no spills, shared memory within limits on sm_80 and
 sm_90; tests/kernels/test_compiled.py holds them to it), not from timings: no entry has been measured on a GPU yet.
@@ -11,8 +15,10 @@ Assign to an entry to try another.
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -38,38 +44,18 @@ class Launch:
         return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
 
 
-# (kernel, float32 or half precision, classes up to)
-LAUNCH: dict[tuple[str, bool, int], Launch] = {
-    ("scores", False, 0): Launch(128, 128, 64, 8, 3),
-    ("scores", True, 0): Launch(64, 64, 32, 4, 3),
-    ("topk", False, 0): Launch(128, 128, 64, 8, 3),
-    ("topk", True, 0): Launch(64, 64, 32, 4, 3),
-    ("sampled", False, 0): Launch(64, 64, 64, 8, 3),
-    ("sampled", True, 0): Launch(64, 64, 32, 8, 3),
-    ("logits", False, 64): Launch(128, 128, 64, 8, 3),
-    ("logits", False, 128): Launch(128, 64, 64, 8, 3),
-    ("logits", False, 256): Launch(64, 64, 64, 8, 3),
-    ("logits", True, 64): Launch(64, 64, 32, 8, 3),
-    ("logits", True, 256): Launch(32, 32, 32, 8, 2),
-    ("gradients", False, 64): Launch(32, 64, 64, 8, 3),
-    ("gradients", False, 256): Launch(32, 64, 32, 8, 3),
-    ("gradients", True, 64): Launch(32, 64, 32, 8, 2),
-    ("gradients", True, 256): Launch(16, 32, 32, 8, 2),
-    ("adam", True, 0): Launch(64, 64, 32, 8, 3),
+LAUNCH: dict[str, Launch] = {
+    "scores": Launch(128, 128, 64, 8, 3),
+    "scores, described": Launch(128, 256, 64, 8, 3),
+    "topk": Launch(128, 128, 64, 8, 3),
+    "topk, described": Launch(128, 128, 64, 8, 4),
+    "topk, stored": Launch(16, 128, 64, 4, 1),
+    "sampled": Launch(128, 64, 64, 8, 3),
+    "sampled, described": Launch(128, 64, 64, 8, 4),
+    "sampled, stored": Launch(16, 64, 64, 4, 1),
 }
-MOST_CLASSES = 256  # that a single kernel keeps logits of in registers
+"""By kernel. "described": loads go through tensor descriptors (TMA, from sm_90 on); "stored": scores are in memory."""
 MOST_PICKS = 128  # concepts per picture that a kernel keeps in registers
-
-
-def launch(kernel: str, dtype: torch.dtype, classes: int = 0) -> Launch:
-    """The entry of ``LAUNCH`` with the fewest classes that are enough."""
-    single = dtype == torch.float32
-    fitting = [c for name, s, c in LAUNCH if name == kernel and s == single and c >= classes]
-    if not fitting:
-        raise ValueError(
-            f"kernel {kernel!r} has no launch parameters for {classes} classes; expected <= {MOST_CLASSES}"
-        )
-    return LAUNCH[kernel, single, min(fitting)]
 
 
 def interpreted() -> bool:
@@ -89,7 +75,7 @@ def use_triton(backend: str, *tensors: Tensor | None, beyond: str = "") -> bool:
 
     Args:
         backend: "auto", "torch" or "triton".
-        tensors: Its matrix arguments.
+        tensors: All its floating-point arguments: one float64 vector makes the sums float64, which Triton does not do.
         beyond: What is beyond its kernels, such as "k is 200"; empty if nothing is.
 
     Raises:
@@ -117,19 +103,29 @@ def kernel_vector(vector: Tensor | None) -> Tensor | None:
     return None if vector is None else vector.float().contiguous()
 
 
-def kernel_matrix(matrix: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-    """A matrix as kernels take it: neighbouring columns next to each other, rows any distance apart."""
-    matrix = matrix if dtype is None else matrix.to(dtype)
-    return matrix if matrix.stride(1) == 1 else matrix.contiguous()
+def kernel_operands(x: Tensor, concepts: Tensor) -> tuple[Tensor, Tensor]:
+    """Two matrices as kernels take them: of one dtype, neighbouring columns next to each other, rows any way apart."""
+    dtype = torch.promote_types(x.dtype, concepts.dtype)
+    x, concepts = x.to(dtype), concepts.to(dtype)
+    return x if x.stride(1) == 1 else x.contiguous(), concepts if concepts.stride(1) == 1 else concepts.contiguous()
 
 
-def dot_precision() -> str:
-    """How float32 operands are multiplied: exactly, unless ``torch.set_float32_matmul_precision`` allows less.
+def describable(*matrices: Tensor) -> bool:
+    """Whether tiles can be loaded through tensor descriptors: rows of whole 16 bytes, on sm_90 or newer."""
+    for matrix in matrices:
+        if matrix.is_cuda and torch.cuda.get_device_capability(matrix.device)[0] < 9:
+            return False
+        pitch = matrix.stride(0) * matrix.element_size()
+        if matrix.stride(1) != 1 or pitch == 0 or pitch % 16 or matrix.data_ptr() % 16:
+            return False
+    return True
 
-    Three TF32 products come within a few units of the last place of float32; a single one, with errors of 1e-3, is
-    never taken.
-    """
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32x3"
+
+@contextlib.contextmanager
+def launched_on(tensor: Tensor) -> Iterator[None]:
+    """Triton launches on the current device, which need not be that of the tensors: make it so."""
+    with torch.cuda.device(tensor.device) if tensor.is_cuda else contextlib.nullcontext():
+        yield
 
 
 def splits_of_concepts(rows: int, concepts: int, tile: Launch) -> tuple[int, int]:

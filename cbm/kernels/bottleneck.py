@@ -2,32 +2,34 @@
 
     u = inv_norm_n (x_n . t_k)        a = phi(alpha_k u + beta_k)        logits = a W^T + bias
 
-Rows go through in chunks whose scores stay in cache: matrix products of the library, and between them one elementwise
-kernel (Triton on a GPU). The loss computes its gradients in the same pass, as the Liger kernels do for language-model
-heads; logits compute their scores again in the backward pass. Nothing of size N x K outlives a chunk.
+Rows go through in chunks. On a CPU the scores of a chunk stay in cache, between products of the library. On a GPU a
+chunk is what a budget of memory allows (``cbm.kernels.chunks.CHUNK_BYTES``): one kernel makes its activations, written
+once, in half precision if the features are; the library multiplies them with the head, and the gradient of the logits
+with them. The loss computes its gradients in the same pass, as the Liger kernels do for language-model heads; logits
+compute their activations again in the backward pass. Nothing of size N x K outlives a chunk.
+
+A kernel that keeps the scores in registers would save the 4 bytes a score that half precision writes and reads, and
+pay 2D FLOP for each to be computed again in the backward pass: at D = 512 the price is the higher one on every GPU with
+tensor cores, so there is none.
 
 Plans:
 
-    eager      plain autograd through the scores: what small problems take, and what the others are tested against
+    eager      plain autograd through the scores: what small problems take, and what the other is tested against
     chunked    the default
-    single     one kernel, scores in registers (cbm.kernels.gpu.bottleneck). A score computed again costs 2D FLOP, one
-               written and read in half precision 4 bytes: with D = 512 the two are close, so this is taken only where
-               it was measured to be faster. It has not been measured yet, and "auto" never takes it.
 
-``backend`` says what computes a plan: "eager" is PyTorch, "single" is Triton, "chunked" is either between its products.
+``backend`` says what computes a plan: "eager" is PyTorch, "chunked" is PyTorch or Triton between the products.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from cbm.kernels.backend import MOST_CLASSES, Backend, kernel_matrix, kernel_vector, use_triton
-from cbm.kernels.chunks import accumulate, product, rows_per_chunk
+from cbm.kernels.backend import Backend, use_triton
+from cbm.kernels.chunks import accumulate, as_operand, product, rows_per_chunk, slices
 from cbm.kernels.scores import ACTIVATIONS, Activation, check_activation, concept_scores, slope
 from cbm.kernels.shapes import (
     check_labels,
@@ -39,7 +41,7 @@ from cbm.kernels.shapes import (
     scaled_alpha,
 )
 
-Plan = Literal["auto", "eager", "chunked", "single"]
+Plan = Literal["auto", "eager", "chunked"]
 _SMALL = 2**20  # scores that plain autograd may hold: 4 MB of float32
 
 
@@ -81,7 +83,7 @@ def fused_bottleneck_logits(
     problem, way, triton = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, plan, backend)
     if way == "eager":
         return problem.eager()[1]
-    logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, way == "single", triton)
+    logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, triton)
     return logits if bias is None else logits + bias.to(logits.dtype)
 
 
@@ -120,13 +122,13 @@ def fused_bottleneck_loss(
         inv_norm: A factor on every row of x [N]; None for 1.
         label_smoothing: Share of the target that is spread over all classes, in [0, 1).
         l1_scores: Weight of the mean of |a|.
-        chunk_rows: Rows per step; "auto" for as many as stay in cache.
+        chunk_rows: Rows per step; "auto" for as many as ``CHUNK_BYTES`` allows.
         plan: As for the logits.
         backend: As for the logits.
 
     Returns:
-        The loss, 0-d, and ``accuracy`` and ``mean_abs_score`` (mean of |a|; not under "single"), 0-d, without a
-        gradient.
+        The loss, 0-d, and ``accuracy`` and ``mean_abs_score`` (mean of |a|), 0-d, without a gradient. On a GPU the
+        labels are not looked at before: a label that is no class makes the loss and the gradients NaN.
 
     Raises:
         ValueError: If a shape does not fit, a word is unknown, a number is out of range, or the plan or backend cannot
@@ -142,13 +144,6 @@ def fused_bottleneck_loss(
         raise ValueError(f"label_smoothing is {label_smoothing}; expected 0 <= label_smoothing < 1")
     if chunk_rows != "auto" and chunk_rows < 1:
         raise ValueError(f"chunk_rows is {chunk_rows}; expected >= 1 or 'auto'")
-    if way == "single":
-        if l1_scores:
-            raise ValueError(f"l1_scores is {l1_scores} and plan 'single', which keeps no scores; expected 'chunked'")
-        logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, True, triton)
-        logits = logits if bias is None else logits + bias.to(logits.dtype)
-        loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
-        return loss, {"accuracy": (logits.argmax(1) == y).to(loss.dtype).mean()}
     if way == "eager":
         activations, logits = problem.eager()
         loss = torch.nn.functional.cross_entropy(logits, y, label_smoothing=label_smoothing)
@@ -156,10 +151,10 @@ def fused_bottleneck_loss(
         size = (activations if l1_scores else activations.detach()).abs().mean()
         return loss + l1_scores * size if l1_scores else loss, {"accuracy": right, "mean_abs_score": size.detach()}
     need = [torch.is_grad_enabled() and t is not None and t.requires_grad for t in (*problem.tensors[:5], bias)]
+    rows = problem.rows(triton, inner=any((*need[:2], *need[3:5]))) if chunk_rows == "auto" else chunk_rows
     loss, right, size, *_ = torch.ops.cbm.bottleneck_loss(
-        *problem.tensors, bias, y, activation, label_smoothing, l1_scores,
-        rows_per_chunk(n, k, x.is_cuda) if chunk_rows == "auto" else chunk_rows, triton, need,
-    )  # fmt: skip
+        *problem.tensors, bias, y, activation, label_smoothing, l1_scores, rows, triton, need
+    )
     return loss, {"accuracy": right, "mean_abs_score": size}
 
 
@@ -168,28 +163,19 @@ def _checked(
 ) -> tuple[_Bottleneck, str, bool]:
     """Check the arguments against each other, pick the plan, and say whether Triton computes it."""
     check_activation(activation)
-    if plan not in ("auto", "eager", "chunked", "single"):
-        raise ValueError(f"plan is {plan!r}; expected 'auto', 'eager', 'chunked' or 'single'")
+    if plan not in ("auto", "eager", "chunked"):
+        raise ValueError(f"plan is {plan!r}; expected 'auto', 'eager' or 'chunked'")
     k = len(check_matrix("concepts", concepts, columns=check_matrix("x", x).shape[1]))
     check_matrix("head", head, columns=k)
     check_row_factors("inv_norm", inv_norm, len(x))
     alpha = scaled_alpha(scale, alpha, concepts)
     check_vector("beta", beta, k)
     check_vector("bias", bias, len(head))
-    triton = use_triton(backend, x)
+    triton = use_triton(backend, x, concepts, head, alpha, beta, bias, inv_norm)
     if plan == "auto":
         plan = "eager" if len(x) * k <= _SMALL and backend != "triton" else "chunked"
     if plan == "eager" and backend == "triton":
-        raise ValueError("plan is 'eager', which is PyTorch, and backend 'triton'; expected 'chunked' or 'single'")
-    if plan == "single":
-        if not triton or len(head) > MOST_CLASSES:
-            raise ValueError(
-                f"plan is 'single' with {len(head)} classes, backend {backend!r} and {x.dtype} on {x.device}; expected "
-                f"at most {MOST_CLASSES} classes, and what backend 'triton' takes: float32, bfloat16 or float16 on a "
-                "CUDA device with triton installed"
-            )
-        if torch.is_grad_enabled() and (x.requires_grad or concepts.requires_grad):
-            raise ValueError("plan is 'single' and x or concepts require a gradient; expected 'chunked'")
+        raise ValueError("plan is 'eager', which is PyTorch, and backend 'triton'; expected 'chunked'")
     return _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias), plan, triton
 
 
@@ -242,12 +228,25 @@ class _Bottleneck:
             bias = None if self.bias is None else self.bias.to(dtype)
             return activations, torch.nn.functional.linear(activations.to(dtype), self.head.to(dtype), bias)
 
+    @property
+    def operand(self) -> torch.dtype:
+        """Of the activations, and of what they are multiplied with on a GPU: whatever the head is kept in."""
+        return torch.promote_types(self.x.dtype, self.concepts.dtype)
+
+    def rows(self, triton: bool, inner: bool) -> int:
+        """Of a chunk: activations, their gradient if it is wanted, and logits with theirs."""
+        wide = compute_dtype(*self.tensors, self.bias).itemsize
+        (c, k), size = self.head.shape, self.operand.itemsize if triton else wide
+        each = k * size * (2 if inner else 1) + c * (wide + size) if triton else k * 4
+        return rows_per_chunk(len(self.x), each, self.x.device)
+
     def prepare(self, keep_scores: bool, triton: bool) -> _Prepared:
         """Cast once: operands of products, and float vectors. PyTorch takes alpha into the concepts where it may."""
         dtype = compute_dtype(*self.tensors, self.bias)
-        operand = torch.promote_types(torch.promote_types(self.x.dtype, self.concepts.dtype), self.head.dtype)
-        operand = operand if triton else dtype
-        alpha, beta, inv_norm = (None if v is None else v.to(dtype) for v in (self.alpha, self.beta, self.inv_norm))
+        operand = self.operand if triton else dtype
+        alpha, beta, inv_norm = (
+            None if v is None else v.to(dtype).contiguous() for v in (self.alpha, self.beta, self.inv_norm)
+        )
         folded = not triton and not keep_scores
         weight = self.concepts.to(operand)
         if folded and alpha is not None:
@@ -273,8 +272,8 @@ class _Prepared:
         bias: of the classes [C], or None; as it came.
         dtype: of sums, vectors and gradients.
         operand: the type of what matrix products take.
-        fused: whether Triton does the elementwise part.
-        folded: whether alpha is in the weight: raw scores are lost.
+        fused: whether Triton makes activations and what is elementwise.
+        folded: whether alpha is in the weight.
     """
 
     x: Tensor
@@ -298,17 +297,18 @@ class _Prepared:
             self._buffers[name] = torch.empty(size, dtype=dtype, device=self.x.device)
         return self._buffers[name][:size].view(shape)
 
-    def chunks(self, rows: int) -> Iterator[slice]:
-        """Slices of so many rows."""
-        n = len(self.x)
-        return (slice(start, min(start + rows, n)) for start in range(0, n, rows))
-
     def activations(self, rows: slice) -> tuple[Tensor, Tensor, Tensor]:
-        """Features [n, D], raw scores [n, K] (lost where they are not kept) and activations [n, K] of some rows."""
+        """Features [n, D], raw scores [n, K] (lost unless PyTorch keeps them) and activations [n, K] of some rows."""
         x = self.x[rows].to(self.operand)
         inv_norm = None if self.inv_norm is None else self.inv_norm[rows]
-        if inv_norm is not None and not self.fused:
-            x, inv_norm = x * inv_norm[:, None], None
+        if self.fused:
+            from cbm.kernels.gpu import scores as gpu
+
+            x = x if x.stride(1) == 1 else x.contiguous()
+            a = self.buffer("activations", (len(x), len(self.weight)), self.operand)
+            return x, a, gpu.scores(x, self.weight, inv_norm, self.alpha, self.beta, self.activation, a)
+        if inv_norm is not None:
+            x = x * inv_norm[:, None]
         scores = self.buffer("scores", (len(x), len(self.weight)), self.dtype)
         if self.folded:
             if self.beta is None:
@@ -316,14 +316,8 @@ class _Prepared:
             else:
                 torch.addmm(self.beta, x, self.weight.T, out=scores)
             return x, scores, _in_place(scores, self.activation)
-        product(x, self.weight.T, scores)
-        a = self.buffer("activations", scores.shape, self.operand)
-        if self.fused:
-            from cbm.kernels.gpu import elementwise
-
-            elementwise.activate_chunk(scores, inv_norm, self.alpha, self.beta, self.activation, a)
-            return x, scores, a
-        a.copy_(scores)
+        torch.mm(x, self.weight.T, out=scores)
+        a = self.buffer("activations", scores.shape, self.operand).copy_(scores)
         a = a if self.alpha is None else a.mul_(self.alpha)
         a = a if self.beta is None else a.add_(self.beta)
         return x, scores, _in_place(a, self.activation)
@@ -336,6 +330,8 @@ class _Prepared:
     def gradients(self, need: list[bool]) -> _Gradients:
         """Zeros for every gradient that is needed: of x, concepts, head, alpha, beta, bias."""
         (n, d), (c, k) = self.x.shape, self.votes.shape
+        need = [*need]
+        need[1] = need[1] or (self.fused and need[3])  # alpha's gradient is made from that of the concepts
         shapes = [(n, d), (k, d), (c, k), (k,), (k,), (c,)]
         return _Gradients(
             *(self.x.new_zeros(s, dtype=self.dtype) if wanted else None for s, wanted in zip(shapes, need))
@@ -351,26 +347,11 @@ class _Prepared:
             into.bias += upstream.sum(0, dtype=self.dtype)
         if not into.inner:
             return
-        inv_norm = None if self.inv_norm is None or not self.fused else self.inv_norm[rows]
-        da = product(upstream, self.votes, self.buffer("upstream", a.shape, self.dtype))
-        if self.fused:
-            from cbm.kernels.gpu import elementwise
-
-            dz = self.buffer("dz", a.shape, self.operand)
-            d_alpha, d_beta = elementwise.slope_chunk(
-                da, a, scores if into.alpha is not None else None, inv_norm, self.activation, penalty,
-                into.beta is not None, dz,
-            )  # fmt: skip
-        else:
-            if penalty:
-                da.add_(torch.sign(a, out=self.buffer("signs", a.shape, self.dtype)), alpha=penalty)
-            dz = _slope_in_place(da, a, self.activation)
-            d_beta = dz.sum(0) if into.beta is not None else None
-            d_alpha = scores.mul_(dz).sum(0) if into.alpha is not None else None
-        if into.alpha is not None and d_alpha is not None:
-            into.alpha += d_alpha
+        dz, d_beta = self.slopes(rows, a, upstream, penalty, into.beta is not None)
         if into.beta is not None and d_beta is not None:
             into.beta += d_beta
+        if into.alpha is not None and not self.fused:
+            into.alpha += scores.mul_(dz).sum(0)
         if into.products is not None:
             accumulate(into.products, dz.T, x)
         if into.x is not None:
@@ -380,13 +361,30 @@ class _Prepared:
             if self.inv_norm is not None and not self.fused:
                 into.x[rows] *= self.inv_norm[rows, None]
 
-    def finished(self, g: _Gradients) -> list[Tensor]:
-        """Gradients of x, concepts, head, alpha, beta and bias; empty where none is wanted."""
-        of_concepts = g.products
+    def slopes(
+        self, rows: slice, a: Tensor, upstream: Tensor, penalty: float, need_beta: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """dz [n, K], the gradient before the activation (times inv_norm if Triton makes it), and its sum over rows."""
+        dz = product(upstream, self.votes, self.buffer("upstream", a.shape, self.operand))
+        if self.fused:
+            from cbm.kernels.gpu import elementwise
+
+            inv_norm = None if self.inv_norm is None else self.inv_norm[rows]
+            return dz, elementwise.slope_chunk(dz, a, inv_norm, self.activation, penalty, need_beta)
+        if penalty:
+            dz.add_(torch.sign(a, out=self.buffer("signs", a.shape, self.dtype)), alpha=penalty)
+        dz = _slope_in_place(dz, a, self.activation)
+        return dz, dz.sum(0) if need_beta else None
+
+    def finished(self, g: _Gradients, concepts: Tensor, factor: float | Tensor) -> list[Tensor]:
+        """``factor`` times the gradients of x, concepts, head, alpha, beta and bias; empty where none is wanted."""
+        of_concepts, of_alpha = g.products, g.alpha
+        if of_alpha is not None and self.fused and of_concepts is not None:
+            of_alpha = torch.linalg.vecdot(of_concepts, concepts.to(self.dtype))
         if of_concepts is not None and self.alpha is not None:
             of_concepts = of_concepts * self.alpha[:, None]
-        found = g.x, of_concepts, g.head, g.alpha, g.beta, g.bias
-        return [self.x.new_empty(0) if gradient is None else gradient for gradient in found]
+        found = g.x, of_concepts, g.head, of_alpha, g.beta, g.bias
+        return [self.x.new_empty(0) if gradient is None else gradient.mul_(factor) for gradient in found]
 
 
 def _in_place(z: Tensor, activation: str) -> Tensor:
@@ -421,26 +419,29 @@ def _loss(
         into = problem.gradients(need)
         loss, right, size = x.new_zeros(3, dtype=problem.dtype)
 
-        for chunk in problem.chunks(rows):
+        for chunk in slices(n, rows):
             features, scores, a = problem.activations(chunk)
-            part, hits, upstream = _cross_entropy(problem.logits(a), y[chunk], 1 / n, smoothing, problem)
+            part, hits, upstream = _cross_entropy(problem.logits(a), y[chunk], smoothing, problem)
             loss, right = loss + part, right + hits
             size += torch.linalg.vector_norm(a, 1, dtype=problem.dtype)
-            problem.pull(chunk, features, scores, a, upstream, l1 / (n * k), into)
+            problem.pull(chunk, features, scores, a, upstream, l1 / k, into)
         size = size / (n * k)
         total = loss / n + l1 * size if l1 else loss / n
-        return (total, right / n, size, *problem.finished(into))
+        return (total, right / n, size, *problem.finished(into, concepts, 1 / n))
 
 
 def _cross_entropy(
-    logits: Tensor, y: Tensor, weight: float, smoothing: float, problem: _Prepared
+    logits: Tensor, y: Tensor, smoothing: float, problem: _Prepared
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses, number of right answers, and ``weight`` times the gradient of the logits [n, C]."""
+    """Sum of the losses, number of right answers, and the gradient of that sum in the logits [n, C].
+
+    Not that of the mean: divided by the number of rows its entries would be lost in float16.
+    """
     if problem.fused:
         from cbm.kernels.gpu import elementwise
 
         upstream = problem.buffer("errors", logits.shape, problem.operand)
-        return *elementwise.cross_entropy_chunk(logits, y, weight, smoothing, upstream), upstream
+        return *elementwise.cross_entropy_chunk(logits, y, smoothing, upstream), upstream
     lse = logits.logsumexp(1, keepdim=True)
     right = (logits.argmax(1) == y).sum()
     losses = lse - (1 - smoothing) * logits.gather(1, y[:, None])
@@ -450,7 +451,7 @@ def _cross_entropy(
     upstream.scatter_add_(1, y[:, None], upstream.new_full((len(y), 1), smoothing - 1))
     if smoothing:
         upstream -= smoothing / logits.shape[1]
-    return losses.sum(), right, upstream.mul_(weight)
+    return losses.sum(), right, upstream
 
 
 @_loss.register_fake
@@ -480,63 +481,45 @@ def _hand_on(ctx, upstream, *_):
 _loss.register_autograd(_hand_on, setup_context=_keep_gradients)
 
 
-def _for_kernel(
-    x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
-    """Arguments of the single kernels: operands of one dtype, float32 vectors."""
-    dtype = torch.promote_types(torch.promote_types(x.dtype, concepts.dtype), head.dtype)
-    vectors = kernel_vector(alpha), kernel_vector(beta), kernel_vector(inv_norm)
-    return kernel_matrix(x, dtype), kernel_matrix(concepts, dtype), head.to(dtype), *vectors
-
-
 @torch.library.custom_op("cbm::bottleneck_logits", mutates_args=())
 def _logits(
     x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None,
-    activation: str, single: bool, triton: bool,
+    activation: str, triton: bool,
 ) -> Tensor:  # fmt: skip
-    if single:
-        from cbm.kernels.gpu import bottleneck as gpu
-
-        return gpu.logits(*_for_kernel(x, concepts, head, alpha, beta, inv_norm), activation)
     with torch.autocast(x.device.type, enabled=False):
         whole = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation)
         problem = whole.prepare(keep_scores=False, triton=triton)
         logits = x.new_empty(len(x), len(head), dtype=problem.dtype)
-        for chunk in problem.chunks(rows_per_chunk(len(x), len(concepts), x.is_cuda)):
+        for chunk in slices(len(x), whole.rows(triton, inner=False)):
             product(problem.activations(chunk)[2], problem.votes.T, logits[chunk])
         return logits
 
 
 @_logits.register_fake
-def _(x, concepts, head, alpha, beta, inv_norm, activation, single, triton):
+def _(x, concepts, head, alpha, beta, inv_norm, activation, triton):
     return x.new_empty(len(x), len(head), dtype=compute_dtype(x, concepts, head, alpha, beta, inv_norm))
 
 
 @torch.library.custom_op("cbm::bottleneck_logits_backward", mutates_args=())
 def _logits_backward(
     upstream: Tensor, x: Tensor, concepts: Tensor, head: Tensor, alpha: Tensor | None, beta: Tensor | None,
-    inv_norm: Tensor | None, activation: str, single: bool, triton: bool, need: list[bool],
+    inv_norm: Tensor | None, activation: str, triton: bool, need: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, concepts, head, alpha and beta; the scores are computed again."""
     with torch.autocast(x.device.type, enabled=False):
         whole = _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation)
         problem = whole.prepare(keep_scores=need[3], triton=triton)
         into = problem.gradients([*need, False])
-        if single:
-            from cbm.kernels.gpu import bottleneck as gpu
-
-            arguments = _for_kernel(x, concepts, head, alpha, beta, inv_norm)
-            into.head, into.alpha, into.beta = gpu.gradients(*arguments, activation, upstream, need[3] or need[4])
-        else:
-            for chunk in problem.chunks(rows_per_chunk(len(x), len(concepts), x.is_cuda)):
-                errors = upstream[chunk].to(problem.operand)
-                problem.pull(chunk, *problem.activations(chunk), errors, 0.0, into)
-        x_, concepts_, head_, alpha_, beta_, _ = problem.finished(into)
+        errors, factor = as_operand(upstream, problem.operand)
+        for chunk in slices(len(x), whole.rows(triton, inner=into.inner)):
+            problem.pull(chunk, *problem.activations(chunk), errors[chunk], 0.0, into)
+        factor = 1.0 if factor is None else factor
+        x_, concepts_, head_, alpha_, beta_, _ = problem.finished(into, concepts, factor)
         return x_, concepts_, head_, alpha_, beta_
 
 
 @_logits_backward.register_fake
-def _(upstream, x, concepts, head, alpha, beta, inv_norm, activation, single, triton, need):
+def _(upstream, x, concepts, head, alpha, beta, inv_norm, activation, triton, need):
     dtype = compute_dtype(x, concepts, head, alpha, beta, inv_norm)
     (n, d), (c, k) = x.shape, head.shape
     shapes = [(n, d), (k, d), (c, k), (k,), (k,)]
@@ -553,7 +536,7 @@ def _pull_logits(ctx, upstream):
     need = list(ctx.needs_input_grad[:5])
     found = torch.ops.cbm.bottleneck_logits_backward(upstream.contiguous(), *tensors, *ctx.how, need)
     gradients = (g.to(t.dtype) if w else None for g, t, w in zip(found, tensors, need))
-    return (*gradients, None, None, None, None)
+    return (*gradients, None, None, None)
 
 
 _logits.register_autograd(_pull_logits, setup_context=_keep_inputs)

@@ -13,8 +13,9 @@ def captured(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
     Args:
         step: Works on CUDA tensors that stay where they are, and returns one; values are read anew in every replay,
-            Python is not. It is called three times before it is recorded. Gradients that it leaves must be set to
-            None at its beginning.
+            Python is not: a learning rate, a seed or the step number of ``association_adam_`` stays what it was.
+            It is called three times before it is recorded. Gradients that it leaves must be set to None at its
+            beginning.
 
     Returns:
         A function without arguments; its result is the same tensor every time, overwritten.

@@ -6,6 +6,8 @@
                 dz = p * (dA - p . dA)        dA = dlogits W            (Jang, Gu and Poole, ICLR 2017)
 
 Scores, noise and p are computed again in the backward pass, chunk by chunk; kept are k indices and one number a row.
+On a CPU, where noise is integer arithmetic and costs more than all else, p of the first rows is kept as well: as many
+as ``KEPT_BYTES`` hold.
 """
 
 from __future__ import annotations
@@ -13,9 +15,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cbm.kernels.backend import MOST_PICKS, Backend, kernel_matrix, kernel_vector, use_triton
-from cbm.kernels.chunks import accumulate, product, rows_per_chunk
-from cbm.kernels.noise import gumbel_noise
+from cbm.kernels.backend import MOST_PICKS, Backend, kernel_operands, kernel_vector, use_triton
+from cbm.kernels.chunks import CHUNK_BYTES, accumulate, as_operand, product, rows_per_chunk, slices
+from cbm.kernels.noise import gumbel_noise, signed
 from cbm.kernels.shapes import (
     check_k,
     check_matrix,
@@ -26,6 +28,9 @@ from cbm.kernels.shapes import (
     scaled_alpha,
 )
 from cbm.kernels.topk import ordered_topk
+
+KEPT_BYTES = 2**27
+"""Of softmaxes that a forward pass on a CPU keeps for the backward pass, beside the batch: assign to change it."""
 
 
 def gumbel_topk(
@@ -63,7 +68,7 @@ def gumbel_topk(
         alpha: Factor on every concept's score [K]; None for 1.
         beta: Added to every concept's score [K]; None for 0.
         hard: The logits read the k-hot gate; else softmax(z).
-        stream: Another matrix of noise of the same seed.
+        stream: Another matrix of noise of the same seed, 0 to 2^32 - 1.
         backend: "auto", "torch" or "triton".
 
     Returns:
@@ -79,6 +84,8 @@ def gumbel_topk(
     check_tau(tau)
     check_row_factors("inv_norm", inv_norm, n)
     check_vector("beta", beta, count)
+    if not 0 <= stream < 2**32:
+        raise ValueError(f"stream is {stream}; expected 0 to 2^32 - 1")
     alpha = scaled_alpha(scale, alpha, concepts)
     if head is not None:
         check_matrix("head", head, columns=count)
@@ -88,10 +95,14 @@ def gumbel_topk(
         raise ValueError(
             f"row_ids has shape {list(row_ids.shape)} and dtype {row_ids.dtype}; expected an int64 [{n}] vector"
         )
-    triton = use_triton(backend, x, concepts, head, beyond=f"k is {k}" if k > MOST_PICKS else "")
-    signed = ((seed & 2**64 - 1) ^ 2**63) - 2**63
-    indices, logits, lse = torch.ops.cbm.gumbel_topk(
-        x, concepts, head, alpha, beta, inv_norm, row_ids, k, tau, signed, stream, hard, triton
+    beyond = f"k is {k}" if k > MOST_PICKS else ""
+    triton = use_triton(backend, x, concepts, head, inv_norm, alpha, beta, beyond=beyond)
+    trained = torch.is_grad_enabled() and any(
+        t is not None and t.requires_grad for t in (x, concepts, head, alpha, beta)
+    )
+    keep = 0 if triton or x.is_cuda or not trained else min(n, KEPT_BYTES // (4 * count))
+    indices, logits, lse, _ = torch.ops.cbm.gumbel_topk(
+        x, concepts, head, alpha, beta, inv_norm, row_ids, k, tau, signed(seed), stream, hard, triton, keep
     )
     return indices, None if head is None else logits, lse
 
@@ -114,61 +125,86 @@ def _sampled(
         z = raw if inv_norm is None else raw * inv_norm[rows, None]
         z = z if alpha is None else z * alpha
         z = z if beta is None else z + beta
-        return (z + gumbel_noise(row_ids[rows], len(weight), seed, stream=stream, dtype=dtype)) / tau
+        noise = gumbel_noise(row_ids[rows], len(weight), seed, stream=stream, dtype=dtype)
+        return noise.add_(z).div_(tau)
 
     return scores, perturbed
 
 
-def _rows(n: int, k: int, triton: bool) -> int:
-    """Rows per step; the CPU's noise takes several times the memory of the scores."""
-    return rows_per_chunk(n, k, cuda=True) if triton else max(1, min(n, 2**19 // k))
+def _rows(n: int, k: int, device: torch.device) -> int:
+    """Rows per step: three matrices on a GPU; a CPU's noise takes several times the memory of the scores."""
+    if device.type == "cuda":
+        return rows_per_chunk(n, 3 * 4 * k, device)
+    return max(1, min(n, CHUNK_BYTES["cpu"] * 2 // 5 // (4 * k)))
 
 
 @torch.library.custom_op("cbm::gumbel_topk", mutates_args=())
 def _gumbel_topk(
     x: Tensor, concepts: Tensor, head: Tensor | None, alpha: Tensor | None, beta: Tensor | None,
     inv_norm: Tensor | None, row_ids: Tensor, k: int, tau: float, seed: int, stream: int, hard: bool, triton: bool,
-) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    keep: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
+    """Indices, logits, log-sum-exps, and softmax(z) of the first ``keep`` rows."""
     n, dtype = len(x), compute_dtype(x, concepts, alpha, beta)
     with torch.autocast(x.device.type, enabled=False):
         scores, perturbed = _sampled(x, concepts, alpha, beta, inv_norm, row_ids, tau, seed, stream, triton)
-        step = _rows(n, len(concepts), triton)
-        chunks = [slice(start, min(start + step, n)) for start in range(0, n, step)]
+        votes = None if head is None else head.to(dtype)
+        logits = x.new_empty(0 if votes is None else (n, len(votes)), dtype=dtype)
+        kept = x.new_empty(keep, len(concepts), dtype=dtype)
+        soft = votes is not None and not hard
         if triton:
             from cbm.kernels.gpu import topk as gpu
 
             _, indices, lse = gpu.topk(
-                kernel_matrix(x), kernel_matrix(concepts), k, kernel_vector(inv_norm), kernel_vector(alpha),
-                kernel_vector(beta), row_ids=row_ids.contiguous(), seed=seed, stream=stream, tau=tau,
+                *kernel_operands(x, concepts), k, kernel_vector(inv_norm), kernel_vector(alpha), kernel_vector(beta),
+                row_ids=row_ids, seed=seed, stream=stream, tau=tau,
             )  # fmt: skip
         else:
             indices, lse = row_ids.new_empty(n, k), x.new_empty(n, dtype=dtype)
-            for rows in chunks:
-                z = perturbed(rows, scores(rows)[1])
+        for rows in slices(n, _rows(n, len(concepts), x.device)) if soft or not triton else ():
+            raw = scores(rows)[1]
+            if triton:
+                p = _softmax(raw, rows, alpha, beta, inv_norm, row_ids, lse, tau, seed, stream)
+            else:
+                z = perturbed(rows, raw)
                 indices[rows], lse[rows] = ordered_topk(z, k)[1], z.logsumexp(1)
-        if head is None:
-            return indices, x.new_empty(0, dtype=dtype), lse
-        votes = head.to(dtype)
-        if hard:
-            return indices, torch.nn.functional.embedding_bag(indices, votes.T.contiguous(), mode="sum"), lse
-        logits = x.new_empty(n, len(head), dtype=dtype)
-        for rows in chunks:
-            logits[rows] = (perturbed(rows, scores(rows)[1]) - lse[rows, None]).exp() @ votes.T
-        return indices, logits, lse
+                p = z.sub_(lse[rows, None]).exp_() if soft or rows.start < keep else z
+                kept[rows] = p[: max(0, keep - rows.start)]
+            if votes is not None and soft:
+                torch.mm(p, votes.T, out=logits[rows])
+        if votes is not None and hard:
+            logits = torch.nn.functional.embedding_bag(indices, votes.T.contiguous(), mode="sum")
+        return indices, logits, lse, kept
+
+
+def _softmax(
+    raw: Tensor, rows: slice, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None, row_ids: Tensor,
+    lse: Tensor, tau: float, seed: int, stream: int,
+) -> Tensor:  # fmt: skip
+    """softmax(z) [n, K] of some rows by one kernel, from their raw scores."""
+    from cbm.kernels.gpu import elementwise
+
+    p = torch.empty_like(raw)
+    elementwise.gumbel_softmax_chunk(
+        raw, row_ids[rows], None if inv_norm is None else kernel_vector(inv_norm[rows]), kernel_vector(alpha),
+        kernel_vector(beta), lse[rows], seed, stream, tau, p,
+    )  # fmt: skip
+    return p
 
 
 @_gumbel_topk.register_fake
-def _(x, concepts, head, alpha, beta, inv_norm, row_ids, k, tau, seed, stream, hard, triton):
+def _(x, concepts, head, alpha, beta, inv_norm, row_ids, k, tau, seed, stream, hard, triton, keep):
     n, dtype = len(x), compute_dtype(x, concepts, alpha, beta)
     logits = x.new_empty(*((0,) if head is None else (n, len(head))), dtype=dtype)
-    return row_ids.new_empty(n, k), logits, x.new_empty(n, dtype=dtype)
+    kept = x.new_empty(keep, len(concepts), dtype=dtype)
+    return row_ids.new_empty(n, k), logits, x.new_empty(n, dtype=dtype), kept
 
 
 @torch.library.custom_op("cbm::gumbel_topk_backward", mutates_args=())
 def _backward(
-    d_logits: Tensor | None, d_lse: Tensor | None, indices: Tensor, lse: Tensor, x: Tensor, concepts: Tensor,
-    head: Tensor | None, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None, row_ids: Tensor,
-    tau: float, seed: int, stream: int, hard: bool, triton: bool, need: list[bool],
+    d_logits: Tensor | None, d_lse: Tensor | None, indices: Tensor, lse: Tensor, kept: Tensor, x: Tensor,
+    concepts: Tensor, head: Tensor | None, alpha: Tensor | None, beta: Tensor | None, inv_norm: Tensor | None,
+    row_ids: Tensor, tau: float, seed: int, stream: int, hard: bool, triton: bool, need: list[bool],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
     """Gradients of x, concepts, head, alpha and beta; empty where none is needed."""
     (n, d), count, dtype = x.shape, len(concepts), lse.dtype
@@ -179,41 +215,40 @@ def _backward(
     with torch.autocast(x.device.type, enabled=False):
         scores, perturbed = _sampled(x, concepts, alpha, beta, inv_norm, row_ids, tau, seed, stream, triton)
         votes = None if head is None else head.to(dtype)
-        step = _rows(n, count, triton)
-        for start in range(0, n, step):
-            rows = slice(start, min(start + step, n))
-            features, raw = scores(rows)
-            if triton:
-                from cbm.kernels.gpu import elementwise
-
-                p = torch.empty_like(raw)
-                elementwise.gumbel_softmax_chunk(
-                    raw, row_ids[rows], None if inv_norm is None else kernel_vector(inv_norm[rows]),
-                    kernel_vector(alpha), kernel_vector(beta), lse[rows], seed, stream, tau, p,
-                )  # fmt: skip
+        operand = torch.promote_types(x.dtype, concepts.dtype) if triton else dtype
+        weight = concepts.to(operand)
+        for rows in slices(n, _rows(n, count, x.device)):
+            features, raw, held = x[rows].to(operand), None, kept[rows]
+            if need[3] or len(held) < len(features):
+                features, raw = scores(rows)
+            if raw is None or len(held) == len(features):
+                p = held
+            elif triton:
+                p = _softmax(raw, rows, alpha, beta, inv_norm, row_ids, lse, tau, seed, stream)
             else:
-                p = (perturbed(rows, raw) - lse[rows, None]).exp_()
-            dz = torch.zeros_like(p)
-            if d_logits is not None and votes is not None:
+                p = perturbed(rows, raw).sub_(lse[rows, None]).exp_()
+            if d_logits is None or votes is None:
+                dz = torch.zeros_like(p)
+            else:
                 errors = d_logits[rows].to(dtype)
                 if need[2]:
-                    gate = torch.zeros_like(p).scatter_(1, indices[rows], 1.0) if hard else p
-                    d_head += errors.T @ gate
+                    d_head += errors.T @ (torch.zeros_like(p).scatter_(1, indices[rows], 1.0) if hard else p)
                 dz = errors @ votes
-                dz = p * (dz - torch.linalg.vecdot(p, dz)[:, None])
+                dz = dz.sub_(torch.linalg.vecdot(p, dz)[:, None]).mul_(p)
             if d_lse is not None:
-                dz = dz + p * d_lse[rows, None]
-            dz = dz / tau
+                dz.addcmul_(p, d_lse[rows, None])
+            dz.div_(tau)
             if need[4]:
                 d_beta += dz.sum(0)
-            dz = dz if inv_norm is None else dz * inv_norm[rows, None]
-            if need[3]:
+            dz = dz if inv_norm is None else dz.mul_(inv_norm[rows, None])
+            if need[3] and raw is not None:
                 d_alpha += torch.linalg.vecdot(dz, raw, dim=0)
             if need[1]:
-                accumulate(products, dz.to(features.dtype).T, features)
+                accumulate(products, dz.T, features)
             if need[0]:
-                weight = concepts.to(dtype) if alpha is None else concepts.to(dtype) * alpha[:, None]
-                d_x[rows] = dz @ weight
+                errors, factor = as_operand(dz if alpha is None else dz.mul_(alpha), operand)
+                product(errors, weight, d_x[rows])
+                d_x[rows] *= 1.0 if factor is None else factor
         if need[1] and alpha is not None:
             found[1] = products * alpha[:, None]
     return found[0], found[1], found[2], found[3], found[4]
@@ -221,27 +256,28 @@ def _backward(
 
 @_backward.register_fake
 def _(
-    d_logits, d_lse, indices, lse, x, concepts, head, alpha, beta, inv_norm, row_ids, tau, seed, stream, hard, triton,
-    need,
+    d_logits, d_lse, indices, lse, kept, x, concepts, head, alpha, beta, inv_norm, row_ids, tau, seed, stream, hard,
+    triton, need,
 ):  # fmt: skip
     shapes = [x.shape, concepts.shape, (0,) if head is None else head.shape, (len(concepts),), (len(concepts),)]
     return tuple(x.new_empty(s if w else (0,), dtype=lse.dtype) for s, w in zip(shapes, need))
 
 
 def _keep(ctx, inputs, output):
-    *tensors, _, ctx.tau, ctx.seed, ctx.stream, ctx.hard, ctx.triton = inputs
-    ctx.save_for_backward(output[0], output[2], *tensors)
+    *tensors, _, ctx.tau, ctx.seed, ctx.stream, ctx.hard, ctx.triton, _ = inputs
+    ctx.save_for_backward(output[0], output[2], output[3], *tensors)
+    ctx.mark_non_differentiable(output[3])
 
 
-def _pull(ctx, d_indices, d_logits, d_lse):
-    indices, lse, *tensors = ctx.saved_tensors
+def _pull(ctx, d_indices, d_logits, d_lse, d_kept):
+    indices, lse, kept, *tensors = ctx.saved_tensors
     need = list(ctx.needs_input_grad[:5])
     d_logits = None if tensors[2] is None else d_logits
     found = torch.ops.cbm.gumbel_topk_backward(
-        d_logits, d_lse, indices, lse, *tensors, ctx.tau, ctx.seed, ctx.stream, ctx.hard, ctx.triton, need
+        d_logits, d_lse, indices, lse, kept, *tensors, ctx.tau, ctx.seed, ctx.stream, ctx.hard, ctx.triton, need
     )
     gradients = (g.to(t.dtype) if w else None for g, t, w in zip(found, tensors, need))
-    return (*gradients, *[None] * 8)
+    return (*gradients, *[None] * 9)
 
 
 _gumbel_topk.register_autograd(_pull, setup_context=_keep)

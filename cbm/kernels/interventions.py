@@ -68,8 +68,8 @@ def intervene(
         backend: "auto", "torch" or "triton".
 
     Returns:
-        Accuracy after 0, 1, .., M answers ``[P, M + 1]`` (float64; of equal logits the lower class is predicted), and
-        the logits of the true class ``[P, N, M + 1]``, or None.
+        Accuracy after 0, 1, .., M answers ``[P, M + 1]`` (float64; of equal logits the lower class is predicted, and
+        a picture with a NaN logit is wrong), and the logits of the true class ``[P, N, M + 1]``, or None.
 
     Raises:
         ValueError: If a shape does not fit, or the backend cannot take the tensors.
@@ -80,9 +80,11 @@ def intervene(
         raise ValueError(f"order has shape {list(order.shape)} and change {list(change.shape)}; expected [P, {n}, M]")
     if list(y.shape) != [n]:
         raise ValueError(f"y has shape {list(y.shape)}; expected [{n}]")
+    if y.dtype != torch.int64 or order.dtype != torch.int64:
+        raise ValueError(f"y has dtype {y.dtype} and order {order.dtype}; expected both int64")
     if may_read(order) and order.numel() and int(order.max()) >= k:
         raise ValueError(f"order has concept {int(order.max())}; expected at most {k - 1}, the last row of votes")
-    triton = use_triton(backend, logits, votes, beyond=f"there are {c} classes" if c > _MOST_CLASSES else "")
+    triton = use_triton(backend, logits, change, votes, beyond=f"there are {c} classes" if c > _MOST_CLASSES else "")
     right, target = torch.ops.cbm.intervene(logits, order, change, votes, y, return_target, triton)
     return right.double().mean(1), target if return_target else None
 
@@ -95,8 +97,9 @@ def _intervene(
         from cbm.kernels.gpu import interventions as gpu
 
         right, own = gpu.intervene(
-            logits.float().contiguous(), order.contiguous(), change.float().contiguous(), votes.contiguous(), y, target
-        )
+            logits.float().contiguous(), order.contiguous(), change.float().contiguous(), votes.contiguous(),
+            y.contiguous(), target,
+        )  # fmt: skip
         return right, logits.new_empty(0) if own is None else own
     policies, n, m = order.shape
     votes = votes.to(logits.dtype)
@@ -125,7 +128,7 @@ def _is_largest(logits: Tensor, label: Tensor, scratch: Tensor) -> Tensor:
     """Whether ``argmax`` of every row is its label ``[n]``, for a fraction of what ``argmax`` costs on a CPU."""
     largest = logits.amax(1, keepdim=True)
     if float(torch.eq(logits, largest, out=scratch).sum()) != len(logits):  # ties, or NaN
-        return logits.argmax(1) == label
+        return (logits.argmax(1) == label) & ~logits.isnan().any(1)
     return logits.gather(1, label[:, None])[:, 0] == largest[:, 0]
 
 

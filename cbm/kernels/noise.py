@@ -11,11 +11,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from cbm.kernels.backend import Backend, use_triton
+
 _WORD = 0xFFFFFFFF
 _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _KEY_STEPS = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
-_BLOCKS = 2**15  # counters at a time, whose words stay in a CPU's cache
+_BLOCKS = {"cpu": 2**15, "cuda": 2**22}  # counters at a time: their words stay in a CPU's cache, or take 250 MB
 
 
 def gumbel_noise(
@@ -27,6 +29,7 @@ def gumbel_noise(
     stream: int = 0,
     device: torch.device | str | None = None,
     dtype: torch.dtype = torch.float32,
+    backend: Backend = "auto",
 ) -> Tensor:
     """Rows of an endless matrix of standard Gumbel draws, in any order and any chunks, the same on every device.
 
@@ -41,28 +44,40 @@ def gumbel_noise(
         stream: Independent matrices of one seed are numbered by it, 0 to 2^32 - 1.
         device: Where to draw, by default where the row numbers are, else PyTorch's default device.
         dtype: float32 or float64.
+        backend: "auto", "torch" or "triton".
 
     Returns:
         ``[N, columns]``.
 
     Raises:
-        ValueError: If ``start`` is negative or ``dtype`` is another one.
+        ValueError: If ``start`` is negative, ``stream`` or ``dtype`` is another one, or the backend cannot draw there.
     """
     if start < 0:
         raise ValueError(f"start is {start}; expected >= 0")
+    if not 0 <= stream < 2**32:
+        raise ValueError(f"stream is {stream}; expected 0 to 2^32 - 1")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"dtype is {dtype}; expected torch.float32 or torch.float64")
     if isinstance(rows, Tensor):
         row = rows if device is None else rows.to(device)
     else:
         row = torch.arange(start, start + rows, device=torch.get_default_device() if device is None else device)
+    if use_triton(backend, row, beyond="dtype is torch.float64" if dtype == torch.float64 else ""):
+        from cbm.kernels.gpu import elementwise
+
+        return elementwise.noise(row, columns, signed(seed), stream)
     block = torch.arange(-(-columns // 4), device=row.device)
     noise = torch.empty(len(row), columns, dtype=dtype, device=row.device)
-    step = len(row) if row.is_cuda else max(1, _BLOCKS // len(block))
-    for part, numbers in zip(noise.split(max(step, 1)), row.split(max(step, 1))):
+    step = max(1, _BLOCKS.get(row.device.type, _BLOCKS["cpu"]) // len(block))
+    for part, numbers in zip(noise.split(step), row.split(step)):
         words = torch.stack(_philox(block, numbers[:, None], stream, seed), 2).flatten(1)[:, :columns]
         part.copy_(words.bitwise_right_shift_(9))
     return noise.add_(0.5).div_(2**23).log_().neg_().log_().neg_()
+
+
+def signed(seed: int) -> int:
+    """The lowest 64 bits of any integer as a signed number, which an operation of PyTorch or a kernel can take."""
+    return ((seed & 2**64 - 1) ^ 2**63) - 2**63
 
 
 def _philox(block: Tensor, row: Tensor, stream: int, seed: int) -> tuple[Tensor, ...]:

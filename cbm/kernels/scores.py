@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from cbm.kernels.backend import Backend, kernel_matrix, kernel_vector, use_triton
+from cbm.kernels.backend import Backend, kernel_operands, kernel_vector, use_triton
+from cbm.kernels.chunks import as_operand, product
 from cbm.kernels.shapes import check_matrix, check_row_factors, check_vector, compute_dtype, scaled_alpha
 
 Activation = Literal["identity", "sigmoid", "relu", "tanh", "cube"]
@@ -30,7 +31,8 @@ def concept_scores(
     """Activated concept scores ``phi(scale * inv_norm_n * alpha_k * (x_n . t_k) + beta_k)``.
 
     Differentiable in x, concepts, scale, alpha and beta. Sums are float32 (float64 if an argument is). A CPU takes
-    one matrix product, with scale and alpha in the concepts [K, D]; a GPU one kernel.
+    one matrix product, with scale and alpha in the concepts [K, D]; a GPU one kernel for half precision, and the
+    library's product for float32 and for scores as they are.
 
     Args:
         x: Image features [N, D].
@@ -56,17 +58,17 @@ def concept_scores(
     check_vector("beta", beta, k)
     alpha = scaled_alpha(scale, alpha, concepts)
     out_dtype = out_dtype or compute_dtype(x, concepts, alpha, beta)
-    if use_triton(backend, x, concepts):
-        return torch.ops.cbm.concept_scores(x, concepts, rows, inv_norm, alpha, beta, activation, out_dtype)
+    if rows is not None:
+        x = x[rows]
+        inv_norm = None if inv_norm is None else inv_norm[rows]
+    if use_triton(backend, x, concepts, inv_norm, alpha, beta):
+        return torch.ops.cbm.concept_scores(x, concepts, inv_norm, alpha, beta, activation, out_dtype)
 
     dtype = compute_dtype(x, concepts, alpha, beta)
     with torch.autocast(x.device.type, enabled=False):
         weight = concepts.to(dtype)
         if alpha is not None:
             weight = weight * alpha.to(dtype)[:, None]
-        if rows is not None:
-            x = x[rows]
-            inv_norm = None if inv_norm is None else inv_norm[rows]
         x = x.to(dtype) if inv_norm is None else x.to(dtype) * inv_norm.to(dtype)[:, None]
         scores = torch.nn.functional.linear(x, weight, None if beta is None else beta.to(dtype))
         return ACTIVATIONS[activation](scores).to(out_dtype)
@@ -102,44 +104,51 @@ def slope(activations: Tensor, name: str) -> Tensor:
 
 @torch.library.custom_op("cbm::concept_scores", mutates_args=())
 def _scores(
-    x: Tensor, concepts: Tensor, rows: Tensor | None, inv_norm: Tensor | None, alpha: Tensor | None,
-    beta: Tensor | None, activation: str, out_dtype: torch.dtype,
+    x: Tensor, concepts: Tensor, inv_norm: Tensor | None, alpha: Tensor | None, beta: Tensor | None, activation: str,
+    out_dtype: torch.dtype,
 ) -> Tensor:  # fmt: skip
     from cbm.kernels.gpu import scores as gpu
 
-    inv_norm, alpha, beta = kernel_vector(inv_norm), kernel_vector(alpha), kernel_vector(beta)
-    return gpu.scores(kernel_matrix(x), kernel_matrix(concepts), rows, inv_norm, alpha, beta, activation, out_dtype)
+    out = x.new_empty(len(x), len(concepts), dtype=out_dtype)
+    vectors = kernel_vector(inv_norm), kernel_vector(alpha), kernel_vector(beta)
+    return gpu.scores(*kernel_operands(x, concepts), *vectors, activation, out)
 
 
 @_scores.register_fake
-def _(x, concepts, rows, inv_norm, alpha, beta, activation, out_dtype):
-    return x.new_empty(len(x) if rows is None else len(rows), len(concepts), dtype=out_dtype)
+def _(x, concepts, inv_norm, alpha, beta, activation, out_dtype):
+    return x.new_empty(len(x), len(concepts), dtype=out_dtype)
 
 
 def _keep(ctx, inputs, output):
-    x, concepts, rows, inv_norm, alpha, beta, ctx.activation, _ = inputs
-    ctx.save_for_backward(x, concepts, rows, inv_norm, alpha, beta, output)
+    x, concepts, inv_norm, alpha, beta, ctx.activation, _ = inputs
+    ctx.save_for_backward(x, concepts, inv_norm, alpha, beta, output)
 
 
 def _pull(ctx, upstream):
-    x, concepts, rows, inv_norm, alpha, beta, scores = ctx.saved_tensors
-    need_x, need_concepts, _, _, need_alpha, need_beta, *_ = ctx.needs_input_grad
-    dz = (upstream * slope(scores, ctx.activation)).float()
+    x, concepts, inv_norm, alpha, beta, scores = ctx.saved_tensors
+    need_x, need_concepts, _, need_alpha, need_beta, *_ = ctx.needs_input_grad
+    operand = torch.promote_types(x.dtype, concepts.dtype)
+    dz = upstream.float() * slope(scores.float(), ctx.activation)
     d_beta = dz.sum(0).to(beta) if need_beta else None
     if inv_norm is not None:
-        dz = dz * (inv_norm if rows is None else inv_norm[rows])[:, None]
+        dz = dz * inv_norm[:, None]
     d_x = d_concepts = d_alpha = None
-    weight = concepts.float() if alpha is None else concepts.float() * alpha[:, None]
     if need_x:
-        d_x = dz @ weight
-        d_x = (d_x if rows is None else d_x.new_zeros(x.shape).index_add_(0, rows, d_x)).to(x.dtype)
+        d_x = _rounded_product(dz if alpha is None else dz * alpha, concepts.to(operand)).to(x.dtype)
     if need_concepts or need_alpha:
-        products = dz.T @ (x if rows is None else x[rows]).float()  # [K, D]
+        products = _rounded_product(dz.T, x.to(operand))  # [K, D]
         if need_alpha:
             d_alpha = (products * concepts).sum(1).to(alpha)
         if need_concepts:
             d_concepts = (products if alpha is None else products * alpha[:, None]).to(concepts.dtype)
-    return d_x, d_concepts, None, None, d_alpha, d_beta, None, None
+    return d_x, d_concepts, None, d_alpha, d_beta, None, None
+
+
+def _rounded_product(a: Tensor, b: Tensor) -> Tensor:
+    """``a @ b`` in float32, with a rounded to the dtype of b."""
+    a, factor = as_operand(a, b.dtype)
+    found = product(a, b, a.new_empty(len(a), b.shape[1], dtype=torch.float32))
+    return found if factor is None else found * factor
 
 
 _scores.register_autograd(_pull, setup_context=_keep)

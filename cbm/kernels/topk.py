@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from cbm.kernels.backend import MOST_PICKS, Backend, kernel_matrix, kernel_vector, use_triton
+from cbm.kernels.backend import MOST_PICKS, Backend, kernel_operands, kernel_vector, use_triton
 from cbm.kernels.shapes import (
     check_k,
     check_matrix,
@@ -35,7 +35,8 @@ def topk_concepts(
     """The k concepts with the largest score ``scale * inv_norm_n * alpha_k * (x_n . t_k) + beta_k`` of every picture.
 
     Exact and deterministic: equal scores are ordered by concept index, the lower index first. Never holds more than a
-    few megabytes of scores on a CPU, and none on a GPU, whatever N and K. A NaN score counts as -inf.
+    few megabytes of scores on a CPU, whatever N and K; on a GPU none of half precision, and of float32 a chunk within
+    ``cbm.kernels.chunks.CHUNK_BYTES``. A NaN score counts as -inf.
 
     Args:
         x: Image features [N, D].
@@ -67,7 +68,8 @@ def topk_concepts(
         raise ValueError(f"allowed has shape {list(allowed.shape)} and dtype {allowed.dtype}; expected bool [{count}]")
     if chunk < 1:
         raise ValueError(f"chunk is {chunk}; expected >= 1")
-    triton = use_triton(backend, x, concepts, beyond=f"k is {k}" if k > MOST_PICKS else "")
+    beyond = f"k is {k}" if k > MOST_PICKS else ""
+    triton = use_triton(backend, x, concepts, inv_norm, alpha, beta, beyond=beyond)
 
     shifts = beta
     if allowed is not None:
@@ -96,8 +98,8 @@ def _topk(
     if triton:
         from cbm.kernels.gpu import topk as gpu
 
-        inv_norm, alpha, beta = kernel_vector(inv_norm), kernel_vector(alpha), kernel_vector(beta)
-        values, indices, _ = gpu.topk(kernel_matrix(x), kernel_matrix(concepts), k, inv_norm, alpha, beta)
+        vectors = kernel_vector(inv_norm), kernel_vector(alpha), kernel_vector(beta)
+        values, indices, _ = gpu.topk(*kernel_operands(x, concepts), k, *vectors)
         return values, indices
     dtype = compute_dtype(x, concepts, alpha, beta)
     with torch.autocast(x.device.type, enabled=False):

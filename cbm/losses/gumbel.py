@@ -88,7 +88,7 @@ class _GumbelNll(torch.autograd.Function):
         row_lse = z.new_empty(len(z), dtype=dtype)
         column_lse = z.new_full((z.shape[1],), -torch.inf, dtype=dtype)
         paired = z.new_zeros((), dtype=dtype)
-        for rows in row_chunks(*z.shape):
+        for rows in row_chunks(z):
             logits_1 = perturb(z, rows, dtype, seed, noise_1, stream=0).div_(tau)
             logits_0 = perturb(z, rows, dtype, seed, noise_0, stream=1).div_(tau)
             row_lse[rows] = logits_1.logsumexp(1)
@@ -104,7 +104,7 @@ class _GumbelNll(torch.autograd.Function):
         z, row_lse, column_lse, noise_1, noise_0 = ctx.saved_tensors
         tau, diagonal, seed = ctx.settings
         gradient = torch.empty_like(z)
-        for rows in row_chunks(*z.shape):
+        for rows in row_chunks(z):
             logits_1 = perturb(z, rows, row_lse.dtype, seed, noise_1, stream=0).div_(tau)
             logits_0 = perturb(z, rows, row_lse.dtype, seed, noise_0, stream=1).div_(tau)
             y_1, y_0 = logits_1.sub_(row_lse[rows, None]).exp_(), logits_0.sub_(column_lse).exp_()

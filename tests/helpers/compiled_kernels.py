@@ -11,8 +11,8 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from cbm.kernels.backend import LAUNCH, Launch
-from cbm.kernels.gpu import association, bottleneck, elementwise, interventions, scores, topk
+from cbm.kernels.backend import LAUNCH
+from cbm.kernels.gpu import elementwise, interventions, scores, topk
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may have
@@ -57,43 +57,38 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], architecture: int, wa
 
 
 def _is_type(value: Any) -> bool:
-    return isinstance(value, str) and (value[0] == "*" or value in ("i32", "i64", "fp32"))
+    return isinstance(value, str) and (value[0] == "*" or value in ("i32", "i64", "fp32") or value.startswith("tensordesc"))
 
 
 def _run(tool: str, *arguments: str) -> str:
     return subprocess.run([TOOLS / tool, *arguments], capture_output=True, text=True, check=True).stdout
 
 
-def launched(kernel: str, single: bool, classes: int, tile: Launch) -> tuple[Any, dict[str, Any]]:
+def launched(entry: str, dtype: str, slots: int = 16) -> tuple[Any, dict[str, Any]]:
     """The kernel of an entry of LAUNCH, and its arguments with every option on."""
-    dtype = "*fp32" if single else "*bf16"
-    tiles = {"BM": tile.rows, "BK": tile.concepts, "BD": tile.dims}
+    tile, kind = LAUNCH[entry], entry.split(",")[0]
+    described, stored = "described" in entry, "stored" in entry
     common = {
-        "X": dtype, "INVERSE": "*fp32", "T": dtype, "ALPHA": "*fp32", "BETA": "*fp32", "N": "i32", "K": "i32",
-        "D": "i32", "x_stride": "i32", "t_stride": "i32", "HAS_INVERSE": True, "HAS_ALPHA": True, "HAS_BETA": True,
-        **tiles, "PRECISION": "ieee", "WIDE": False,
+        "X": f"tensordesc<{dtype}[{tile.rows}, {tile.dims}]>" if described else "*fp32" if stored else f"*{dtype}",
+        "T": f"tensordesc<{dtype}[{tile.concepts}, {tile.dims}]>" if described else f"*{dtype}",
+        "INVERSE": "*fp32", "ALPHA": "*fp32", "BETA": "*fp32", "N": "i32", "K": "i32", "D": "i32",
+        "HAS_INVERSE": True, "HAS_ALPHA": True, "HAS_BETA": True, "BM": tile.rows, "BK": tile.concepts,
+        "BD": tile.dims, "WIDE": False,
     }  # fmt: skip
-    if kernel == "adam":
-        shared = {name: common[name] for name in ("X", "T", "N", "K", "D", "x_stride", "t_stride", *tiles)}
-        return association.adam_kernel, shared | {
-            "LOGITS": "*fp32", "MEAN": "*fp32", "SQUARE": "*fp32", "LSE": "*fp32", "LEVEL": "*fp32", "w_stride": "i32",
-            "rate": "fp32", "root": "fp32", "beta1": "fp32", "beta2": "fp32", "eps": "fp32", "PRECISION": "ieee",
-            "WIDE": False,
-        }  # fmt: skip
-    if kernel == "scores":
-        return scores.scores_kernel, common | {
-            "ROWS": "*i64", "OUT": "*fp32", "HAS_ROWS": True, "ACTIVATION": 1, "GROUP": 8
-        }  # fmt: skip
-    if kernel in ("topk", "sampled"):
+    if kind != "scores":
         return topk.topk_kernel, common | {
-            "ROW_IDS": "*i64", "KEYS": "*i64", "LSE": "*fp32", "per": "i32", "k": "i32", "seed": "i64",
-            "stream": "i32", "inverse_tau": "fp32", "SAMPLE": kernel == "sampled", "SLOTS": 16,
+            "ROW_IDS": "*i64", "KEYS": "*i64", "LSE": "*fp32", "x_stride": "i32", "t_stride": "i32", "first": "i32",
+            "per": "i32", "k": "i32", "seed": "i64", "stream": "i64", "inverse_tau": "fp32",
+            "SAMPLE": kind == "sampled", "FROM": 1 if described else 2 if stored else 0, "SLOTS": slots,
         }  # fmt: skip
-    head = {"W": dtype, "C": "i32", "per": "i32", "ACTIVATION": 1, "BC": classes}
-    if kernel == "logits":
-        return bottleneck.logits_kernel, common | head | {"PARTS": "*fp32"}
-    gradients = {"G": dtype, "D_W": "*fp32", "D_ALPHA": "*fp32", "D_BETA": "*fp32", "NEED_AFFINE": True}
-    return bottleneck.gradients_kernel, common | head | gradients
+    if described:
+        return scores.described_scores_kernel, common | {
+            "OUT": f"tensordesc<{dtype}[{tile.rows}, {tile.concepts // 2}]>", "ACTIVATION": 1, "GROUP": 8,
+            "PROGRAMS": 132,
+        }  # fmt: skip
+    return scores.scores_kernel, common | {
+        "OUT": f"*{dtype}", "x_stride": "i32", "t_stride": "i32", "ACTIVATION": 1, "GROUP": 8
+    }  # fmt: skip
 
 
 SMALL_KERNELS = {
@@ -102,22 +97,33 @@ SMALL_KERNELS = {
         "HAS_INVERSE": True, "HAS_ALPHA": True, "HAS_BETA": True, "ACTIVATION": 1, "BLOCK": 1024,
     }),
     "slope": (elementwise.slope_kernel, {
-        "UPSTREAM": "*fp32", "A": "*bf16", "SCORES": "*fp32", "INVERSE": "*fp32", "OUT": "*bf16", "D_ALPHA": "*fp32",
-        "D_BETA": "*fp32", "penalty": "fp32", "N": "i32", "K": "i32", "HAS_INVERSE": True, "NEED_ALPHA": True,
-        "NEED_BETA": True, "ACTIVATION": 4, "BM": 32, "BK": 64,
+        "UPSTREAM": "*bf16", "A": "*bf16", "INVERSE": "*fp32", "OUT": "*bf16", "D_BETA": "*fp32", "penalty": "fp32",
+        "N": "i32", "K": "i32", "HAS_INVERSE": True, "NEED_BETA": True, "ACTIVATION": 4, "BM": 32, "BK": 64,
     }),
     "cross_entropy": (elementwise.cross_entropy_kernel, {
         "LOGITS": "*fp32", "Y": "*i64", "GRADIENT": "*bf16", "LOSS": "*fp32", "RIGHT": "*fp32", "C": "i32",
-        "weight": "fp32", "smoothing": "fp32", "BLOCK": 1024,
+        "smoothing": "fp32", "BLOCK": 1024,
+    }),
+    "adam": (elementwise.adam_kernel, {
+        "GRADIENT": "*fp32", "LOGITS": "*fp32", "MEAN": "*fp32", "SQUARE": "*fp32", "LSE": "*fp32", "LEVEL": "*fp32",
+        "K": "i32", "gradient_stride": "i32", "stride": "i32", "rate": "fp32", "root": "fp32", "keep1": "fp32",
+        "new1": "fp32", "keep2": "fp32", "new2": "fp32", "eps": "fp32", "BLOCK": 1024,
+    }),
+    "noise": (elementwise.noise_kernel, {
+        "ROW_IDS": "*i64", "OUT": "*fp32", "seed": "i64", "stream": "i64", "K": "i32", "BLOCK": 1024,
+    }),
+    "unpack": (topk.unpack_kernel, {
+        "KEYS": "*i64", "VALUES": "*fp32", "INDICES": "*i64", "N": "i32", "k": "i32", "stride": "i32", "BM": 32,
+        "SLOTS": 16,
     }),
     "gumbel_softmax": (elementwise.gumbel_softmax_kernel, {
         "SCORES": "*fp32", "ROW_IDS": "*i64", "INVERSE": "*fp32", "ALPHA": "*fp32", "BETA": "*fp32", "LSE": "*fp32",
-        "OUT": "*fp32", "seed": "i64", "stream": "i32", "inverse_tau": "fp32", "K": "i32", "HAS_INVERSE": True,
+        "OUT": "*fp32", "seed": "i64", "stream": "i64", "inverse_tau": "fp32", "K": "i32", "HAS_INVERSE": True,
         "HAS_ALPHA": True, "HAS_BETA": True, "BLOCK": 1024,
     }),
     "intervene": (interventions.intervene_kernel, {
         "LOGITS": "*fp32", "ORDER": "*i64", "CHANGE": "*fp32", "VOTES": "*bf16", "Y": "*i64", "RIGHT": "*i8",
-        "TARGET": "*fp32", "N": "i32", "M": "i32", "C": "i32", "WANT_TARGET": True, "BC": 1024,
+        "TARGET": "*fp32", "N": "i32", "M": "i32", "K": "i32", "C": "i32", "WANT_TARGET": True, "BC": 1024,
     }),
 }  # fmt: skip
 
@@ -125,19 +131,17 @@ SMALL_KERNELS = {
 def table() -> None:
     """Print what every kernel compiles to."""
     for architecture in (90, 80):
-        for (name, single, classes), tile in LAUNCH.items():
-            kernel, arguments = launched(name, single, classes, tile)
-            label = f"{name} {'fp32' if single else 'bf16'} C{classes} {tile.rows}x{tile.concepts}x{tile.dims}"
+        for entry, tile in LAUNCH.items():
+            if "described" in entry and architecture < 90:
+                continue
+            label = f"{entry} {tile.rows}x{tile.concepts}x{tile.dims} w{tile.warps} s{tile.stages}"
             try:
-                print(
-                    f"{label:36s} sm_{architecture}",
-                    compile_kernel(kernel, arguments, architecture, tile.warps, tile.stages),
-                    flush=True,
-                )
+                compiled = compile_kernel(*launched(entry, "bf16"), architecture, tile.warps, tile.stages)
+                print(f"{label:44s} sm_{architecture} spills {compiled.spills}", compiled, flush=True)
             except Exception as error:
-                print(f"{label:36s} sm_{architecture} FAILED {type(error).__name__} {str(error)[:200]}", flush=True)
+                print(f"{label:44s} sm_{architecture} FAILED {type(error).__name__} {str(error)[:200]}", flush=True)
         for name, (kernel, arguments) in SMALL_KERNELS.items():
-            print(f"{name:36s} sm_{architecture}", compile_kernel(kernel, arguments, architecture, 4, 3), flush=True)
+            print(f"{name:44s} sm_{architecture}", compile_kernel(kernel, arguments, architecture, 4, 3), flush=True)
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def test_loss_and_gradients_equal_a_loop(n, k, d, c, activation, smoothing, l1, 
 @pytest.mark.parametrize("activation", sorted(PHI))
 @pytest.mark.parametrize("wanted", [("head", "bias"), ("alpha", "beta", "head"), NAMES])
 def test_logits_and_gradients_equal_a_loop(monkeypatch, activation, wanted):
-    monkeypatch.setattr(bottleneck, "rows_per_chunk", lambda n, k, cuda: 5)
+    monkeypatch.setattr(bottleneck, "rows_per_chunk", lambda n, each, device: 5)
     tensors = problem(13, 6, 4, 3, seed=1)
     expected, given_ = leaves(tensors, *wanted), leaves(tensors, *wanted)
     upstream = torch.randn(13, 3, generator=torch.Generator().manual_seed(2)).double()
@@ -161,12 +161,12 @@ def test_small_problems_take_plain_autograd_and_large_ones_chunks(monkeypatch):
         assert (n in taken) == direct
 
 
-@pytest.mark.parametrize(("n", "k", "cuda", "expected"), [
-    (10**6, 5000, False, 256), (10**6, 50_000, False, 128), (100, 5000, False, 100), (10**6, 5000, True, 1152),
-    (10**6, 50_000, True, 1024),
+@pytest.mark.parametrize(("n", "each", "device", "expected"), [
+    (10**6, 4 * 5000, "cpu", 256), (10**6, 4 * 50_000, "cpu", 128), (100, 4 * 5000, "cpu", 100),
+    (10**6, 2 * 5000, "cuda", 107_264), (10**6, 2**21, "cuda", 1024), (10**6, 4 * 5000, "meta", 256),
 ])  # fmt: skip
-def test_rows_per_chunk(n, k, cuda, expected):
-    assert rows_per_chunk(n, k, cuda) == expected
+def test_rows_per_chunk(n, each, device, expected):
+    assert rows_per_chunk(n, each, torch.device(device)) == expected
 
 
 def test_registration():
@@ -177,7 +177,7 @@ def test_registration():
         torch.ops.cbm.bottleneck_loss, (*arguments, t["bias"], t["y"], "sigmoid", 0.1, 0.0, 4, False, need),
         test_utils=("test_schema", "test_autograd_registration", "test_faketensor"),
     )  # fmt: skip
-    torch.library.opcheck(torch.ops.cbm.bottleneck_logits, (*arguments, "sigmoid", False, False))
+    torch.library.opcheck(torch.ops.cbm.bottleneck_logits, (*arguments, "sigmoid", False))
 
 
 def test_compiles_without_a_graph_break():
@@ -205,9 +205,7 @@ def test_compiles_without_a_graph_break():
     ({"y": torch.zeros(6)}, {}, r"y has shape \[6\] and dtype torch.float32; expected an int64"),
     ({}, {"label_smoothing": 1.0}, "label_smoothing is 1.0; expected 0 <= label_smoothing < 1"),
     ({}, {"chunk_rows": 0}, "chunk_rows is 0; expected >= 1 or 'auto'"),
-    ({}, {"plan": "torch"}, "plan is 'torch'; expected 'auto', 'eager', 'chunked' or 'single'"),
-    ({}, {"plan": "single"}, "plan is 'single' with 3 classes, backend 'auto' and torch.float64 on cpu; expected"),
-    ({}, {"plan": "single", "backend": "torch"}, "plan is 'single' with 3 classes, backend 'torch'"),
+    ({}, {"plan": "torch"}, "plan is 'torch'; expected 'auto', 'eager' or 'chunked'"),
     ({}, {"backend": "triton"}, "backend is 'triton', but a tensor is torch.float64 on cpu; expected"),
     ({}, {"activation": "gelu"}, "activation is 'gelu'; expected one of 'identity'"),
 ])  # fmt: skip

@@ -1,9 +1,13 @@
+import importlib
+
 import pytest
 import torch
 from large_tensors import LargeTensors
 
 from cbm.kernels import concept_scores, gumbel_noise, gumbel_topk
 from cbm.kernels.gumbel_topk import _rows
+
+gumbel_topk_module = importlib.import_module("cbm.kernels.gumbel_topk")
 
 N, K, D, C = 12, 30, 6, 4
 SHAPES = {"x": (N, D), "concepts": (K, D), "head": (C, K), "scale": (), "alpha": (K,), "beta": (K,)}
@@ -86,18 +90,36 @@ def test_sampling_follows_the_softmax():
     assert float(torch.special.gammaincc(torch.tensor(2.0).double(), chi_square / 2)) > 1e-3
 
 
-def test_no_matrix_of_pictures_by_concepts_is_made():
+def test_no_matrix_of_pictures_by_concepts_is_made(monkeypatch):
     n, k = 4000, 1000
-    assert _rows(n, k, False) < n / 6
+    monkeypatch.setattr(gumbel_topk_module, "KEPT_BYTES", 0)
+    assert _rows(n, k, torch.device("cpu")) < n / 6
     x, concepts, head = torch.randn(n, 4), torch.randn(k, 4), torch.randn(2, k, requires_grad=True)
     with LargeTensors(n * k // 3, x, concepts) as seen:
         gumbel_topk(x, concepts, 3, 1.0, 0, head=head)[1].sum().backward()
     assert not seen.made
 
 
+@pytest.mark.parametrize("hard", [True, False])
+@pytest.mark.parametrize("names", [("head",), ("x", "concepts", "head", "alpha", "beta")])
+def test_what_is_kept_changes_no_gradient(monkeypatch, hard, names):
+    """Nothing, some rows (a chunk and a part of the next), all rows."""
+    monkeypatch.setattr(gumbel_topk_module, "_rows", lambda n, k, device: 5)
+    gradients = []
+    for kept_rows in (0, 8, N):
+        monkeypatch.setattr(gumbel_topk_module, "KEPT_BYTES", 4 * K * kept_rows)
+        t = {name: v.requires_grad_(name in names) for name, v in tensors().items()}
+        _, logits, lse = sample(t, hard=hard)
+        (logits.square().sum() + lse.sum()).backward()
+        gradients.append([t[name].grad for name in names])
+    for found in gradients[1:]:
+        for a, b in zip(found, gradients[0]):
+            torch.testing.assert_close(a, b, rtol=1e-13, atol=1e-14)
+
+
 def test_registration_and_compilation():
     t = tensors()
-    arguments = (t["x"], t["concepts"], t["head"], None, t["beta"], None, torch.arange(N), 3, 0.7, 5, 0, True, False)
+    arguments = (t["x"], t["concepts"], t["head"], None, t["beta"], None, torch.arange(N), 3, 0.7, 5, 0, True, False, 7)
     torch.library.opcheck(
         torch.ops.cbm.gumbel_topk,
         arguments,

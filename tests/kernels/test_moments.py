@@ -39,7 +39,7 @@ def test_chunked_float32_is_exact_even_with_a_large_mean(dtype, offset):
 
 
 def test_first_chunk_far_from_the_rest(monkeypatch):
-    monkeypatch.setattr(moments, "_ROWS", 100)
+    monkeypatch.setitem(moments._ROWS, "cpu", 100)
     x, concepts = clip_like(1000, 16, 10)
     x[:100] += 5
     mean, std = score_moments(x, concepts)
@@ -89,7 +89,7 @@ def test_errors():
 def test_moments_of_features_do_not_cancel(n: int, d: int, rows: int, offset: float):
     x = torch.randn(n, d, generator=torch.Generator().manual_seed(n * 100 + d), dtype=torch.float64) + offset
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moments, "_ROWS", rows)
+        patch.setitem(moments._ROWS, "cpu", rows)
         mean, std = feature_moments(x)
         half = feature_moments(x.half())[0]
     torch.testing.assert_close(mean, x.mean(0))
@@ -105,8 +105,23 @@ def test_sums_of_classes(n: int, d: int, rows: int):
     g = torch.Generator().manual_seed(n * 100 + d)
     x, y = torch.randn(n, d, generator=g, dtype=torch.float64), torch.randint(4, (n,), generator=g)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(moments, "_ROWS", rows)
+        patch.setitem(moments._ROWS, "cpu", rows)
         sums = class_sums(x, y, 5)
     torch.testing.assert_close(sums, torch.stack([x[y == c].sum(0) for c in range(5)]))
     with pytest.raises(ValueError, match=r"y has classes from .* expected 0 to num_classes - 1 = 4"):
         class_sums(x, y + 5, 5)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_covariance_of_half_precision_as_a_gpu_takes_it(monkeypatch, dtype):
+    """Centred, rounded again and multiplied in blocks: a large common mean, means that drift, a last ragged block."""
+    monkeypatch.setattr(moments, "_HALF_ROWS", 64)
+    monkeypatch.setattr(moments, "_PARTS", 8)
+    g = torch.Generator().manual_seed(0)
+    n, d = 20_000, 12
+    x = torch.randn(n, d, generator=g) * torch.linspace(0.02, 0.1, d) + torch.linspace(-3, 3, d)
+    x = (x + torch.linspace(0, 0.2, n)[:, None]).to(dtype)
+    mean, covariance = moments._half_covariance(x, x.device, ddof=1)
+    exact = x.double()
+    assert float(((mean - exact.mean(0)) / exact.std(0)).abs().max()) < 2e-4
+    assert float((covariance - exact.T.cov()).norm() / exact.T.cov().norm()) < 2e-3

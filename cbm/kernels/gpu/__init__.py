@@ -1,1 +1,1 @@
-"""Triton kernels, one file per operation; imported by the modules of ``cbm.kernels`` when they are launched."""
+"""Triton kernels, one file per kind; imported by the modules of ``cbm.kernels`` when they are launched."""

@@ -1,13 +1,11 @@
-"""What happens to a chunk of scores between matrix products: activation, its gradient, cross-entropy, Gumbel softmax.
-
-Chunks are small enough to stay in L2, so these kernels count instructions and launches, not memory traffic.
-"""
+"""What happens to a matrix between products: activation, its gradient, cross-entropy, Gumbel softmax, Adam."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from cbm.kernels.backend import launched_on
 from cbm.kernels.gpu.tiles import ACTIVATIONS, activate, affine, gumbel, slope
 
 _BLOCK = 1024
@@ -38,19 +36,19 @@ def activate_kernel(
 def activate_chunk(
     scores: Tensor, inv_norm: Tensor | None, alpha: Tensor | None, beta: Tensor | None, activation: str, out: Tensor
 ) -> None:
-    """``out = phi(inv_norm_n alpha_k scores_nk + beta_k)``, [n, K]."""
+    """``out = phi(inv_norm_n alpha_k scores_nk + beta_k)``, [n, K]; ``out`` may be ``scores``."""
     n, k = scores.shape
-    activate_kernel[(n, triton.cdiv(k, _BLOCK))](
-        scores, inv_norm, alpha, beta, out, k, inv_norm is not None, alpha is not None, beta is not None,
-        ACTIVATIONS[activation], _BLOCK, **_OPTIONS,
-    )  # fmt: skip
+    with launched_on(scores):
+        activate_kernel[(n, triton.cdiv(k, _BLOCK))](
+            scores, inv_norm, alpha, beta, out, k, inv_norm is not None, alpha is not None, beta is not None,
+            ACTIVATIONS[activation], _BLOCK, **_OPTIONS,
+        )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["N"])
 def slope_kernel(
-    UPSTREAM, A, SCORES, INVERSE, OUT, D_ALPHA, D_BETA, penalty, N, K,
-    HAS_INVERSE: tl.constexpr, NEED_ALPHA: tl.constexpr, NEED_BETA: tl.constexpr, ACTIVATION: tl.constexpr,
-    BM: tl.constexpr, BK: tl.constexpr,
+    UPSTREAM, A, INVERSE, OUT, D_BETA, penalty, N, K,
+    HAS_INVERSE: tl.constexpr, NEED_BETA: tl.constexpr, ACTIVATION: tl.constexpr, BM: tl.constexpr, BK: tl.constexpr,
 ):  # fmt: skip
     """A tile of dz and its column sums per program."""
     block = tl.program_id(0)
@@ -64,40 +62,39 @@ def slope_kernel(
     upstream = upstream + tl.where(a > 0.0, penalty, tl.where(a < 0.0, -penalty, 0.0))
     dz = tl.where(mask, upstream * slope(a, ACTIVATION), 0.0)
     if NEED_BETA:
-        tl.store(D_BETA + block * K + columns, tl.sum(dz, 0), mask=column_mask)
+        tl.store(D_BETA + block.to(tl.int64) * K + columns, tl.sum(dz, 0), mask=column_mask)
     if HAS_INVERSE:
         dz = dz * tl.load(INVERSE + rows, mask=rows < N, other=0.0)[:, None]
-    if NEED_ALPHA:
-        scores = tl.load(SCORES + place, mask=mask, other=0.0).to(tl.float32)
-        tl.store(D_ALPHA + block * K + columns, tl.sum(dz * scores, 0), mask=column_mask)
     tl.store(OUT + place, dz.to(OUT.dtype.element_ty), mask=mask)
 
 
 def slope_chunk(
-    upstream: Tensor, activations: Tensor, scores: Tensor | None, inv_norm: Tensor | None, activation: str,
-    penalty: float, need_beta: bool, out: Tensor,
-) -> tuple[Tensor | None, Tensor | None]:  # fmt: skip
-    """``out = inv_norm dz``, ``dz = phi'(z) (upstream + penalty sign(a))`` [n, K]; gradients of alpha and beta [K].
+    upstream: Tensor, activations: Tensor, inv_norm: Tensor | None, activation: str, penalty: float, need_beta: bool
+) -> Tensor | None:
+    """Writes ``inv_norm dz``, ``dz = phi'(z) (upstream + penalty sign(a))`` [n, K], over ``upstream``.
 
-    The gradient of alpha is only formed if the raw ``scores`` are given. Sums go over blocks of rows, in order.
+    Returns the gradient of beta [K], the sum of dz over blocks of rows, in order; None if it is not needed.
     """
     n, k = activations.shape
     blocks = triton.cdiv(n, _ROWS)
-    d_alpha = None if scores is None else scores.new_empty(blocks, k, dtype=torch.float32)
     d_beta = upstream.new_empty(blocks, k, dtype=torch.float32) if need_beta else None
-    slope_kernel[(blocks, triton.cdiv(k, _COLUMNS))](
-        upstream, activations, scores, inv_norm, out, d_alpha, d_beta, penalty, n, k,
-        inv_norm is not None, d_alpha is not None, need_beta, ACTIVATIONS[activation], _ROWS, _COLUMNS,
-        **_OPTIONS,
-    )  # fmt: skip
-    return None if d_alpha is None else d_alpha.sum(0), None if d_beta is None else d_beta.sum(0)
+    with launched_on(upstream):
+        slope_kernel[(blocks, triton.cdiv(k, _COLUMNS))](
+            upstream, activations, inv_norm, upstream, d_beta, penalty, n, k,
+            inv_norm is not None, need_beta, ACTIVATIONS[activation], _ROWS, _COLUMNS, **_OPTIONS,
+        )  # fmt: skip
+    return None if d_beta is None else d_beta.sum(0)
 
 
 @triton.jit
-def cross_entropy_kernel(LOGITS, Y, GRADIENT, LOSS, RIGHT, C, weight, smoothing, BLOCK: tl.constexpr):
-    """One row per program: two passes over its logits, any number of classes."""
+def cross_entropy_kernel(LOGITS, Y, GRADIENT, LOSS, RIGHT, C, smoothing, BLOCK: tl.constexpr):
+    """One row per program: two passes over its logits, any number of classes.
+
+    A label that is no class makes the row's loss and gradient NaN: nothing is read beside the row, and it is seen.
+    """
     row = tl.program_id(0).to(tl.int64)
     label = tl.load(Y + row)
+    is_class = (label >= 0) & (label < C)
     largest, total, everything = -float("inf"), 0.0, 0.0
     best = tl.zeros((), tl.int64)
     for start in range(0, C, BLOCK):
@@ -108,34 +105,37 @@ def cross_entropy_kernel(LOGITS, Y, GRADIENT, LOSS, RIGHT, C, weight, smoothing,
         if top > largest:
             best = (start + place).to(tl.int64)
         now = tl.maximum(largest, top)
-        total = total * tl.exp(largest - now) + tl.sum(tl.exp(logits - now), 0)
+        shift = tl.where(now == -float("inf"), 0.0, now)  # as long as all there is is -inf
+        total = total * tl.exp(largest - shift) + tl.sum(tl.exp(logits - shift), 0)
         everything += tl.sum(tl.where(mask, logits, 0.0), 0)
         largest = now
-    lse = largest + tl.log(total)
-    own = tl.load(LOGITS + row * C + label).to(tl.float32)
-    tl.store(LOSS + row, lse - (1.0 - smoothing) * own - smoothing * everything / C)
+    lse = tl.where(largest == -float("inf"), 0.0, largest) + tl.log(total)
+    own = tl.load(LOGITS + row * C + label, mask=is_class, other=float("nan")).to(tl.float32)
+    loss = lse - (1.0 - smoothing) * own
+    if smoothing != 0.0:  # a logit of -inf times 0 would be NaN
+        loss -= smoothing * everything / C
+    tl.store(LOSS + row, loss)
     tl.store(RIGHT + row, (best == label).to(tl.float32))
     for start in range(0, C, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < C
         logits = tl.load(LOGITS + row * C + columns, mask=mask, other=-float("inf")).to(tl.float32)
         target = smoothing / C + tl.where(columns == label, 1.0 - smoothing, 0.0)
-        gradient = (tl.exp(logits - lse) - target) * weight
+        gradient = tl.where(is_class, tl.exp(logits - lse) - target, float("nan"))
         tl.store(GRADIENT + row * C + columns, gradient.to(GRADIENT.dtype.element_ty), mask=mask)
 
 
-def cross_entropy_chunk(
-    logits: Tensor, y: Tensor, weight: float, smoothing: float, gradient: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Sum of the losses and number of right answers, 0-d; writes ``gradient = weight dloss/dlogits``, [n, C]."""
+def cross_entropy_chunk(logits: Tensor, y: Tensor, smoothing: float, gradient: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum of the losses and number of right answers, 0-d; writes their gradient p - y, [n, C]."""
     n, c = logits.shape
     loss, right = logits.new_empty(2, n, dtype=torch.float32)
     block = min(triton.next_power_of_2(c), 4096)
-    cross_entropy_kernel[(n,)](logits, y, gradient, loss, right, c, weight, smoothing, block, **_OPTIONS)
+    with launched_on(logits):
+        cross_entropy_kernel[(n,)](logits, y.contiguous(), gradient, loss, right, c, smoothing, block, **_OPTIONS)
     return loss.sum(), right.sum()
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["seed", "stream"])
 def gumbel_softmax_kernel(
     SCORES, ROW_IDS, INVERSE, ALPHA, BETA, LSE, OUT, seed, stream, inverse_tau, K,
     HAS_INVERSE: tl.constexpr, HAS_ALPHA: tl.constexpr, HAS_BETA: tl.constexpr, BLOCK: tl.constexpr,
@@ -158,7 +158,63 @@ def gumbel_softmax_chunk(
 ) -> None:  # fmt: skip
     """``out = exp((inv_norm alpha scores + beta + g) / tau - lse)``, [n, K]: the noise is drawn again."""
     n, k = scores.shape
-    gumbel_softmax_kernel[(n, triton.cdiv(k, _BLOCK))](
-        scores, row_ids, inv_norm, alpha, beta, lse, out, seed, stream, 1 / tau, k,
-        inv_norm is not None, alpha is not None, beta is not None, _BLOCK, **_OPTIONS,
-    )  # fmt: skip
+    with launched_on(scores):
+        gumbel_softmax_kernel[(n, triton.cdiv(k, _BLOCK))](
+            scores, row_ids.contiguous(), inv_norm, alpha, beta, lse, out, seed, stream, 1 / tau, k,
+            inv_norm is not None, alpha is not None, beta is not None, _BLOCK, **_OPTIONS,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["seed", "stream"])
+def noise_kernel(ROW_IDS, OUT, seed, stream, K, BLOCK: tl.constexpr):
+    """BLOCK draws of one row per program."""
+    row = tl.program_id(0).to(tl.int64) + tl.zeros((1,), tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    noise = gumbel(seed, stream, tl.load(ROW_IDS + row), tl.program_id(1) * (BLOCK // 4), 1, BLOCK // 4)
+    tl.store(OUT + row[:, None] * K + columns[None, :], noise, mask=(columns < K)[None, :])
+
+
+def noise(row_ids: Tensor, columns: int, seed: int, stream: int) -> Tensor:
+    """``gumbel_noise`` of the rows with these numbers [n, columns], float32; the seed as a signed 64-bit number."""
+    out = torch.empty(len(row_ids), columns, dtype=torch.float32, device=row_ids.device)
+    with launched_on(out):
+        noise_kernel[(len(row_ids), triton.cdiv(columns, _BLOCK))](
+            row_ids.contiguous(), out, seed, stream, columns, _BLOCK, **_OPTIONS
+        )
+    return out
+
+
+@triton.jit
+def adam_kernel(
+    GRADIENT, LOGITS, MEAN, SQUARE, LSE, LEVEL, K, gradient_stride, stride, rate, root, keep1, new1, keep2, new2, eps,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """BLOCK weights of one class per program."""
+    row = tl.program_id(0).to(tl.int64)
+    columns = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    mask = columns < K
+    place = row * stride + columns
+    logits = tl.load(LOGITS + place, mask=mask, other=0.0)
+    gradient = tl.load(GRADIENT + row * gradient_stride + columns, mask=mask, other=0.0)
+    gradient = (gradient - tl.load(LEVEL + row)) * tl.exp(logits - tl.load(LSE + row))
+    mean = tl.load(MEAN + place, mask=mask, other=0.0) * keep1 + gradient * new1
+    square = tl.load(SQUARE + place, mask=mask, other=0.0) * keep2 + gradient * gradient * new2
+    tl.store(MEAN + place, mean, mask=mask)
+    tl.store(SQUARE + place, square, mask=mask)
+    tl.store(LOGITS + place, logits - rate * mean / (tl.sqrt(square) / root + eps), mask=mask)
+
+
+def adam_chunk(
+    gradient: Tensor, logits: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, lse: Tensor, level: Tensor, rate: float,
+    root: float, betas: tuple[float, float], eps: float,
+) -> None:  # fmt: skip
+    """Change float32 logits and moments [C, n], columns of matrices of one shape, in place: 28 bytes a weight.
+
+    ``gradient`` [C, n] is that of the association; 1 - beta is taken in float64, where 1 - 0.999 keeps its digits.
+    """
+    c, k = logits.shape
+    with launched_on(logits):
+        adam_kernel[(c, triton.cdiv(k, _BLOCK))](
+            gradient, logits, exp_avg, exp_avg_sq, lse, level, k, gradient.stride(0), logits.stride(0), rate, root,
+            betas[0], 1 - betas[0], betas[1], 1 - betas[1], eps, _BLOCK, **_OPTIONS,
+        )  # fmt: skip

@@ -5,12 +5,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from cbm.kernels.backend import launched_on
 
-@triton.jit
+
+@triton.jit(do_not_specialize=["N", "M"])
 def intervene_kernel(
-    LOGITS, ORDER, CHANGE, VOTES, Y, RIGHT, TARGET, N, M, C, WANT_TARGET: tl.constexpr, BC: tl.constexpr
+    LOGITS, ORDER, CHANGE, VOTES, Y, RIGHT, TARGET, N, M, K, C, WANT_TARGET: tl.constexpr, BC: tl.constexpr
 ):
-    """One picture under one policy per program."""
+    """One picture under one policy per program.
+
+    A concept or label that does not exist makes the logits or the target NaN: nothing is read beside the matrices.
+    """
     picture, policy = tl.program_id(0).to(tl.int64), tl.program_id(1).to(tl.int64)
     classes = tl.arange(0, BC)
     mask = classes < C
@@ -22,13 +27,16 @@ def intervene_kernel(
         if step > 0:
             column = tl.load(ORDER + first + step - 1)
             change = tl.load(CHANGE + first + step - 1)
-            told = column >= 0
-            row = tl.load(VOTES + tl.maximum(column, 0) * C + classes, mask=mask, other=0.0).to(tl.float32)
+            told = (column >= 0) & (column < K)
+            row = tl.load(VOTES + tl.where(told, column, 0) * C + classes, mask=mask, other=0.0).to(tl.float32)
             logits += tl.where(told, change, 0.0) * row
-        best = tl.argmax(logits, 0)
-        tl.store(RIGHT + out + step, (best == label).to(tl.int8))
+            logits = tl.where(column < K, logits, float("nan"))
+        best = tl.argmax(tl.where(mask, logits, -float("inf")), 0)
+        sound = tl.sum(tl.where(mask & (logits != logits), 1, 0), 0) == 0
+        tl.store(RIGHT + out + step, ((best == label) & sound).to(tl.int8))
         if WANT_TARGET:
-            tl.store(TARGET + out + step, tl.sum(tl.where(classes == label, logits, 0.0), 0))
+            own = tl.sum(tl.where(classes == label, logits, 0.0), 0)
+            tl.store(TARGET + out + step, tl.where((label >= 0) & (label < C), own, float("nan")))
 
 
 def intervene(logits: Tensor, order: Tensor, change: Tensor, votes: Tensor, y: Tensor, target: bool):
@@ -37,7 +45,9 @@ def intervene(logits: Tensor, order: Tensor, change: Tensor, votes: Tensor, y: T
     c = logits.shape[1]
     right = torch.empty(policies, n, m + 1, dtype=torch.int8, device=logits.device)
     own = torch.empty(policies, n, m + 1, dtype=torch.float32, device=logits.device) if target else None
-    intervene_kernel[(n, policies)](
-        logits, order, change, votes, y, right, own, n, m, c, target, triton.next_power_of_2(c), enable_fp_fusion=True
-    )
+    with launched_on(logits):
+        intervene_kernel[(n, policies)](
+            logits, order, change, votes, y, right, own, n, m, len(votes), c, target, triton.next_power_of_2(c),
+            enable_fp_fusion=True,
+        )
     return right, own

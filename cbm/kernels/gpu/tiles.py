@@ -4,7 +4,8 @@ Names in kernels: X [N, D] features, T [K, D] concepts, INVERSE [N] a factor on 
 map of every concept's score; block sizes BM (rows), BK (concepts), BD (dimensions). ``WIDE`` casts operands of products
 to float32 first: Triton's interpreter would multiply the bit patterns of bfloat16.
 
-Loops over D are inside, so that Triton pipelines their loads; addresses are 64-bit, since N x K passes 2^31.
+Loops over D are inside, so that Triton pipelines their loads; addresses are 64-bit, since N x K passes 2^31. Numbers
+that change from step to step, such as a seed, are not specialised on: each would compile a kernel of its own.
 """
 
 import triton
@@ -58,7 +59,7 @@ def slope(a, ACTIVATION: tl.constexpr):
 @triton.jit
 def score_tile(
     X, T, rows, row_mask, columns, column_mask, D, x_stride, t_stride,
-    BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, PRECISION: tl.constexpr, WIDE: tl.constexpr,
+    BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Dot products of BM rows of X with BK rows of T in float32, [BM, BK]."""
     scores = tl.zeros((BM, BK), tl.float32)
@@ -69,7 +70,18 @@ def score_tile(
         t = tl.load(
             T + columns[None, :] * t_stride + dims[:, None], mask=column_mask[None, :] & within[:, None], other=0.0
         )
-        scores = tl.dot(widen(x, WIDE), widen(t, WIDE), scores, input_precision=PRECISION)
+        scores = tl.dot(widen(x, WIDE), widen(t, WIDE), scores)
+    return scores
+
+
+@triton.jit
+def described_tile(X, T, row, column, D, BM: tl.constexpr, BK: tl.constexpr, BD: tl.constexpr, WIDE: tl.constexpr):
+    """The same from tensor descriptors, of the rows from ``row`` and ``column`` on; beyond the edges it is 0."""
+    scores = tl.zeros((BM, BK), tl.float32)
+    for start in range(0, D, BD):
+        x = X.load([row, start])
+        t = T.load([column, start])
+        scores = tl.dot(widen(x, WIDE), widen(t, WIDE).T, scores)
     return scores
 
 
@@ -102,7 +114,8 @@ def gumbel(seed, stream, rows, first_block, BM: tl.constexpr, BLOCKS: tl.constex
     block = (first_block + tl.arange(0, BLOCKS)).to(tl.uint32)
     low, high = rows.to(tl.uint32), (rows >> 32).to(tl.uint32)
     zero = tl.zeros((BM, BLOCKS), tl.uint32)
-    a, b, c, d = tl.philox(seed, zero + block[None, :], zero + low[:, None], zero + high[:, None], zero + stream)
+    counter = zero + stream.to(tl.uint32)
+    a, b, c, d = tl.philox(seed, zero + block[None, :], zero + low[:, None], zero + high[:, None], counter)
     words = tl.join(tl.join(a, c), tl.join(b, d)).reshape(BM, 4 * BLOCKS)  # a b c d next to each other
     uniform = ((words >> 9).to(tl.int32).to(tl.float32) + 0.5) * (1.0 / 8388608.0)
     return -tl.log(-tl.log(uniform))
