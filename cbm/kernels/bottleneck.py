@@ -84,7 +84,7 @@ def fused_bottleneck_logits(
     if way == "eager":
         return problem.eager()[1]
     logits = torch.ops.cbm.bottleneck_logits(*problem.tensors, activation, triton)
-    return logits if bias is None else logits + bias.to(logits.dtype)
+    return logits if bias is None else logits + bias.to(compute_dtype(logits, bias))
 
 
 def fused_bottleneck_loss(

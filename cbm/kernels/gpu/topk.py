@@ -97,7 +97,7 @@ def topk_kernel(
         tl.store(LSE + part, tl.where(odd, float("nan"), lse), mask=row_mask)
 
 
-@triton.jit(do_not_specialize=["N", "k"])
+@triton.jit(do_not_specialize=["N", "k", "stride"])
 def unpack_kernel(KEYS, VALUES, INDICES, N, k, stride, BM: tl.constexpr, SLOTS: tl.constexpr):
     """Values and indices of BM rows of keys in descending order.
 
