@@ -4,8 +4,8 @@
     TRITON_INTERPRET=1 python benchmarks/gpu.py --rehearse      # tiny shapes on a CPU: does everything run, and agree?
 
 Needs torch, triton and numpy (rows of ``encoding`` also open_clip and torchvision). Every measurement is written to
-``gpu.jsonl`` as it is made, whatever comes after it; ``gpu.md`` is written at the end: two files. A row has the median of
-5 to 30 runs with the L2 cache overwritten before each, the share of the ceiling that the least FLOP and bytes of the
+``gpu.jsonl`` as it is made, whatever comes after it; ``gpu.md`` is written at the end: two files. A row has the median
+of 5 to 30 runs with the L2 cache overwritten before each, the share of the ceiling that the least FLOP and bytes of the
 best algorithm allow, peak memory beside the inputs, and the error against float64. Baselines are eager PyTorch and
 torch.compile for exactly this shape; ``--autotune`` lets it try its tiles. The baseline is measured again at the end of
 every shape, so that a drift of the clocks is seen.
@@ -128,7 +128,12 @@ def measure(bench: Bench, name: str, rehearse: bool) -> None:
 
 def table(bench: Bench, header: dict[str, str], ended: str) -> str:
     """Everything as one page of Markdown."""
-    lines = ["# Kernels on a GPU", "", *(f"{name}: {value}  " for name, value in header.items()), f"state at the end: {ended}  "]
+    lines = [
+        "# Kernels on a GPU",
+        "",
+        *(f"{name}: {value}  " for name, value in header.items()),
+        f"state at the end: {ended}  ",
+    ]
     lines += [
         f"seconds: {bench.spent():.0f} of {bench.seconds:.0f}  ",
         "ceilings: " + ", ".join(

@@ -132,9 +132,7 @@ def run(arguments: argparse.Namespace, folder: Path) -> Report:
     with stage("mean and deviation of every score", f"{c * k:,} phrases"):
         score_moments(data.train.x, phrases)
     method = create_method({"name": "labo", "concepts_per_class": arguments.per_class})
-    with stage(
-        "selection and start of the head", f"{arguments.per_class} of {k} phrases for each of {c:,} classes"
-    ):
+    with stage("selection and start of the head", f"{arguments.per_class} of {k} phrases for each of {c:,} classes"):
         built = method.build(data, bank, 100.0)
         model, chosen = built.model, built.bank
         module = ConceptBottleneckModule(model, method.optimizer)

@@ -141,7 +141,9 @@ class Bench:
     def find(self, op: str, shape: str, variant: str) -> Row | None:
         """The row of a variant whose shape begins like this; None if it was not measured."""
         known = shape.split()
-        fitting = (r for r in self.rows if (r.op, r.variant) == (op, variant) and r.shape.split()[: len(known)] == known)
+        fitting = (
+            r for r in self.rows if (r.op, r.variant) == (op, variant) and r.shape.split()[: len(known)] == known
+        )
         return next(fitting, None)
 
     def wait(self) -> None:

@@ -45,7 +45,9 @@ def run(bench: Bench) -> None:
     print(f"checks: {len(CHECKS) - failed} of {len(CHECKS)} right", flush=True)
 
 
-def problem(bench: Bench, dtype: torch.dtype, n: int = 512, k: int = 704, d: int = 128, c: int = 20) -> dict[str, Tensor]:
+def problem(
+    bench: Bench, dtype: torch.dtype, n: int = 512, k: int = 704, d: int = 128, c: int = 20
+) -> dict[str, Tensor]:
     """Tensors of a bottleneck."""
     torch.manual_seed(0)
     return {

@@ -46,7 +46,9 @@ def measure(bench: Bench, name: str, batch: int) -> None:
     bench.compare("image tower", shape, variants, flop=0, moved=pictures.numel() * 4)
     for row in bench.rows:
         if row.op == "image tower" and row.shape.startswith(f"model={name} "):
-            bench.write({"op": row.op, "shape": row.shape, "variant": row.variant, "images_per_s": 1e3 * batch / row.ms})
+            bench.write(
+                {"op": row.op, "shape": row.shape, "variant": row.variant, "images_per_s": 1e3 * batch / row.ms}
+            )
 
 
 def compiled(bench: Bench, tower, network, images: Tensor):

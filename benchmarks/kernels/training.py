@@ -6,7 +6,7 @@ import torch
 from kernels.bench import Bench
 
 from cbm.solvers import LinearScores, elastic_net_path, fit_logistic
-from cbm.solvers.concept_blocks import concept_blocks
+from cbm.solvers.concept_blocks import ConceptBlocks, concept_blocks
 from cbm.solvers.energy import JointEnergy, infer
 
 SHAPES = [(50_000, 1000, 512, 100)]
@@ -33,14 +33,17 @@ def measure(bench: Bench, n: int, k: int, d: int, c: int) -> None:
     def energies(device: str):
         generator = torch.Generator().manual_seed(0)
         concepts, hidden, images = min(k, 64), 32, min(n, 2048)
+        blocks = concept_blocks(concepts)
         joint = JointEnergy(
             *(torch.randn(shape, generator=generator).to(device)
               for shape in ((concepts, hidden), (hidden,), (c, hidden))),
-            concept_blocks(concepts),
+            ConceptBlocks(blocks.count, blocks.values.to(device), blocks.allowed.to(device)),
         )  # fmt: skip
         scores, logits = (torch.randn(s, generator=generator).to(device) for s in ((images, c), (images, concepts)))
         return lambda: infer(scores, logits, joint, method="importance").class_probability
 
     places = dict.fromkeys(("cpu", bench.device))
     for op, make in (("sparse path, 10 penalties", path), ("linear probe", probe), ("energy inference", energies)):
-        bench.compare(op, shape, {f"on {place}": lambda place=place, make=make: make(place) for place in places}, **rows)
+        bench.compare(
+            op, shape, {f"on {place}": lambda place=place, make=make: make(place) for place in places}, **rows
+        )

@@ -165,8 +165,8 @@ def association_adam_(
         for columns in _columns(logits):
             text = concepts[columns].to(logits.dtype)
             gradient = torch.mm(upstream, text.T, out=buffer[:, : len(text)])
-            weights = (each[:, columns] for each in (logits, exp_avg, exp_avg_sq))
-            elementwise.adam_chunk(gradient, *weights, lse, level, rate, root, betas, eps)
+            weight, mean, square = (each[:, columns] for each in (logits, exp_avg, exp_avg_sq))
+            elementwise.adam_chunk(gradient, weight, mean, square, lse, level, rate, root, betas, eps)
         return
     with torch.autocast(logits.device.type, enabled=False):
         for columns in _columns(logits):

@@ -135,7 +135,7 @@ def fused_bottleneck_loss(
             take the tensors.
     """
     problem, way, triton = _checked(x, concepts, head, activation, alpha, beta, bias, scale, inv_norm, plan, backend)
-    n, (c, k) = len(x), head.shape
+    n, c = len(x), len(head)
     if may_read(y):
         check_labels(y, n, c)
     elif list(y.shape) != [n] or y.dtype != torch.int64:
@@ -430,9 +430,7 @@ def _loss(
         return (total, right / n, size, *problem.finished(into, concepts, 1 / n))
 
 
-def _cross_entropy(
-    logits: Tensor, y: Tensor, smoothing: float, problem: _Prepared
-) -> tuple[Tensor, Tensor, Tensor]:
+def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float, problem: _Prepared) -> tuple[Tensor, Tensor, Tensor]:
     """Sum of the losses, number of right answers, and the gradient of that sum in the logits [n, C].
 
     Not that of the mean: divided by the number of rows its entries would be lost in float16.
@@ -513,8 +511,8 @@ def _logits_backward(
         errors, factor = as_operand(upstream, problem.operand)
         for chunk in slices(len(x), whole.rows(triton, inner=into.inner)):
             problem.pull(chunk, *problem.activations(chunk), errors[chunk], 0.0, into)
-        factor = 1.0 if factor is None else factor
-        x_, concepts_, head_, alpha_, beta_, _ = problem.finished(into, concepts, factor)
+        found = problem.finished(into, concepts, 1.0 if factor is None else factor)
+        x_, concepts_, head_, alpha_, beta_, _ = found
         return x_, concepts_, head_, alpha_, beta_
 
 

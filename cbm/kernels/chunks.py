@@ -52,7 +52,7 @@ def batched_product(a: Tensor, b: Tensor) -> Tensor:
 
 
 def accumulate(total: Tensor, a: Tensor, b: Tensor) -> None:
-    """``total += a @ b``, summed in the dtype of ``total``; ``a`` may be wider than ``b`` and is rounded to its dtype."""
+    """``total += a @ b``, summed in the dtype of ``total``; ``a`` is rounded to the dtype of ``b``."""
     a, factor = as_operand(a, b.dtype)
     if factor is not None:
         total.addcmul_(product(a, b, torch.empty_like(total)), factor)

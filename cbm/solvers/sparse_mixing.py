@@ -146,7 +146,7 @@ def _errors(x: Tensor, y: Tensor, vectors: Tensor, bias: Tensor) -> tuple[float,
 
 def _lipschitz(x: Tensor, concepts: Tensor, offset: Tensor, head: Tensor) -> float:
     """A bound on the curvature: ``1/2 |H|^2 max eigenvalue of mean s s^T`` (the softmax's Hessian is at most 1/2)."""
-    second, mean = (torch.zeros(*shape, dtype=torch.float64) for shape in ([x.shape[1]] * 2, [x.shape[1]]))
+    second, mean = (x.new_zeros(shape, dtype=torch.float64) for shape in ([x.shape[1]] * 2, [x.shape[1]]))
     for rows in x.split(_ROWS):
         rows = rows.double()
         second, mean = second + rows.T @ rows, mean + rows.sum(dim=0)

@@ -25,6 +25,8 @@ class Batches:
         concepts: concept labels ``[N, K]`` that every batch includes, or None.
         rank: number of this process.
         world: number of processes.
+        device: where the batches are made. On a GPU that has twice the memory free that the split takes, the split is
+            moved there once, and no batch is waited for; else batches are sent one by one.
     """
 
     def __init__(
@@ -38,10 +40,15 @@ class Batches:
         concepts: Tensor | None = None,
         rank: int = 0,
         world: int = 1,
+        device: torch.device | None = None,
     ):
         self.rank, self.world = rank, world
         self.split, self.batch_size, self.shuffle, self.seed = split, batch_size, shuffle, seed
         self.tensors = [split.x, split.y] if concepts is None else [split.x, split.y, concepts]
+        if device is not None and device.type == "cuda":
+            size = sum(tensor.numel() * tensor.element_size() for tensor in self.tensors)
+            if 2 * size <= torch.cuda.mem_get_info(device)[0]:
+                self.tensors = [tensor.to(device) for tensor in self.tensors]
         self.per_pass = -(-len(split) // batch_size)
         self.passes = -(-min_steps // self.per_pass)
         self.epoch = 0
@@ -63,6 +70,7 @@ class Batches:
     def __iter__(self) -> Iterator[tuple[Tensor, ...]]:
         for turn in range(self.passes):
             for rows in self._order(turn):
+                rows = rows.to(self.tensors[0].device) if isinstance(rows, Tensor) else rows
                 x, *others = (tensor[rows] for tensor in self.tensors)
                 yield (x.float(), *others)
 
@@ -109,6 +117,7 @@ class TrainingBatches(lightning.LightningDataModule):
             concepts=self.targets.get("train"),
             rank=self.trainer.global_rank if self.trainer else 0,
             world=self.trainer.world_size if self.trainer else 1,
+            device=self.trainer.strategy.root_device if self.trainer else None,
         )
 
     def val_dataloader(self) -> Batches:

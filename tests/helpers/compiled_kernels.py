@@ -57,7 +57,9 @@ def compile_kernel(kernel: Any, arguments: dict[str, Any], architecture: int, wa
 
 
 def _is_type(value: Any) -> bool:
-    return isinstance(value, str) and (value[0] == "*" or value in ("i32", "i64", "fp32") or value.startswith("tensordesc"))
+    return isinstance(value, str) and (
+        value[0] == "*" or value in ("i32", "i64", "fp32") or value.startswith("tensordesc")
+    )
 
 
 def _run(tool: str, *arguments: str) -> str:

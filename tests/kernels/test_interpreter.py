@@ -17,7 +17,8 @@ def test_kernels_are_right_by_the_interpreter():
     pytest.importorskip("triton", reason="triton is not installed")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", *map(str, TESTS), "-n0", "-p", "no:cacheprovider", "-W", "ignore"],
-        env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS[0].parents[2], capture_output=True, text=True, check=False,
+        env=os.environ | {"TRITON_INTERPRET": "1"}, cwd=TESTS[0].parents[2], capture_output=True, text=True,
+        check=False,
     )  # fmt: skip
     assert run.returncode == 0, run.stdout[-5000:] + run.stderr[-2000:]
     passed = re.search(r"(\d+) passed", run.stdout)

@@ -32,7 +32,15 @@ def train(t, **options):
     leaf = leaves(t, "x", "concepts", "head", "alpha", "beta", "bias")
     x, concepts, head = leaf["x"], leaf["concepts"], leaf["head"]
     loss, _ = fused_bottleneck_loss(
-        x, concepts, head, leaf["y"], activation="sigmoid", bias=leaf["bias"], plan="chunked", l1_scores=0.1, **affine(leaf)
+        x,
+        concepts,
+        head,
+        leaf["y"],
+        activation="sigmoid",
+        bias=leaf["bias"],
+        plan="chunked",
+        l1_scores=0.1,
+        **affine(leaf),
     )
     logits = fused_bottleneck_logits(x, concepts, head, activation="sigmoid", plan="chunked", **affine(leaf))
     scores = concept_scores(x, concepts, activation="sigmoid", **affine(leaf))

@@ -47,7 +47,19 @@ def intervene(logits: Tensor, order: Tensor, change: Tensor, votes: Tensor, y: T
     own = torch.empty(policies, n, m + 1, dtype=torch.float32, device=logits.device) if target else None
     with launched_on(logits):
         intervene_kernel[(n, policies)](
-            logits, order, change, votes, y, right, own, n, m, len(votes), c, target, triton.next_power_of_2(c),
+            logits,
+            order,
+            change,
+            votes,
+            y,
+            right,
+            own,
+            n,
+            m,
+            len(votes),
+            c,
+            target,
+            triton.next_power_of_2(c),
             enable_fp_fusion=True,
         )
     return right, own

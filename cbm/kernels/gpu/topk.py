@@ -115,11 +115,11 @@ def unpack_kernel(KEYS, VALUES, INDICES, N, k, stride, BM: tl.constexpr, SLOTS: 
     indices = tl.where(found, 0x7FFFFFFF - (keys & 0x7FFFFFFF), -1)
     wanted = tl.sum(mask.to(tl.int32), 1)
     filled = tl.sum(found.to(tl.int32), 1)
-    candidate = 0
+    candidate = tl.zeros((), tl.int64)
     while tl.max((filled < wanted).to(tl.int32), 0) > 0:
         there = tl.max((indices == candidate).to(tl.int32), 1) > 0
         enters = (slots[None, :] == filled[:, None]) & mask & (there == 0)[:, None]
-        indices = tl.where(enters, candidate.to(tl.int64), indices)
+        indices = tl.where(enters, candidate, indices)
         filled += ((filled < wanted) & (there == 0)).to(tl.int32)
         candidate += 1
     tl.store(VALUES + rows[:, None] * k + slots[None, :], values, mask=mask)
@@ -200,11 +200,11 @@ def _stored(search: _Search, x, concepts, inv_norm, row_ids) -> tuple[Tensor, Te
     tile, width = search.tile(row_ids, ", stored"), min(count, _CONCEPTS)
     keys, lse = search.results(1, n, x, row_ids)
     for rows in slices(n, rows_per_chunk(n, 4 * width, x.device)):
-        of_rows = [None if v is None else v[rows] for v in (inv_norm, row_ids)]
+        inverse, ids = (None if v is None else v[rows] for v in (inv_norm, row_ids))
         for first in range(0, count, width):
             scores = x[rows] @ concepts[first : first + width].T
             strides = scores.stride(0), 0
             search.launch(
-                scores, None, 2, tile, *of_rows, keys[:, rows], lse[:, rows], first, scores.shape[1], strides, 0
+                scores, None, 2, tile, inverse, ids, keys[:, rows], lse[:, rows], first, scores.shape[1], strides, 0
             )
     return keys, lse
