@@ -1,4 +1,4 @@
-"""The measuring run, a part of it rehearsed; all of it by ``TRITON_INTERPRET=1 python benchmarks/gpu.py --rehearse``."""
+"""The measuring run, some of it rehearsed; all of it by ``TRITON_INTERPRET=1 python benchmarks/gpu.py --rehearse``."""
 
 import importlib
 import json

@@ -11,8 +11,8 @@ from cbm.kernels.gpu.tiles import WIDE
 
 pytestmark = pytest.mark.skipif(WIDE, reason="the interpreter is on: nothing is compiled")
 SPILLS = 48
-"""Loads and stores of registers in a whole kernel, outside the loops. Triton 3.6: 40 of "scores" for sm_80, 24 and 15 of
-"topk" for sm_90 and sm_80. Triton 3.9: 6 of "topk" for sm_80. Nothing else."""
+"""Loads and stores of registers in a whole kernel, outside the loops. Triton 3.6: 40 of "scores" for sm_80, 24 and 15
+of "topk" for sm_90 and sm_80. Triton 3.9: 6 of "topk" for sm_80. Nothing else."""
 ENTRIES = [(entry, 16) for entry in LAUNCH]
 ENTRIES += [("topk", 1), ("topk, described", 1)]
 
