@@ -120,6 +120,9 @@ class ConceptsConfig:
     """Drop phrases that are not visual or not phrases (see cbm/concepts/hygiene.py)"""
     max_words: int = 20
     """Longest phrase that is kept, in words"""
+    missing_classes: str = "refuse"
+    """What becomes of classes that a bank has no phrases for: refuse (the run ends) | general (they get the phrases of
+    concepts/general.txt)"""
 
 
 @dataclass

@@ -11,14 +11,17 @@ from torch import Tensor
 from cbm import config as schema
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.cav import learn_cavs, majority_owners, read_concept_folders
+from cbm.concepts.legibility import warn_illegible
 from cbm.concepts.prepare import class_name_bank, find_bank, label_bank, prepare_bank
-from cbm.concepts.readers import match_concepts
+from cbm.concepts.readers import match_concepts, read_bank
 from cbm.data import FeatureData, ImageDataset, Split, unit_norm
 from cbm.data.encoded import Encoding, encode_images, read_images
 from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
+
+MISSING_CLASSES = ("refuse", "general")
 
 
 def candidate_bank(
@@ -42,6 +45,7 @@ def candidate_bank(
     if concepts_from is None or learns_concepts(concepts_from, cfg):
         return None
     if concepts_from == "class_names":
+        warn_illegible(dataset.classes, encoder, least=0.5)  # proper names are spelled out in any language
         return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
     train = dataset.splits["train"]
     if concepts_from == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
@@ -58,7 +62,10 @@ def candidate_bank(
     shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
     own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
-    return prepare_bank(
+    missing = cfg.concepts.missing_classes
+    if missing not in MISSING_CLASSES:
+        raise UserError(f"concepts.missing_classes={missing}: {did_you_mean(str(missing), MISSING_CLASSES)}")
+    bank = prepare_bank(
         find_bank(source, own, dataset.classes, shipped),
         dataset.classes,
         encode_text,
@@ -66,7 +73,10 @@ def candidate_bank(
         hygiene=cfg.concepts.hygiene,
         max_words=cfg.concepts.max_words,
         remove_class_names=cfg.concepts.remove_class_names,
+        general=read_bank(shipped[-1]) if missing == "general" else None,
     )
+    warn_illegible(bank.texts, encoder)
+    return bank
 
 
 @dataclass(frozen=True)

@@ -72,6 +72,15 @@ class Encoder:
         """The image tower itself: ``[N, 3, H, W]`` to ``[N, D]``."""
         raise NotImplementedError
 
+    @property
+    def one_language(self) -> bool:
+        """Whether the tokenizer is of one language."""
+        return False
+
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        """The pieces that the tokenizer makes of every text; an empty list if that is not known."""
+        return []
+
     @torch.inference_mode()
     def encode_positions(self, pictures: Tensor) -> Tensor | None:
         """Raw float32 features of every position of the last feature map, ``[N, D, h, w]`` on the CPU.

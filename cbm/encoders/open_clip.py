@@ -39,6 +39,15 @@ class ClipEncoder(Encoder):
         """The image tower with its projection, position by position: ``[N, 3, H, W]`` to ``[N, D, h, w]``."""
         return position_features(getattr(self._clip, "visual", None), pictures)
 
+    @property
+    def one_language(self) -> bool:
+        """Whether the tokenizer is of one language."""
+        return one_language(self.tokenizer)
+
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        """The pieces that the tokenizer makes of every text; "\ufffd" is in those that are no text."""
+        return pieces(self.tokenizer, texts)
+
     @torch.inference_mode()
     def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
         """Texts to raw float32 features ``[M, D]``.
@@ -103,6 +112,43 @@ class ClipEncoder(Encoder):
             yield
         finally:
             tower.positional_embedding, tower.attn_mask = table, mask
+
+
+def pieces(tokenizer: Any, texts: list[str]) -> list[list[str]]:
+    """The pieces that a tokenizer makes of every text; an empty list for a tokenizer that is not known.
+
+    "\ufffd" is in pieces that are no text: parts of a letter, or tokens for anything unknown.
+    """
+    if hasattr(tokenizer, "byte_decoder"):  # open_clip's own
+        unknown, own = None, tokenizer
+        encoded = [tokenizer.encode(text) for text in texts]
+        letters = {index: bytes(own.byte_decoder[c] for c in _bare(piece)) for index, piece in own.decoder.items()}
+        return [[letters[index].decode(errors="replace") for index in row] for row in encoded]
+    if (inner := getattr(tokenizer, "tokenizer", None)) is None or not callable(inner):
+        return []
+    clean = getattr(tokenizer, "clean_fn", None) or str
+    encoded = [inner(clean(text), add_special_tokens=False)["input_ids"] for text in texts]
+    unknown = getattr(inner, "unk_token_id", None)
+    return [["\ufffd" if index == unknown else inner.decode([index]) for index in row] for row in encoded]
+
+
+def _bare(piece: str) -> str:
+    return piece.removesuffix("</w>")
+
+
+def one_language(tokenizer: Any) -> bool:
+    """Whether a tokenizer is of one language: the pieces of several make a vocabulary of 100,000 or more."""
+    inner = getattr(tokenizer, "tokenizer", tokenizer)
+    return 0 < int(getattr(inner, "vocab_size", 0) or 0) < 100_000
+
+
+def clip_tokenizer() -> Any:
+    """The tokenizer of CLIP and of most models after it; needs no weights."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import open_clip
+
+    return open_clip.SimpleTokenizer()
 
 
 def load(model: str, pretrained: str | None, device: str) -> tuple[Any, Any, Any]:

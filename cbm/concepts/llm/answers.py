@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
+from cbm.concepts.formats import BULLET, clean_phrase
 from cbm.concepts.llm.loose_json import values_in
 from cbm.concepts.llm.thinking import TALKS_TO_ITSELF, spoken
 
@@ -70,9 +71,6 @@ SAY_PLAIN = {
     "groups": "Answer with plain lines and nothing else: attribute: value; value",
     "split": "Answer with plain lines and nothing else: number: phrase; phrase",
 }
-
-BULLET = re.compile(r"^\s*(?:[-*•–]+\s+|#+\s+|\(?\d{1,3}[.):]\s*|\(?[a-z][.)]\s+)+")
-
 
 MARKUP = re.compile(r"[{}\[\]<>|]")
 """Letters that no phrase holds: what has one is code, markup or a model's own token."""
@@ -225,13 +223,6 @@ def _plain_items(line: str, kind: Kind) -> Iterator[Item]:
 def _fit(phrase: str) -> bool:
     """Whether a phrase holds no markup."""
     return MARKUP.search(phrase) is None
-
-
-def clean_phrase(text: str) -> str:
-    """A phrase without list marks, quotes, markdown, control characters and a closing full stop."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    text = re.sub(r"\*\*|__|`", "", BULLET.sub("", text))
-    return " ".join(text.split()).strip(" .,;:\"'“”‘’")
 
 
 def normalise_group(name: str) -> str:

@@ -498,7 +498,7 @@ class Asker:
         parameter, words = str(body.get("param") or ""), _said(error, longest=1000)
         for name, others in OTHER_NAMES.items():
             said = sent.get(name, name)
-            used = name == "system" and request.kind != "word" or said in request.payload(False, 1000, "", sent)
+            used = (name == "system" and request.kind != "word") or said in request.payload(False, 1000, "", sent)
             used = used and (name != "temperature" or request.kind == "word")
             if not said or not used or not _names(said, parameter, words):
                 continue

@@ -18,7 +18,7 @@ _WORDS = {"true": True, "false": False, "null": None, "none": None}
 
 
 def values_in(text: str) -> Iterator[Any]:
-    """The JSON objects and lists in a text, outermost first where they begin: well written ones, then nearly right ones.
+    """The JSON objects and lists in a text, in their order: first well written ones, then those that are nearly right.
 
     >>> list(values_in('Here: {"a": ["b"]}'))[0]
     {'a': ['b']}

@@ -1,8 +1,8 @@
 """What a model says, without what it says to itself: the thinking of all families of models, finished or not.
 
 Models mark their thinking with ``<think>``, ``<thinking>``, ``<thought>``, ``<reasoning>``, ``<seed:think>``,
-``[THINK]``, ``<|START_THINKING|>``, ``<|begin_of_thought|>``, ``◁think▷``, channels (``<|channel|>analysis``), blocks of
-code (```` ```thinking ````) or a heading ("Here is my thought process:"). Often only the end arrives, because the
+``[THINK]``, ``<|START_THINKING|>``, ``<|begin_of_thought|>``, ``◁think▷``, channels (``<|channel|>analysis``), blocks
+of code (```` ```thinking ````) or a heading ("Here is my thought process:"). Often only the end arrives, because the
 server's template has opened the thinking already; of an answer that was cut off, only the beginning.
 """
 
@@ -26,8 +26,9 @@ _DETAILS = re.compile(r"(?is)<details[^>]*\b(?:reason|think|thought)[^>]*>.*?(?:
 _FENCED = re.compile(r"(?is)(```|~~~)[ ]?(?:think|thought|reason|analysis|scratch)\w*[ ]*\n.*?(?:\n\1|\Z)")
 _BARE_CHANNEL = re.compile(r"\A\s*(?:assistant)?(?:analysis|commentary)(?=[A-Z\n])")
 _HEADING = re.compile(
-    r"\A\W{0,6}(?:(?:here(?:'s| is)|this is)\s+(?:my|a|the)\s+)?(?:chain[ ]of[ ]thoughts?|thought\s+process|thinking(?:\s+process)?"
-    r"|thoughts|reasoning(?:\s+process)?|analysis|internal\s+monologue)\s*\W{0,3}(?::|\.\.\.|…|\n)",
+    r"\A\W{0,6}(?:(?:here(?:'s| is)|this is)\s+(?:my|a|the)\s+)?"
+    r"(?:chain[ ]of[ ]thoughts?|thought\s+process|thinking(?:\s+process)?|thoughts"
+    r"|reasoning(?:\s+process)?|analysis|internal\s+monologue)\s*\W{0,3}(?::|\.\.\.|…|\n)",
     re.I,
 )
 _HEADED_ANSWER = re.compile(
@@ -39,7 +40,8 @@ _TOKEN = re.compile(r"<\|[^<>|]{1,40}\|>|<\uff5c[^<>\uff5c]{1,60}\uff5c>|</?s>|<
 
 TALKS_TO_ITSELF = re.compile(
     r"\b(?:I|I'm|I'll|I've|I'd|I’m|I’ll|I’ve|I’d)\b(?!\.)"
-    r"|(?i:\b(?:let me|let's|let’s|the user|the question|the prompt|my answer|we (?:need|should|must|can|could|have|want))\b)"
+    r"|(?i:\b(?:let me|let's|let’s|the user|the question|the prompt|my answer)\b)"
+    r"|(?i:\bwe (?:need|should|must|can|could|have|want)\b)"
     r"|(?i:^\W*(?:okay|ok|so|hmm+|wait|alright|first|now|next|maybe|actually)\b\s*,)"
 )
 """A line that speaks of who writes or who asks."""

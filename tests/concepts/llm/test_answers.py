@@ -37,7 +37,7 @@ FINISHED = {
     "ollama": f"Thinking...\n{THOUGHTS}...done thinking.\n\n",
     "two": f"<think>{THOUGHTS}</think><think>{THOUGHTS}</think>",
     "a mark is mentioned": f"<think>{THOUGHTS} so I close with <think>: {ANSWER[:30]}</think>",
-    "a draft": f'<think>perhaps {{"concepts": ["a red draft"]}} or so</think>',
+    "a draft": '<think>perhaps {"concepts": ["a red draft"]} or so</think>',
     "answer tag": f"<think>{THOUGHTS}</think><answer>",
 }
 CUT = [
