@@ -18,8 +18,9 @@ class Encoder:
 
     Attributes:
         id: name of the model as the user wrote it, e.g. ``ViT-L-14/openai``.
-        fingerprint: hash of the weights and the preprocessing: two encoders with the same fingerprint give the same
-            features, so it addresses them in the feature store.
+        fingerprint: hash of the weights, the preprocessing and the activation (if it is QuickGELU): two encoders with
+            the same fingerprint give the same features, so it addresses them in the feature store.
+        former: its fingerprint before the activation was part of it; None if it computed otherwise then.
         dim: width D of the features.
         logit_scale: factor on cosine similarities that the model was trained with (100 if it has none).
         preprocess: function from an image to a tensor ``[3, H, W]``.
@@ -36,6 +37,7 @@ class Encoder:
         precision: str = "bf16",
         device: str = "cpu",
         logit_scale: float = 100.0,
+        forced: bool = False,
     ):
         self.id = id
         self.model = model.eval().requires_grad_(False).to(device)
@@ -43,7 +45,9 @@ class Encoder:
         self.device = torch.device(device)
         self.precision = precision
         self.logit_scale = logit_scale
-        self.fingerprint = _fingerprint(model, preprocess)
+        self.former = None if forced else _fingerprint(model, preprocess)
+        quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
+        self.fingerprint = _fingerprint(model, preprocess, "QuickGELU" if quick else "")
         with torch.inference_mode():
             picture = preprocess(Image.new("RGB", (32, 32)))[None]
             self.dim = int(self.encode_images(picture).shape[1])
@@ -120,9 +124,9 @@ class Encoder:
         )
 
 
-def _fingerprint(model: nn.Module, preprocess: Callable) -> str:
-    """Hash of weights, buffers and the printed preprocessing."""
-    digest = hashlib.sha256(repr(preprocess).encode())
+def _fingerprint(model: nn.Module, preprocess: Callable, activation: str = "") -> str:
+    """Hash of weights, buffers, the printed preprocessing and the name of the activation."""
+    digest = hashlib.sha256((repr(preprocess) + activation).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -140,7 +140,7 @@ class TrainedModel:
         """
         encoder = load_encoder(self.config.encoder)
         trained_on = self.about["encoder"]["fingerprint"]
-        if encoder.fingerprint != trained_on:
+        if trained_on not in (encoder.fingerprint, encoder.former):
             raise UserError(
                 f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained "
                 f"({encoder.fingerprint} against {trained_on})"
