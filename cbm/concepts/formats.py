@@ -111,7 +111,7 @@ def _json_phrase(path: Path, phrase: Any, owners: tuple[str, ...], of: str) -> P
     text = next((phrase[key] for key in PHRASE_COLUMNS if isinstance(phrase.get(key), str)), None)
     if text is None:
         raise UserError(f"'{path}': {of} is {shown}, expected a 'text' (a string) in it")
-    named = next((phrase[key] for key in CLASS_COLUMNS if phrase.get(key) not in (None, "")), [])
+    named: Any = next((phrase[key] for key in CLASS_COLUMNS if phrase.get(key) not in (None, "")), [])
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise UserError(f"'{path}': {of} is {shown}, expected 'classes' to be a list of names")

@@ -29,7 +29,7 @@ from cbm.files.run_directory import RunDirectory, choose_run_directory, finished
 from cbm.layers import ConceptBottleneck, save_model
 from cbm.methods import Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
-from cbm.metrics.evaluate import evaluate_split
+from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
 from cbm.report.result import RunResult
@@ -255,6 +255,7 @@ def about(result: RunResult, encoder: Encoder) -> dict[str, Any]:
             "logit_scale": encoder.logit_scale,
             "preprocess": " ".join(repr(encoder.preprocess).split()),
         },
+        "cut_points": cut_points(result.model, result.bank, result.data),
         "verdict": integrity and integrity.verdict,
         "integrity": integrity and asdict(integrity),
         "baselines": result.baselines,

@@ -199,7 +199,7 @@ def read_plain(text: str, kind: Kind, cut: bool = False) -> list[Item]:
         talk = True  # prose that was cut off: nobody knows whether it was the answer
     if talk:
         return []
-    items = []
+    items: list[Item] = []
     for line in lines:
         items += _plain_items(line, kind)
     return [item for item in items if _fit(item.text) and not TALKS_TO_ITSELF.search(item.text)]

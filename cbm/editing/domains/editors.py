@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from cbm.editing.apply import edited_model
-from cbm.editing.domains.attribution import Plan, applied, blamed_concepts, plan_edits, recentre
+from cbm.editing.domains.attribution import Plan, applied, balanced_weights, blamed_concepts, plan_edits, recentre
 from cbm.editing.domains.base import DomainEditor, EditContext, Proposal, register_editor
 from cbm.editing.domains.concept_head import LinearConceptHead
 from cbm.editing.domains.conda import adapt_unlabelled, pseudo_labels
@@ -106,7 +106,7 @@ def keep_home(
     while True:
         after = head(applied(source.a, plan.changes)).argmax(dim=1) == source.y
         after = after if passed is None else torch.where(passed, after, before)
-        share = 1 / torch.bincount(source.y)[source.y].double() / len(source.mean)
+        share = balanced_weights(source.y)
         change = share * (after.double() - before.double())
         if float(change.sum()) >= -ALLOWED_LOSS or not plan.changes:
             break
