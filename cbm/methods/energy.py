@@ -4,10 +4,10 @@ Concepts, class and image are joined by three energies (``cbm.layers.energy``), 
 concept then updates the other concepts and the class, and the energies say which concepts go together.
 
 ``fidelity=repaired`` (default) trains the global energy by the pseudo-likelihood of concepts and class together, and
-infers the class from the concepts alone unless ``leaky=true``. ``released`` trains it by p(y | c) only and every concept
-as a binary variable of its own, weights the losses and infers as the published code does: then concepts do not depend
-on each other, and setting one changes none of the others. While nothing is set the class is also inferred from the
-image.
+infers the class from the concepts alone unless ``leaky=true``. ``released`` trains it by p(y | c) only, with every
+concept a binary variable of its own, weights the losses and infers as the published code does: then concepts do not
+depend on each other, and setting one changes none of the others. While nothing is set the class is also inferred from
+the image.
 """
 
 from collections.abc import Sequence
