@@ -138,6 +138,21 @@ def _check_concepts(dataset: ImageDataset) -> ImageDataset:
     return dataset
 
 
+def cav_fidelity(cfg: DictConfig) -> str:
+    """How concepts are learned from images: as ``concepts.cav.fidelity`` says, else as the method does.
+
+    Post-hoc bottlenecks that follow their paper or its code get the support vector machines of that code.
+
+    Raises:
+        UserError: an unknown value.
+    """
+    said = cfg.concepts.cav.fidelity
+    if said not in (None, "repaired", "released"):
+        raise UserError(f"concepts.cav.fidelity={said}: {did_you_mean(str(said), ['repaired', 'released'])}")
+    published = cfg.method.name == "posthoc" and cfg.method.get("fidelity") in ("paper", "released")
+    return said or ("released" if published else "repaired")
+
+
 def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: DictConfig) -> ConceptBank:
     """Concepts learned from images; a class owns those that most of its labelled training images show.
 
@@ -156,7 +171,8 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: 
         stored = encode_images(images.split.images, encoder, Encoding.of(cfg), f"{images.source} (concepts)")
         split = images.split.take(np.flatnonzero(stored.readable))
         x, truth = unit_norm(stored.tensor(), split.images.names), torch.from_numpy(split.concepts)
-    assert truth is not None
+    if truth is None:
+        raise UserError(f"concepts=cav: '{images.source}' does not say which concepts its images show")
     bank = learn_cavs(
         x,
         truth,
@@ -167,6 +183,7 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: 
         svm_c=cfg.concepts.cav.svm_c,
         seed=cfg.seed,
         groups=images.groups,
+        fidelity=cav_fidelity(cfg),
         progress=cfg.trainer.progress,
     )
     owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)
