@@ -76,7 +76,7 @@ class Energy(Method):
 
         Arguments as for ``Method.build``.
         """
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
         train = labels.targets["train"]
         released = self.config.fidelity == "released"
@@ -104,7 +104,7 @@ class Energy(Method):
 
         Arguments as for ``Method.loss``.
         """
-        assert concepts is not None
+        concepts = self.required(concepts, "concept labels [B, K]")
         labels = torch.bernoulli(concepts.nan_to_num(0.0)).where(~concepts.isnan(), concepts)
         logits, blocks = model.concept_logits(x), model.blocks
         of_class = cross_entropy(model.class_scores(x), y)
@@ -121,7 +121,7 @@ class Energy(Method):
 
         Arguments as for ``Method.loss``.
         """
-        assert concepts is not None
+        concepts = self.required(concepts, "concept labels [B, K]")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             loss = self.loss(model, *(spaced(tensor, 512) for tensor in (x, y, concepts)))

@@ -90,7 +90,7 @@ class LaBo(Method):
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Select the concepts on the training images and set the prior; arguments as for ``Method.build``."""
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         means = data.train.class_means(len(data.classes))
         owners = bank.owners(data.classes)
         if not owners.any():

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, spaced
+from cbm.errors import UserError
 from cbm.kernels import class_logits, class_vectors, concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits
 from cbm.metrics import (
@@ -134,8 +135,13 @@ def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[st
 
 
 def residual_metrics(model: ConceptBottleneck, split: FeatureSplit) -> dict[str, float]:
-    """How much of PCBM-h's decision bypasses the concepts: metrics of either path alone, and the residual's share."""
-    assert model.residual is not None
+    """How much of PCBM-h's decision bypasses the concepts: metrics of either path alone, and the residual's share.
+
+    Raises:
+        UserError: the model has no residual.
+    """
+    if model.residual is None:
+        raise UserError("this model has no residual: train with method=posthoc method.residual=true")
     concepts, residual = predict_logits(model.concept_path(), split.x), predict_logits(model.residual, split.x)
     values = {"residual_share": residual_share(concepts, residual)}
     for name, logits in (("concepts_only", concepts), ("residual_only", residual), ("both", concepts + residual)):

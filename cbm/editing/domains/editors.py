@@ -81,7 +81,8 @@ class ShiftAttribution(DomainEditor):
         )
         gate, at_home = None, None
         if self.protection in ("gate", "batch"):
-            assert context.support is not None
+            if context.support is None:
+                raise UserError(f"editor.protection={self.protection} needs labelled images of the other domain")
             size = self.batch if self.protection == "batch" else 1
             gate = fit_gate(context.source.x, context.support.x, alpha=self.alpha, batch=size, seed=self.seed)
         if self.protection != "tag" and plan.changes:
@@ -170,7 +171,8 @@ class Conda(DomainEditor):
     requires: ClassVar[frozenset[str]] = frozenset({"unlabelled"})
 
     def _propose(self, context: EditContext) -> Proposal:
-        assert context.unlabelled is not None
+        if context.unlabelled is None:
+            raise UserError("editor=conda needs unlabelled images of the other domain")
         labels = pseudo_labels(context.model, context.unlabelled, context.zero_shot)
         model = adapt_unlabelled(
             context.model,
