@@ -53,9 +53,11 @@ def illegible(texts: Sequence[str], pieces: Sequence[Sequence[str]], *, one_lang
 
 def warn_illegible(texts: Sequence[str], encoder: Encoder, least: float = 0.1) -> None:
     """One line if a share of ``least`` of the phrases cannot be read by the encoder's text tower."""
-    found = illegible(texts, encoder.pieces(list(texts)), one_language=encoder.one_language)
+    pieces = encoder.pieces(list(texts))
+    found = illegible(texts, pieces, one_language=encoder.one_language)
     if len(found) > least * len(texts):
-        row, why = next(iter(found.items()))
+        row = max(found, key=lambda row: len(pieces[row]) / max(_words(texts[row]), 1))
+        why = found[row]
         log.warning(
             "concepts: the text tower of encoder '%s' cannot read %d of %d phrases (it may not know their language), "
             "e.g. '%s': %s; python -m cbm concepts lint lists them",
