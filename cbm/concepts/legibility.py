@@ -17,6 +17,7 @@ UNREADABLE = "\ufffd"
 """A piece that is no text: part of a letter's bytes, or a token that stands for anything unknown."""
 SPELLED_OUT = 3.0  # pieces per word above which a phrase is reported by itself
 FOREIGN = 1.5  # pieces per word, on average, of a bank that is not in the tokenizer's language
+MANY = 2000  # phrases that are looked at before training, at even distances
 SHARE = 0.25  # of the phrases with two pieces per word or more, likewise
 
 
@@ -35,7 +36,7 @@ def illegible(texts: Sequence[str], pieces: Sequence[Sequence[str]], *, one_lang
     rates = [len(parts) / max(_words(text), 1) for text, parts in zip(texts, pieces)]
     foreign = (
         one_language
-        and len(texts) > 0
+        and len(rates) > 0  # an unknown tokenizer has no pieces
         and (sum(rates) / len(rates) >= FOREIGN or sum(rate >= 2 for rate in rates) / len(rates) >= SHARE)
     )
     for row, (text, parts, rate) in enumerate(zip(texts, pieces, rates)):
@@ -53,6 +54,7 @@ def illegible(texts: Sequence[str], pieces: Sequence[Sequence[str]], *, one_lang
 
 def warn_illegible(texts: Sequence[str], encoder: Encoder, least: float = 0.1) -> None:
     """One line if a share of ``least`` of the phrases cannot be read by the encoder's text tower."""
+    texts = texts[:: max(1, len(texts) // MANY)]
     pieces = encoder.pieces(list(texts))
     found = illegible(texts, pieces, one_language=encoder.one_language)
     if len(found) > least * len(texts):

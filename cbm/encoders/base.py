@@ -45,9 +45,8 @@ class Encoder:
         self.device = torch.device(device)
         self.precision = precision
         self.logit_scale = logit_scale
-        self.former = None if forced else _fingerprint(model, preprocess)
-        quick = any(type(module).__name__ == "QuickGELU" for module in model.modules())
-        self.fingerprint = _fingerprint(model, preprocess, "QuickGELU" if quick else "")
+        former, self.fingerprint = _fingerprints(model, preprocess)
+        self.former = None if forced else former
         with torch.inference_mode():
             picture = preprocess(Image.new("RGB", (32, 32)))[None]
             self.dim = int(self.encode_images(picture).shape[1])
@@ -124,10 +123,18 @@ class Encoder:
         )
 
 
-def _fingerprint(model: nn.Module, preprocess: Callable, activation: str = "") -> str:
-    """Hash of weights, buffers, the printed preprocessing and the name of the activation."""
-    digest = hashlib.sha256((repr(preprocess) + activation).encode())
+def uses_quick_gelu(model: nn.Module) -> bool:
+    """Whether any tower of a model computes with QuickGELU."""
+    return any(type(module).__name__ == "QuickGELU" for module in model.modules())
+
+
+def _fingerprints(model: nn.Module, preprocess: Callable) -> tuple[str, str]:
+    """Hash of weights, buffers and the printed preprocessing, without and with the activation if it is QuickGELU."""
+    digest = hashlib.sha256(repr(preprocess).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+    former = digest.hexdigest()[:32]
+    if uses_quick_gelu(model):
+        digest.update(b"QuickGELU")
+    return former, digest.hexdigest()[:32]

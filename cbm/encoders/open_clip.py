@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 from torch import Tensor, nn
 
-from cbm.encoders.base import Encoder
+from cbm.encoders.base import Encoder, uses_quick_gelu
 from cbm.encoders.foreign_code import check_folder, check_settings, no_foreign_code
 from cbm.encoders.positions import position_features
 from cbm.errors import UserError
@@ -133,7 +133,10 @@ def pieces(tokenizer: Any, texts: list[str]) -> list[list[str]]:
     clean = getattr(tokenizer, "clean_fn", None) or str
     encoded = [inner(clean(text), add_special_tokens=False)["input_ids"] for text in texts]
     unknown = getattr(inner, "unk_token_id", None)
-    return [["\ufffd" if index == unknown else inner.decode([index]) for index in row] for row in encoded]
+    known = {
+        index: "\ufffd" if index == unknown else inner.decode([index]) for index in {i for row in encoded for i in row}
+    }
+    return [[known[index] for index in row] for row in encoded]
 
 
 def _bare(piece: str) -> str:
@@ -168,11 +171,6 @@ def wants_quick_gelu(model: str, pretrained: str | None) -> bool | None:
         return None
     settings = open_clip.get_pretrained_cfg(model, pretrained)
     return bool(settings.get("quick_gelu")) if settings else None
-
-
-def uses_quick_gelu(network: nn.Module) -> bool:
-    """Whether any tower of a model computes with QuickGELU."""
-    return any(type(module).__name__ == "QuickGELU" for module in network.modules())
 
 
 def say_activation(model: str, pretrained: str | None, network: nn.Module) -> None:
