@@ -101,6 +101,9 @@ class CavConfig:
     """Training images with the concept, and without it; as many again are held out to score it"""
     svm_c: float = 0.1
     """Cost of an error of the support vector machine, against a wide margin"""
+    fidelity: str | None = None
+    """repaired (features centred and scaled, both sides weigh the same) | released (features as they are, as in the
+    code of post-hoc bottlenecks); null: as method.fidelity says for posthoc, else repaired"""
 
 
 @dataclass
@@ -120,6 +123,9 @@ class ConceptsConfig:
     """Drop phrases that are not visual or not phrases (see cbm/concepts/hygiene.py)"""
     max_words: int = 20
     """Longest phrase that is kept, in words"""
+    missing_classes: str = "refuse"
+    """What becomes of classes that a bank has no phrases for: refuse (the run ends) | general (they get the phrases of
+    concepts/general.txt)"""
 
 
 @dataclass

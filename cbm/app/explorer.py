@@ -79,7 +79,7 @@ class Explorer:
         self.model: TrainedModel = load(run)
         self.card: DictConfig = self.model.card(dataset, root)
         self.cache = cache
-        pictures, self.data = self.model.read(("val", name), dataset=self.card, cache=cache)
+        pictures, self.data = self.model.read((name,), dataset=self.card, cache=cache)
         self.name, self.domain = name, pictures.name
         self.images: Images = pictures.splits[name].images
         self.logits = predict_logits(self.model.model, self.split.x)

@@ -1,6 +1,7 @@
 """``python -m cbm concepts``: make concept banks, and look after them."""
 
 import json
+import logging
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -28,6 +29,8 @@ from cbm.files import resolve_path, write_atomically
 if TYPE_CHECKING:
     from cbm.concepts.bank import ConceptBank
 
+log = logging.getLogger("cbm")
+
 app = typer.Typer(help="Look after concept banks.", no_args_is_help=True)
 
 Phrases = Annotated[Path, typer.Option("--out", help="The bank to write: class -> phrases JSON.")]
@@ -43,30 +46,48 @@ def lint(
         str | None, typer.Option(help="Card to check class names against, and what the encoder sees in its images.")
     ] = None,
     root: Root = None,
-    encoder: EncoderName = "tiny_clip",
+    encoder: Annotated[
+        str | None,
+        typer.Option(
+            help="Encoder that is to read the phrases; default: tiny_clip with a data set, else CLIP's tokenizer."
+        ),
+    ] = None,
     pretrained: Pretrained = None,
     cache: Cache = Path("cache"),
     limit: Annotated[int, typer.Option(help="Number of findings shown per kind.")] = 10,
 ) -> None:
-    """Report leaked class names, phrases that are not visual, duplicates, over-long phrases, and (with a data set)
-    concepts the encoder does not detect. Exit status 1 if a concept names its own class."""
-    from cbm.concepts.lint import lint_bank, undetected
-    from cbm.concepts.prepare import adopt_classes
+    """Report leaked class names, phrases that are not visual or that the encoder cannot read, duplicates, over-long
+    phrases, classes without phrases, and (with a data set) concepts the encoder does not detect. Exit status 1 if a
+    concept names its own class."""
     from cbm.concepts.readers import read_bank
 
     found_bank = read_bank(resolve_path(bank))
+    reader = "CLIP's tokenizer" if encoder is None and dataset is None else "the encoder"
+    log.info("%d phrases; loading %s", len(found_bank), reader)
+    from cbm.concepts.lint import lint_bank, undetected
+    from cbm.concepts.prepare import adopt_classes
+
     if dataset is None:
-        findings = lint_bank(found_bank)
+        from cbm.encoders import open_clip
+
+        if encoder is None:
+            pieces, one = open_clip.pieces(open_clip.clip_tokenizer(), found_bank.texts), True
+        else:
+            tower, _ = encoder_settings(encoder, pretrained, cache)
+            pieces, one = tower.pieces(found_bank.texts), tower.one_language
+        findings = lint_bank(found_bank, pieces=pieces, one_language=one)
     else:
         from cbm.data.encoded import encode_splits
         from cbm.data.text_store import text_encoder
 
         _, images = read_card(dataset, root, cache)
-        found_bank = adopt_classes(found_bank, images.classes)
-        tower, settings = encoder_settings(encoder, pretrained, cache)
+        found_bank = adopt_classes(found_bank, images.classes, strict=False)
+        tower, settings = encoder_settings(encoder or "tiny_clip", pretrained, cache)
+        log.info("encoding %d phrases and the training images of '%s'", len(found_bank), images.name)
         embeddings = text_encoder(tower, cache, True)(found_bank.texts)
         train = encode_splits(images, tower, settings, ("train",))[1].train
-        findings = lint_bank(found_bank, images.classes)
+        pieces = tower.pieces(found_bank.texts)
+        findings = lint_bank(found_bank, images.classes, pieces=pieces, one_language=tower.one_language)
         findings += undetected(found_bank, embeddings, train.x, train.y, images.classes)
     kinds: dict[str, list] = {}
     for finding in findings:

@@ -1,5 +1,6 @@
 """``python -m cbm datasets``: the data set cards, and checks of a download."""
 
+import logging
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,6 +11,8 @@ from rich.table import Table
 from cbm import config as schema
 from cbm.commands.shared import Cache, Card, Root, out
 from cbm.files import resolve_path
+
+log = logging.getLogger("cbm")
 
 app = typer.Typer(help="List the data set cards, or check a download.", invoke_without_command=True)
 
@@ -67,12 +70,17 @@ def check(
     card.root = card.root if root is None else str(root)
     published = {} if any(setting.startswith("args.") for setting in settings or []) else about.counts
     place, found = card.root and resolve_path(card.root), Findings()
+    log.info(
+        "%s: reading the lists%s", name, "" if place is None else f" in '{place}' and what they are checked against"
+    )
     if place is not None:
         verify_checksums(place, about.md5, found)
     for problem in found.problems:  # at once: what was not whole may not be readable
         out.print(escape(f"wrong: {problem}"), highlight=False)
     dataset = read_dataset(card.reader, card.name, place, dict(card.args or {}), cache)
     shown = len(found.problems)
+    images = sum(map(len, dataset.splits.values()))
+    log.info("%s: opening %s of %s images", name, "all" if every else "a sample", f"{images:,}")
     verify_counts(dataset, published, found)
     verify_images(dataset, found, every=every, progress=out.is_terminal)
     table = Table("split", "pictures", "published", "classes", "per class", "concepts")

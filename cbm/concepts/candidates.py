@@ -11,14 +11,17 @@ from torch import Tensor
 from cbm import config as schema
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.cav import learn_cavs, majority_owners, read_concept_folders
+from cbm.concepts.legibility import warn_illegible
 from cbm.concepts.prepare import class_name_bank, find_bank, label_bank, prepare_bank
-from cbm.concepts.readers import match_concepts
+from cbm.concepts.readers import match_concepts, read_bank
 from cbm.data import FeatureData, ImageDataset, Split, unit_norm
 from cbm.data.encoded import Encoding, encode_images, read_images
 from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
+
+MISSING_CLASSES = ("refuse", "general")
 
 
 def candidate_bank(
@@ -42,6 +45,7 @@ def candidate_bank(
     if concepts_from is None or learns_concepts(concepts_from, cfg):
         return None
     if concepts_from == "class_names":
+        warn_illegible(dataset.classes, encoder, least=0.5)  # proper names are spelled out in any language
         return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
     train = dataset.splits["train"]
     if concepts_from == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
@@ -58,7 +62,10 @@ def candidate_bank(
     shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
     own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
-    return prepare_bank(
+    missing = cfg.concepts.missing_classes
+    if missing not in MISSING_CLASSES:
+        raise UserError(f"concepts.missing_classes={missing}: {did_you_mean(str(missing), MISSING_CLASSES)}")
+    bank = prepare_bank(
         find_bank(source, own, dataset.classes, shipped),
         dataset.classes,
         encode_text,
@@ -66,7 +73,10 @@ def candidate_bank(
         hygiene=cfg.concepts.hygiene,
         max_words=cfg.concepts.max_words,
         remove_class_names=cfg.concepts.remove_class_names,
+        general=read_bank(shipped[-1]) if missing == "general" else None,
     )
+    warn_illegible(bank.texts, encoder)
+    return bank
 
 
 @dataclass(frozen=True)
@@ -128,6 +138,21 @@ def _check_concepts(dataset: ImageDataset) -> ImageDataset:
     return dataset
 
 
+def cav_fidelity(cfg: DictConfig) -> str:
+    """How concepts are learned from images: as ``concepts.cav.fidelity`` says, else as the method does.
+
+    Post-hoc bottlenecks that follow their paper or its code get the support vector machines of that code.
+
+    Raises:
+        UserError: an unknown value.
+    """
+    said = cfg.concepts.cav.fidelity
+    if said not in (None, "repaired", "released"):
+        raise UserError(f"concepts.cav.fidelity={said}: {did_you_mean(str(said), ['repaired', 'released'])}")
+    published = cfg.method.name == "posthoc" and cfg.method.get("fidelity") in ("paper", "released")
+    return said or ("released" if published else "repaired")
+
+
 def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: DictConfig) -> ConceptBank:
     """Concepts learned from images; a class owns those that most of its labelled training images show.
 
@@ -146,7 +171,8 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: 
         stored = encode_images(images.split.images, encoder, Encoding.of(cfg), f"{images.source} (concepts)")
         split = images.split.take(np.flatnonzero(stored.readable))
         x, truth = unit_norm(stored.tensor(), split.images.names), torch.from_numpy(split.concepts)
-    assert truth is not None
+    if truth is None:
+        raise UserError(f"concepts=cav: '{images.source}' does not say which concepts its images show")
     bank = learn_cavs(
         x,
         truth,
@@ -157,6 +183,7 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: 
         svm_c=cfg.concepts.cav.svm_c,
         seed=cfg.seed,
         groups=images.groups,
+        fidelity=cav_fidelity(cfg),
         progress=cfg.trainer.progress,
     )
     owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)

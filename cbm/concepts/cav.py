@@ -40,12 +40,14 @@ def learn_cavs(
     svm_c: float = 0.1,
     seed: int = 0,
     groups: dict[str, list[str]] | None = None,
+    fidelity: str = "repaired",
     progress: bool = False,
 ) -> ConceptBank:
     """One linear support vector machine per concept, on balanced samples of the images.
 
-    Features are centred and divided by one number, the root mean square of their values over all N images, so that
-    ``svm_c`` means the same for every encoder. Where one side has fewer images its errors weigh more, in proportion.
+    ``repaired``: features are centred and divided by one number, the root mean square of their values over all N
+    images, so that ``svm_c`` means the same for every encoder, and where one side has fewer images its errors weigh
+    more, in proportion. ``released``: features as they are and all errors weigh the same, as in the published code.
 
     Args:
         x: unit-norm features ``[N, D]``.
@@ -59,6 +61,7 @@ def learn_cavs(
         seed: random seed for the draw of images; it is combined with the concept's name, so that other concepts do not
             change the draw.
         groups: names of concepts that exclude each other, by name of the group.
+        fidelity: ``repaired`` or ``released``, see above.
         progress: whether a progress bar is shown.
 
     Returns:
@@ -76,9 +79,11 @@ def learn_cavs(
     if truth.shape != (len(x), len(names)):
         raise ValueError(f"truth is {list(truth.shape)}, expected {[len(x), len(names)]}")
     x, labels = x.detach().cpu(), truth.detach().cpu().numpy()
-    mean = x.mean(dim=0, dtype=torch.float64)
-    square = sum(float((part.double() - mean).square().sum()) for part in x.split(8192))
-    scale = max((square / max(x.numel(), 1)) ** 0.5, 1e-12)
+    mean, scale = torch.zeros(x.shape[1], dtype=torch.float64), 1.0
+    if repaired := fidelity != "released":
+        mean = x.mean(dim=0, dtype=torch.float64)
+        square = sum(float((part.double() - mean).square().sum()) for part in x.split(8192))
+        scale = max((square / max(x.numel(), 1)) ** 0.5, 1e-12)
     group = {name: key for key, members in (groups or {}).items() for name in members}
     concepts, normals, dropped = [], [], []
     for a in track(range(len(names)), "learning concepts", transient=True) if progress else range(len(names)):
@@ -89,7 +94,7 @@ def learn_cavs(
             dropped.append(Dropped(name, (), f"{counts}: needs {FEWEST} of each or more"))
             continue
         train, held = _halves(found, per_concept, seed, name)
-        normal, cav = _fit(x, mean, scale, train, held, svm_c)
+        normal, cav = _fit(x, mean, scale, train, held, svm_c, "balanced" if repaired else None)
         if normal is None:
             dropped.append(Dropped(name, (), "pictures with it look like pictures without it to the encoder"))
             continue
@@ -123,7 +128,13 @@ def _halves(found: list[np.ndarray], per_concept: int, seed: int, name: str) -> 
 
 
 def _fit(
-    x: Tensor, mean: Tensor, scale: float, train: list[np.ndarray], held: list[np.ndarray], svm_c: float
+    x: Tensor,
+    mean: Tensor,
+    scale: float,
+    train: list[np.ndarray],
+    held: list[np.ndarray],
+    svm_c: float,
+    class_weight: str | None,
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
     """Unit normal ``[D]`` of the plane between ``train[0]`` and ``train[1]``, and what is to be remembered of it."""
     from sklearn.svm import SVC
@@ -132,7 +143,7 @@ def _fit(
         return ((x[torch.from_numpy(rows)].double() - mean) / scale).numpy()
 
     sides = [features(rows) for rows in train]
-    machine = SVC(kernel="linear", C=svm_c, class_weight="balanced")
+    machine = SVC(kernel="linear", C=svm_c, class_weight=class_weight)
     machine.fit(np.concatenate(sides), np.repeat([1, -1], [len(side) for side in sides]))
     w = machine.coef_[0] / scale  # [D], in the space of x
     norm = float(np.linalg.norm(w))

@@ -1,15 +1,22 @@
 """What is wrong with a bank, and what changed between two: ``python -m cbm concepts lint|diff``."""
 
+import re
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
+from cbm.concepts.formats import BULLET
 from cbm.concepts.hygiene import class_name_pattern, hygiene_reason
+from cbm.concepts.legibility import illegible
 from cbm.concepts.readers import normalise_text
 from cbm.kernels import concept_scores
+
+MARKS = re.compile(rf"{BULLET.pattern}|[{{}}\[\]<>|]")
+"""List marks, brackets and code."""
 
 
 @dataclass(frozen=True)
@@ -27,13 +34,18 @@ class Finding:
     detail: str
 
 
-def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: int = 20) -> list[Finding]:
-    """Find blank and merged phrases, class names, phrases that are not visual, and classes with few concepts.
+def lint_bank(
+    bank: ConceptBank, classes: list[str] | None = None, max_words: int = 20, *,
+    pieces: Sequence[Sequence[str]] = (), one_language: bool = True,
+) -> list[Finding]:  # fmt: skip
+    """Find blank and merged phrases, class names, phrases that are not visual or not read, classes with few or none.
 
     Args:
         bank: the bank as it was read, with duplicates merged.
         classes: class names of a data set; the bank's own by default.
         max_words: number of words above which a phrase is reported.
+        pieces: the pieces that an encoder's tokenizer makes of every phrase (``cbm.concepts.legibility``).
+        one_language: whether that tokenizer is of one language.
     """
     findings = [Finding(gone.reason, gone.text, f"of {', '.join(gone.classes) or 'no class'}") for gone in bank.dropped]
     everything = class_name_pattern(classes or bank.classes)
@@ -51,6 +63,13 @@ def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: in
             )
         if reason := hygiene_reason(concept.text, max_words):
             findings.append(Finding(reason, concept.text, f"owned by {owned}" if owned else ""))
+        if MARKS.search(concept.text):
+            findings.append(Finding("markup", concept.text, "list marks, brackets or code belong to no phrase"))
+    if pieces:
+        reasons = illegible(bank.texts, pieces, one_language=one_language)
+        findings += [Finding("hard to read", bank.texts[row], why) for row, why in reasons.items()]
+    bare = [name for name in classes or () if bank.classes and name not in bank.classes]
+    findings += [Finding("no phrases", name, "a class of the data set that the bank has none for") for name in bare]
     counts = Counter(name for concept in bank.concepts for name in concept.classes)
     findings += [Finding("few concepts", name, f"{count} phrase(s)") for name, count in counts.items() if count < 5]
     return findings

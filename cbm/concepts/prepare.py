@@ -8,11 +8,13 @@ from torch import Tensor
 
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit
-from cbm.concepts.readers import read_bank
+from cbm.concepts.readers import normalise_text, read_bank
 from cbm.data.text_store import EncodeText
 from cbm.errors import UserError, did_you_mean
 
 log = logging.getLogger(__name__)
+
+GENERAL_FOR_THE_OTHERS = "concepts.missing_classes=general gives such classes the phrases of concepts/general.txt"
 
 
 def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped: list[Path]) -> ConceptBank:
@@ -43,14 +45,23 @@ def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped
     return read_bank(general)
 
 
-def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
+def adopt_classes(
+    bank: ConceptBank, classes: list[str], general: ConceptBank | None = None, *, strict: bool = True, hint: str = ""
+) -> ConceptBank:
     """Rename the bank's classes to those of the data set, and leave out classes that it does not have.
 
     Names are compared without case, underscores and leading numbers (``001.Black_footed_Albatross``). Concepts learned
     from images stay, whichever class owned them, because they were not written for a class.
 
+    Args:
+        bank: the bank as it was read.
+        classes: class names of the data set.
+        general: phrases for the classes that the bank has none for.
+        strict: whether a bank without phrases for a class is refused where there are no general ones.
+        hint: what to do about such classes, for the message.
+
     Raises:
-        UserError: a class of the data set has no phrases although the bank is written per class.
+        UserError: a class of the data set has no phrases although the bank is written per class; or no class has any.
     """
     if not bank.classes:
         return bank
@@ -60,12 +71,14 @@ def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
     if all("cav" in concept.provenance for concept in bank.concepts):
         owned = [tuple(known[name] for name in concept.classes if name in known) for concept in bank.concepts]
         return replace(bank, concepts=tuple(replace(c, classes=names) for c, names in zip(bank.concepts, owned)))
-    if missing := [name for name in classes if name not in known.values()]:
+    missing = [name for name in classes if name not in known.values()]
+    if missing and (not known or (strict and general is None)):
         near = did_you_mean(missing[0], unknown) if unknown else ""
         raise UserError(
             f"concept bank '{bank.source}' has no phrases for class '{missing[0]}'"
             + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
             + (f"; it has phrases for '{unknown[0]}', which the data set does not have; {near}" if unknown else "")
+            + hint
         )
     if unknown:
         log.info("concepts: left out the phrases of %d classes the data set does not have", len(unknown))
@@ -75,7 +88,32 @@ def adopt_classes(bank: ConceptBank, classes: list[str]) -> ConceptBank:
         if owners or not concept.classes:
             kept.append(replace(concept, classes=owners))
     columns = [k for k, c in enumerate(bank.concepts) if not c.classes or any(name in known for name in c.classes)]
-    return replace(bank.take(columns), concepts=tuple(kept))
+    adopted = replace(bank.take(columns), concepts=tuple(kept))
+    return adopted if general is None or not missing else _with_general(adopted, missing, general)
+
+
+def _with_general(bank: ConceptBank, missing: list[str], general: ConceptBank) -> ConceptBank:
+    """The bank with the general phrases for classes that it has none for; a phrase of both gets them as owners.
+
+    Raises:
+        UserError: the bank is embedded, so phrases cannot be added.
+    """
+    if bank.embeddings is not None:
+        raise UserError(
+            f"concept bank '{bank.source}' is embedded already: general phrases for class '{missing[0]}' cannot be "
+            "added; remove embeddings.safetensors beside bank.json to embed its texts anew"
+        )
+    log.info("concepts: %d class(es) without phrases of their own get the %d general ones, first: '%s'",
+             len(missing), len(general), missing[0])  # fmt: skip
+    rows = {normalise_text(text): row for row, text in enumerate(bank.texts)}
+    concepts = list(bank.concepts)
+    for phrase in general.concepts:
+        row = rows.get(normalise_text(phrase.text))
+        if row is None:
+            concepts.append(replace(phrase, classes=tuple(missing)))
+        else:
+            concepts[row] = replace(concepts[row], classes=(*concepts[row].classes, *missing))
+    return replace(bank, concepts=tuple(concepts))
 
 
 def prepare_bank(
@@ -87,6 +125,7 @@ def prepare_bank(
     hygiene: bool,
     max_words: int,
     remove_class_names: str,
+    general: ConceptBank | None = None,
 ) -> ConceptBank:
     """Name the owners as the data set does, leave out unfit phrases, and embed the others.
 
@@ -98,11 +137,12 @@ def prepare_bank(
         hygiene: whether phrases that are not visual are left out.
         max_words: largest number of words of a phrase.
         remove_class_names: which class names a phrase may not contain: ``own``, ``any`` or ``none``.
+        general: phrases for the classes that the bank has none for; None refuses such a bank.
 
     Raises:
         UserError: the bank was embedded by another encoder, or no phrase is left for some class.
     """
-    bank = adopt_classes(bank, classes)
+    bank = adopt_classes(bank, classes, general, hint=f"; {GENERAL_FOR_THE_OTHERS}")
     if bank.embeddings is not None:
         if bank.encoder != encoder:
             raise UserError(

@@ -1,22 +1,24 @@
 """Read concept sets in common formats: class -> phrases JSON, lists, one phrase per line, and our own banks."""
 
-import json
-import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
+from cbm.concepts.formats import json_phrases, read_phrases
 from cbm.errors import UserError, did_you_mean
-from cbm.files.parsing import read_json, read_text
+from cbm.files.parsing import read_json
 
 
 def read_bank(path: Path) -> ConceptBank:
     """Read a concept set and merge its duplicates; every owner of a shared phrase is kept.
 
     The formats are ``bank.json`` (ours), ``{class: [phrases]}`` and ``{class: [[phrase, score], ...]}`` (LaBo, V2C-CBM,
-    CLIP descriptions), ``[phrases]``, and text with one phrase per line (``#`` begins a comment).
+    CLIP descriptions), ``[phrases]``, ``[{"text": ..., "classes": [...]}]``, text with one phrase per line (list marks
+    and quotes are taken off, ``#`` begins a comment), and tables whose header names a column of phrases and perhaps one
+    of classes (``cbm.concepts.formats``).
 
     Raises:
         UserError: the file does not exist (the message names the nearest), or has none of these formats.
@@ -27,13 +29,16 @@ def read_bank(path: Path) -> ConceptBank:
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no concept bank '{path}' {did_you_mean(path.name, siblings)}".rstrip())
-    if path.suffix != ".json":
-        lines = [line.strip() for line in read_text(path).splitlines()]
-        return merge_duplicates(path.stem, str(path), ((line, (), None) for line in lines if not line.startswith("#")))
-    content = read_json(path)
-    if isinstance(content, dict) and isinstance(content.get("concepts"), list):
+    content = read_json(path) if path.suffix.lower() == ".json" else None
+    ours = content.get("concepts") if isinstance(content, dict) else None
+    if isinstance(ours, list) and (not ours or not all(isinstance(entry, str) for entry in ours)):
         return load_bank(path)
-    return merge_duplicates(path.stem, str(path), _phrases(path, content))
+    phrases = read_phrases(path) if content is None else json_phrases(path, content)
+    bank = merge_duplicates(path.stem, str(path), phrases)
+    if not isinstance(content, dict):
+        return bank
+    bare = [Dropped("", (name,), "class without phrases") for name, phrases in content.items() if phrases == []]
+    return replace(bank, dropped=bank.dropped + tuple(bare))
 
 
 def phrase_bank(phrases: Sequence[str] | Mapping[str, Sequence[str]], name: str = "phrases") -> ConceptBank:
@@ -45,26 +50,6 @@ def phrase_bank(phrases: Sequence[str] | Mapping[str, Sequence[str]], name: str 
     by_class = phrases.items() if isinstance(phrases, Mapping) else [(None, phrases)]
     owned = ((text, () if owner is None else (owner,), None) for owner, texts in by_class for text in texts)
     return merge_duplicates(name, name, owned)
-
-
-def _phrases(path: Path, content: Any) -> Iterable[tuple[str, tuple[str, ...], float | None]]:
-    """(phrase, owners, score) of a class -> phrases dictionary or a list."""
-    by_class = content if isinstance(content, dict) else {None: content}
-    for name, phrases in by_class.items():
-        if not isinstance(phrases, list):
-            raise UserError(
-                f"'{path}': expected {{class: [phrases]}} or [phrases], but '{name}' holds a {type(phrases).__name__}"
-            )
-        owners = () if name is None else (str(name),)
-        for phrase in phrases:
-            if isinstance(phrase, str):
-                yield phrase, owners, None
-            elif isinstance(phrase, list) and len(phrase) == 2 and isinstance(phrase[0], str):
-                if not isinstance(phrase[1], int | float) or not abs(phrase[1]) < math.inf:
-                    raise UserError(f"'{path}': the score of '{phrase[0]}' is {json.dumps(phrase[1])[:60]}, no number")
-                yield phrase[0], owners, float(phrase[1])
-            else:
-                raise UserError(f"'{path}': a phrase of '{name}' is {json.dumps(phrase)[:60]}, expected a string")
 
 
 def normalise_text(text: str) -> str:

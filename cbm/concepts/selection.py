@@ -21,6 +21,7 @@ def select_concepts(
     score: Score,
     coverage: Coverage,
     coverage_weight: float,
+    score_weight: float | None = None,
 ) -> Tensor:
     """Choose ``per_class`` concepts for every class from the phrases it owns.
 
@@ -34,6 +35,8 @@ def select_concepts(
         coverage: measure of coverage, see ``cbm.solvers.submodular``.
         coverage_weight: weight of coverage (the mean over the class's candidates of how well the nearest choice covers
             them) against discriminability (scaled to 0 .. 1 over the bank).
+        score_weight: weight of discriminability as it is, with which the utility is the published one: neither is it
+            scaled, nor is coverage a mean, and mutual information is that of the paper (without the factor M).
 
     Returns:
         The chosen columns, class by class in greedy order, without repetition.
@@ -42,10 +45,12 @@ def select_concepts(
     if clamped:
         log.info("selection: %d of %d class similarities were negative and count as zero", clamped, owners.numel())
     candidates = [row.nonzero().flatten() for row in owners]
-    per_candidate = coverage_weight / max(1.0, float(owners.sum(dim=1).double().mean()))
-    picks = greedy_select(
-        _unit_range(value), embeddings, candidates, per_class, coverage=coverage, coverage_weight=per_candidate
-    )
+    if score_weight is None:
+        value = _unit_range(value)
+        coverage_weight /= max(1.0, float(owners.sum(dim=1).double().mean()))
+    else:
+        value = score_weight * (value / len(embeddings) if score == "mutual_information" else value)
+    picks = greedy_select(value, embeddings, candidates, per_class, coverage=coverage, coverage_weight=coverage_weight)
     return torch.tensor(list(dict.fromkeys(torch.cat(picks).tolist())))
 
 

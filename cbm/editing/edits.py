@@ -80,8 +80,13 @@ class Edit:
 
     @property
     def number(self) -> float:
-        """The value of ``scale``, ``shift``, ``reweight``, or of ``set`` with a number."""
-        assert isinstance(self.value, int | float)
+        """The value of ``scale``, ``shift``, ``reweight``, or of ``set`` with a number.
+
+        Raises:
+            UserError: the edit has no number.
+        """
+        if not isinstance(self.value, int | float):
+            raise UserError(f"{self.op} '{self.concept}': the value is {self.value!r}; expected a number")
         return float(self.value)
 
     def __str__(self) -> str:

@@ -18,8 +18,9 @@ class Encoder:
 
     Attributes:
         id: name of the model as the user wrote it, e.g. ``ViT-L-14/openai``.
-        fingerprint: hash of the weights and the preprocessing: two encoders with the same fingerprint give the same
-            features, so it addresses them in the feature store.
+        fingerprint: hash of the weights, the preprocessing and the activation (if it is QuickGELU): two encoders with
+            the same fingerprint give the same features, so it addresses them in the feature store.
+        former: its fingerprint before the activation was part of it; None if it computed otherwise then.
         dim: width D of the features.
         logit_scale: factor on cosine similarities that the model was trained with (100 if it has none).
         preprocess: function from an image to a tensor ``[3, H, W]``.
@@ -36,6 +37,7 @@ class Encoder:
         precision: str = "bf16",
         device: str = "cpu",
         logit_scale: float = 100.0,
+        forced: bool = False,
     ):
         self.id = id
         self.model = model.eval().requires_grad_(False).to(device)
@@ -43,7 +45,8 @@ class Encoder:
         self.device = torch.device(device)
         self.precision = precision
         self.logit_scale = logit_scale
-        self.fingerprint = _fingerprint(model, preprocess)
+        former, self.fingerprint = _fingerprints(model, preprocess)
+        self.former = None if forced else former
         with torch.inference_mode():
             picture = preprocess(Image.new("RGB", (32, 32)))[None]
             self.dim = int(self.encode_images(picture).shape[1])
@@ -71,6 +74,15 @@ class Encoder:
     def image_features(self, pictures: Tensor) -> Tensor:
         """The image tower itself: ``[N, 3, H, W]`` to ``[N, D]``."""
         raise NotImplementedError
+
+    @property
+    def one_language(self) -> bool:
+        """Whether the tokenizer is of one language."""
+        return False
+
+    def pieces(self, texts: list[str]) -> list[list[str]]:
+        """The pieces that the tokenizer makes of every text; an empty list if that is not known."""
+        return []
 
     @torch.inference_mode()
     def encode_positions(self, pictures: Tensor) -> Tensor | None:
@@ -111,10 +123,18 @@ class Encoder:
         )
 
 
-def _fingerprint(model: nn.Module, preprocess: Callable) -> str:
-    """Hash of weights, buffers and the printed preprocessing."""
+def uses_quick_gelu(model: nn.Module) -> bool:
+    """Whether any tower of a model computes with QuickGELU."""
+    return any(type(module).__name__ == "QuickGELU" for module in model.modules())
+
+
+def _fingerprints(model: nn.Module, preprocess: Callable) -> tuple[str, str]:
+    """Hash of weights, buffers and the printed preprocessing, without and with the activation if it is QuickGELU."""
     digest = hashlib.sha256(repr(preprocess).encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()[:32]
+    former = digest.hexdigest()[:32]
+    if uses_quick_gelu(model):
+        digest.update(b"QuickGELU")
+    return former, digest.hexdigest()[:32]

@@ -33,11 +33,13 @@ def create_encoder(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if schema in ("timm", "torchvision"):
-            network, preprocess = _fetch(id, image_only.load, schema, name, pretrained)
-            return image_only.ImageEncoder(id, network, preprocess, precision=precision, device=device)
+            network, preprocess, forced = _fetch(id, image_only.load, schema, name, pretrained)
+            return image_only.ImageEncoder(id, network, preprocess, precision=precision, device=device, forced=forced)
         spec, pretrained = _check(model, pretrained)
-        network, preprocess, tokenizer = _fetch(id, open_clip.load, spec, pretrained, device)
-        return open_clip.ClipEncoder(id, network, preprocess, tokenizer, precision=precision, device=device)
+        network, preprocess, tokenizer, forced = _fetch(id, open_clip.load, spec, pretrained, device)
+        return open_clip.ClipEncoder(
+            id, network, preprocess, tokenizer, precision=precision, device=device, forced=forced
+        )
 
 
 def load_encoder(settings: Any) -> Encoder:

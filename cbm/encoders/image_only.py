@@ -1,5 +1,6 @@
 """Image-only backbones from timm and torchvision: ``timm:resnet18``, ``torchvision:resnet50``."""
 
+import logging
 from typing import Any
 
 from torch import Tensor, nn
@@ -8,6 +9,8 @@ from cbm.encoders.base import Encoder
 from cbm.encoders.foreign_code import tensors_only
 from cbm.encoders.positions import timm_position_features
 from cbm.errors import UserError, did_you_mean
+
+log = logging.getLogger(__name__)
 
 
 class ImageEncoder(Encoder):
@@ -22,8 +25,8 @@ class ImageEncoder(Encoder):
         return timm_position_features(self.model, nn.Identity(), pictures)
 
 
-def load(library: str, name: str, pretrained: str | None) -> tuple[nn.Module, Any]:
-    """Backbone and preprocessing.
+def load(library: str, name: str, pretrained: str | None) -> tuple[nn.Module, Any, bool]:
+    """Backbone and preprocessing, and whether another activation than the name's is used: that of the weights.
 
     Args:
         library: ``timm`` or ``torchvision``.
@@ -35,17 +38,45 @@ def load(library: str, name: str, pretrained: str | None) -> tuple[nn.Module, An
     return (_timm if library == "timm" else _torchvision)(name, pretrained != "random")
 
 
-def _timm(name: str, weights: bool) -> tuple[nn.Module, Any]:
+def quick_gelu_twin(name: str) -> str | None:
+    """The model to use instead where a timm model's weights were trained with QuickGELU and the model uses GELU.
+
+    timm says so in the notes of its weights only. None if the model is right as it is.
+
+    Raises:
+        UserError: there is no such model.
+
+    >>> quick_gelu_twin("vit_base_patch32_clip_224.openai")
+    'vit_base_patch32_clip_quickgelu_224.openai'
+    """
+    import timm
+
+    settings = timm.get_pretrained_cfg(name)
+    if settings is None or "quickgelu" in name or not any("QuickGELU" in note for note in settings.notes or ()):
+        return None
+    architecture = name.split(".")[0]
+    twin = architecture.replace("_clip_", "_clip_quickgelu_")
+    if twin == architecture or not timm.is_model(twin):
+        near = did_you_mean(twin, [other for other in timm.list_models() if "quickgelu" in other])
+        raise UserError(f"encoder 'timm:{name}': its weights were trained with QuickGELU, the model uses GELU: {near}")
+    return f"{twin}.{settings.tag}" if settings.tag else twin
+
+
+def _timm(name: str, weights: bool) -> tuple[nn.Module, Any, bool]:
     import timm
 
     if not timm.is_model(name):
         raise UserError(f"unknown timm model '{name}': {did_you_mean(name, timm.list_models())}")
+    twin = quick_gelu_twin(name) if weights else None
+    if twin is not None:
+        log.info("encoder 'timm:%s': its weights were trained with QuickGELU: '%s' is used", name, twin)
     with tensors_only():
-        model = timm.create_model(name, pretrained=weights, num_classes=0)
-    return model, timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+        model = timm.create_model(twin or name, pretrained=weights, num_classes=0)
+    transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model), is_training=False)
+    return model, transform, twin is not None
 
 
-def _torchvision(name: str, weights: bool) -> tuple[nn.Module, Any]:
+def _torchvision(name: str, weights: bool) -> tuple[nn.Module, Any, bool]:
     from torchvision import models
 
     if name not in models.list_models(module=models):
@@ -57,4 +88,4 @@ def _torchvision(name: str, weights: bool) -> tuple[nn.Module, Any]:
         if hasattr(model, head):
             setattr(model, head, nn.Identity())
             break
-    return model, default.transforms()
+    return model, default.transforms(), False

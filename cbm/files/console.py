@@ -2,18 +2,30 @@
 
 import logging
 import os
+import re
 import sys
 import warnings
+from collections.abc import Iterable
 
 log = logging.getLogger("cbm")
 
+FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
+ANSWERED = (
+    "QuickGELU mismatch",  # the encoder uses the weights' own activation
+)
+"""Beginnings of warnings that need nobody's attention, because something is done about them."""
+
 
 def set_up_logging() -> None:
-    """Send our log to the terminal, one line each, and silence the messages of other libraries."""
+    """Send our log and the warnings of libraries to the terminal, one line each, but for those to developers."""
     from rich.console import Console
     from rich.logging import RichHandler
 
-    warnings.simplefilter("ignore")
+    for category in FOR_DEVELOPERS:
+        warnings.simplefilter("ignore", category)
+    for message in ANSWERED:
+        warnings.filterwarnings("ignore", message)
+    warnings.showwarning = lambda message, category, *place: log.warning("%s", " ".join(str(message).split()))
     if not log.handlers:
         console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
         handler = RichHandler(
@@ -24,6 +36,19 @@ def set_up_logging() -> None:
     log.setLevel("INFO" if process_rank() == 0 else "ERROR")  # only the first of several processes speaks
     log.propagate = False
     quiet_libraries()
+
+
+def pass_on(said: Iterable[warnings.WarningMessage], whose: str) -> None:
+    """Log the warnings that a library gave while something was loaded, each once, but for those to developers.
+
+    Args:
+        said: recorded warnings (``warnings.catch_warnings(record=True)``).
+        whose: what was loaded.
+    """
+    texts = [" ".join(str(each.message).split()) for each in said if not issubclass(each.category, FOR_DEVELOPERS)]
+    for text in dict.fromkeys(texts):
+        if not any(re.match(pattern, text) for pattern in ANSWERED):
+            log.warning("%s: %s", whose, text)
 
 
 def process_rank() -> int:

@@ -163,9 +163,11 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
         sweeps: int = 50,
         leaky: bool | None = None,
     ) -> Posterior:
-        """Infer by the published loop, which uses ``x`` and ``clamp`` only, unless another ``method`` is named.
+        """Infer by the published loop, unless another ``method`` is named.
 
-        Arguments as for ``EnergyBottleneck.infer``.
+        Arguments as for ``EnergyBottleneck.infer``; the loop uses ``x``, ``clamp`` and ``leaky``. By default it does as
+        published: the class is also inferred from the image as long as ``clamp`` is None. ``leaky=False`` infers it
+        from the concepts alone.
         """
         if method != "auto":
             return super().infer(
@@ -174,7 +176,8 @@ class ReleasedEnergyBottleneck(EnergyBottleneck):
         clamps = x.new_full((len(x), len(self.steps)), float("nan")) if clamp is None else clamp
         parts = []
         for picture, known in zip(x.split(BATCH), clamps.split(BATCH)):
-            parts.append(released_inference(self.released_energies(picture), None if clamp is None else known)[:2])
+            told = None if clamp is None else known
+            parts.append(released_inference(self.released_energies(picture), told, strict=leaky is False)[:2])
         classes, concepts = (torch.cat(column) for column in zip(*parts))
         decided, chosen = concepts.round(), classes.argmax(dim=1)
         energy = (self.joint()(decided) - self.class_scores(x)).gather(1, chosen[:, None])[:, 0]

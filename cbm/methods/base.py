@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,8 @@ from cbm.config import Registry
 from cbm.data.features import FeatureData
 from cbm.errors import UserError, did_you_mean
 from cbm.losses.classification import cross_entropy, score_batch
+
+Given = TypeVar("Given")
 
 
 @dataclass(frozen=True)
@@ -69,6 +71,21 @@ class Method:
             UserError: the data or the concepts do not suit the method.
         """
         raise NotImplementedError
+
+    def required(self, given: Given | None, what: str) -> Given:
+        """What a method cannot do without, as it was given.
+
+        Args:
+            given: a bank, labels, ...
+            what: its name, for the message.
+
+        Raises:
+            UserError: it was not given.
+        """
+        if given is None:
+            name = next((name for name, kind in METHODS.items() if kind is type(self)), type(self).__name__)
+            raise UserError(f"method={name} needs {what}, and got none")
+        return given
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple["Method", ConceptBank]:
         """The method and the candidates that a control is fitted with.

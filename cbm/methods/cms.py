@@ -58,9 +58,12 @@ class CMS(Method):
         Raises:
             UserError: the encoder reads no text, or the sums of ``method.norm`` are not positive.
         """
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         if data.class_embeddings is None or data.class_embeddings.shape[1] != data.dim:
-            raise UserError("method=cms compares pictures with class names: it needs an encoder that reads text")
+            raise UserError(
+                "method=cms compares images with class names: it needs an encoder that reads text (class_embeddings= "
+                "[C, D] for ConceptClassifier)"
+            )
         x, directions = data.train.x, bank.directions()
         try:
             matrix = concept_matrix(

@@ -4,9 +4,10 @@ Concepts, class and image are joined by three energies (``cbm.layers.energy``), 
 concept then updates the other concepts and the class, and the energies say which concepts go together.
 
 ``fidelity=repaired`` (default) trains the global energy by the pseudo-likelihood of concepts and class together, and
-infers the class from the concepts alone unless ``leaky=true``. ``released`` trains it by p(y | c) only, weights the
-losses and infers as the published code does: then concepts do not depend on each other, and setting one changes none of
-the others.
+infers the class from the concepts alone unless ``leaky=true``. ``released`` trains it by p(y | c) only, with every
+concept a binary variable of its own, weights the losses and infers as the published code does: then concepts do not
+depend on each other, and setting one changes none of the others. While nothing is set the class is also inferred from
+the image.
 """
 
 from collections.abc import Sequence
@@ -71,19 +72,20 @@ class Energy(Method):
         self.noise = config.noise or 0.0
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
-        """Make untrained energies; the training labels tell which concepts exclude each other.
+        """Make untrained energies; the training labels tell which concepts exclude each other (not to ``released``).
 
         Arguments as for ``Method.build``.
         """
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
         train = labels.targets["train"]
-        blocks = concept_blocks(len(labels.bank), *exclusive_groups(train, labels.groups))
+        released = self.config.fidelity == "released"
+        blocks = concept_blocks(len(labels.bank), *exclusive_groups(train, [] if released else labels.groups))
         vectors = None if labels.pseudo else class_vectors(train, data.train.y, len(data.classes), blocks)
         if vectors is not None and self.config.noise is None:
             self.noise = CLASS_LEVEL_NOISE
         mean, std = feature_moments(data.train.x)
-        kind = ReleasedEnergyBottleneck if self.config.fidelity == "released" else EnergyBottleneck
+        kind = ReleasedEnergyBottleneck if released else EnergyBottleneck
         model = kind(
             data.dim,
             len(data.classes),
@@ -102,7 +104,7 @@ class Energy(Method):
 
         Arguments as for ``Method.loss``.
         """
-        assert concepts is not None
+        concepts = self.required(concepts, "concept labels [B, K]")
         labels = torch.bernoulli(concepts.nan_to_num(0.0)).where(~concepts.isnan(), concepts)
         logits, blocks = model.concept_logits(x), model.blocks
         of_class = cross_entropy(model.class_scores(x), y)
@@ -119,7 +121,7 @@ class Energy(Method):
 
         Arguments as for ``Method.loss``.
         """
-        assert concepts is not None
+        concepts = self.required(concepts, "concept labels [B, K]")
         with torch.random.fork_rng():
             torch.manual_seed(0)
             loss = self.loss(model, *(spaced(tensor, 512) for tensor in (x, y, concepts)))

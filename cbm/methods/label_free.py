@@ -78,7 +78,7 @@ class LabelFree(Method):
 
         Arguments as for ``Method.build``.
         """
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         candidates = len(bank)
         bank = self._filter_texts(bank, data.class_embeddings, data.classes)
         pictures = (data.teacher or data).train.x
@@ -116,7 +116,11 @@ class LabelFree(Method):
 
     def _filter_texts(self, bank: ConceptBank, class_embeddings: Tensor | None, classes: list[str]) -> ConceptBank:
         def near_classes(bank: ConceptBank, cutoff: float) -> ConceptBank:
-            assert class_embeddings is not None
+            if class_embeddings is None:
+                raise UserError(
+                    f"method.class_cutoff={cutoff:g} compares phrases with class names, whose embeddings are missing: "
+                    "say class_embeddings= [C, D] (of the text tower), or class_cutoff=None to keep such phrases"
+                )
             texts = bank.directions()
             return drop_near_class_names(bank, texts, class_embeddings, classes, cutoff, centred=self.repaired)
 

@@ -9,6 +9,7 @@ the fixed 100 was made for features that are not unit-norm. A phrase that severa
 under both.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.selection import claim_concepts, select_concepts
 from cbm.data.features import FeatureData, spaced
+from cbm.errors import UserError
 from cbm.kernels import class_logits, score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
 from cbm.methods.base import Built, Method, one_of, register_method, trained
@@ -43,6 +45,12 @@ class LaBoConfig:
     """Coverage of the phrases: facility_cosine (the paper) | maxpool (the published code) | facility_cos2 | none"""
     coverage_weight: float = 5.0
     """Weight of coverage against discriminability"""
+    score_weight: float | None = None
+    """Weight of discriminability as it is (1e7 in the published code), with which coverage_weight is the published one;
+    null: discriminability is scaled to 0..1 over the bank and coverage is a mean over the candidates"""
+    scale: float | None = None
+    """Factor on the scores before training; null: by fidelity (100 for paper, fitted for repaired). The published 100
+    is for raw features: 100 times their mean norm stands for it here, where features have unit norm"""
     own_mass: float | None = None
     """Share of a class's mass on its own concepts before training"""
     learn_scale: bool | None = None
@@ -76,10 +84,13 @@ class LaBo(Method):
                 setattr(config, name, value)
         one_of("method.score", config.score, SCORES)
         one_of("method.coverage", config.coverage, COVERAGES)
+        for name in ("score_weight", "scale"):
+            if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
+                raise UserError(f"method.{name}={value}: expected a number above 0, or null")
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Select the concepts on the training images and set the prior; arguments as for ``Method.build``."""
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         means = data.train.class_means(len(data.classes))
         owners = bank.owners(data.classes)
         if not owners.any():
@@ -93,11 +104,12 @@ class LaBo(Method):
             score=self.config.score,
             coverage=self.config.coverage,
             coverage_weight=self.config.coverage_weight,
+            score_weight=self.config.score_weight,
         )
         bank = bank.take(columns.tolist())
         head = AssociationHead(owner_prior(owners[:, columns], self.config.own_mass))
-        scale = 100.0
-        if self.config.learn_scale:
+        scale = self.config.scale or 100.0
+        if self.config.learn_scale and self.config.scale is None:
             scale = fitted_scale(data, bank.directions(), head, logit_scale)
         reference, spread = score_moments(data.train.x, bank.directions())
         model = ConceptBottleneck(

@@ -60,7 +60,7 @@ class Posthoc(Method):
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Solve the sparse head; a residual starts at zero and is trained. Arguments as for ``Method.build``."""
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         directions, config = bank.directions(), self.config
         if config.fidelity == "repaired":
             model = fit_sparse_head(data, directions, config)

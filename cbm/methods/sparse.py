@@ -196,7 +196,7 @@ class Sparse(Method):
         Raises:
             UserError: the bank has fewer than ``method.k`` concepts, or too many for a learned layer.
         """
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         config, count = self.config, len(bank)
         if config.k != "all" and config.k > count:
             raise UserError(f"method.k={config.k}: bank '{bank.name}' has {count} concepts")
@@ -275,8 +275,8 @@ class Sparse(Method):
         if objective == "contrastive":
             return contrastive_loss(z, block="rectangle" if released else "square")
         if objective == "l1" and not self.repaired:
-            assert model.mixing is not None
-            return self.penalty / len(model.mixing) * model.mixing.abs().sum()
+            mixing = self.required(model.mixing, "a learned layer (method.mixing)")
+            return self.penalty / len(mixing) * mixing.abs().sum()
         return 0.0
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
@@ -293,7 +293,7 @@ class Sparse(Method):
         """The model with the mixtures as its concepts; the repaired l1 layer is first solved for the head found."""
         model: SparseBottleneck = built.model
         if self.repaired and self.config.objective == "l1" and model.k is None:
-            assert model.mixing is not None
+            mixing = self.required(model.mixing, "a learned layer (method.mixing)")
             solved = solve_mixing(
                 data.train.x,
                 data.train.y,
@@ -302,9 +302,9 @@ class Sparse(Method):
                 lam=self.penalty,
                 offset=model.offset,
                 bias=model.bias,
-                start=model.mixing.detach(),
+                start=mixing.detach(),
             )
-            model.mixing.data = solved.weight
+            mixing.data = solved.weight
             self.facts = {"l1_kkt": solved.kkt, "l1_share": self.penalty / solved.lam_max}
             log.info(
                 "l1 layer: penalty %.3g (%.2g of the smallest that leaves nothing), %.1f of %d weights per concept, "

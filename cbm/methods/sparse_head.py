@@ -1,14 +1,17 @@
 """The sparse final layer of post-hoc and label-free bottlenecks: few concepts per class, chosen by validation."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import class_logits, score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.metrics import class_accuracies
 from cbm.solvers import LinearScores, SparsePoint, elastic_net_path
 from cbm.solvers.elastic_net import Link
 
@@ -24,7 +27,8 @@ class SparseHeadConfig:
     l1_ratio: float = 0.99
     """Share of the l1 norm in the penalty"""
     lam: float | None = None
-    """Penalty; null: the one with the sparsest head within one standard error of the best validation accuracy"""
+    """Penalty; null: the one with the sparsest head within one standard error of the best balanced validation accuracy
+    (mean over the classes), never a head without concepts"""
     n_lambdas: int = 50
     """Number of penalties on the path"""
     max_nec: float = 30.0
@@ -73,13 +77,17 @@ def fit_sparse_head(
     mean, spread = score_moments(data.train.x, directions)
     scores = LinearScores(data.train.x, directions, mean=mean, std=spread if std is None else std)
     accuracy: list[float] = []
+    chance = 1 / len(data.val.y.unique())
 
     def past_best(newest: list[SparsePoint]) -> bool:
-        """Note the validation accuracy; the path may end when it was higher ``PATIENCE`` points ago and all since."""
+        """Note the validation accuracy; the path may end when it was higher ``PATIENCE`` points ago and all since.
+
+        Not while every image gets the same class: then the path has not begun.
+        """
         logits = class_logits(data.val.x, *scores.vectors(newest[0].weight(), newest[0].bias))
-        right = logits.argmax(dim=1) == data.val.y
-        accuracy.append(float(right.double().mean()))
-        return accuracy.index(max(accuracy)) < len(accuracy) - PATIENCE
+        accuracy.append(float(class_accuracies(logits.argmax(dim=1), data.val.y, len(data.classes)).nanmean()))
+        best = max(accuracy)
+        return best > chance + 1e-6 and accuracy.index(best) < len(accuracy) - PATIENCE
 
     path = elastic_net_path(
         scores,
@@ -94,10 +102,14 @@ def fit_sparse_head(
         tol=config.tol,
         until=past_best,
     )
-    chosen = sparsest_good(accuracy, len(data.val))
+    counts = [len(point.index) for point in path.points]
+    chosen = sparsest_good(accuracy, informative_images(data.val.y), counts, chance)
     point = path.points[chosen]
+    if not counts[chosen]:
+        log.warning("sparse head: no concept has a weight at penalty %.2e: every image gets the same class; "
+                    "choose a smaller method.lam", point.lam)  # fmt: skip
     log.info(
-        "sparse head: penalty %.2e, %.1f concepts per class, validation accuracy %.4f (point %d of %d; "
+        "sparse head: penalty %.2e, %.1f concepts per class, balanced validation accuracy %.4f (point %d of %d; "
         "duality gap %.0e, KKT residual %.0e)",
         point.lam,
         point.nec,
@@ -111,13 +123,42 @@ def fit_sparse_head(
     return ConceptBottleneck(directions, LinearHead(weight, bias), reference=mean, spread=spread)
 
 
-def sparsest_good(accuracy: list[float], count: int) -> int:
-    """The first accuracy (the path goes from sparse to dense) within one standard error of the best.
+def sparsest_good(
+    accuracy: Sequence[float], count: float, weights: Sequence[int] | None = None, chance: float = 0.0
+) -> int:
+    """The sparsest head within one standard error of the best validation accuracy.
+
+    A head without concepts is never chosen if there is another, nor one that is within one standard error of naming a
+    single class if there is a better one. If no head of the path can be told from the best one, one line says so.
 
     Args:
-        accuracy: validation accuracy of every point of the path.
-        count: number of validation images.
+        accuracy: validation accuracy of every point of the path, from sparse to dense.
+        count: number of validation images (``informative_images`` for a balanced accuracy).
+        weights: number of weights of every point; by default none is without.
+        chance: accuracy of naming a single class.
+
+    >>> sparsest_good([0.5, 0.6, 0.89, 0.9], 100, [0, 1, 4, 9], chance=0.5)
+    2
     """
-    best = max(accuracy)
+    weights = [1] * len(accuracy) if weights is None else weights
+    points = [i for i, number in enumerate(weights) if number] or list(range(len(accuracy)))
+    best = max(accuracy[i] for i in points)
     error = (best * (1 - best) / count) ** 0.5
-    return next(i for i, value in enumerate(accuracy) if value >= best - error)
+    worst = min(accuracy[i] for i in points)
+    if len(points) > 1 and worst >= best - error and best < 1:
+        log.warning("sparse head: the validation images cannot tell the %d heads of the path apart (accuracy %.3f to "
+                    "%.3f, standard error %.3f): the choice is nearly arbitrary",
+                    len(points), worst, best, error)  # fmt: skip
+    least = max(best - error, min(chance + error, best))
+    return next(i for i in points if accuracy[i] >= least)
+
+
+def informative_images(labels: Tensor) -> float:
+    """Number of images in classes of equal size that would tell as much about a balanced accuracy; labels ``[V]``.
+
+    >>> informative_images(torch.tensor([0] * 10 + [1] * 10)), informative_images(torch.tensor([0] * 18 + [1] * 2))
+    (20.0, 7.2)
+    """
+    sizes = torch.bincount(labels)
+    sizes = sizes[sizes > 0].double()
+    return round(len(sizes) ** 2 / float((1 / sizes).sum()), 6)

@@ -78,7 +78,7 @@ class Supervised(Method):
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Make two untrained heads; arguments as for ``Method.build``."""
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
         model = TwoHeads(data.train.x, len(labels.bank), len(data.classes))
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
@@ -88,7 +88,7 @@ class Supervised(Method):
 
         Arguments as for ``Method.loss``.
         """
-        assert concepts is not None
+        concepts = self.required(concepts, "concept labels [B, K]")
         logits = model.concept_logits(x)
         probability = logits.sigmoid()
         if self.config.training != "joint":

@@ -63,7 +63,7 @@ class V2C(Method):
 
         Arguments as for ``Method.build``.
         """
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         owners = bank.owners(data.classes) if self.owners_given else self.token_owners(data, bank)
         columns = owners.any(dim=0).nonzero().flatten()
         owners, bank = owners[:, columns], bank.owned_by(owners, data.classes).take(columns.tolist())

@@ -26,7 +26,7 @@ class ZeroShot(Method):
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Make a bottleneck with one concept per class and the identity as head; arguments as for ``Method.build``."""
-        assert bank is not None
+        bank = self.required(bank, "a concept bank")
         reference, spread = score_moments(data.train.x, bank.directions())
         head = LinearHead(torch.eye(len(data.classes)))
         model = ConceptBottleneck(bank.directions(), head, scale=logit_scale, reference=reference, spread=spread)

@@ -1,7 +1,7 @@
 """Metrics that are measured for every run."""
 
 from cbm.metrics.alignment import ConceptAlignment
-from cbm.metrics.classification import classification_metrics, mcnemar
+from cbm.metrics.classification import chance_accuracy, class_accuracies, classification_metrics, mcnemar, unequal
 from cbm.metrics.concept_labels import concept_label_metrics, concept_probability_metrics
 from cbm.metrics.grounding import concept_gaps, grounding_gap
 from cbm.metrics.image_sparsity import ImageSparsity
@@ -17,6 +17,8 @@ __all__ = [
     "Integrity",
     "InterventionCurve",
     "TopConceptStability",
+    "chance_accuracy",
+    "class_accuracies",
     "classification_metrics",
     "concept_gaps",
     "concept_label_metrics",
@@ -28,5 +30,6 @@ __all__ = [
     "nonzero_concepts",
     "top_concepts",
     "truncated_weights",
+    "unequal",
     "weigh_integrity",
 ]

@@ -4,7 +4,7 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_accuracy, multiclass_calibration_error
+from torchmetrics.functional.classification import multiclass_calibration_error
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -15,16 +15,45 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         labels: class indices ``[N]``.
 
     Returns:
-        ``accuracy``; ``accuracy_macro``, the mean over classes of the accuracy within the class; ``ece``, the expected
-        calibration error over 15 bins (Guo et al., ICML 2017); ``loss``, the mean cross-entropy in nats.
+        ``accuracy``; ``accuracy_macro``, the mean of the accuracy within a class over the classes that have images;
+        ``ece``, the expected calibration error over 15 bins (Guo et al., ICML 2017); ``loss``, the mean cross-entropy
+        in nats.
+
+    >>> values = classification_metrics(torch.eye(3)[[0, 0, 2, 1]], torch.tensor([0, 0, 0, 1]))  # no image of class 2
+    >>> round(values["accuracy_macro"], 4)
+    0.8333
     """
-    classes = logits.shape[1]
+    classes, predicted = logits.shape[1], logits.argmax(dim=1)
     return {
-        "accuracy": float((logits.argmax(dim=1) == labels).double().mean()),
-        "accuracy_macro": float(multiclass_accuracy(logits, labels, classes, average="macro")),
+        "accuracy": float((predicted == labels).double().mean()),
+        "accuracy_macro": float(class_accuracies(predicted, labels, classes).nanmean()),
         "ece": float(multiclass_calibration_error(logits.softmax(dim=1), labels, classes, n_bins=15)),
         "loss": float(torch.nn.functional.cross_entropy(logits, labels)),
     }
+
+
+def class_accuracies(predicted: Tensor, labels: Tensor, count: int) -> Tensor:
+    """Accuracy within every class (its recall) ``[C]``, NaN for a class without images.
+
+    Args:
+        predicted: predicted class indices ``[N]``.
+        labels: class indices ``[N]``.
+        count: number of classes C.
+    """
+    total = torch.bincount(labels, minlength=count).double()
+    right = torch.bincount(labels[predicted == labels], minlength=count)
+    return right / total  # 0/0 is NaN
+
+
+def chance_accuracy(labels: Tensor) -> float:
+    """Accuracy of always naming the most frequent class; labels ``[N]``."""
+    return float(torch.bincount(labels).max() / len(labels)) if len(labels) else float("nan")
+
+
+def unequal(labels: Tensor, factor: float = 3.0) -> bool:
+    """Whether the classes that have images differ in their number by more than a factor; labels ``[N]``."""
+    counts = torch.bincount(labels)
+    return bool(counts.max() > factor * counts[counts > 0].min()) if len(labels) else False
 
 
 def mcnemar(correct_a: Tensor, correct_b: Tensor) -> float:

@@ -1,5 +1,8 @@
 """Are the concepts right? Concept scores compared with the concept labels of a data set, if it has any."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
@@ -19,8 +22,23 @@ def concept_label_metrics(
         val_truth: concept labels ``[V, M]`` on the validation split.
 
     Returns:
-        ``concept_accuracy`` and ``concept_auroc`` (means over concepts present in some images and absent in
-        others), ``concepts_matched``; and the M AUROCs (NaN where undefined).
+        As ``cut_metrics``.
+    """
+    return cut_metrics(scores, truth, [best_threshold(*column) for column in zip(val_scores.T, val_truth.T)])
+
+
+def cut_metrics(scores: Tensor, truth: Tensor, cuts: Sequence[float]) -> tuple[dict[str, float], list[float]]:
+    """Accuracy at given cut points, and AUROC, of concept scores.
+
+    Args:
+        scores: scores ``[N, M]`` of M concepts with labels.
+        truth: concept labels ``[N, M]``: 1, 0, or NaN if unknown.
+        cuts: M scores above which a concept counts as shown; NaN where there is none.
+
+    Returns:
+        ``concept_accuracy`` and ``concept_auroc`` (means over concepts present in some images and absent in others;
+        the accuracy over those with a cut point, and left out without any), ``concepts_matched``; and the M AUROCs
+        (NaN where undefined).
     """
     accuracies, aurocs = [], []
     for k in range(scores.shape[1]):
@@ -30,16 +48,13 @@ def concept_label_metrics(
             aurocs.append(float("nan"))
             continue
         aurocs.append(float(binary_auroc(scores[known, k], target, thresholds=None)))
-        threshold = best_threshold(val_scores[:, k], val_truth[:, k])
-        accuracies.append(float(((scores[known, k] > threshold) == target.bool()).float().mean()))
+        if not math.isnan(cuts[k]):
+            accuracies.append(float(((scores[known, k] > cuts[k]) == target.bool()).float().mean()))
     defined = [value for value in aurocs if value == value]
     if not defined:
         return {"concepts_matched": 0.0}, aurocs
-    means = {
-        "concept_accuracy": sum(accuracies) / len(accuracies),
-        "concept_auroc": sum(defined) / len(defined),
-        "concepts_matched": float(len(defined)),
-    }
+    means = {"concept_accuracy": sum(accuracies) / len(accuracies)} if accuracies else {}
+    means |= {"concept_auroc": sum(defined) / len(defined), "concepts_matched": float(len(defined))}
     return means, aurocs
 
 
@@ -76,13 +91,16 @@ def best_threshold(scores: Tensor, truth: Tensor) -> float:
 
     Args:
         scores: scores ``[N]`` of one concept.
-        truth: concept labels ``[N]``.
+        truth: concept labels ``[N]``: 1, 0, or NaN if unknown.
+
+    Returns:
+        The threshold; NaN if no label is known.
     """
     known = ~truth.isnan()
     order = scores[known].argsort()
     values, labels = scores[known][order].double(), truth[known][order].double()
     if not len(values):
-        return 0.0
+        return math.nan
     # a cut after i sorted scores: right are the i lowest that are absent and the rest that are present
     zero = torch.zeros(1, dtype=torch.float64)
     right = torch.cat([zero, (1 - labels).cumsum(0)]) + (labels.sum() - torch.cat([zero, labels.cumsum(0)]))

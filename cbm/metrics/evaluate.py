@@ -1,7 +1,7 @@
 """All metrics of a classifier on one split."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, spaced
+from cbm.errors import UserError
 from cbm.kernels import class_logits, class_vectors, concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits
 from cbm.metrics import (
     ConceptAlignment,
     ImageSparsity,
     classification_metrics,
-    concept_label_metrics,
     concept_probability_metrics,
     effective_concepts,
     grounding_gap,
@@ -23,6 +23,7 @@ from cbm.metrics import (
     nonzero_concepts,
     truncated_weights,
 )
+from cbm.metrics.concept_labels import best_threshold, cut_metrics
 from cbm.metrics.nec import SparseHead
 
 
@@ -40,16 +41,20 @@ def truncated_logits(model: ConceptBottleneck, x: Tensor, count: int = 5) -> Ten
 
 @torch.no_grad()
 def evaluate_split(
-    model: nn.Module, bank: ConceptBank | None, data: FeatureData, name: str, heads: Sequence[SparseHead] = ()
-) -> dict[str, float]:
+    model: nn.Module, bank: ConceptBank | None, data: FeatureData, name: str, heads: Sequence[SparseHead] = (),
+    cuts: Mapping[str, float] | None = None,
+) -> dict[str, float]:  # fmt: skip
     """Metrics of one split, keys as in ``metrics.json`` (``test/accuracy``, ``test/accuracy_nec5``, ...).
 
     Args:
         model: a ``ConceptBottleneck`` or any classifier of features.
         bank: the concepts of the model's columns; None without concepts.
-        data: encoded splits; thresholds of concepts are chosen on the validation split.
+        data: encoded splits.
         name: name of the split to evaluate.
         heads: re-solved heads on the model's concepts (``cbm.metrics.nec``).
+        cuts: score above which a concept counts as shown, by its text (``cut_points``); by default chosen on the
+            validation split of ``data``. What is evaluated never chooses them: a concept without a cut point has no
+            accuracy.
     """
     split = data.splits[name]
     values = classification_metrics(predict_logits(model, split.x), split.y)
@@ -63,7 +68,7 @@ def evaluate_split(
         values |= alignment(model, bank, split.x)
         gap, gap_std = grounding_gap(split.x, split.y, model.concepts, bank.owners(data.classes))
         values["grounding_gap"], values["grounding_gap_std"] = gap, gap_std
-        values |= concept_ground_truth(model, bank, split, data)[0]
+        values |= concept_ground_truth(model, bank, split, data, cuts)[0]
         if isinstance(model.activation, Sigmoid):
             values |= told_concepts(model, bank, split, data)
     if isinstance(model, EnergyBottleneck) and bank is not None:
@@ -130,8 +135,13 @@ def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[st
 
 
 def residual_metrics(model: ConceptBottleneck, split: FeatureSplit) -> dict[str, float]:
-    """How much of PCBM-h's decision bypasses the concepts: metrics of either path alone, and the residual's share."""
-    assert model.residual is not None
+    """How much of PCBM-h's decision bypasses the concepts: metrics of either path alone, and the residual's share.
+
+    Raises:
+        UserError: the model has no residual.
+    """
+    if model.residual is None:
+        raise UserError("this model has no residual: train with method=posthoc method.residual=true")
     concepts, residual = predict_logits(model.concept_path(), split.x), predict_logits(model.residual, split.x)
     values = {"residual_share": residual_share(concepts, residual)}
     for name, logits in (("concepts_only", concepts), ("residual_only", residual), ("both", concepts + residual)):
@@ -190,8 +200,34 @@ def used_concept_truth(model: ConceptBottleneck, x: Tensor, columns: list[int], 
     return {"used_concept_precision": right / total if total else float("nan")}
 
 
+@torch.no_grad()
+def cut_points(model: nn.Module, bank: ConceptBank | None, data: FeatureData) -> dict[str, float]:
+    """Score above which a concept counts as shown, by its text: the most accurate one on the validation images.
+
+    Args:
+        model: the trained classifier; without linear concepts there are no cut points.
+        bank: the concepts of its columns, or None.
+        data: encoded splits of the run that trained the model.
+    """
+    if not isinstance(model, ConceptBottleneck) or bank is None or "val" not in data.splits:
+        return {}
+    val, matches = data.splits["val"], match_concepts(bank.texts, data.concept_names)
+    if not matches or val.concepts is None:
+        return {}
+    columns = [column for column, _ in matches]
+    scores = concept_scores(val.x, model.concepts[columns])
+    found = {
+        bank.texts[k]: best_threshold(scores[:, i], val.concepts[:, truth]) for i, (k, truth) in enumerate(matches)
+    }
+    return {text: cut for text, cut in found.items() if not math.isnan(cut)}
+
+
 def concept_ground_truth(
-    model: ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
+    model: ConceptBottleneck,
+    bank: ConceptBank,
+    split: FeatureSplit,
+    data: FeatureData,
+    cuts: Mapping[str, float] | None = None,
 ) -> tuple[dict[str, float], dict[int, float]]:
     """Concept accuracy and AUROC for concepts that the data set labels, and the AUROC of each of these by column.
 
@@ -199,16 +235,17 @@ def concept_ground_truth(
         model: the bottleneck.
         bank: the concepts of its columns.
         split: the evaluated images.
-        data: encoded splits; thresholds of concepts are chosen on the validation split.
+        data: encoded splits, for the names of labelled concepts.
+        cuts: score above which a concept counts as shown, by its text; by default ``cut_points`` of ``data``.
     """
     matches = match_concepts(bank.texts, data.concept_names)
-    val = data.splits.get("val", split)
-    if not matches or split.concepts is None or val.concepts is None:
+    if not matches or split.concepts is None:
         return {}, {}
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
-    directions = model.concepts[columns]
-    scores, val_scores = concept_scores(split.x, directions), concept_scores(val.x, directions)
-    values, aurocs = concept_label_metrics(scores, split.concepts[:, truth], val_scores, val.concepts[:, truth])
+    cuts = cut_points(model, bank, data) if cuts is None else cuts
+    scores = concept_scores(split.x, model.concepts[columns])
+    chosen = [cuts.get(bank.texts[column], math.nan) for column in columns]
+    values, aurocs = cut_metrics(scores, split.concepts[:, truth], chosen)
     if model.activation is not None and model.activation.rests_at_zero:
         values |= used_concept_truth(model, split.x, columns, split.concepts[:, truth])
     return values, {column: auroc for column, auroc in zip(columns, aurocs) if not math.isnan(auroc)}

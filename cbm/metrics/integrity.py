@@ -211,8 +211,3 @@ def compare(mine: float, other: float, p: float) -> str:
 def p_value(p: float) -> str:
     """Words for a p-value: ``p = 0.03``, ``p < 0.001``."""
     return "p < 0.001" if p < 0.001 else f"p = {p:.2g}"
-
-
-def chance_accuracy(labels: Tensor) -> float:
-    """Accuracy of always naming the most frequent class; labels ``[N]``."""
-    return float(torch.bincount(labels).max() / len(labels))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.layers import ConceptBottleneck
-from cbm.metrics import top_concepts
+from cbm.metrics import class_accuracies, top_concepts
 from cbm.report.wording import clip
 
 
@@ -58,13 +58,6 @@ class ClassFacts:
     def largest(self) -> float:
         """Length of the longest bar."""
         return max([abs(c.importance) for c in self.concepts] + [1e-12])
-
-
-def class_accuracies(predicted: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Accuracy within every class ``[C]``, NaN for a class without pictures; predicted and labels ``[N]``."""
-    total = torch.bincount(labels, minlength=count)
-    right = torch.bincount(labels[predicted == labels], minlength=count)
-    return right / total  # 0/0 is NaN
 
 
 def select_classes(accuracies: Tensor, limit: int) -> list[int]:

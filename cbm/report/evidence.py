@@ -7,7 +7,10 @@ from cbm.metrics import Integrity
 
 METRICS = {
     "accuracy": ("Accuracy", "Share of the test pictures that are classified correctly."),
-    "accuracy_macro": ("Macro", "Mean over the classes of the accuracy within the class: every class counts the same."),
+    "accuracy_macro": (
+        "Macro",
+        "Mean of the accuracy within a class over the classes that have test pictures: every class counts the same.",
+    ),
     "accuracy_nec5": (
         "At 5 concepts",
         "Accuracy when every class may use only its five most important concepts; the others are held at their "

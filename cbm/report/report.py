@@ -14,8 +14,9 @@ from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, spaced
 from cbm.files import write_atomically
 from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, Sigmoid, TopK, predict_logits
+from cbm.metrics import chance_accuracy, class_accuracies, unequal
 from cbm.metrics.evaluate import concept_ground_truth
-from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
+from cbm.report.classes import ConceptUse, describe_classes
 from cbm.report.command import reproduce_command
 from cbm.report.energies import describe_energies, told_rows
 from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, resolved_rows
@@ -116,6 +117,8 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "facts": header_facts(model, bank, data, cfg),
         "control": cfg.concepts.control,
         "metrics": metrics,
+        "largest_class": chance_accuracy(test.y),
+        "macro": float(accuracies.nanmean()) if unequal(test.y) or unequal(data.train.y) else None,
         "integrity": integrity,
         "evidence": () if integrity is None else integrity.evidence,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},

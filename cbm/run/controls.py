@@ -13,9 +13,10 @@ from cbm.data.text_store import text_encoder
 from cbm.encoders.base import Encoder
 from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.methods import Method, create_method, fit_method
+from cbm.metrics import chance_accuracy
 from cbm.metrics.evaluate import deleted_logits, evaluate_split, outside_share, truncated_logits
 from cbm.metrics.grounding import concept_gaps
-from cbm.metrics.integrity import Integrity, chance_accuracy, renamed_accuracy, weigh_integrity
+from cbm.metrics.integrity import Integrity, renamed_accuracy, weigh_integrity
 
 
 def check_integrity(

@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     editor = check_request(cfg)
     model = load(Path(cfg.run), device=cfg.device)
     card = model.card(cfg.dataset)
-    dataset, data = model.read(("val", cfg.split), dataset=card, cache=cfg.cache)
+    dataset, data = model.read((cfg.split,), dataset=card, cache=cfg.cache)
     request = Request(model, data, cfg.split, card, cfg.domain or dataset.name, Path(cfg.cache))
     name = f"{dataset.name}-{cfg.split}"
     if editor is not None:
@@ -67,7 +67,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     write_atomically(model.path / "eval" / f"{name}.json", content)
     if cfg.output is not None:
         write_atomically(Path(cfg.output), content)
-    print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics)
+    print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics, found.labels)
     found.say_more()
     return found.metrics
 
@@ -116,18 +116,22 @@ class Evaluated:
 
     Attributes:
         metrics: all numbers of the file that is written, computed from the same decisions.
+        labels: class indices ``[N]`` of the images that were decided.
         say_more: function that logs further findings.
     """
 
     metrics: dict[str, float]
+    labels: torch.Tensor
     say_more: Callable[[], None] = lambda: None
 
 
 def plain(request: Request) -> Evaluated:
     """Evaluate the model as it was trained."""
     model, heads = request.model, load_heads(request.model.path / "nec.safetensors")
-    metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads)
-    return Evaluated(metrics | {f"data/n_{request.split}": float(len(request.data.splits[request.split]))})
+    cuts = model.cut_points(request.cache)
+    metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads, cuts)
+    split = request.data.splits[request.split]
+    return Evaluated(metrics | {f"data/n_{request.split}": float(len(split))}, split.y)
 
 
 def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
@@ -159,7 +163,7 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
     if elsewhere := sorted(edits.domains - {domain}):
         log.info("pictures of '%s': edits of '%s' do not act (domain= says otherwise)", domain, elsewhere[0])
-    return Evaluated(metrics, lambda: say_changes(comparison))
+    return Evaluated(metrics, comparison.y, lambda: say_changes(comparison))
 
 
 def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated:
@@ -187,7 +191,7 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
         log.info("%s", correction.summary())
         log.info("edits and a page to read: %s", folder)
 
-    return Evaluated(metrics, say_more)
+    return Evaluated(metrics, correction.comparison.y, say_more)
 
 
 def decided_metrics(
@@ -203,7 +207,10 @@ def decided_metrics(
             Then numbers that describe one model (accuracy at equal sparsity, concepts per image, ...) are left out.
     """
     split = request.split
-    metrics = {} if one_model is None else evaluate_split(one_model, request.model.bank, data, split)
+    metrics = {}
+    if one_model is not None:
+        cuts = request.model.cut_points(request.cache)
+        metrics = evaluate_split(one_model, request.model.bank, data, split, cuts=cuts)
     decided = classification_metrics(comparison.after, comparison.y)
     metrics |= {f"{split}/{key}": value for key, value in decided.items()}
     metrics |= comparison.metrics()

@@ -26,10 +26,10 @@ from cbm.encoders import load_encoder
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files.run_directory import RunDirectory, choose_run_directory, finished_run, read_metrics
-from cbm.layers import ConceptBottleneck, save_model
+from cbm.layers import ConceptBottleneck, linear_or_none, save_model
 from cbm.methods import Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
-from cbm.metrics.evaluate import evaluate_split
+from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
 from cbm.report.result import RunResult
@@ -91,11 +91,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
         metrics |= {f"nec/resolved{head.target}_{key}": getattr(head, key) for key in ("nec", "gap", "kkt")}
     integrity = None
     with clock("controls"):
-        if cfg.controls and method.concepts_from == "bank":
-            assert isinstance(model, ConceptBottleneck)
-            assert candidates is not None
-            assert bank is not None
-            integrity = check_integrity(model, bank, data, candidates, cfg, inputs.encoder.logit_scale)
+        bottleneck = linear_or_none(model, bank)
+        if cfg.controls and method.concepts_from == "bank" and bottleneck is None:
+            log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
+        elif cfg.controls and method.concepts_from == "bank" and bottleneck and candidates and bank:
+            integrity = check_integrity(bottleneck, bank, data, candidates, cfg, inputs.encoder.logit_scale)
             metrics |= integrity_metrics(integrity)
     baselines = fit_baselines(method, data, cfg, inputs.encoder) if cfg.report else {}
     metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
@@ -255,6 +255,7 @@ def about(result: RunResult, encoder: Encoder) -> dict[str, Any]:
             "logit_scale": encoder.logit_scale,
             "preprocess": " ".join(repr(encoder.preprocess).split()),
         },
+        "cut_points": cut_points(result.model, result.bank, result.data),
         "verdict": integrity and integrity.verdict,
         "integrity": integrity and asdict(integrity),
         "baselines": result.baselines,

@@ -42,16 +42,22 @@ class ReleasedEnergies:
     of_both: Callable[[Tensor], Tensor]
 
 
-def released_inference(energies: ReleasedEnergies, clamp: Tensor | None = None) -> tuple[Tensor, Tensor, int]:
+def released_inference(
+    energies: ReleasedEnergies, clamp: Tensor | None = None, *, strict: bool = False
+) -> tuple[Tensor, Tensor, int]:
     """Class probabilities ``[B, M]``, concept probabilities ``[B, K]`` and the number of steps, for one batch.
 
     Args:
         energies: inner products of the batch.
         clamp: known concepts ``[B, K]``: 1 present, 0 absent, NaN unknown; concepts are inferred first, then
             overwritten.
+        strict: whether the class starts again and follows from the concepts alone also if none is known. The published
+            code leaves it where the class energy has put it.
     """
     classes, concepts = torch.zeros_like(energies.of_class), torch.zeros_like(energies.of_concept)
     steps = _descend(energies, classes, concepts, (1.0, 1.0, 0.01))
+    if strict and clamp is None:
+        clamp = energies.of_concept.new_full(concepts.shape[:2], float("nan"))
     if clamp is not None:
         known = torch.stack([1 - 2 * clamp, 2 * clamp - 1], dim=2) * KNOWN
         concepts = known.where(~known.isnan(), concepts)

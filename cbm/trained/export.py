@@ -58,7 +58,8 @@ def export_model(module: PortableModel, path: Path, about: dict[str, Any], kind:
                 dynamo=True,
                 verbose=False,
             )
-        assert made is not None
+        if made is None:
+            raise UserError("this model cannot be exported: torch.onnx made nothing of it")
         made.model.metadata_props.update({key: _json(value) for key, value in about.items()})
         made.save(file, external_data=False)
         return _move(file, path)

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -27,11 +28,14 @@ from cbm.errors import UserError
 from cbm.files import resolve_path, write_atomically
 from cbm.files.run_directory import open_run, read_about
 from cbm.layers import ConceptBottleneck, load_model, require_concepts, require_linear, save_model
+from cbm.metrics.evaluate import cut_points
 from cbm.trained.export import export_model
 from cbm.trained.heat_map import HeatMap, heat_map
 from cbm.trained.hub import pull, push, without_paths
 from cbm.trained.model_card import model_card
 from cbm.trained.portable import PortableModel
+
+log = logging.getLogger(__name__)
 
 HUB = "hf-hub:"
 
@@ -140,12 +144,35 @@ class TrainedModel:
         """
         encoder = load_encoder(self.config.encoder)
         trained_on = self.about["encoder"]["fingerprint"]
-        if encoder.fingerprint != trained_on:
+        if trained_on not in (encoder.fingerprint, encoder.former):
             raise UserError(
                 f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained "
                 f"({encoder.fingerprint} against {trained_on})"
             )
         return encoder
+
+    def cut_points(self, cache: str | Path = "cache") -> dict[str, float]:
+        """Score above which a concept counts as shown, by its text, as chosen on the run's own validation images.
+
+        A run made before they were kept chooses them anew on those images; without the images there are none.
+
+        Args:
+            cache: folder of the feature store.
+
+        Raises:
+            UserError: ``about.json`` is damaged.
+        """
+        kept = self.about.get("cut_points")
+        if kept is None:
+            try:
+                _, home = self.read(("val",), cache=cache, as_trained=True)
+            except UserError as error:
+                log.warning("no concept accuracy: the run keeps no cut points, and its images are gone (%s)", error)
+                return {}
+            return cut_points(self.model, self.bank, home)
+        if not isinstance(kept, dict) or not all(isinstance(cut, int | float) for cut in kept.values()):
+            raise UserError(f"'{self.path / 'about.json'}' is damaged: 'cut_points' is not names and numbers")
+        return {text: float(cut) for text, cut in kept.items()}
 
     def card(self, dataset: str | DictConfig | None = None, root: str | Path | None = None) -> DictConfig:
         """A data set card with its settings.
@@ -293,6 +320,7 @@ class TrainedModel:
         other = copy.copy(self)
         other.model, swap = swap_bank(bottleneck, bank, x, translation=translation, ridge=ridge, least=least)
         other.bank, other.changes = bank, (*self.changes, swap)
+        other.about = {**self.about, "cut_points": {}}  # those are of other directions
         return other
 
     def _read_bank(self, bank: str | Path | Sequence[str], translation: bool) -> ConceptBank:

@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from conftest import paint
+from omegaconf import OmegaConf
 from sklearn.svm import SVC
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.concepts import Concept, ConceptBank, distances, learn_cavs, load_bank, read_concept_folders
-from cbm.concepts.cav import majority_owners
+from cbm.concepts.candidates import cav_fidelity
+from cbm.concepts.cav import _halves, majority_owners
 from cbm.errors import UserError
 
 DIM, NAMES = 24, ["striped", "round", "red"]
@@ -299,3 +301,39 @@ def test_majority_owners_counts_what_is_known():
     truth = torch.tensor([[1, 1], [1, 0], [0, torch.nan], [1, torch.nan], [0, torch.nan], [0, torch.nan]])
     owners = majority_owners(truth, torch.tensor([0, 0, 0, 1, 1, 2]), 3)
     assert owners.tolist() == [[True, False], [False, False], [False, False]]  # two of three; ties and ignorance: no
+
+
+@pytest.mark.parametrize("positives", [60, 25])
+def test_the_published_vectors_are_those_of_a_plain_support_vector_machine(positives: int):
+    """On the same images, also where one side has fewer: uncentred, unscaled, without class weights."""
+    x, truth, _ = planted(400)
+    rows = truth[:, 0].nonzero()[positives * 2 :, 0]
+    truth[rows, 0] = float("nan")
+    bank = learn(x, truth, per_concept=50, svm_c=0.1, fidelity="released")
+    found = [np.flatnonzero(truth[:, 0].numpy() == value) for value in (1, 0)]
+    sides, _ = _halves(found, 50, 0, NAMES[0])
+    machine = SVC(kernel="linear", C=0.1)
+    machine.fit(np.concatenate([x[side].numpy() for side in sides]), np.repeat([1, -1], [len(s) for s in sides]))
+    vector = torch.from_numpy(machine.coef_[0])
+    assert float(bank.directions()[0].double() @ vector / vector.norm()) == pytest.approx(1, abs=1e-6)
+    about = cav(bank, NAMES[0])
+    assert about["norm"] == pytest.approx(float(vector.norm()), rel=1e-5)
+    assert about["intercept"] == pytest.approx(float(machine.intercept_[0]), abs=1e-5)
+    repaired = learn(x, truth, per_concept=50, svm_c=0.1)
+    assert float(repaired.directions()[0].double() @ vector / vector.norm()) < 0.999
+
+
+@pytest.mark.parametrize(
+    ("method", "fidelity", "said", "expected"),
+    [
+        ("posthoc", "repaired", None, "repaired"), ("posthoc", "released", None, "released"),
+        ("posthoc", "paper", None, "released"), ("posthoc", "released", "repaired", "repaired"),
+        ("labo", "paper", None, "repaired"), ("sparse", None, "released", "released"),
+    ],
+)  # fmt: skip
+def test_which_vectors_a_method_gets(method: str, fidelity: str | None, said: str | None, expected: str):
+    cfg = OmegaConf.create({"method": {"name": method, "fidelity": fidelity}, "concepts": {"cav": {"fidelity": said}}})
+    assert cav_fidelity(cfg) == expected
+    cfg.concepts.cav.fidelity = "relesed"
+    with pytest.raises(UserError, match="concepts.cav.fidelity=relesed: did you mean 'released'"):
+        cav_fidelity(cfg)

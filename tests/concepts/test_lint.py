@@ -42,3 +42,22 @@ def test_diff():
     assert changes.added == ["white"]
     assert changes.removed == ["blue"]
     assert changes.owners == {"A red": (("a",), ("a", "b"))}
+
+
+def test_markup_unread_phrases_and_classes_without_any():
+    bank = make([("- red wing", ["a"]), ("long tail", ["a"]), ("<b>grey</b> wing", ["b"]), ("gelber Bauch", ["b"])])
+    pieces = [["red", "wing"], ["long", "tail"], ["grey", "wing"], list("gelberBauch")]
+    found = kinds(lint_bank(bank, ["a", "b", "c"], pieces=pieces))
+    assert {("markup", "- red wing"), ("markup", "<b>grey</b> wing"), ("no phrases", "c")} <= found
+    assert [text for kind, text in found if kind == "hard to read"] == ["gelber Bauch"]
+    assert ("hard to read", "gelber Bauch") not in kinds(lint_bank(bank, pieces=pieces, one_language=False))
+    assert not [kind for kind, _ in kinds(lint_bank(make([("red wing", [])]), ["a"])) if kind == "no phrases"]
+
+
+def test_lint_with_a_data_set_finds_its_bare_classes(module, colour_folder, tmp_path):
+    (tmp_path / "bank.json").write_text('{"red": ["warm colour"], "grün": ["cold colour"]}')
+    status, out, errors = module("concepts", "lint", "bank.json", "--dataset", "folder", "--root", str(colour_folder))
+    assert status == 0, errors
+    assert "no phrases (2)" in out
+    assert "loading the encoder" in errors
+    assert "encoding 1 phrases and the training images" in errors

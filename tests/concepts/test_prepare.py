@@ -78,3 +78,21 @@ def test_concepts_learned_from_pictures_go_to_any_data_set():
     assert [c.classes for c in adopted.concepts] == [("Red",), ()]
     with pytest.raises(UserError, match="no phrases for class 'violet'"):
         adopt_classes(bank, ["Red", "violet"])
+
+
+def test_the_others_get_general_phrases():
+    general = merge_duplicates("general", "general.txt", [("round", (), None), ("Wet nose", (), None)])
+    options = {**OPTIONS, "general": general}
+    bank_of_dogs = bank(dog=["wet nose", "long tail"])
+    prepared = prepare_bank(bank_of_dogs, ["cat", "cow", "dog"], embed, "e", **options)
+    assert {c.text: c.classes for c in prepared.concepts} == {
+        "wet nose": ("dog", "cat", "cow"), "long tail": ("dog",), "round": ("cat", "cow"),
+    }  # fmt: skip
+    with pytest.raises(UserError, match="for class 'cat'.*concepts.missing_classes=general gives such classes"):
+        prepare_bank(bank_of_dogs, ["cat", "cow", "dog"], embed, "e", **OPTIONS)
+    assert prepare_bank(bank_of_dogs, ["dog"], embed, "e", **options).texts == ["wet nose", "long tail"]
+    with pytest.raises(UserError, match="no phrases for class 'cat'"):  # all of them: another data set's bank
+        prepare_bank(bank_of_dogs, ["cat", "cow"], embed, "e", **options)
+    embedded = replace(bank_of_dogs, encoder="e", embeddings=torch.eye(2))
+    with pytest.raises(UserError, match="embedded already"):
+        prepare_bank(embedded, ["cat", "dog"], embed, "e", **options)

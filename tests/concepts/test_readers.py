@@ -84,3 +84,63 @@ def test_published_concept_sets_as_found(name: str, concepts: int | None, classe
     assert len(bank.classes) == classes
     assert concepts is None or len(bank) == concepts
     assert len(bank) > 100
+
+
+MARKED = ["- {}", "* {}", "1. {}", "2) {}", "(3) {}", "• {}", "•{}", "– {}", "a) {}", "iv. {}", "- [ ] {}", "+ {}",
+          '"{}"', "'{}',", "“{}”", "  -  {}", "**{}**", "- **{}**", "7: {}", "◦ {}", "`{}`"]  # fmt: skip
+
+
+def test_list_marks_and_quotes_are_no_part_of_a_phrase(tmp_path: Path):
+    phrases = ["yellow beak", "long neck", "black cap"]
+    for mark in MARKED:
+        text = "\n".join(mark.format(phrase) for phrase in phrases)
+        assert read_bank(write(tmp_path, text, "list.txt")).texts == phrases, mark
+    plain = ["3 stripes", "3.5 cm beak", "bird's wing", "t-shirt", "x-shaped mark"]
+    assert read_bank(write(tmp_path, "\n".join(plain), "plain.TXT")).texts == plain
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.csv", "phrase,class\nyellow beak,heron\nlong neck,heron\nblack cap,tern\nlong neck,tern"),
+        ("b.csv", "Class;Concept\nheron;yellow beak\nheron|tern;'long neck'\ntern;black cap\n\n"),
+        ("c.tsv", "label\tscore\ttext\nheron\t1\tyellow beak\nheron;tern\t2\tlong neck\ntern\t3\tblack cap"),
+        ("d.txt", 'concept,species\n"yellow beak",heron\n- long neck,heron;tern\nblack cap,tern'),
+        ("e.json", '[{"text": "yellow beak", "classes": ["heron"]}, {"phrase": "long neck", "class": "heron"}, '
+                   '{"concept": "black cap", "label": "tern"}, {"text": "long neck", "classes": ["tern"]}]'),
+        ("f.json", '{"heron": [{"text": "yellow beak"}, {"text": "long neck", "classes": ["tern"]}], '
+                   '"tern": ["black cap"]}'),
+        ("g.txt", '{"heron": ["yellow beak", "long neck"], "tern": ["long neck", "black cap"]}'),
+    ],
+)  # fmt: skip
+def test_tables_and_objects(tmp_path: Path, name: str, text: str):
+    bank = read_bank(write(tmp_path, text, name))
+    assert {c.text: c.classes for c in bank.concepts} == {
+        "yellow beak": ("heron",), "long neck": ("heron", "tern"), "black cap": ("tern",),
+    }  # fmt: skip
+
+
+def test_columns_and_lists_of_one_kind(tmp_path: Path):
+    assert read_bank(write(tmp_path, "phrase\nred\nblue", "one.csv")).texts == ["red", "blue"]
+    assert read_bank(write(tmp_path, '"red, dark"\nblue', "bare.csv")).texts == ["red, dark", "blue"]
+    assert read_bank(write(tmp_path, {"concepts": ["red", "blue"], "name": "x"}, "own.json")).texts == ["red", "blue"]
+    bare = read_bank(write(tmp_path, {"crow": ["dark"], "dove": []}, "bare.json"))
+    assert [(d.classes, d.reason) for d in bare.dropped] == [(("dove",), "class without phrases")]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.docx", "red", "not read from .docx files; expected bank.json"),
+        ("a.yaml", "- red", "not read from .yaml files"),
+        ("a.csv", "bird,colour\nheron,grey", "no column is called phrase, concept or text .*'bird,colour'"),
+        ("a.csv", "phrase,class\nred,a,b", "row 2 has 3 cells"),
+        ("a.json", [{"name": "red"}], r"entry 1 is \{\"name\": \"red\"\}, expected a 'text'"),
+        ("a.json", [{"text": "red", "classes": [1]}], "expected 'classes' to be a list of names"),
+        ("a.json", [3], "entry 1 is 3, expected a string"),
+        ("a.json", "null", "the file holds a NoneType"),
+    ],
+)
+def test_what_is_refused_names_what_is_read(tmp_path: Path, name: str, text, message: str):
+    with pytest.raises(UserError, match=message):
+        read_bank(write(tmp_path, text, name))

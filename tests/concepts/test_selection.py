@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn.functional import normalize
 
@@ -60,3 +61,44 @@ def test_ownerless_phrases_go_where_they_stand_out():
     claimed = claim_concepts(embeddings[:24], means)
     assert claimed[owners[:, :24]].all()
     assert claimed.any(dim=1).all()
+
+
+def published_picks(rows: list[list[float]], score: list[float], weight: float, k: int) -> list[int]:
+    """The published code's utility by a naive greedy in float64: sum of w MI(c), and a maximum per coordinate of
+    [w MI(c), t_c], which its library takes for similarities."""
+    covered, picks = [0.0] * len(rows[0]), []
+    while len(picks) < k:
+        gains = {
+            c: score[c] + weight * sum(max(0.0, value - now) for value, now in zip(row, covered))
+            for c, row in enumerate(rows) if c not in picks
+        }  # fmt: skip
+        best = max(gains, key=gains.__getitem__)
+        picks.append(best)
+        covered = [max(value, now) for value, now in zip(rows[best], covered)]
+    return picks
+
+
+@pytest.mark.parametrize("weights", [(1e7, 5.0), (1e5, 5.0), (1e3, 0.5)])
+@pytest.mark.parametrize("seed", range(3))
+def test_the_published_objective_is_one_setting(seed: int, weights: tuple[float, float]):
+    """``score_weight``: the same picks in the same order as the published code makes, where S > 0."""
+    g = torch.Generator().manual_seed(seed)
+    classes, own, dim = 4, 15, 12
+    embeddings = torch.nn.functional.normalize(torch.rand(classes * own, dim, generator=g) + 0.3, dim=1)
+    means = torch.rand(classes, dim, generator=g) + 0.1
+    owners = torch.eye(classes, dtype=torch.bool).repeat_interleave(own, dim=1)
+    similarity = embeddings.double() @ means.double().T
+    joint = similarity / (classes * similarity.sum(0))
+    marginal = joint.sum(1, keepdim=True)
+    information = (joint * (joint / (marginal / classes)).log()).sum(1)
+    expected = []
+    for row in owners:
+        block = row.nonzero().flatten()
+        score = (weights[0] * information[block]).tolist()
+        table = [[s, *t] for s, t in zip(score, embeddings[block].double().tolist())]
+        expected += [int(block[i]) for i in published_picks(table, score, weights[1], 5)]
+    settings = {"score": "mutual_information", "coverage": "maxpool", "coverage_weight": weights[1]}
+    picks = select_concepts(embeddings, owners, means, 5, **settings, score_weight=weights[0])
+    assert picks.tolist() == expected
+    if weights[0] < 1e6:  # without it the ratio of the weights is another
+        assert select_concepts(embeddings, owners, means, 5, **settings).tolist() != expected

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 
 import pytest
@@ -160,3 +161,36 @@ def test_pictures_that_show_two_of_a_group_are_evaluated_all_the_same():
     assert told.isnan().tolist() == [[False] * 8, [True] * 2 + [False] * 6, [False] * 8]
     values = evaluate_split(model, bank, data, "test")
     assert values["test/intervention_accuracy_100"] > values["test/intervention_accuracy_0"]
+
+
+def test_released_losses_read_every_concept_as_a_binary_variable():
+    """Concepts that exclude each other too, as the authors' code does: K binary cross-entropies, in float64 here."""
+    data = planted()
+    for split in data.splits.values():
+        split.concepts[:, 1] = 1 - split.concepts[:, 0]
+    data = replace(data, concept_groups={"pair": NAMES[:2]})
+    bank = ConceptBank("b", "b", tuple(map(Concept, NAMES)))
+    torch.manual_seed(0)
+    method = create_method({"name": "energy", "fidelity": "released"})
+    model = method.build(data, bank, 1.0).model.eval()
+    assert len(model.blocks.values) == len(NAMES)
+    assert len(create_method({"name": "energy"}).build(data, bank, 1.0).model.blocks.values) == len(NAMES) - 1
+    x, y, truth = (tensor[:64] for tensor in (data.train.x, data.train.y, data.train.concepts))
+    logits = model.concept_logits(x).double()
+    expected = -(truth * logits.sigmoid().log() + (1 - truth) * (-logits).sigmoid().log()).sum(1).mean()
+    of_class = -model.class_scores(x).double().log_softmax(1).gather(1, y[:, None]).mean()
+    with torch.no_grad():
+        model.joint_scorer.zero_()  # then the class given the concepts costs log C
+        found = method.loss(model, x, y, truth)
+    assert float(found.detach()) == pytest.approx(
+        float(3 * of_class.detach() + expected.detach()) + math.log(len(data.classes)), rel=1e-5
+    )
+
+
+def test_the_strict_accuracy_of_released_energies_is_not_the_leaky_one():
+    data = planted()
+    _, model, bank = fitted(data, fidelity="released")
+    values = evaluate_split(model, bank, data, "test")
+    assert values["test/accuracy_leaky"] == values["test/accuracy"]
+    assert values["test/accuracy_strict"] == values["test/intervention_accuracy_0"]
+    assert values["test/accuracy_strict"] != values["test/accuracy_leaky"]

@@ -120,3 +120,16 @@ def test_fit_scale_is_the_minimum():
 def test_wrong_settings(settings: dict, message: str):
     with pytest.raises(UserError, match=message):
         create_method(settings)
+
+
+def test_a_scale_that_stands_for_raw_features():
+    """100 on raw features is 100 times their norm on unit-norm ones, where all norms are equal."""
+    data, bank = planted()
+    method = create_method({"name": "labo", "concepts_per_class": 4, "fidelity": "paper", "scale": 1800.0})
+    model = method.build(data, bank, 100.0).model
+    assert float(model.scale) == pytest.approx(1800)
+    raw = 18 * data.test.x
+    torch.testing.assert_close(model(data.test.x), 100 * raw @ (model.head.weight() @ model.concepts).T)
+    for name in ("scale", "score_weight"):
+        with pytest.raises(UserError, match=f"method.{name}=-1.0: expected a number above 0"):
+            create_method({"name": "labo", name: -1.0})

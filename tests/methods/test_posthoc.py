@@ -8,10 +8,12 @@ from planted import CLASSES, PER_CLASS, parts, planted
 from torch.nn import functional as F
 
 from cbm.concepts import ConceptBank
+from cbm.data.features import FeatureData, FeatureSplit
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, LinearProbe, load_model, predict_logits, save_model
 from cbm.methods import create_method
-from cbm.methods.sparse_head import sparsest_good
+from cbm.methods.posthoc import PosthocConfig
+from cbm.methods.sparse_head import fit_sparse_head, informative_images, sparsest_good
 from cbm.metrics.evaluate import evaluate_split, residual_share
 from cbm.training import ConceptBottleneckModule, fit
 
@@ -141,6 +143,45 @@ def test_the_sparsest_of_the_good():
     assert sparsest_good([0.1, 0.5, 0.79, 0.80, 0.81, 0.7], 1000) == 3  # one standard error of 0.81 is 0.0124
     assert sparsest_good([0.1, 0.5, 0.79, 0.80, 0.81, 0.7], 10) == 2
     assert sparsest_good([1.0], 5) == 0
+
+
+def test_never_a_head_without_concepts_while_there_is_another(caplog):
+    assert sparsest_good([0.5, 0.5, 0.52], 20, [0, 0, 3], chance=0.5) == 2
+    assert sparsest_good([0.25], 20, [0], chance=0.25) == 0  # the only one there is
+    caplog.clear()
+    # 60 images: one error is .056; .58 is no better than one class for all, .75 is
+    assert sparsest_good([0.5, 0.58, 0.75, 0.78, 0.77], 60, [0, 1, 3, 9, 30], chance=0.5) == 2
+    assert not caplog.records
+    assert sparsest_good([0.5, 0.55, 0.6, 0.58], 30, [0, 1, 3, 9], chance=0.5) == 2  # all the same: the best
+    assert "cannot tell the 3 heads of the path apart (accuracy 0.550 to 0.600" in caplog.text
+
+
+def test_informative_images():
+    for sizes in ([30, 30], [57, 3], [10, 20, 30]):
+        labels = torch.cat([torch.full((size,), c) for c, size in enumerate(sizes)])
+        variance = sum(0.25 / size for size in sizes) / len(sizes) ** 2  # of a balanced accuracy of one half
+        assert informative_images(labels) == pytest.approx(0.25 / variance)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_small_unbalanced_validation_sets_leave_a_model(seed: int, caplog):
+    """60 validation images, four of five of one class: by plain accuracy the head without concepts is good enough."""
+    g = torch.Generator().manual_seed(seed)
+    directions = torch.nn.functional.normalize(torch.randn(8, 24, generator=g), dim=1)
+
+    def split(counts: list[int]) -> FeatureSplit:
+        y = torch.cat([torch.full((count,), c) for c, count in enumerate(counts)])
+        x = torch.nn.functional.normalize(0.45 * directions[y] + 0.2 * torch.randn(len(y), 24, generator=g), dim=1)
+        return FeatureSplit(x, y, [str(i) for i in range(len(y))])
+
+    data = FeatureData({"train": split([160, 20, 20]), "val": split([48, 6, 6])}, ["a", "b", "c"])
+    head = fit_sparse_head(data, directions, PosthocConfig())
+    assert int((head.weights() != 0).sum()) > 0
+    called = head(data.val.x).argmax(1)
+    assert len(called.unique()) == 3
+    empty = fit_sparse_head(data, directions, PosthocConfig(lam=10.0))
+    assert not bool(empty.weights().any())
+    assert "no concept has a weight at penalty 1.00e+01" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,14 @@ import torch
 from sklearn.metrics import roc_auc_score
 from torch.nn.functional import normalize
 
+from cbm.concepts.bank import Concept, ConceptBank
 from cbm.concepts.readers import match_concepts
+from cbm.data.features import FeatureData, FeatureSplit
+from cbm.editing import Comparison
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.metrics import (
+    chance_accuracy,
+    class_accuracies,
     classification_metrics,
     concept_label_metrics,
     effective_concepts,
@@ -16,9 +21,11 @@ from cbm.metrics import (
     nonzero_concepts,
     top_concepts,
     truncated_weights,
+    unequal,
     weigh_integrity,
 )
 from cbm.metrics.concept_labels import best_threshold
+from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.integrity import integrity_from_json, renamed_accuracy, welch
 
 
@@ -29,6 +36,49 @@ def test_accuracy_macro_and_calibration():
     assert values["accuracy"] == pytest.approx(0.75)
     assert values["accuracy_macro"] == pytest.approx(0.5)
     assert values["ece"] == pytest.approx(1 / (1 + math.exp(-9)) - 0.75, abs=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_macro_is_a_mean_over_classes_with_images(seed: int):
+    """Against scikit-learn, with classes that are predicted and have no image, and tiny ones."""
+    g = torch.Generator().manual_seed(seed)
+    labels = torch.tensor([0] * 40 + [2] * 7 + [5])
+    logits = torch.randn(len(labels), 8, generator=g)
+    right = [float((logits.argmax(1) == labels)[labels == c].double().mean()) for c in (0, 2, 5)]
+    assert classification_metrics(logits, labels)["accuracy_macro"] == pytest.approx(sum(right) / 3)
+    found = class_accuracies(logits.argmax(1), labels, 8)
+    assert found.isnan().tolist() == [c not in (0, 2, 5) for c in range(8)]
+    assert chance_accuracy(labels) == pytest.approx(40 / 48)
+    assert unequal(labels)
+    assert not unequal(torch.tensor([0] * 3 + [4]))
+    comparison = Comparison(logits, logits, labels, [str(c) for c in range(8)])
+    assert comparison.metrics()["edits/accuracy_macro_before"] == pytest.approx(sum(right) / 3)
+
+
+def test_cut_points_come_from_the_run():
+    """Labels of the tested images choose nothing: other labels give the same cut points, none give no accuracy."""
+    torch.manual_seed(0)
+    x, concepts = normalize(torch.randn(400, 6), dim=1), torch.eye(6)[:2]
+    truth = (x[:, :2] > torch.tensor([0.1, -0.2])).float()
+    bottleneck = model(torch.randn(2, 2), concepts, x)
+    bank = ConceptBank("b", "b", (Concept("red"), Concept("long")), "e", concepts)
+    y = torch.arange(400) % 2
+    home, shifted = FeatureSplit(x, y, [], truth), FeatureSplit(x, y, [], (x[:, :2] > 0.4).float())
+    data = FeatureData({"val": home, "test": home}, ["a", "b"], concept_names=["red", "long"])
+    cuts = cut_points(bottleneck, bank, data)
+    assert cuts == pytest.approx({"red": 0.1, "long": -0.2}, abs=0.05)
+    card = FeatureData({"val": shifted, "test": shifted}, ["a", "b"], concept_names=["red", "long"])
+    found = evaluate_split(bottleneck, bank, card, "test", cuts=cuts)
+    expected = [float(((x[:, k] > cuts[name]) == (x[:, k] > 0.4)).double().mean()) for k, name in enumerate(cuts)]
+    assert found["test/concept_accuracy"] == pytest.approx(sum(expected) / 2)
+    assert (
+        found["test/concept_accuracy"] < 0.85 < evaluate_split(bottleneck, bank, card, "test")["test/concept_accuracy"]
+    )
+    alone = FeatureData({"test": shifted}, ["a", "b"], concept_names=["red", "long"])
+    for cut in ({}, None):
+        values = evaluate_split(bottleneck, bank, alone, "test", cuts=cut)
+        assert "test/concept_accuracy" not in values
+        assert values["test/concept_auroc"] == pytest.approx(1)
 
 
 def test_mcnemar_against_the_binomial():

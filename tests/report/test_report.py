@@ -357,3 +357,17 @@ def test_concept_that_no_training_picture_uses_has_no_level(gated: Run, tmp_path
     html = run.write(tmp_path)
     assert "no training picture uses it" in html
     assert "+inf" not in html
+
+
+def test_the_largest_class_alone_and_macro_where_classes_differ(tmp_path: Path):
+    run = Run(["a", "b", "c"])
+    page = run.write(tmp_path / "equal")
+    assert "<b>33.3%</b><span>largest class alone</span>" in page
+    assert "(macro), as they differ" not in page
+    rows = np.array([*range(6), 6, 12])  # six of the first class, one of each other
+    run.data.splits["test"] = run.data.test.take(rows)
+    images = ImageArray(run.dataset.splits["test"].images.pixels[rows], run.data.test.names)
+    run.dataset.splits["test"] = Split(images, run.data.test.y.numpy())
+    page = run.write(tmp_path / "unequal")
+    assert "<b>75.0%</b><span>largest class alone</span>" in page
+    assert "(macro), as they differ" in page

@@ -65,3 +65,19 @@ def test_what_is_told_moves_no_other_concept_and_the_class_is_then_that_of_the_g
     repaired = m.infer(x, clamp=clamp, method="enumerate")  # any named method is that of the repaired energies
     assert not torch.equal(free.concept_probability[:, 3:], repaired.concept_probability[:, 3:])
     assert (m.joint()(told.concepts).argmin(1) == told.classes).float().mean() >= 0.5
+
+
+def test_strict_is_told_from_the_concepts_alone():
+    """Whatever the class energy says, also if no concept is known; as published it decides then."""
+    m, x = model(2), torch.randn(30, 5)
+    strict, published = m.infer(x, leaky=False), m.infer(x)
+    assert torch.equal(published.class_probability, m.infer(x, leaky=True).class_probability)
+    nothing = torch.full((30, 6), float("nan"))
+    assert torch.equal(strict.class_probability, m.infer(x, clamp=nothing).class_probability)
+    with torch.no_grad():
+        m.class_scorer.mul_(-1)  # the opposite opinion of the image, and nothing else
+    assert float((m.infer(x).class_probability - published.class_probability).abs().max()) > 0.01
+    again = m.infer(x, leaky=False)
+    same = (again.concepts == strict.concepts).all(1)
+    assert same.sum() > 20
+    torch.testing.assert_close(again.class_probability[same], strict.class_probability[same], atol=2e-3, rtol=0)

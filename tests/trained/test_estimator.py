@@ -14,6 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 import cbm
 from cbm.concepts import Concept, ConceptBank
+from cbm.methods.base import METHODS
 
 CLASSES = ["ant", "bee", "cat"]
 PHRASES = {name: [f"{name} part {i}" for i in range(6)] for name in CLASSES}
@@ -126,3 +127,34 @@ def test_check_estimator():
     )
     assert len(found) > 40
     assert [f"{each['check_name']}: {each['exception']!r}" for each in found if each["status"] == "failed"] == []
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+@pytest.mark.parametrize("left_out", ["class_embeddings", "concept_embeddings", "concepts", "owners", "all"])
+def test_what_a_method_cannot_do_without_is_named(method: str, left_out: str):
+    """No assertion, whatever is missing: the model, or one line that names the setting."""
+    given = {"concepts": PHRASES, "concept_embeddings": TEXTS, "class_embeddings": CENTRES}
+    given = {} if left_out == "all" else {key: value for key, value in given.items() if key != left_out}
+    if left_out == "owners":
+        given["concepts"] = [text for texts in PHRASES.values() for text in texts]
+    settings = {"max_epochs": 2} if "max_epochs" in METHODS.find(method).Config.__dataclass_fields__ else {}
+    said = ""
+    try:
+        cbm.ConceptClassifier(method, **given, **settings).fit(FEATURES, LABELS)
+    except cbm.UserError as error:
+        said = str(error)
+    assert not said or left_out in said or left_out == "all" or method in said
+
+
+def test_label_free_without_class_names_says_both_ways_out():
+    arguments = {"concepts": PHRASES, "concept_embeddings": TEXTS}
+    with pytest.raises(cbm.UserError, match=r"class_cutoff=0.85 .*say class_embeddings= .*or class_cutoff=None"):
+        cbm.ConceptClassifier("label_free", **arguments).fit(FEATURES, LABELS)
+    model = cbm.ConceptClassifier("label_free", **arguments, class_cutoff=None).fit(FEATURES, LABELS)
+    assert model.score(FEATURES, LABELS) > 0.9
+
+
+def test_a_classifier_without_concepts_explains_nothing_in_one_line():
+    model = cbm.ConceptClassifier("linear_probe").fit(FEATURES, LABELS)
+    with pytest.raises(cbm.UserError, match="has no concepts"):
+        model.explain(FEATURES[:1])

@@ -7,6 +7,10 @@ from typing import Any, Literal, NamedTuple
 
 from pydantic import BaseModel, Field, ValidationError
 
+from cbm.concepts.formats import BULLET, clean_phrase
+from cbm.concepts.llm.loose_json import values_in
+from cbm.concepts.llm.thinking import TALKS_TO_ITSELF, spoken
+
 Kind = Literal["concepts", "groups", "split", "word"]
 
 
@@ -68,13 +72,46 @@ SAY_PLAIN = {
     "split": "Answer with plain lines and nothing else: number: phrase; phrase",
 }
 
-BULLET = re.compile(r"^\s*(?:[-*•–]+\s+|#+\s+|\(?\d{1,3}[.):]\s*|\(?[a-z][.)]\s+)+")
+MARKUP = re.compile(r"[{}\[\]<>|]")
+"""Letters that no phrase holds: what has one is code, markup or a model's own token."""
 
 
 def first_word(text: str) -> str:
     """The first word of an answer (after what a model says to itself), in lower case; empty where there is none."""
-    found = re.search(r"[^\W\d_]+", re.sub(r"(?s)<think>.*?(</think>|$)", " ", str(text)))
+    found = re.search(r"[^\W\d_]+", spoken(str(text)))
     return found[0].lower() if found else ""
+
+
+def read_answer(text: str, kind: Kind, *, cut: bool = False, plain: bool = True) -> tuple[list[Item], str]:
+    """Items of an answer and how they were read: ``ok`` (the schema), ``truncated`` or ``rules``.
+
+    Args:
+        text: what the model wrote.
+        kind: what was asked for.
+        cut: the answer ended in the middle.
+        plain: whether an answer that is not of the schema is read by rules.
+
+    Raises:
+        Unparsable: no item can be read: it is thinking only, or of another form.
+
+    >>> read_answer('Sure: {"concepts": ["red cap"]}', "concepts")
+    ([Item(text='red cap', group=None, number=0)], 'ok')
+    """
+    if kind == "word":
+        return [Item(first_word(text))], "ok"
+    if not (whole := spoken(text)) and text.strip():
+        raise Unparsable("thinking and no answer")
+    try:
+        return parse_answer(whole, kind), "ok"
+    except Unparsable as error:
+        why = error
+    if cut:
+        if items := salvage(whole, kind):
+            return items, "truncated"
+        why = Unparsable("cut off before the first item")
+    if plain and not (cut and re.match(r"[{\[]|```", whole)) and (items := read_plain(whole, kind, cut)):
+        return items, "truncated" if cut else "rules"
+    raise why
 
 
 def response_format(kind: Kind) -> dict[str, Any]:
@@ -95,27 +132,35 @@ def response_format(kind: Kind) -> dict[str, Any]:
 
 
 def parse_answer(text: str, kind: Kind) -> list[Item]:
-    """Items of an answer that keeps to the schema.
+    """Items of the first JSON of the schema in an answer, whatever stands around it.
 
     Raises:
-        Unparsable: it does not, or has no item.
+        Unparsable: there is none, or it has no item.
+
+    >>> parse_answer("Sure! {'concepts': ['red cap',]} Anything else?", "concepts")[0].text
+    'red cap'
     """
-    try:
-        shape = SHAPES[kind].model_validate_json(_without_fence(text))
-    except ValidationError as error:
-        raise Unparsable(f"not of the schema: {error.errors()[0]['msg']}") from error
-    if items := [item for item in _items(shape) if item.text]:
-        return items
-    raise Unparsable("no item in it")
+    why = "no JSON in it"
+    for value in values_in(spoken(text)):
+        try:
+            shape = SHAPES[kind].model_validate(value)
+        except ValidationError as error:
+            why = f"not of the schema: {error.errors()[0]['msg']}" if why == "no JSON in it" else why
+            continue
+        if items := [item for item in _items(shape) if item.text]:
+            return items
+        why = "no item in it"
+    raise Unparsable(why)
 
 
 def salvage(text: str, kind: Kind) -> list[Item]:
-    """The complete items of an answer that was cut off; none if it does not begin as the schema says."""
-    start = re.match(r"\s*\{\s*\"\w+\"\s*:\s*\[", _without_fence(text))
+    """The complete items of JSON that was cut off; none if it does not begin as the schema says."""
+    text = spoken(text)
+    start = re.search(rf"\{{\s*[\"'“]{next(iter(SHAPES[kind].model_fields))}[\"'”]\s*:\s*\[", text)
     if start is None:
         return []
-    text, place, parts = _without_fence(text), start.end(), []
-    decoder = json.JSONDecoder()
+    place, parts = start.end(), []
+    decoder = json.JSONDecoder(strict=False)
     while match := re.compile(r"[\s,]*").match(text, place):
         try:
             part, place = decoder.raw_decode(text, match.end())
@@ -126,48 +171,58 @@ def salvage(text: str, kind: Kind) -> list[Item]:
         shape = SHAPES[kind].model_validate({next(iter(SHAPES[kind].model_fields)): parts})
     except ValidationError:
         return []
-    return [item for item in _items(shape) if item.text]
+    return [item for item in _items(shape) if item.text and not MARKUP.search(item.text)]
 
 
 def read_plain(text: str, kind: Kind, cut: bool = False) -> list[Item]:
     """Items by rules, of an answer that is no JSON of ours: lines, bullets, numbers, semicolons, or other JSON.
+
+    Nothing is read of an answer in which a model speaks of itself or of the user, unless it goes on to a list.
 
     Args:
         text: the answer.
         kind: what was asked for.
         cut: the answer ended in the middle; its last line is left out.
     """
-    text = _without_fence(text)
-    try:
-        return [Item(phrase) for leaf in _leaves(json.loads(text)) if (phrase := clean_phrase(leaf))]
-    except (ValueError, RecursionError):
-        pass
+    text = _without_fence(spoken(text))
+    for value in values_in(text):
+        if leaves := [phrase for leaf in _leaves(value) if (phrase := clean_phrase(leaf)) and _fit(phrase)]:
+            return [Item(phrase) for phrase in leaves]
     lines = [line for line in text.splitlines() if line.strip()]
     if cut and len(lines) > 1:
         lines = lines[:-1]
+    talk = any(TALKS_TO_ITSELF.search(line) for line in lines)
     if listed := [line for line in lines if BULLET.match(line)]:
         lines = listed  # what stands around the list is talk
-    items = []
+        talk = talk and cut  # a list after talk is the answer; one that was cut off may still be thinking
+    elif cut and any(looks_like_sentence(line) for line in lines):
+        talk = True  # prose that was cut off: nobody knows whether it was the answer
+    if talk:
+        return []
+    items: list[Item] = []
     for line in lines:
-        if line.rstrip().endswith(":"):
-            continue  # "Here are ten phrases:"
-        group, number = None, 0
-        if kind == "split" and (numbered := re.match(r"^\W*(\d+)[.):]\s*(.+)$", line)):
-            number, line = int(numbered[1]), numbered[2]
-        line = BULLET.sub("", line)
-        if kind == "groups" and (pair := re.match(r"^([^:]{1,60}):\s*(.+)$", line)):
-            group, line = normalise_group(pair[1]), pair[2]
-        for part in line.split(";"):
-            if phrase := clean_phrase(part):
-                items.append(Item(value_phrase(phrase, group) if group else phrase, group, number))
-    return items
+        items += _plain_items(line, kind)
+    return [item for item in items if _fit(item.text) and not TALKS_TO_ITSELF.search(item.text)]
 
 
-def clean_phrase(text: str) -> str:
-    """A phrase without list marks, quotes, markdown, control characters and a closing full stop."""
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
-    text = re.sub(r"\*\*|__|`", "", BULLET.sub("", text))
-    return " ".join(text.split()).strip(" .,;:\"'“”‘’")
+def _plain_items(line: str, kind: Kind) -> Iterator[Item]:
+    """The phrases of one line, with the attribute or number that it begins with."""
+    if line.rstrip().rstrip("*_").endswith(":"):
+        return  # "Here are ten phrases:"
+    group, number = None, 0
+    if kind == "split" and (numbered := re.match(r"^\W*(\d+)[.):]\s*(.+)$", line)):
+        number, line = int(numbered[1]), numbered[2]
+    line = BULLET.sub("", line)
+    if kind == "groups" and (pair := re.match(r"^([^:]{1,60}):\s*(.+)$", line)):
+        group, line = normalise_group(pair[1]), pair[2]
+    for part in line.split(";"):
+        if phrase := clean_phrase(part):
+            yield Item(value_phrase(phrase, group) if group else phrase, group, number)
+
+
+def _fit(phrase: str) -> bool:
+    """Whether a phrase holds no markup."""
+    return MARKUP.search(phrase) is None
 
 
 def normalise_group(name: str) -> str:
@@ -203,8 +258,7 @@ def split_by_rules(sentence: str) -> list[str]:
 
 
 def _without_fence(text: str) -> str:
-    """The answer without a model's thinking and without the fence of a code block."""
-    text = re.sub(r"^\s*<think>.*?</think>", "", text, flags=re.S)
+    """The answer without the fence of a code block."""
     if fenced := re.search(r"```(?:json|\w*)\s*\n(.*?)(?:```|\Z)", text, re.S):
         text = fenced[1]
     return text.strip()

@@ -6,12 +6,14 @@ import ipaddress
 import json
 import os
 import random
+import re
 import time
-from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -24,16 +26,27 @@ from cbm.concepts.llm.answers import (
     Item,
     Kind,
     Unparsable,
-    first_word,
-    parse_answer,
-    read_plain,
+    read_answer,
     response_format,
-    salvage,
 )
+from cbm.concepts.llm.thinking import said as words_of
 from cbm.errors import UserError
 from cbm.files import write_atomically
 
 HOSTED = "https://api.openai.com/v1"
+
+OTHER_NAMES = {
+    "max_tokens": ("max_completion_tokens", "max_output_tokens"),
+    "system": ("developer", "user"),
+    "seed": ("random_seed", ""),
+    "temperature": ("",),
+}
+"""What servers call a parameter or a role that they do not know by its first name, in the order in which the names are
+tried; "" leaves out what only makes answers differ (a temperature only where nobody chose it: in questions about
+images)."""
+KNOWN_TO_CLIENT = frozenset(
+    ("model", "messages", "response_format", "temperature", "seed", "max_tokens", "max_completion_tokens")
+)
 
 
 @dataclass(frozen=True)
@@ -147,13 +160,16 @@ class Request:
             del content["image"]
         return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
-    def payload(self, structured: bool, attempt: int, image: str = "") -> dict[str, Any]:
+    def payload(
+        self, structured: bool, attempt: int, image: str = "", names: Mapping[str, str] = MappingProxyType({})
+    ) -> dict[str, Any]:
         """What is sent. Only further samples and attempts say a seed: not every server knows it.
 
         Args:
             structured: whether the server is told the schema of the answer.
             attempt: 0, 1, ... after answers that could not be used.
             image: the image as a ``data:`` address, for a question about one.
+            names: what the server calls a parameter, or the role ``system``; a parameter called "" is not sent.
         """
         content: dict[str, Any] = {"model": self.model, "messages": []}
         if self.kind != "word":
@@ -169,7 +185,9 @@ class Request:
             content["max_tokens"] = self.max_tokens
         if seed := self.sample + 1000 * attempt:
             content["seed"] = seed
-        return content
+        for message in content["messages"]:
+            message["role"] = names.get(message["role"], message["role"])
+        return {names.get(key, key): value for key, value in content.items() if names.get(key, key)}
 
     @property
     def letters(self) -> int:
@@ -242,14 +260,20 @@ class AnswerCache:
         return self.folder / request.hash[:2] / f"{request.hash}.json"
 
     def get(self, request: Request) -> Answer | None:
-        """The answer, or None if there is none or its file is damaged."""
+        """The answer, or None if there is none, its file is damaged, or nothing can be read of it.
+
+        The kept text is read anew, so that an answer that an older version misread is read right now.
+        """
         try:
             content = json.loads(self.file(request).read_text(encoding="utf-8"))["answer"]
             items = tuple(Item(str(text), group, int(number)) for text, group, number in content.pop("items"))
             answer = Answer(items=items, **content)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            if answer.status == "refused":
+                return answer
+            found, status = read_answer(answer.text, request.kind, cut=answer.status == "truncated")
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # Unparsable is a ValueError
             return None
-        return answer if items or answer.status == "refused" else None
+        return replace(answer, items=tuple(found), status=status)
 
     def put(self, request: Request, answer: Answer) -> None:
         """Keep an answer."""
@@ -295,6 +319,8 @@ class Asker:
         self._loaded: dict[str, str] = {}  # images of the questions in flight
         self.tally = Tally()
         self.structured = True
+        self.names: dict[str, str] = {}  # what this server calls a parameter
+        self._tried: set[tuple[str, str]] = set()
         self._lost = 0  # requests in a row that failed for good
         self._fatal: UserError | None = None
 
@@ -369,7 +395,7 @@ class Asker:
     async def _answer(self, client: openai.AsyncOpenAI, request: Request) -> Answer:
         """One answer, asked again while it is not of the schema; at last read by rules."""
         paid_in = paid_out = 0
-        text, body, why = "", {}, ""
+        text, cut, body, why = "", False, {}, ""
         for attempt in range(self.endpoint.rewrites + 1):
             structured = self.structured and request.kind != "word"
             body = await self._patiently(client, request, structured, attempt)
@@ -381,32 +407,25 @@ class Asker:
             self.tally.completion_tokens += spent[1]
             choice = body["choices"][0]
             message, finish = choice["message"], choice.get("finish_reason")
+            new = words_of(message.get("content"))
             if message.get("refusal") or finish == "content_filter":
-                said = str(message.get("refusal") or message.get("content") or "")
-                return self._made((), "refused", said, body, paid_in, paid_out)
-            new = message.get("content") or ""
-            new = new if isinstance(new, str) else ""
-            if request.kind == "word":
-                return self._made([Item(first_word(new))], "ok", new, body, paid_in, paid_out)
-            text = new if new.strip() else text
-            if finish == "length":
-                items = salvage(new, request.kind)
-                if not items and not new.lstrip().startswith(("{", "[", "```")):
-                    items = read_plain(new, request.kind, cut=True)
-                if items:
-                    return self._made(items, "truncated", new, body, paid_in, paid_out)
-                why = "cut off before the first item"
-            else:
-                try:
-                    return self._made(parse_answer(new, request.kind), "ok", new, body, paid_in, paid_out)
-                except Unparsable as error:
-                    why = str(error)
-                if not (structured and self.structured) and (items := read_plain(new, request.kind)):
-                    return self._made(items, "rules", new, body, paid_in, paid_out)
+                return self._made((), "refused", str(message.get("refusal") or new), body, paid_in, paid_out)
+            if new.strip():
+                text, cut = new, finish == "length"
+            try:  # a model that was asked for JSON and wrote something else is asked again before rules read it
+                items, status = read_answer(
+                    new, request.kind, cut=finish == "length", plain=not (structured and self.structured)
+                )
+                return self._made(items, status, new, body, paid_in, paid_out)
+            except Unparsable as error:
+                why = str(error)
             if attempt < self.endpoint.rewrites:
                 self.tally.retried += 1
-        if items := read_plain(text, request.kind):
-            return self._made(items, "rules", text, body, paid_in, paid_out)
+        try:
+            items, status = read_answer(text, request.kind, cut=cut, plain=not (cut and self.structured))
+            return self._made(items, status, text, body, paid_in, paid_out)
+        except Unparsable as error:
+            why = str(error)
         raise _Failed(f"no usable answer in {self.endpoint.rewrites + 1} tries ({why})")
 
     def _made(self, items: Iterable[Item], status: str, text: str, body: dict, paid_in: int, paid_out: int) -> Answer:
@@ -446,11 +465,12 @@ class Asker:
 
     async def _once(self, client: openai.AsyncOpenAI, request: Request, structured: bool, attempt: int) -> dict:
         """One HTTP request: the body, or what kind of failure it was."""
+        names = dict(self.names)
+        content = request.payload(structured, attempt, self._loaded.get(request.hash, ""), names)
+        extra = {name: content.pop(name) for name in set(content) - KNOWN_TO_CLIENT}
         try:
             async with asyncio.timeout(self.endpoint.timeout):
-                response = await client.chat.completions.with_raw_response.create(
-                    **request.payload(structured, attempt, self._loaded.get(request.hash, ""))
-                )
+                response = await client.chat.completions.with_raw_response.create(**content, extra_body=extra or None)
                 content = response.http_response.content
         except (openai.APITimeoutError, TimeoutError):
             raise _Passing(f"no answer in {self.endpoint.timeout:g} s") from None
@@ -458,6 +478,8 @@ class Asker:
             reason = str(error.__cause__ or error).strip() or type(error.__cause__).__name__
             raise _Passing(f"no connection to {self.endpoint.host}: {reason}") from error
         except openai.APIStatusError as error:
+            if error.status_code in (400, 422) and self._learn_name(error, request, names):
+                return await self._once(client, request, structured, attempt)
             return await self._bad_status(error, client, request, structured, attempt)
         except openai.OpenAIError as error:
             raise _Passing(f"{type(error).__name__}: {_short(str(error))}") from error
@@ -469,6 +491,28 @@ class Asker:
             said = _short(content.decode(errors="replace"))
             raise _Passing(f"the response is not a chat completion: {said}") from None
         return body
+
+    def _learn_name(self, error: openai.APIStatusError, request: Request, sent: dict[str, str]) -> bool:
+        """Whether the server complains of the name of something that was sent, and there is a name not yet tried."""
+        body = error.body if isinstance(error.body, dict) else {}
+        parameter, words = str(body.get("param") or ""), _said(error, longest=1000)
+        for name, others in OTHER_NAMES.items():
+            said = sent.get(name, name)
+            used = (name == "system" and request.kind != "word") or said in request.payload(False, 1000, "", sent)
+            used = used and (name != "temperature" or request.kind == "word")
+            if not said or not used or not _names(said, parameter, words):
+                continue
+            if (known := self.names.get(name, name)) != said:
+                return True  # another request has learned it meanwhile
+            hint = re.search(r"\b[Uu]se\s+['\"`‘“]?(\w+)['\"`’”]?\s+instead", words)
+            rest = (name, *others)[(name, *others).index(known) + 1 :] if known in (name, *others) else ()
+            new = [hint[1]] if hint and hint[1] not in (known, name) and name != "system" else rest[:1]
+            if not new or (name, new[0]) in self._tried:
+                return False
+            self._tried.add((name, new[0]))
+            self.names[name] = new[0]
+            return True
+        return False
 
     async def _bad_status(
         self, error: openai.APIStatusError, client: openai.AsyncOpenAI, request: Request, structured: bool, attempt: int
@@ -499,14 +543,25 @@ class Asker:
         raise _Failed(f"status {status} from {host}: {said}") from error
 
 
-def _said(error: openai.APIStatusError) -> str:
+def _names(said: str, parameter: str, words: str) -> bool:
+    """Whether an error is about the name of a parameter, or about the role ``said``."""
+    if said in ("system", "developer"):
+        return re.search(rf"\b{said}\b", words, re.I) is not None and "role" in (parameter + words).casefold()
+    wrong = (
+        r"unsupported|not support|unknown|unrecogni|unexpected|not permitted|not allowed|instead|extra|deprecat"
+        r"|invalid (parameter|argument|field|name)"
+    )
+    return (parameter == said or re.search(rf"\b{said}\b", words) is not None) and bool(re.search(wrong, words, re.I))
+
+
+def _said(error: openai.APIStatusError, longest: int = 160) -> str:
     """The server's own words, on one short line."""
     body = error.body
     if isinstance(body, dict):
         body = body.get("message") or body.get("detail") or body.get("error") or body
         if isinstance(body, dict):
             body = body.get("message") or body
-    return _short(str(body or error.message))
+    return _short(str(body or error.message), longest)
 
 
 def _short(text: str, longest: int = 160) -> str:

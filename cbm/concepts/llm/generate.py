@@ -13,7 +13,7 @@ from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit
-from cbm.concepts.llm.answers import looks_like_sentence, split_by_rules
+from cbm.concepts.llm.answers import MARKUP, looks_like_sentence, split_by_rules
 from cbm.concepts.llm.client import Answer, AnswerCache, Asker, Endpoint, Request, Tally
 from cbm.concepts.llm.prompts import Family, fill
 from cbm.concepts.llm.review import Row, write_review
@@ -209,7 +209,9 @@ def _bank(
     for phrase in phrases:
         origins.setdefault(normalise_text(phrase.text), []).append(phrase)
     concepts = [_with_origin(concept, origins[normalise_text(concept.text)], answers) for concept in merged.concepts]
-    bank = drop_unfit(replace(merged, concepts=tuple(concepts)), MAX_WORDS)
+    bank = replace(merged, concepts=tuple(concepts))
+    bank = bank.keep(["markup or code" if MARKUP.search(text) else None for text in bank.texts], "markup")
+    bank = drop_unfit(bank, MAX_WORDS)
     bank = drop_class_names(bank, classes, "own")
     if not bank.concepts:
         first = bank.dropped[0]

@@ -12,9 +12,9 @@ not asked about yet the one with the highest score comes next, and all are score
     coop        w_u entropy + w_i |E_v P(yhat | c_j = v) - P(yhat)| - w_c cost
     oracle      the concept that is most wrong: |p_j - c_j|; it needs the answer, so it is only an upper bound
 
-Where concepts are probabilities, the head reads 0 or 1 for a concept that is told; elsewhere it reads the level of
-"present" or "absent" (``cbm.editing.apply.told_levels``). The model's probability of a concept is the logistic curve
-that is .95 and .05 at the levels of an edit (``levels``).
+Where concepts are probabilities (``method=supervised``) these are the papers' formulas: p_j is the activation, and the
+head reads 0 or 1 for a concept that is told. Elsewhere, where the papers say nothing, it reads the level of "present"
+or "absent" (``cbm.editing.apply.told_levels``), and p_j is the logistic curve that is .95 and .05 there.
 """
 
 import math
@@ -24,7 +24,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cbm.editing.apply import levels
 from cbm.layers import ConceptBottleneck
+from cbm.layers.activations import Sigmoid
 
 LOGITS_AT_ONCE = 2**24  # numbers of the tables images x concepts x classes
 
@@ -46,7 +48,9 @@ class CoopWeights:
 
 @dataclass(frozen=True)
 class Situation:
-    """What is known before a question, of N images, K concepts and C classes.
+    """What is known before a question, of N images, K concepts and C classes, in float64.
+
+    Divergences are differences of nearly equal numbers: in float32 the questions would come in another order.
 
     Attributes:
         model: the bottleneck.
@@ -131,7 +135,7 @@ def expected(now: Situation, measure: Callable[[Tensor, Tensor], Tensor]) -> Ten
         now: what is known before the question.
         measure: from log-probabilities before ``[n, 1, C]`` and after ``[2, n, K, C]`` to numbers ``[2, n, K]``.
     """
-    matrix = now.model.weights()
+    matrix = now.model.weights().to(now.activation)
     rows = max(1, LOGITS_AT_ONCE // (2 * matrix.numel()))
     parts = []
     for a, p, z in zip(now.activation.split(rows), now.believed.split(rows), now.logits.split(rows)):
@@ -141,7 +145,17 @@ def expected(now: Situation, measure: Callable[[Tensor, Tensor], Tensor]) -> Ten
     return torch.cat(parts)
 
 
-def beliefs(activation: Tensor, ends: Tensor) -> Tensor:
-    """Probability of every concept ``[N, K]``: .05 at the level of absent, .95 at that of present."""
+def beliefs(model: ConceptBottleneck, activation: Tensor) -> Tensor:
+    """The model's probability of every concept ``[N, K]``.
+
+    The activation itself where it is a probability; elsewhere .05 at the level of absent and .95 at that of present.
+
+    Args:
+        model: the bottleneck.
+        activation: activations ``[N, K]``.
+    """
+    if isinstance(model.activation, Sigmoid):
+        return activation
+    ends = levels(model)
     middle, half = ends.mean(dim=0), ((ends[1] - ends[0]) / 2).clamp(min=1e-12)
     return torch.sigmoid(math.log(19) * (activation - middle) / half)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cbm.editing.apply import levels, told_levels
+from cbm.editing.apply import told_levels
 from cbm.editing.asking.policies import POLICIES, SCORES, CoopWeights, Situation, beliefs
 from cbm.editing.asking.propagation import propagate, to_activations, to_logits
 from cbm.errors import UserError, did_you_mean
@@ -83,7 +83,7 @@ def ask_in_turn(
     member = torch.zeros(len(units), count)
     for number, unit in enumerate(units):
         member[number, list(unit)] = 1.0
-    ends, said = levels(model), told_levels(model)
+    said = told_levels(model)
     chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
     activation = seen = model.activations(x)
     own = None if covariance is None else to_logits(model, seen)
@@ -105,9 +105,11 @@ def ask_in_turn(
         if policy == "random":
             score = chance
         else:
-            believed, known = beliefs(activation, ends), given if truth is None else truth
-            per_concept = SCORES[policy](Situation(model, activation, logits, believed, said, known, weights))
-            score = per_concept @ member.T / member.sum(dim=1)
+            exact, known = activation.double(), given if truth is None else truth
+            now_known = Situation(
+                model, exact, logits.double(), beliefs(model, exact), said.double(), known.double(), weights
+            )
+            score = SCORES[policy](now_known) @ member.T.double() / member.sum(dim=1)
             score = score - weights.cost * costs if policy == "coop" else score
         best = score.masked_fill(~open_units, -torch.inf).argmax(dim=1)
         asking = open_units.any(dim=1)

@@ -266,7 +266,7 @@ class _Planner:
 
     def path(self, a: Tensor, y: Tensor, rows: Tensor, moved: Tensor) -> list[tuple[tuple[Change, ...], float]]:
         """Greedy edits, one more at a time, each with its temperature; the first entry has none."""
-        share, head = _balanced(y), self.head.take(rows)
+        share, head = balanced_weights(y), self.head.take(rows)
         z = self.logits(a, rows)
         loss, temperature = self.objective(z, y, share)
         path: list[tuple[tuple[Change, ...], float]] = [((), temperature)]
@@ -286,7 +286,7 @@ class _Planner:
         return path
 
 
-def _balanced(y: Tensor) -> Tensor:
+def balanced_weights(y: Tensor) -> Tensor:
     """Weights ``[n]`` that sum to 1, the same for every class that is there."""
     share = 1 / torch.bincount(y).clamp(min=1)[y].double()
     return share / share.sum()
@@ -373,7 +373,7 @@ def plan_edits(
             z = planner.logits(applied(a[out], changes), out)
             losses[out, t] = torch.nn.functional.cross_entropy(temperature * z, y[out], reduction="none")
             hits[out, t] = (z.argmax(dim=1) == y[out]).double()
-    share = _balanced(y)
+    share = balanced_weights(y)
     drop = (losses - losses[:, :1]) * share[:, None]
     gain, hit = drop.sum(dim=0), (hits * share[:, None]).sum(dim=0)
     fits = gain < 0
@@ -401,7 +401,7 @@ def blamed_concepts(a: Tensor, y: Tensor, head: ConceptHead, source: SourceStati
     """
     a, rows = a.double(), torch.arange(len(a))
     planner = _Planner(head, source, _units((), a.shape[1]), torch.zeros(a.shape[1], dtype=torch.bool), "target")
-    over, _ = planner.blame(a, y, rows, planner.logits(a, rows), _balanced(y))
+    over, _ = planner.blame(a, y, rows, planner.logits(a, rows), balanced_weights(y))
     return [k for k in over.argsort(descending=True).tolist() if over[k] > 0]
 
 

@@ -52,8 +52,13 @@ class EditContext:
         return source_statistics(self.model.activations(self.source.x), self.source.y, self.head)
 
     def labelled(self) -> tuple[Tensor, Tensor]:
-        """Activations ``[n, K]`` and class indices of the labelled images of the other domain."""
-        assert self.support is not None
+        """Activations ``[n, K]`` and class indices of the labelled images of the other domain.
+
+        Raises:
+            UserError: there are none.
+        """
+        if self.support is None:
+            raise UserError("no labelled images of the other domain: say editor.support=FOLDER or editor.shots=NUMBER")
         return self.model.activations(self.support.x), self.support.y
 
 

@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from cbm.editing.apply import edited_model
-from cbm.editing.domains.attribution import Plan, applied, blamed_concepts, plan_edits, recentre
+from cbm.editing.domains.attribution import Plan, applied, balanced_weights, blamed_concepts, plan_edits, recentre
 from cbm.editing.domains.base import DomainEditor, EditContext, Proposal, register_editor
 from cbm.editing.domains.concept_head import LinearConceptHead
 from cbm.editing.domains.conda import adapt_unlabelled, pseudo_labels
@@ -81,7 +81,8 @@ class ShiftAttribution(DomainEditor):
         )
         gate, at_home = None, None
         if self.protection in ("gate", "batch"):
-            assert context.support is not None
+            if context.support is None:
+                raise UserError(f"editor.protection={self.protection} needs labelled images of the other domain")
             size = self.batch if self.protection == "batch" else 1
             gate = fit_gate(context.source.x, context.support.x, alpha=self.alpha, batch=size, seed=self.seed)
         if self.protection != "tag" and plan.changes:
@@ -106,7 +107,7 @@ def keep_home(
     while True:
         after = head(applied(source.a, plan.changes)).argmax(dim=1) == source.y
         after = after if passed is None else torch.where(passed, after, before)
-        share = 1 / torch.bincount(source.y)[source.y].double() / len(source.mean)
+        share = balanced_weights(source.y)
         change = share * (after.double() - before.double())
         if float(change.sum()) >= -ALLOWED_LOSS or not plan.changes:
             break
@@ -170,7 +171,8 @@ class Conda(DomainEditor):
     requires: ClassVar[frozenset[str]] = frozenset({"unlabelled"})
 
     def _propose(self, context: EditContext) -> Proposal:
-        assert context.unlabelled is not None
+        if context.unlabelled is None:
+            raise UserError("editor=conda needs unlabelled images of the other domain")
         labels = pseudo_labels(context.model, context.unlabelled, context.zero_shot)
         model = adapt_unlabelled(
             context.model,

@@ -19,8 +19,16 @@ pytest.importorskip("tenacity")
 from llm_server import completion, concepts, drop, send, well
 
 from cbm.concepts import read_bank
-from cbm.concepts.llm.answers import Unparsable, looks_like_sentence, parse_answer, read_plain, salvage, split_by_rules
-from cbm.concepts.llm.client import Answer, AnswerCache, Asker, Endpoint, Request
+from cbm.concepts.llm.answers import (
+    Item,
+    Unparsable,
+    looks_like_sentence,
+    parse_answer,
+    read_plain,
+    salvage,
+    split_by_rules,
+)
+from cbm.concepts.llm.client import OTHER_NAMES, Answer, AnswerCache, Asker, Endpoint, Request
 from cbm.concepts.llm.generate import Settings, generate, plan
 from cbm.concepts.llm.prompts import family_names, load_families
 from cbm.errors import UserError
@@ -143,6 +151,85 @@ def test_an_empty_answer_fails(asker, server):
     found = asker()
     assert found.ask([request()]) == {}
     assert "no usable answer in 3 tries" in found.tally.failures[request().hash]
+
+
+@pytest.mark.parametrize("finish", ["stop", "length"])
+def test_thinking_without_an_answer_is_a_failed_request(asker, server, finish):
+    server.always = send(200, completion("<think>Okay, the user wants\n- a red cap", finish=finish))
+    found = asker()
+    assert found.ask([request()]) == {}
+    assert "no usable answer in 3 tries (thinking and no answer)" in found.tally.failures[request().hash]
+
+
+def test_prose_that_was_cut_off_is_no_answer_to_a_question_for_json(asker, server):
+    server.always = send(200, completion("The bird is small.\nIt has a red cap.\nIts tail", finish="length"))
+    assert asker().ask([request()]) == {}
+
+
+def test_an_answer_that_was_misread_is_read_anew(asker, server, tmp_path: Path):
+    """What an older version kept: the thoughts are its items."""
+    text = f"Okay, the user wants a bird.\n</think>\n{json.dumps({'concepts': ['red cap', 'long tail']})}"
+    cache = AnswerCache(tmp_path / "kept")
+    for status in ("rules", "ok", "truncated"):
+        cache.put(request(), Answer((Item("Okay, the user wants a bird"),), status, text, "tiny", "2026"))
+        answer = ask_one(asker())
+        assert ([item.text for item in answer.items], answer.status) == (["red cap", "long tail"], "ok")
+    assert server.bodies == []
+    cache.put(
+        request(), Answer((Item("Okay, the user wants"),), "truncated", "<think>Okay, the user wants", "t", "2026")
+    )
+    assert ask_one(asker()).items[0].text == "white belly with grey spots"  # asked again
+    assert len(server.bodies) == 1
+
+
+def knows(accepted: dict[str, str | None], hint: bool):
+    """A server that refuses a parameter or role unless it goes by this name; None refuses every name."""
+
+    def act(handler, body):
+        roles = {message["role"] for message in body["messages"]}
+        for name, right in accepted.items():
+            others = [n for n in (name, *OTHER_NAMES[name]) if n and n != right]
+            if bad := next((n for n in others if n in body or (name == "system" and n in roles - {"user"})), None):
+                use = f" Use '{right}' instead." if hint and right else ""
+                message = f"Unsupported parameter: '{bad}' is not supported with this model.{use}"
+                if name == "system":
+                    message = f"Unsupported value: 'messages[0].role' does not support '{bad}' with this model."
+                error = {"message": message, "param": bad, "code": "unsupported_parameter"}
+                return send(400, {"error": error})(handler, body)
+        return send(200, concepts("red cap"))(handler, body)
+
+    return act
+
+
+@pytest.mark.parametrize("hint", [True, False])
+@pytest.mark.parametrize(
+    "accepted",
+    [
+        {"max_tokens": "max_completion_tokens"}, {"max_tokens": "max_output_tokens"}, {"system": "developer"},
+        {"system": "user"}, {"seed": ""}, {"max_tokens": "max_completion_tokens", "system": "developer", "seed": ""},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_parameters_by_another_name(asker, server, accepted, hint):
+    server.always = knows(accepted, hint)
+    asked = [request(word, max_tokens=100, sample=1) for word in ("cat", "dog", "owl")]
+    assert len(asker(concurrency=2).ask(asked)) == 3
+    last = server.bodies[-1]
+    for name, right in accepted.items():
+        if name == "system":
+            assert last["messages"][0]["role"] == right
+        else:
+            assert name not in last
+            assert right == "" or last[right] == {"max_tokens": 100}[name]
+    assert "response_format" in last
+    assert len(server.bodies) <= 3 + 2 * 2 * len(accepted)
+
+
+def test_a_parameter_without_any_name_is_one_line(asker, server):
+    server.always = knows({"max_tokens": None}, hint=False)
+    with pytest.raises(UserError, match="does not accept the request .*max_output_tokens"):
+        asker().ask([request(max_tokens=100)])
+    assert len(server.bodies) <= 4
 
 
 @pytest.mark.parametrize("refusal", [completion(None, refusal="I cannot"), completion("", finish="content_filter")])

@@ -10,6 +10,7 @@ from cbm.editing import POLICIES, ask_in_turn
 from cbm.editing.apply import level
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.layers.activations import Sigmoid
 
 SINGLE = [[k] for k in range(K)]
 
@@ -79,6 +80,66 @@ def test_scores_are_what_a_loop_says(policy, monkeypatch):
             value = level(model, best, "present" if truth[n, best] else "absent")
             logits = logits + model.weights()[:, best] * (value - state[best])
             state[best] = value
+
+
+def softmax(z: list[float]) -> list[float]:
+    powers = [math.exp(value - max(z)) for value in z]
+    return [power / sum(powers) for power in powers]
+
+
+def entropy(q: list[float]) -> float:
+    return -sum(value * math.log(value) for value in q if value > 0)
+
+
+def published(policy: str, c: list[float], weights: list[list[float]], bias: list[float], j: int) -> float:
+    """A policy's score of concept j by its paper's formula, from probabilities ``c`` and a linear head, in float64.
+
+    Shin et al., ICML 2023, section 3.2: contribution sum_k |c_j df_k/dc_j|; the other two as expectations over the
+    answers 0 and 1 with probabilities 1 - c_j and c_j, the answer put in for c_j. Chauhan et al., AAAI 2023, with unit
+    weights and a cost of 1: binary entropy + |E p(yhat | answer) - p(yhat)| - cost.
+    """
+
+    def predict(values: list[float]) -> list[float]:
+        return softmax([b + sum(w * v for w, v in zip(row, values)) for row, b in zip(weights, bias)])
+
+    if policy == "cctp":
+        return sum(abs(c[j] * row[j]) for row in weights)
+    now = predict(c)
+    after = [predict([*c[:j], answer, *c[j + 1 :]]) for answer in (0.0, 1.0)]
+    chances = (1 - c[j], c[j])
+    if policy == "ectp":
+        return sum(p * sum(a * math.log(a / n) for a, n in zip(q, now)) for p, q in zip(chances, after))
+    if policy == "eudtp":
+        return entropy(now) - sum(p * entropy(q) for p, q in zip(chances, after))
+    best = max(range(len(now)), key=now.__getitem__)
+    expected = sum(p * q[best] for p, q in zip(chances, after))
+    uncertain = entropy([c[j], 1 - c[j]]) / math.log(2)
+    return uncertain + abs(expected - now[best]) - 1.0
+
+
+@pytest.mark.parametrize("policy", ["cctp", "ectp", "eudtp", "coop"])
+@pytest.mark.parametrize("groups", [SINGLE, [[0, 3, 5], [1, 2], [4], [6, 7, 8]]], ids=["single", "groups"])
+@pytest.mark.parametrize("seed", range(2))
+def test_probabilities_are_asked_as_the_papers_say(policy: str, groups: list[list[int]], seed: int):
+    """All questions about all images: the same ones in the same order, and the head then reads 0 or 1."""
+    g = torch.Generator().manual_seed(seed)
+    steep = Sigmoid(torch.randn(K, generator=g))
+    model, x = bottleneck(steep)
+    truth = (torch.rand(len(x), K, generator=g) > 0.5).float()
+    weights, bias = model.weights().double().tolist(), model.head.bias.double().tolist()
+    curve = ask_in_turn(model, x, torch.zeros(len(x), dtype=torch.long), truth, groups, policy)
+    for n, own in enumerate(model.activations(x).double().tolist()):
+        order, open_ = [], list(range(len(groups)))
+        while open_:
+            scores = {
+                u: sum(published(policy, own, weights, bias, j) for j in groups[u]) / len(groups[u]) for u in open_
+            }
+            best = max(open_, key=scores.__getitem__)
+            order.append(best)
+            open_.remove(best)
+            for j in groups[best]:
+                own[j] = float(truth[n, j])
+        assert curve.asked[n].tolist() == order
 
 
 @pytest.mark.parametrize("policy", POLICIES)
