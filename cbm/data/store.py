@@ -1,7 +1,8 @@
 """The feature store: every picture is encoded once.
 
 A folder of the store belongs to an encoder (weights and preprocessing), a precision and a dtype. In it a picture is
-known by its content, whatever list it stands in and wherever in there. Features lie in shards, each complete or absent,
+known by its content, whatever list it stands in and wherever in there, and by the version of the code that reads files
+where that decides about its pixels (``store_keys``). Features lie in shards, each complete or absent,
 so an interrupted run goes on with the pictures that are missing (``cbm.data.index`` says where each picture is).
 """
 
@@ -20,7 +21,7 @@ from torch import Tensor
 from cbm.data.encoding import Pictures, Unreadable, encode_shards
 from cbm.data.features import unit_norm
 from cbm.data.fingerprints import to_digests
-from cbm.data.images import Images
+from cbm.data.images import Images, store_keys
 from cbm.data.index import FeatureIndex
 from cbm.data.old_store import OldStores
 from cbm.data.shards import find_shards, read_shard, write_rows
@@ -163,7 +164,7 @@ class FeatureStore:
             UserError: an unreadable picture under ``on_error="fail"``; features that are not finite; a full disk.
         """
         fingerprints = images.fingerprints(self.root)
-        digests = to_digests(fingerprints)
+        digests = to_digests(store_keys(fingerprints, images.looks(self.root), encoder.least))
         precision = encoder.precision if encoder.device.type == "cuda" else "fp32"
         address, features = (encoder.fingerprint, precision, dtype), self.root / "features"
         index = FeatureIndex(features / "-".join(address), OldStores(features, address, fingerprints))
@@ -196,7 +197,7 @@ class FeatureStore:
     @staticmethod
     def _try_again(stored: StoredFeatures, encoder: Encoder, images: Images) -> None:
         """Say why pictures are not in the store that could not be read, for another reason than their content."""
-        pictures = Pictures(images, range(len(images)), encoder.preprocess)
+        pictures = Pictures(images, range(len(images)), encoder)
         for row in stored.missing().tolist():
             found, name = pictures[row][1], str(images.names[row])
             if not isinstance(found, Unreadable):

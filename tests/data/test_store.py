@@ -242,10 +242,10 @@ def test_only_what_the_content_is_to_blame_for_is_remembered(tmp_path: Path, ima
     """A network that fails once: the picture is reported, and read the next time."""
     whole, fails = images.open, True
 
-    def unsteady(row: int):
+    def unsteady(row: int, least: int | None = None):
         if fails and row == 7:
             raise OSError(errno.EIO, "Input/output error")
-        return whole(row)
+        return whole(row, least)
 
     images.open = unsteady
     stored = encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
