@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
-from cbm.concepts.hygiene import class_name_pattern, hygiene_reason
+from cbm.concepts.hygiene import class_name_pattern, clean_class_names, hygiene_reason
 from cbm.concepts.readers import normalise_text
 from cbm.kernels import concept_scores
 
@@ -36,7 +36,8 @@ def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: in
         max_words: number of words above which a phrase is reported.
     """
     findings = [Finding(gone.reason, gone.text, f"of {', '.join(gone.classes) or 'no class'}") for gone in bank.dropped]
-    everything = class_name_pattern(classes or bank.classes)
+    names = classes or bank.classes
+    said, everything = dict(zip(names, clean_class_names(names))), class_name_pattern(names)
     for concept in bank.concepts:
         owned = ", ".join(concept.classes[:3]) + (", ..." if len(concept.classes) > 3 else "")
         if merged := concept.provenance.get("merged"):
@@ -44,7 +45,7 @@ def lint_bank(bank: ConceptBank, classes: list[str] | None = None, max_words: in
                 Finding("duplicate", concept.text, "also written " + ", ".join(f"'{m}'" for m in merged[:3]))
             )
         if everything and (match := everything.search(concept.text)):
-            own = class_name_pattern(list(concept.classes))
+            own = class_name_pattern([said.get(name, name) for name in concept.classes])
             kind = "own class name" if own and own.search(concept.text) else "class name"
             findings.append(
                 Finding(kind, concept.text, f"says '{match.group()}'" + (f", owned by {owned}" if owned else ""))

@@ -28,6 +28,7 @@ from cbm.data.shards import find_shards, read_shard, write_rows
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.files.console import warn_once
 
 log = logging.getLogger(__name__)
 
@@ -217,9 +218,9 @@ class FeatureStore:
         if on_error == "fail" or len(errors) == total:
             raise UserError(f"{label}: {len(errors)} of {total} image(s) cannot be read, first '{name}': {why}")
         for name, why in list(errors.items())[:20]:
-            log.warning("%s: skipped unreadable image '%s': %s", label, name, why)
+            warn_once(f"{label}: skipped unreadable image '{name}': {why}")
         if len(errors) > 20:
-            log.warning("%s: ... and %d more unreadable images", label, len(errors) - 20)
+            warn_once(f"{label}: ... and {len(errors) - 20} more unreadable images")
 
     @staticmethod
     def _describe(folder: Path, encoder: Encoder, precision: str, dtype: str) -> None:

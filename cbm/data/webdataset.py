@@ -25,9 +25,11 @@ from rich.progress import track
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.fingerprints import UNREADABLE, derived
 from cbm.data.images import ImageFiles, Images, list_names
+from cbm.data.lists import passed_over
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.files.names import one_form
 from cbm.files.parsing import parse_json, read_text
 from cbm.files.pictures import EXTENSIONS, UNKNOWN, look, open_picture
 
@@ -264,9 +266,10 @@ def read_webdataset(name: str, root: Path, cache: Path) -> ImageDataset:
     labels = {split: _all_labelled(name, images, said) for split, (images, said) in read.items()}
     classes, index = _classes(name, root, labels)
     splits = {split: Split(images, class_index(labels[split], index)) for split, (images, _) in read.items()}
-    if "train" not in splits:
-        raise UserError(f"data set '{name}': no tar files for training in '{root}'")
-    return ImageDataset(name, classes, splits)
+    others: Counter[str] = Counter()
+    for tar in tars:
+        others.update(json.loads((_index(root / tar, cache).schema.metadata or {}).get(OTHERS, b"{}")))
+    return ImageDataset(name, classes, splits, doubts=passed_over(others))
 
 
 def _split_of(tar: str) -> str:
@@ -277,7 +280,7 @@ def _split_of(tar: str) -> str:
 
 
 def _all_labelled(name: str, images: ImageTars, said: list[str | None]) -> list[str]:
-    labels = [label for label in said if label]
+    labels = [one_form(label) for label in said if label]
     if len(labels) < len(said):
         first = images.names[[bool(label) for label in said].index(False)]
         raise UserError(
@@ -302,7 +305,7 @@ def _classes(name: str, root: Path, labels: dict[str, list[str]]) -> tuple[list[
         log.warning("%s: no '%s': classes are called by their numbers", name, listed)
         found.sort(key=lambda label: (len(label), label))
         return [f"class {label}" for label in found], found
-    classes = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    classes = [one_form(line) for line in read_text(listed).splitlines() if line.strip()]
     numbers = [str(number) for number in range(len(classes))]
     if beyond := sorted(set(found) - set(numbers)):
         raise UserError(f"data set '{name}': label {beyond[0]}, but '{listed}' names {len(classes)} classes (0 first)")

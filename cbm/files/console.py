@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import warnings
+from functools import cache
 
 log = logging.getLogger("cbm")
 
@@ -32,6 +33,12 @@ def process_rank() -> int:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return 0
+
+
+@cache
+def warn_once(message: str) -> None:
+    """A warning that is said once per process, however often it is true."""
+    log.warning(message)
 
 
 def quiet_libraries() -> None:

@@ -18,7 +18,7 @@ from cbm.metrics.evaluate import concept_ground_truth
 from cbm.report.classes import ConceptUse, class_accuracies, describe_classes
 from cbm.report.command import reproduce_command
 from cbm.report.energies import describe_energies, told_rows
-from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, resolved_rows
+from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, not_counted, resolved_rows
 from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
 from cbm.report.figures import (
     as_image,
@@ -116,6 +116,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "facts": header_facts(model, bank, data, cfg),
         "control": cfg.concepts.control,
         "metrics": metrics,
+        "not_counted": not_counted(metrics),
         "integrity": integrity,
         "evidence": () if integrity is None else integrity.evidence,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},

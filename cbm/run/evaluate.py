@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     editor = check_request(cfg)
     model = load(Path(cfg.run), device=cfg.device)
     card = model.card(cfg.dataset)
-    dataset, data = model.read(("val", cfg.split), dataset=card, cache=cfg.cache)
+    dataset, data = model.read(("val", cfg.split), dataset=cfg.dataset, cache=cfg.cache)
     request = Request(model, data, cfg.split, card, cfg.domain or dataset.name, Path(cfg.cache))
     name = f"{dataset.name}-{cfg.split}"
     if editor is not None:
@@ -127,7 +127,15 @@ def plain(request: Request) -> Evaluated:
     """Evaluate the model as it was trained."""
     model, heads = request.model, load_heads(request.model.path / "nec.safetensors")
     metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads)
-    return Evaluated(metrics | {f"data/n_{request.split}": float(len(request.data.splits[request.split]))})
+    return Evaluated(metrics | counted(request.data, request.split))
+
+
+def counted(data: FeatureData, split: str) -> dict[str, float]:
+    """How many images of a split were measured, and how many could not be read."""
+    return {
+        f"data/n_{split}": float(len(data.splits[split])),
+        f"data/n_skipped_{split}": float(data.skipped.get(split, 0)),
+    }
 
 
 def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
@@ -207,7 +215,7 @@ def decided_metrics(
     decided = classification_metrics(comparison.after, comparison.y)
     metrics |= {f"{split}/{key}": value for key, value in decided.items()}
     metrics |= comparison.metrics()
-    return metrics | {f"data/n_{split}": float(len(data.splits[split]))}
+    return metrics | counted(data, split)
 
 
 def say_changes(comparison: Comparison) -> None:
