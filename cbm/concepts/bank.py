@@ -230,8 +230,8 @@ def _dropped(entry: Any, where: str) -> Dropped:
         raise UserError(f"{where}: 'dropped' holds {json.dumps(entry)[:60]}; expected text, classes, reason") from error
 
 
-def _embeddings(file: Path, bank: ConceptBank) -> Tensor:
-    """The embeddings ``[K, D]`` beside a bank, if they are of its phrases."""
+def _embeddings(file: Path, bank: ConceptBank, texts: list[str]) -> Tensor:
+    """The embeddings ``[K, D]`` beside a bank, if they are of its phrases as they were written."""
     tensors, about = read_tensors(file)
     embeddings = tensors.get("embeddings")
     if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from cbm.concepts.bank import Concept, ConceptBank
-from cbm.concepts.hygiene import clean_class_names, drop_class_names, drop_unfit, spoken_name
+from cbm.concepts.hygiene import clean_class_name, clean_class_names, drop_class_names, drop_unfit, spoken_name
 from cbm.concepts.readers import read_bank
 from cbm.data.text_store import EncodeText
 from cbm.errors import UserError, did_you_mean
@@ -50,7 +50,8 @@ def match_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, str
     """Class of the data set by each name of a bank that means one.
 
     Equal names come first, then names that are equal as they are said, then without running numbers
-    (``clean_class_names``); a class that was found by a better way is not found by a worse one.
+    (``clean_class_names``), then without any number with leading zeros; a class that was found by a better way is not
+    found by a worse one, and none where two would do.
 
     Args:
         names: class names of the bank.
@@ -65,10 +66,12 @@ def match_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, str
         (list(map(one_form, names)), list(map(one_form, classes))),
         (list(map(spoken_name, names)), list(map(spoken_name, classes))),
         (clean_class_names(names), clean_class_names(classes)),
+        (list(map(clean_class_name, names)), list(map(clean_class_name, classes))),
     ]
     for said_there, said_here in ways:
         taken = set(found.values())
-        here = {said: name for said, name in zip(said_here, classes) if name not in taken}
+        counts = Counter(said_here)
+        here = {said: name for said, name in zip(said_here, classes) if name not in taken and counts[said] == 1}
         found |= {name: here[said] for name, said in zip(names, said_there) if name not in found and said in here}
     return {name: found[name] for name in names if name in found}
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -27,15 +28,18 @@ class Copies:
     torn: list[tuple[str, str]]
     within: list[str]
 
-    def sentences(self) -> list[str]:
-        """What is wrong, most important first."""
-        said = [
+    def leaked(self) -> list[str]:
+        """What makes numbers wrong, in sentences."""
+        return [
             f"{len(pairs):,} image(s) of {later} have the same content as one of {first}: {_pairs(pairs)}"
             for (later, first), pairs in self.leaks.items()
         ]
-        if self.torn:
-            said.append(f"{len(self.torn):,} image(s) have the same content as one of another class: {_pairs(self.torn)}")
-        return said
+
+    def mislabelled(self) -> list[str]:
+        """What makes labels doubtful, in sentences."""
+        if not self.torn:
+            return []
+        return [f"{len(self.torn):,} image(s) have the same content as one of another class: {_pairs(self.torn)}"]
 
 
 def find_copies(dataset: ImageDataset, cache: Path, splits: Sequence[str] | None = None) -> Copies:
@@ -79,13 +83,28 @@ def find_copies(dataset: ImageDataset, cache: Path, splits: Sequence[str] | None
     return Copies(leaks, torn, within)
 
 
+def shared_subjects(dataset: ImageDataset) -> list[str]:
+    """Sentences about subjects (patients, films) that two splits share, where the data set knows subjects.
+
+    Example:
+        >>> from cbm.data.dataset import Split
+        >>> parts = {name: Split(None, np.zeros(2, int), subjects=np.array(["P0", name])) for name in ("train", "test")}
+        >>> shared_subjects(ImageDataset("d", ["a"], parts))
+        ["1 subject(s) of test are in train too: 'P0'"]
+    """
+    known = {name: np.unique(part.subjects) for name, part in dataset.splits.items() if part.subjects is not None}
+    said = []
+    for first, later in combinations(known, 2):
+        if len(both := np.intersect1d(known[first], known[later])):
+            said.append(f"{len(both):,} subject(s) of {later} are in {first} too: {quoted(map(str, both))}")
+    return said
+
+
 def _pairs(pairs: list[tuple[str, str]]) -> str:
     return quoted(f"{one}' = '{other}" for one, other in pairs)
 
 
-def near_duplicates(
-    x: Tensor, least: float, block: int = 4096, most: int = 100_000
-) -> list[tuple[int, int, float]]:
+def near_duplicates(x: Tensor, least: float, block: int = 4096, most: int = 100_000) -> list[tuple[int, int, float]]:
     """Pairs of images that an encoder sees as nearly the same: (row, later row, cosine), the most similar first.
 
     Args:

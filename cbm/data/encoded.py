@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
-from cbm.data.copies import find_copies
+from cbm.data.copies import find_copies, shared_subjects
 from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import Images
@@ -148,7 +148,8 @@ def encode_splits(
     Raises:
         UserError: a split does not exist, there are too few images for the shots, or the images cannot be encoded.
     """
-    for said in find_copies(dataset, settings.cache, [*splits, "train"]).sentences():
+    copies = find_copies(dataset, settings.cache, [*splits, "train"])
+    for said in (*copies.leaked(), *copies.mislabelled(), *shared_subjects(dataset)):
         warn_once(f"{dataset.name}: {said} (python -m cbm datasets check says more)")
     taken, skipped = dict(dataset.splits), {}
     encoded: dict[str, FeatureSplit] = {}

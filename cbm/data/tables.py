@@ -16,7 +16,7 @@ from cbm.data.images import ImageFiles
 from cbm.data.lists import is_there, missing_files
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError, did_you_mean
-from cbm.files.names import one_form
+from cbm.files.names import one_form, quoted
 from cbm.files.parsing import read_json, read_table
 
 log = logging.getLogger(__name__)
@@ -262,9 +262,10 @@ def _merged(table: Path, rows: list[Row], roles: Roles, dataset: ImageDataset) -
         kept += by_split.values()
     if shared := [found for found in several if len({row.split for row in found}) > 1]:
         first, other = shared[0][0], next(row for row in shared[0] if row.split != shared[0][0].split)
+        later, sooner = sorted((first.split, other.split), key=SPLITS.index, reverse=True)
         dataset.faults.append(
-            f"'{table}': {len(shared):,} image(s) are in more than one split, first '{first.path}': {first.split} in line "
-            f"{first.line}, {other.split} in line {other.line}"
+            f"{len(shared):,} picture(s) of {later} are in {sooner} too: '{first.path}' (lines {first.line} and {other.line} "
+            f"of '{table}'){', ...' if len(shared) > 1 else ''}"
         )
     again = len(rows) - len(kept)
     if again:
@@ -353,15 +354,19 @@ def _groups(file: Path, concepts: list[str]) -> dict[str, list[str]]:
 def _concept_values(rows: list[Row], concepts: list[str], table: Path, threshold: float | None) -> np.ndarray:
     """Cells to ``[N, A]`` float32: 0, 1, NaN for unknown."""
     meaning = {**dict.fromkeys(YES, 1.0), **dict.fromkeys(NO, 0.0), **dict.fromkeys(UNKNOWN, np.nan)}
-    values = np.empty((len(rows), len(concepts)), dtype=np.float32)
-    for column, concept in enumerate(concepts):
-        for number, row in enumerate(rows):
-            cell = (row.cells[concept] or "").strip().lower()
-            found = meaning.get(cell) if threshold is None or cell in UNKNOWN else _above(cell, threshold, meaning)
-            if found is None:
-                raise UserError(_no_concept(table, row, concept, [each.cells[concept] for each in rows], threshold))
-            values[number, column] = found
-    return values
+
+    def read(cell: str) -> float | None:
+        cell = cell.strip().lower()
+        return meaning.get(cell) if threshold is None or cell in UNKNOWN else _above(cell, threshold, meaning)
+
+    cells = [[read(row.cells[concept] or "") for concept in concepts] for row in rows]
+    wrong = [k for k in range(len(concepts)) if any(found[k] is None for found in cells)]
+    if wrong:
+        row = rows[next(i for i, found in enumerate(cells) if found[wrong[0]] is None)]
+        told = _no_concept(table, row, concepts[wrong[0]], [each.cells[concepts[wrong[0]]] for each in rows], threshold)
+        others = f"; the same is true of {quoted(concepts[k] for k in wrong[1:])}" if wrong[1:] else ""
+        raise UserError(told + others)
+    return np.array(cells, dtype=np.float32)
 
 
 def _above(cell: str, threshold: float, meaning: dict[str, float]) -> float | None:
