@@ -209,8 +209,8 @@ def _check_skipped(label: str, count: int, total: int, stored: list[StoredFeatur
         return
     name, why = next((item for features in stored for item in features.errors.items()), ("?", "?"))
     raise UserError(
-        f"{label}: {count:,} of {total:,} image(s) cannot be read ({count / total:.1%}), first '{name}': {why}; at most "
-        f"{most:.1%} are skipped: repair them, or say dataset.max_skipped={min(1.0, 1.1 * count / total):.2g}"
+        f"{label}: {count:,} of {total:,} image(s) cannot be read ({count / total:.1%}), first '{name}': {why}; at "
+        f"most {most:.1%} are skipped: repair them, or say dataset.max_skipped={min(1.0, 1.1 * count / total):.2g}"
     )
 
 

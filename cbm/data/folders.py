@@ -80,8 +80,8 @@ def split_folders(name: str, root: Path) -> dict[str, str]:
             continue
         if split in found:
             raise UserError(
-                f"data set '{name}': '{found[split]}' and '{path.name}' in '{root}' both mean the split '{split}': keep "
-                "one, or put the images together"
+                f"data set '{name}': '{found[split]}' and '{path.name}' in '{root}' both mean the split '{split}': "
+                "keep one, or put the images together"
             )
         found[split] = path.name
     return {split: found[split] for split in SPLITS if split in found}
@@ -108,7 +108,9 @@ def _by_class(by_folder: dict[str, list[str]], doubts: list[str]) -> dict[str, l
     found: dict[str, list[str]] = {}
     for folder, files in by_folder.items():
         if files and (same := one_form(folder)) in found:
-            doubts.append(f"two folders are called '{same}', in different spaces or forms of letters: taken as one class")
+            doubts.append(
+                f"two folders are called '{same}', in different spaces or forms of letters: taken as one class"
+            )
         if files:
             found.setdefault(one_form(folder), []).extend(files)
     return found

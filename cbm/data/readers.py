@@ -91,8 +91,8 @@ def _alike(classes: list[str]) -> list[str]:
         doubts.append(f"classes {' and '.join(map(repr, same[0]))}{more} differ in upper and lower case only")
     if several := combinations(classes):
         doubts.append(
-            f"{len(several)} class(es) look like several labels in one: {quoted(several)}; an image has one class here: "
-            "write one label per image (or concept columns of 0 and 1)"
+            f"{len(several)} class(es) look like several labels in one: {quoted(several)}; an image has one class "
+            "here: write one label per image (or concept columns of 0 and 1)"
         )
     return doubts
 

@@ -251,8 +251,8 @@ def _merged(table: Path, rows: list[Row], roles: Roles, dataset: ImageDataset) -
     if torn := [found for found in several if len({row.label for row in found}) > 1]:
         first, other = torn[0][0], next(row for row in torn[0] if row.label != torn[0][0].label)
         raise UserError(
-            f"'{table}': {len(torn):,} image(s) have more than one class, first '{first.path}': '{first.label}' in line "
-            f"{first.line}, '{other.label}' in line {other.line}"
+            f"'{table}': {len(torn):,} image(s) have more than one class, first '{first.path}': '{first.label}' in "
+            f"line {first.line}, '{other.label}' in line {other.line}"
         )
     kept: list[Row] = []
     for found in by_key.values():
@@ -264,8 +264,8 @@ def _merged(table: Path, rows: list[Row], roles: Roles, dataset: ImageDataset) -
         first, other = shared[0][0], next(row for row in shared[0] if row.split != shared[0][0].split)
         later, sooner = sorted((first.split, other.split), key=SPLITS.index, reverse=True)
         dataset.faults.append(
-            f"{len(shared):,} picture(s) of {later} are in {sooner} too: '{first.path}' (lines {first.line} and {other.line} "
-            f"of '{table}'){', ...' if len(shared) > 1 else ''}"
+            f"{len(shared):,} picture(s) of {later} are in {sooner} too: '{first.path}' (lines {first.line} and "
+            f"{other.line} of '{table}'){', ...' if len(shared) > 1 else ''}"
         )
     again = len(rows) - len(kept)
     if again:
@@ -284,8 +284,8 @@ def _fill(table: Path, row: Row, again: Row, roles: Roles) -> None:
         old, new = (one_form(each.cells.get(column) or "") for each in (row, again))
         if old and new and _meaning(old) != _meaning(new):
             raise UserError(
-                f"'{table}': '{row.path}' stands twice, and column '{column}' is '{old}' in line {row.line}, '{new}' in "
-                f"line {again.line}"
+                f"'{table}': '{row.path}' stands twice, and column '{column}' is '{old}' in line {row.line}, '{new}' "
+                f"in line {again.line}"
             )
         if new and not old:
             row.cells[column] = new

@@ -119,7 +119,7 @@ ODD = {
 
 
 def verify_classes(dataset: ImageDataset, findings: Findings) -> None:
-    """Look for classes that are too small to be divided, that a split lacks, and for imbalance; then what the reader saw."""
+    """Look for classes that are too small or lacking, and for imbalance; add what the reader saw."""
     findings.problems += dataset.faults
     findings.doubts += dataset.doubts
     needed = 1 + sum(split not in dataset.splits for split in ("val", "test"))
@@ -154,7 +154,8 @@ def verify_copies(dataset: ImageDataset, findings: Findings, cache: Path) -> Non
     if copies.within:
         kept = " (kept together when splits are drawn)" if len(dataset.splits) < 3 else ""
         findings.notes.append(
-            f"{len(copies.within):,} picture(s) are copies of others of their class and split{kept}{_first(copies.within)}"
+            f"{len(copies.within):,} picture(s) are copies of others of their class and split{kept}"
+            f"{_first(copies.within)}"
         )
 
 

@@ -42,9 +42,7 @@ def create_encoder(
 
 def load_encoder(settings: Any) -> Encoder:
     """The encoder of a configuration (``cbm.config.EncoderConfig``)."""
-    return create_encoder(
-        settings.model, settings.pretrained, precision=settings.precision, device=settings.device
-    )
+    return create_encoder(settings.model, settings.pretrained, precision=settings.precision, device=settings.device)
 
 
 def resolve_device(device: str) -> str:

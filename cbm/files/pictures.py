@@ -133,8 +133,8 @@ def look(source: Path | IO[bytes]) -> int:
     """How a file is read, compared with version 1, from its header; no pixel is decoded.
 
     Returns:
-        ``ANY``: with the same pixels. A positive number: the same, for it is an upright JPEG with 8 bits, but only where
-        it is decoded in full; the number is its shorter side. ``CHANGED``: with other pixels. ``UNKNOWN``: not at all.
+        ``ANY``: with the same pixels. A positive number: the same, for it is an upright JPEG with 8 bits, but only
+        where it is decoded in full; the number is its shorter side. ``CHANGED``: with other pixels. ``UNKNOWN``: not at all.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:
@@ -147,7 +147,9 @@ def look(source: Path | IO[bytes]) -> int:
         with Image.open(source) as opened:
             plain = opened.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr") and "transparency" not in opened.info
             # a PNG file's own method decodes the whole picture, to see what stands behind it
-            turned = _orientation(opened, Image.Image.getexif) != 1 or (opened.format == "PNG" and _notes_behind(source))
+            turned = _orientation(opened, Image.Image.getexif) != 1 or (
+                opened.format == "PNG" and _notes_behind(source)
+            )
             if not plain or turned or opened.width * opened.height > LARGEST:
                 return CHANGED
             return min(opened.size) if opened.format in ("JPEG", "MPO") else ANY
@@ -214,9 +216,9 @@ def _on_white(picture: Image.Image) -> Image.Image:
     elif picture.mode == "RGB" and isinstance(clear, tuple) and max(clear) > 255:  # of 16 bits; Pillow keeps 8
         picture = picture.copy()
         picture.info["transparency"] = tuple(value >> 8 for value in clear)
-    seen = picture.convert("RGBA")
-    white = Image.new("RGBA", seen.size, "white")
-    white.alpha_composite(seen)
+    seen = picture if picture.mode == "RGBA" else picture.convert("RGBA")
+    white = Image.new("RGB", seen.size, "white")
+    white.paste(seen, mask=seen)
     return white
 
 
@@ -261,7 +263,11 @@ def _needs_plugin(file: IO[bytes], name: str) -> str | None:
     """What to install, if this is a picture of a kind that a package would read."""
     file.seek(0)
     brand = file.read(12)[4:]
-    if not HEIF and brand[:4] == b"ftyp" and brand[4:] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"):
+    if (
+        not HEIF
+        and brand[:4] == b"ftyp"
+        and brand[4:] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
+    ):
         return f"'{name}' is HEIC, which needs the pillow-heif package: uv pip install -e '.[heic]' -c constraints.txt"
     return None
 
@@ -273,7 +279,9 @@ def _is_dicom(file: IO[bytes], name: str) -> bool:
 
 def _open_dicom(file: IO[bytes], name: str) -> Image.Image:
     if not DICOM:
-        raise OSError(f"'{name}' is DICOM, which needs the pydicom package: uv pip install -e '.[dicom]' -c constraints.txt")
+        raise OSError(
+            f"'{name}' is DICOM, which needs the pydicom package: uv pip install -e '.[dicom]' -c constraints.txt"
+        )
     from cbm.files.dicom import read_dicom
 
     file.seek(0)

@@ -132,7 +132,9 @@ def not_counted(metrics: dict[str, float]) -> str:
     for split in ("test", "val", "train"):
         if lost := int(metrics.get(f"data/n_skipped_{split}", 0)):
             total = f" of {lost + int(metrics[f'data/n_{split}']):,}" if split == "test" else ""
-            said.append(f"{lost:,}{total} {split} images could not be read and {'is' if lost == 1 else 'are'} not counted")
+            said.append(
+                f"{lost:,}{total} {split} images could not be read and {'is' if lost == 1 else 'are'} not counted"
+            )
     return "; ".join(said)
 
 

@@ -131,11 +131,11 @@ def plain(request: Request) -> Evaluated:
 
 
 def counted(data: FeatureData, split: str) -> dict[str, float]:
-    """How many images of a split were measured, and how many could not be read."""
-    return {
-        f"data/n_{split}": float(len(data.splits[split])),
-        f"data/n_skipped_{split}": float(data.skipped.get(split, 0)),
-    }
+    """How many images of a split were measured, and how many could not be read, if there were such."""
+    found = {f"data/n_{split}": float(len(data.splits[split]))}
+    if lost := data.skipped.get(split, 0):
+        found[f"data/n_skipped_{split}"] = float(lost)
+    return found
 
 
 def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:

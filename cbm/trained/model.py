@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -35,6 +36,8 @@ from cbm.trained.heat_map import HeatMap, heat_map
 from cbm.trained.hub import pull, push, without_paths
 from cbm.trained.model_card import model_card
 from cbm.trained.portable import PortableModel
+
+log = logging.getLogger(__name__)
 
 HUB = "hf-hub:"
 UNTRAINED = ("zero_shot",)
@@ -205,6 +208,8 @@ class TrainedModel:
             settings = replace(settings, shots=self.config.shots, val_shots=self.config.val_shots)
         encoder = self.encoder  # other weights are found before anything is read
         whole = dataset is not None and not self._learned_from(card)
+        if dataset is not None and not whole:
+            log.info("'%s' was trained on these images: only those of its own splits are measured", self.path)
         images = reorder_classes(read_images(card, Path(cache), whole=whole), self.classes)
         wanted = [name for name in dict.fromkeys(splits) if name != "val" or name in images.splits or len(splits) == 1]
         return encode_splits(images, encoder, settings, tuple(wanted))
@@ -403,7 +408,9 @@ class TrainedModel:
         """
         require_concepts(self.model, self.bank)
         assert self.bank is not None
-        return heat_map(self.encoder, self.model, self.bank.index(concept), open_image(image, self.encoder.least), method)
+        return heat_map(
+            self.encoder, self.model, self.bank.index(concept), open_image(image, self.encoder.least), method
+        )
 
     @torch.no_grad()
     def predict_features(self, features: Tensor) -> Prediction:
@@ -478,8 +485,8 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
     about = read_about(path)
     if (made_with := about["encoder"].get("pixels", 1)) != VERSION:
         warn_once(
-            f"'{path}' was made by version {made_with} of how images are read, this is version {VERSION}: numbers are the same "
-            "for upright, opaque images with 8 bits that are not much larger than needed; to compare others, train it "
+            f"'{path}' was made by version {made_with} of how images are read, this is version {VERSION}: numbers are the "
+            "same for upright, opaque images with 8 bits that are not much larger than needed; to compare others, train it "
             "again (docs/datasets.md says what changed)"
         )
     return TrainedModel(path, config, about)
