@@ -187,10 +187,10 @@ def passed_over(others: Counter[str]) -> list[str]:
     """A sentence about files that are not read, counted by ending; none if they are text only."""
     if not set(others) - TEXT:
         return []
-    said = [
-        f"{count:,} {ending or 'without an ending'}" + f" (needs {PLUGINS[ending]})" * (ending in PLUGINS)
-        for ending, count in others.most_common()
-    ]
+    said = []
+    for ending, count in others.most_common():
+        needs = f" (needs {PLUGINS[ending]})" if ending in PLUGINS else ""
+        said.append(f"{count:,} {ending or 'without an ending'}{needs}")
     return [f"{sum(others.values()):,} file(s) are not read as images: {', '.join(said)}"]
 
 

@@ -169,14 +169,18 @@ def verify_likeness(dataset: ImageDataset, features: dict[str, Tensor], least: f
         findings: where it is added.
     """
     names = [(split, file, label) for split in features for file, label in _named(dataset.splits[split])]
+    x = torch.cat([part.float() for part in features.values()])
     kinds: dict[str, list[str]] = {}
-    for i, j, cosine in near_duplicates(torch.cat([part.float() for part in features.values()]), least):
+    for i, j, cosine in near_duplicates(x, least):
         (one, first, label), (other, second, other_label) = names[i], names[j]
+        if torch.equal(x[i], x[j]):
+            continue  # copies, which are reported as such
         kind = f"{one} and {other}" if one != other else f"{one}, under two classes" if label != other_label else one
-        kinds.setdefault(kind, []).append(f"{first}' = '{second}' ({cosine:.3f}) '")
+        kinds.setdefault(kind, []).append(f"'{first}' = '{second}' ({cosine:.3f})")
     for kind, pairs in kinds.items():
-        said = f"{len(pairs):,} pair(s) look nearly the same (cosine {least} or more), {kind}{_first(pairs)}"
-        (findings.notes if kind in features else findings.doubts).append(said.replace(") ''", ")"))
+        shown = ", ".join(pairs[:SHOWN]) + (", ..." if len(pairs) > SHOWN else "")
+        said = f"{len(pairs):,} pair(s) look nearly the same (cosine {least} or more), {kind}: {shown}"
+        (findings.notes if kind in features else findings.doubts).append(said)
     if not kinds:
         findings.notes.append(f"no two images look nearly the same (cosine {least} or more)")
 

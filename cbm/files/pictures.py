@@ -133,8 +133,8 @@ def look(source: Path | IO[bytes]) -> int:
     """How a file is read, compared with version 1, from its header; no pixel is decoded.
 
     Returns:
-        ``ANY``: with the same pixels. A positive number: the same, for it is an upright JPEG with 8 bits, but only
-        where it is decoded in full; the number is its shorter side. ``CHANGED``: with other pixels. ``UNKNOWN``: not at all.
+        ``ANY``: with the same pixels. A positive number: with the same pixels where it is decoded in full; it is the
+        shorter side of an upright JPEG with 8 bits. ``CHANGED``: with other pixels. ``UNKNOWN``: not at all.
     """
     if isinstance(source, Path):
         with source.open("rb") as file:

@@ -485,9 +485,9 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
     about = read_about(path)
     if (made_with := about["encoder"].get("pixels", 1)) != VERSION:
         warn_once(
-            f"'{path}' was made by version {made_with} of how images are read, this is version {VERSION}: numbers are the "
-            "same for upright, opaque images with 8 bits that are not much larger than needed; to compare others, train it "
-            "again (docs/datasets.md says what changed)"
+            f"'{path}' was made by version {made_with} of how images are read, this is version {VERSION}: its numbers "
+            "hold for upright, opaque images with 8 bits that are not much larger than needed; to compare others, "
+            "train it again (docs/datasets.md)"
         )
     return TrainedModel(path, config, about)
 
