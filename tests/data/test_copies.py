@@ -38,7 +38,9 @@ def test_in_two_splits_and_two_classes(tmp_path: Path):
     assert found.leaks == {("test", "train"): [("test/a/other.png", "train/a/0.png")]}
     assert found.torn == [("train/b/wrong.png", "train/a/1.png")]
     assert found.within == ["train/a/again.png"]
-    assert found.leaked()[0].startswith("1 image(s) of test have the same content as one of train: 'test/a/other.png' = ")
+    assert found.leaked()[0].startswith(
+        "1 image(s) of test have the same content as one of train: 'test/a/other.png' = "
+    )
     assert len(found.mislabelled()) == 1
 
 
@@ -97,7 +99,9 @@ def test_a_placeholder_ties_nothing_together(tmp_path: Path):
 
 
 def subject_split(subjects: list[str], labels: list[int]) -> Split:
-    images = ImageArray(np.arange(len(labels) * 12, dtype=np.uint8).reshape(-1, 2, 2, 3), [f"{i}" for i in range(len(labels))])
+    images = ImageArray(
+        np.arange(len(labels) * 12, dtype=np.uint8).reshape(-1, 2, 2, 3), [f"{i}" for i in range(len(labels))]
+    )
     return Split(images, np.array(labels), subjects=np.array(subjects))
 
 

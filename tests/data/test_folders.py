@@ -137,7 +137,11 @@ def test_subjects_from_paths(patients: Path, tmp_path: Path):
     found = subjects_of(read(patients, subject_pattern="(P[0-9].)_"), tmp_path)
     assert set.union(*found.values()) == {f"P{i}{name}" for i in range(6) for name in "ab"}
     assert sum(map(len, found.values())) == 12
-    for pattern, message in (("(P", "no regular expression"), ("P[0-9]", "has no group"), ("(Q)", "finds nothing in 'a/")):
+    for pattern, message in (
+        ("(P", "no regular expression"),
+        ("P[0-9]", "has no group"),
+        ("(Q)", "finds nothing in 'a/"),
+    ):
         with pytest.raises(UserError, match=message):
             read(patients, subject_pattern=pattern)
 
@@ -145,7 +149,9 @@ def test_subjects_from_paths(patients: Path, tmp_path: Path):
 def test_subjects_and_groups_from_a_table(patients: Path, tmp_path: Path):
     with pytest.raises(UserError, match="no table '.*images.csv'.*patient.*subject_pattern=REGEX"):
         read(patients, subject="patient")
-    lines = [f"{f.parent.name}/{f.name},{f.name[:3]},{'north' if '1' in f.name[:3] else ''}" for f in patients.rglob("*.png")]
+    lines = [
+        f"{f.parent.name}/{f.name},{f.name[:3]},{'north' if '1' in f.name[:3] else ''}" for f in patients.rglob("*.png")
+    ]
     (patients / "who.csv").write_text("\n".join(["path,patient,site", *lines]))
     data = read(patients, subject="patient", groups=["site"], table="who.csv")
     assert data.group_names == {"site": ["north"]}

@@ -58,13 +58,17 @@ def test_an_absolute_path_is_the_same_image(root: Path):
 @pytest.mark.parametrize("spelling", ["x/1.png", "./x/1.png"])
 def test_an_image_of_two_classes_is_refused(root: Path, spelling: str):
     table(root, "path,label", *rows(), f"{spelling},y")
-    with pytest.raises(UserError, match=r"1 image\(s\) have more than one class, first 'x/1.png': 'x' in line 3, 'y' in"):
+    with pytest.raises(
+        UserError, match=r"1 image\(s\) have more than one class, first 'x/1.png': 'x' in line 3, 'y' in"
+    ):
         read(root)
 
 
 def test_an_image_in_two_splits_is_a_fault(root: Path):
     table(root, "path,label,split", *rows("{path},{label},train"), "./x/1.png,x,test", "y/0.png,y,test")
-    assert read(root).faults == [f"2 picture(s) of test are in train too: 'x/1.png' (lines 3 and 14 of '{root}/images.csv'), ..."]
+    assert read(root).faults == [
+        f"2 picture(s) of test are in train too: 'x/1.png' (lines 3 and 14 of '{root}/images.csv'), ..."
+    ]
 
 
 def test_what_several_rows_say_is_put_together_or_refused(root: Path):
@@ -148,7 +152,10 @@ def test_letters_in_two_forms_are_one_class(root: Path):
 @pytest.mark.parametrize("several", ["x|wet", "x;wet", "['x', 'y']", "x, y", "x/y", "x+y"])
 def test_several_labels_in_one_are_doubted(root: Path, several: str):
     lines = [f"{path};{label}" for path, label in (line.split(",") for line in rows())]
-    lines[0], lines[7] = f'x/0.png;"{several}"', f'y/1.png;"{several.replace("x", "y") if "y" not in several else several}"'
+    lines[0], lines[7] = (
+        f'x/0.png;"{several}"',
+        f'y/1.png;"{several.replace("x", "y") if "y" not in several else several}"',
+    )
     table(root, "path;label", *lines)
     assert "look like several labels in one" in read(root).doubts[0]
 
@@ -171,7 +178,9 @@ def test_subjects_stay_in_one_split(root: Path, tmp_path: Path):
 
 def test_columns_that_are_nothing(root: Path):
     table(root, "path,label,age,patient_id", *rows("{path},{label},3{i},Pat{i}"))
-    with pytest.raises(UserError, match=r"column 'age' of 'x/0.png' is '30'.*ignore=\[age\].*same is true of 'patient_id'"):
+    with pytest.raises(
+        UserError, match=r"column 'age' of 'x/0.png' is '30'.*ignore=\[age\].*same is true of 'patient_id'"
+    ):
         read(root)
     with pytest.raises(UserError, match="column 'patient_id' of 'x/0.png' is 'Pat0'"):  # as it is written
         read(root, ignore="age")

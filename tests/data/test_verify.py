@@ -115,7 +115,10 @@ def test_what_was_opened_is_what_is_all_right(tmp_path: Path, module):
     for name in ("x", "y"):
         for i in range(75):
             paint(tmp_path / "set" / name / f"{i:03d}.png", (9, 99, 9), ord(name) + 1000 * i, size=3)
-    assert check(module, "folder", f"root={tmp_path / 'set'}")[1][-1] == "folder: all right in what was opened (100 of 150)"
+    assert (
+        check(module, "folder", f"root={tmp_path / 'set'}")[1][-1]
+        == "folder: all right in what was opened (100 of 150)"
+    )
     assert check(module, "folder", f"root={tmp_path / 'set'}", "--all")[1][-1] == "folder: all right"
 
 
@@ -164,11 +167,18 @@ def test_copies_and_near_copies(tmp_path: Path, module):
     status, lines = check(module, "folder", f"root={root}")
     text = " ".join(lines)
     assert status == 1
-    assert "wrong: 1 image(s) of test have the same content as one of train: 'test/a/copy.png' = 'train/a/0.png'" in text
-    assert "doubt: 1 image(s) have the same content as one of another class: 'train/b/wrong.png' = 'train/a/1.png'" in text
+    assert (
+        "wrong: 1 image(s) of test have the same content as one of train: 'test/a/copy.png' = 'train/a/0.png'" in text
+    )
+    assert (
+        "doubt: 1 image(s) have the same content as one of another class: 'train/b/wrong.png' = 'train/a/1.png'" in text
+    )
     status, lines = check(module, "folder", f"root={root}", "--near-duplicates", "--similarity", "0.995")
     assert "train and test: 'train/b/2.png' = 'test/b/near.jpg'" in " ".join(lines)
-    assert "--similarity 2.0: expected" in check(module, "folder", f"root={root}", "--near-duplicates", "--similarity", "2")[1][-1]
+    assert (
+        "--similarity 2.0: expected"
+        in check(module, "folder", f"root={root}", "--near-duplicates", "--similarity", "2")[1][-1]
+    )
 
 
 def test_subjects_in_two_splits(tmp_path: Path, module):
