@@ -80,7 +80,7 @@ def test_draws_without_copies_are_what_they_always_were(tmp_path: Path):
     generator, expected = np.random.default_rng(5), []
     for name in "abc":
         order = generator.permutation(20)
-        names = sorted((f"{name}/{i}.png" for i in range(20)))
+        names = sorted(f"{name}/{i}.png" for i in range(20))
         expected += [names[i] for i in order[:4]]
     assert sorted(parts["test"].images.names) == sorted(expected)
 

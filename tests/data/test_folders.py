@@ -42,7 +42,7 @@ def test_two_folders_for_one_split_are_refused(tmp_path: Path, names: tuple[str,
     for folder in {"train", *names}:
         for name in "ab":
             fill(tmp_path / folder / name)
-    with pytest.raises(UserError, match=f"both mean the split '.*keep one"):
+    with pytest.raises(UserError, match="both mean the split '.*keep one"):
         read(tmp_path)
 
 

@@ -120,7 +120,7 @@ CLEAR = {
     ),
     "colour": (
         Image.fromarray(COLOUR), "PNG", {"transparency": tuple(COLOUR[3, 3].tolist())},
-        shown(COLOUR, (COLOUR == COLOUR[3, 3]).all(axis=2)),
+        shown(COLOUR, (COLOUR[3, 3] == COLOUR).all(axis=2)),
     ),
     "palette": (
         PALETTE, "PNG", {"transparency": 3}, shown(np.asarray(PALETTE.convert("RGB")), np.asarray(PALETTE) == 3),

@@ -101,7 +101,8 @@ def test_a_set_without_training_images_is_not_trained_on(colour_folder: Path, co
 
 def test_an_image_in_two_splits_is_not_trained_on(colour_folder: Path, command):
     lines = [f"{name}/{i:02d}.png,{name},{'train' if i < 15 else 'test'}" for name in COLOURS for i in range(20)]
-    (colour_folder / "images.csv").write_text("\n".join(["path,label,split", *lines, "red/00.png,red,test"]))
+    lines.append("red/00.png,red,test")
+    (colour_folder / "images.csv").write_text("\n".join(["path,label,split", *lines]))
     message = one_line(train(command, colour_folder, "dataset=csv"))
     assert "1 picture(s) of test are in train too: 'red/00.png'" in message
 
@@ -118,7 +119,7 @@ def test_a_run_of_before_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureF
 
 
 def test_every_door_reads_the_same(colour_folder: Path, command, tmp_path: Path):
-    """A picture with 16 bits, turned, or transparent, is as its plain copy to predict, explorer, heat map and report."""
+    """A picture with 16 bits, turned, or transparent, is as its plain copy to predict, explorer, heat map, report."""
     import numpy as np
     from PIL import Image
 
