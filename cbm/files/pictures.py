@@ -7,7 +7,7 @@
 - DICOM: stored values are rescaled, then windowed (the file's first window; without one, all values that its bits can
   hold), and MONOCHROME1 is inverted.
 - A JPEG much larger than needed is decoded at 1/2, 1/4 or 1/8 of its size (its frequencies are left out, which is
-  several times faster), but never at less than twice the size that the encoder reads.
+  several times faster), but never at less than three times the size that the encoder reads.
 - A picture of more than ``LARGEST`` pixels is refused before it is decoded.
 
 What changes pixels changes ``VERSION``, which is part of a picture's key in the feature store; see ``look``.
@@ -26,7 +26,7 @@ VERSION = 2
 """Of the pixels that a file becomes: 1 until f47ba49 (more than 8 bits clipped, EXIF and transparency ignored)."""
 LARGEST = 100_000_000
 """Pixels of a picture that is decoded, at most: 400 MB."""
-ENOUGH = 2
+ENOUGH = 3
 """How many times the encoder's input the shorter side of a JPEG has, at least, that is not decoded in full."""
 ANY, CHANGED, UNKNOWN = 0, -1, -2
 """What ``look`` says of pictures that are no JPEG files: read as by version 1; read otherwise; not read here."""
@@ -63,7 +63,7 @@ def open_picture(source: str | Path | IO[bytes], least: int | None = None, name:
 
     Args:
         source: a path, or an open file at its beginning.
-        least: pixels along the shorter side that suffice: a JPEG of more than twice as many is decoded at a fraction
+        least: pixels along the shorter side that suffice: a JPEG of twice as many or more is decoded at a fraction
             of its size. None for all pixels.
         name: what the picture is called in messages; by default its path.
 
