@@ -127,6 +127,6 @@ def _look_alike(
     if not 0 < similarity <= 1:
         raise UserError(f"--similarity {similarity}: expected a cosine above 0, at most 1")
     tower, how = encoder_settings(encoder, pretrained, cache)
-    settings = replace(how, progress=out.is_terminal, max_skipped=1.0)
+    settings = replace(how, progress=out.is_terminal)
     readable, data = encode_splits(dataset, tower, settings, tuple(dataset.splits))
     verify_likeness(readable, {split: part.x for split, part in data.splits.items()}, similarity, found)

@@ -50,6 +50,7 @@ class ImageDataset:
         concept_names: names of the A concepts, the columns of ``Split.concepts``.
         concept_groups: names of concepts that exclude each other, by name of the group.
         spurious: names of concepts that go with a class in training but do not belong to it, by class name.
+        subject: what the user called subjects: a column, or a pattern; empty if the reader knows them itself.
         group_names: values of each group, by its name; ``Split.groups`` are indices into them.
         doubts: what the reader saw that a person should look at, in sentences.
         faults: what makes every number doubtful, in sentences: such a set is not trained on.
@@ -61,6 +62,7 @@ class ImageDataset:
     concept_names: list[str] = field(default_factory=list)
     concept_groups: dict[str, list[str]] = field(default_factory=dict)
     spurious: dict[str, list[str]] = field(default_factory=dict)
+    subject: str = ""
     group_names: dict[str, list[str]] = field(default_factory=dict)
     doubts: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)

@@ -148,9 +148,7 @@ def encode_splits(
     Raises:
         UserError: a split does not exist, there are too few images for the shots, or the images cannot be encoded.
     """
-    copies = find_copies(dataset, settings.cache, [*splits, "train"])
-    for said in (*copies.leaked(), *copies.mislabelled(), *shared_subjects(dataset)):
-        warn_once(f"{dataset.name}: {said} (python -m cbm datasets check says more)")
+    _say_copies(dataset, settings.cache, splits)
     taken, skipped = dict(dataset.splits), {}
     encoded: dict[str, FeatureSplit] = {}
     taught: dict[str, FeatureSplit] = {}
@@ -197,6 +195,13 @@ def encode_splits(
         skipped=skipped,
         group_names=dataset.group_names,
     )
+
+
+def _say_copies(dataset: ImageDataset, cache: Path, splits: tuple[str, ...]) -> None:
+    """Warn about the same content in two splits or classes, and about subjects in two splits."""
+    copies = find_copies(dataset, cache, [*splits, "train"])
+    for said in (*copies.leaked(), *copies.mislabelled(), *shared_subjects(dataset)):
+        warn_once(f"{dataset.name}: {said} (python -m cbm datasets check says more)")
 
 
 def _check_skipped(label: str, count: int, total: int, stored: list[StoredFeatures], most: float) -> None:

@@ -45,8 +45,9 @@ def same_rows(digests: np.ndarray) -> list[np.ndarray]:
     order = known[np.lexsort((known, digests[known, 1], digests[known, 0]))]
     ordered = digests[order]
     (cuts,) = np.nonzero((ordered[1:] != ordered[:-1]).any(axis=1))
-    groups = np.split(order, cuts + 1)
-    return sorted((rows for rows in groups if len(rows) > 1), key=lambda rows: int(rows[0]))
+    starts, ends = np.concatenate([[0], cuts + 1]), np.concatenate([cuts + 1, [len(order)]])
+    groups = [order[starts[i] : ends[i]] for i in np.flatnonzero(ends - starts > 1)]
+    return sorted(groups, key=lambda rows: int(rows[0]))
 
 
 def _digest(fingerprint: str) -> bytes:

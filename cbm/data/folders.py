@@ -148,6 +148,7 @@ def _match_subjects(dataset: ImageDataset, pattern: str) -> None:
         raise UserError(f"dataset.args.subject_pattern='{pattern}' is no regular expression: {error}") from error
     if compiled.groups < 1:
         raise UserError(f"dataset.args.subject_pattern='{pattern}' has no group: expected one, such as (P[0-9]+)_")
+    dataset.subject = pattern
     for split in dataset.splits.values():
         split.subjects = np.array([_subject(compiled, file) for file in split.images.names])
 

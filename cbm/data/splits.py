@@ -49,6 +49,7 @@ def complete_splits(
     train = dataset.splits["train"]
     origin = getattr(train.images, "root", None)
     key = f"{dataset.name}|{origin and Path(origin).absolute()}|{sorted(missing.items())}|{seed}"
+    key += f"|{dataset.subject}" * bool(dataset.subject)  # a choice that was drawn without subjects tears them apart
     file = cache / "splits" / f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     known = _read_choice(file) if file.is_file() else {}
     generator = np.random.default_rng(seed)
@@ -70,7 +71,7 @@ def complete_splits(
         if not known and not all(np.any(assigned[rows] == split) for split in missing):
             log.warning("class '%s' has too few images to be in every split", class_name)
     if not set(names) <= set(known):
-        write_atomically(file, json.dumps(dict(zip(names, assigned.tolist())), indent=0).encode())
+        write_atomically(file, json.dumps(known | dict(zip(names, assigned.tolist())), indent=0).encode())
         log.info("split %s by class into %s (kept in %s)", dataset.name, _sizes(assigned), file)
     parts = {split: train.take(np.flatnonzero(assigned == split)) for split in ("train", *missing)}
     if empty := [split for split, part in parts.items() if not len(part)]:
@@ -115,11 +116,11 @@ def _twins(split: Split, cache: Path) -> Iterator[tuple[int, int]]:
     A content that fills most of a class, or that more than ``PLACEHOLDER`` subjects share, is no copy: it stands for
     images that somebody could not download.
     """
+    sizes = np.bincount(split.labels)
     for rows in same_rows(to_digests(split.images.contents(cache))):
-        counts = np.bincount(split.labels[rows])
-        whole = np.bincount(split.labels, minlength=len(counts))[: len(counts)]
+        labels, counts = np.unique(split.labels[rows], return_counts=True)
         shared = 0 if split.subjects is None else len(np.unique(split.subjects[rows]))
-        if not ((counts > PLACEHOLDER) & (2 * counts > whole)).any() and shared <= PLACEHOLDER:
+        if not ((counts > PLACEHOLDER) & (2 * counts > sizes[labels])).any() and shared <= PLACEHOLDER:
             yield from ((int(row), int(rows[0])) for row in rows[1:])
 
 

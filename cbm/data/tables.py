@@ -331,6 +331,7 @@ def _add_columns(
                 f"{split}: {len(empty):,} image(s) have no {subject}: each is taken for a subject of its own, first "
                 f"'{empty[0]}'"
             )
+        dataset.subject = subject
         part.subjects = np.array([each or f"\0{name}" for each, name in zip(said, part.images.names)])
     for group in groups:
         values = [one_form(cell[group]) for cell in cells]

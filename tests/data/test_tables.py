@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from conftest import COLOURS, paint
 
-from cbm.data import complete_splits, read_dataset
+from cbm.data import ImageDataset, complete_splits, read_dataset
+from cbm.data.copies import shared_subjects
 from cbm.errors import UserError
 
 FRACTIONS = dict(val_fraction=0.1, test_fraction=0.2, seed=0)
@@ -174,6 +175,26 @@ def test_subjects_stay_in_one_split(root: Path, tmp_path: Path):
     for split in ("val", "test"):
         assert not set(parts[split].subjects) & set(parts["train"].subjects)
     assert set(parts["test"].subjects) == {f"P{i}" for i in parts["test"].groups["site"]}
+
+
+def test_subjects_that_are_said_later_are_kept_together_too(root: Path, tmp_path: Path):
+    """The choice of a run without them is another one."""
+    table(root, "path,label,patient,site", *rows("{path},{label},P{i},s"))
+    complete_splits(read(root, ignore=["patient", "site"]), tmp_path / "c", **FRACTIONS)
+    for _ in range(2):
+        parts = complete_splits(read(root, subject="patient", ignore="site"), tmp_path / "c", **FRACTIONS).splits
+        assert shared_subjects(ImageDataset("t", ["x", "y"], parts)) == []
+
+
+def test_two_tables_in_one_folder_keep_their_splits(root: Path, tmp_path: Path):
+    def splits(*lines: str) -> list[list[str]]:
+        table(root, "path,label", *lines)
+        parts = complete_splits(read(root), tmp_path / "c", **FRACTIONS).splits
+        return [part.images.names for part in parts.values()]
+
+    first = splits(*rows())
+    splits(*rows()[:5], *rows()[6:11])
+    assert splits(*rows()) == first
 
 
 def test_columns_that_are_nothing(root: Path):
