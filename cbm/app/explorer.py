@@ -159,7 +159,7 @@ class Explorer:
         path = Path(file)
         try:
             image = open_picture(path, self.model.encoder.least, path.name)
-        except ValueError as error:  # too large, or no scale that is known
+        except (ValueError, Image.DecompressionBombError) as error:  # too large, or no scale that is known
             raise UserError(str(error)) from error
         except Exception as error:  # whatever a decoder makes of a file that is no picture
             raise UserError(f"'{path.name}' is no picture that can be read (expected JPEG, PNG, WebP, ...)") from error

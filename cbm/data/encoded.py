@@ -149,7 +149,7 @@ def encode_splits(
         UserError: a split does not exist, there are too few images for the shots, or the images cannot be encoded.
     """
     _say_copies(dataset, settings.cache, splits)
-    taken, skipped = dict(dataset.splits), {}
+    taken, skipped, lost = dict(dataset.splits), {}, []
     encoded: dict[str, FeatureSplit] = {}
     taught: dict[str, FeatureSplit] = {}
     for name in splits:
@@ -164,7 +164,7 @@ def encode_splits(
         shots = {"train": settings.shots, "val": settings.val_shots}.get(name, "all")
         setting = "val_shots" if name == "val" else "shots"
         skipped[name] = len(split) - len(readable)
-        _check_skipped(f"{dataset.name}/{name}", skipped[name], len(split), stored, settings.max_skipped)
+        lost.append((f"{dataset.name}/{name}", skipped[name], len(split), stored))
         subjects = None if split.subjects is None else split.subjects[readable]
         rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting, subjects)]
         split = split if len(rows) == len(split) else split.take(rows)
@@ -181,6 +181,8 @@ def encode_splits(
     dataset = replace(dataset, splits=taken)
     if "train" in splits:
         dataset.check()  # once more: a class may have lost all its images to bad files
+    for each in lost:
+        _check_skipped(*each, settings.max_skipped)
     seen = None
     if teacher is not None:
         seen = FeatureData(taught, dataset.classes, seed=settings.seed, encoder=teacher[0].fingerprint)
@@ -208,9 +210,9 @@ def _check_skipped(label: str, count: int, total: int, stored: list[StoredFeatur
     """More than a few lost images would change what a number means.
 
     Raises:
-        UserError: more than the share ``most`` is lost.
+        UserError: more than the share ``most`` is lost, and more than one image.
     """
-    if count <= most * total:
+    if count <= max(most * total, 1 if most else 0):
         return
     name, why = next((item for features in stored for item in features.errors.items()), ("?", "?"))
     raise UserError(

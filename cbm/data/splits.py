@@ -17,7 +17,7 @@ from cbm.files.parsing import read_json
 log = logging.getLogger(__name__)
 
 PLACEHOLDER = 5
-"""Images with the same content, from which on it may be something else than an image of its own."""
+"""Subjects that share one content, from which on it is no image of any of them."""
 
 
 def complete_splits(
@@ -120,7 +120,7 @@ def _twins(split: Split, cache: Path) -> Iterator[tuple[int, int]]:
     for rows in same_rows(to_digests(split.images.contents(cache))):
         labels, counts = np.unique(split.labels[rows], return_counts=True)
         shared = 0 if split.subjects is None else len(np.unique(split.subjects[rows]))
-        if not ((counts > PLACEHOLDER) & (2 * counts > sizes[labels])).any() and shared <= PLACEHOLDER:
+        if not ((counts > 2) & (2 * counts > sizes[labels])).any() and shared <= PLACEHOLDER:
             yield from ((int(row), int(rows[0])) for row in rows[1:])
 
 

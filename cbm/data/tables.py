@@ -21,7 +21,7 @@ from cbm.files.parsing import read_json, read_table
 
 log = logging.getLogger(__name__)
 
-PATHS = ["path", "file", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path",
+PATHS = ["path", "filename", "file_name", "filepath", "file_path", "image", "image_path", "img_path",
          "image_name", "img", "img_name", "picture"]  # fmt: skip
 LABELS = ["label", "class", "class_name", "classname", "label_name", "category", "target"]
 SPLIT_NAMES = ["split"]

@@ -90,7 +90,7 @@ def open_picture(source: str | Path | IO[bytes], least: int | None = None, name:
     try:
         opened = Image.open(source)
     except Image.DecompressionBombError as error:
-        raise ValueError(_too_large(name)) from error
+        raise Image.DecompressionBombError(f"{_too_large(name)} ({error})") from error
     except UnidentifiedImageError as error:
         said = _needs_plugin(source, name) or f"cannot identify image file '{name}'"
         raise UnidentifiedImageError(said) from error

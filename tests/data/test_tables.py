@@ -103,7 +103,7 @@ def test_words_for_yes_and_no(root: Path, yes: str, no: str):
     assert read(root).splits["train"].concepts[:, 0].tolist() == [1.0] * 6 + [0.0] * 6
 
 
-@pytest.mark.parametrize("path", ["path", "Filename", "image_path", "FILE", "img"])
+@pytest.mark.parametrize("path", ["path", "Filename", "image_path", "FILE_NAME", "img"])
 @pytest.mark.parametrize("label", ["label", "Class", "category", "target"])
 def test_usual_column_names(root: Path, path: str, label: str):
     table(root, f"{path},{label}", *rows())

@@ -23,10 +23,12 @@ def metrics() -> dict[str, float]:
 
 
 def test_too_many_lost_images_end_a_run(colour_folder: Path, command):
-    (colour_folder / "red" / "03.png").write_bytes(b"lost")
+    for name in COLOURS:
+        for i in range(3):
+            (colour_folder / name / f"0{i}.png").write_bytes(b"lost")
     message = one_line(train(command, colour_folder))
     assert "image(s) cannot be read (" in message
-    assert "'red/03.png'" in message
+    assert "0.png'" in message
     assert "at most 1.0% are skipped: repair them, or say dataset.max_skipped=" in message
     assert "dataset.max_skipped=2.0: expected a share" in one_line(
         train(command, colour_folder, "dataset.max_skipped=2")
