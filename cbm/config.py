@@ -46,6 +46,8 @@ class DatasetConfig:
     """Random seed for these splits"""
     on_error: str = "skip"
     """What to do about unreadable images: skip (and report) | fail"""
+    max_skipped: float = 0.01
+    """Largest share of unreadable images of a split that is skipped (one always is, but at 0); more end the run"""
     args: dict[str, Any] = field(default_factory=dict)
     """Further settings of the reader."""
 
@@ -236,6 +238,8 @@ def check_settings(cfg: DictConfig) -> None:
     for name, value in (("seed", cfg.seed), ("dataset.split_seed", cfg.dataset.split_seed)):
         if value < 0:
             raise UserError(f"{name}={value}: expected 0 or more")
+    if not 0 <= cfg.dataset.max_skipped <= 1:
+        raise UserError(f"dataset.max_skipped={cfg.dataset.max_skipped}: expected a share from 0 to 1")
     if any(count < 1 for count in cfg.nec):
         raise UserError(f"nec={list(cfg.nec)}: expected numbers of concepts per class, 1 or more")
     for name, allowed in CHOICES.items():

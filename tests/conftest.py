@@ -27,6 +27,14 @@ def paint(path: Path, colour: tuple[int, int, int], seed: int, size: int = 24) -
     Image.fromarray(pixels).save(path)
 
 
+@pytest.fixture(autouse=True)
+def everything_is_said_again():
+    """Every test is a process of its own to what is said once per process."""
+    from cbm.files.console import warn_once
+
+    warn_once.cache_clear()
+
+
 @pytest.fixture
 def colour_folder(tmp_path: Path) -> Path:
     """Class-per-folder pictures: three colours, 20 each."""

@@ -103,7 +103,7 @@ def test_bare_rooms_import_only_torch_and_numpy(room: str):
 
 OPTIONAL = [
     "openai", "pydantic", "tenacity", "wandb", "wordfreq", "lemminflect", "better_profanity", "gradio", "onnx",
-    "onnxscript",
+    "onnxscript", "pillow_heif", "pydicom",
 ]  # fmt: skip
 NEED_AN_EXTRA = ("cbm.concepts.llm.", "cbm.app.")
 

@@ -12,6 +12,7 @@ from cbm.concepts import ConceptBank
 from cbm.data import FeatureSplit
 from cbm.data.images import Images
 from cbm.errors import UserError
+from cbm.files.pictures import open_picture
 from cbm.layers import (
     ConceptBottleneck,
     EnergyBottleneck,
@@ -22,8 +23,6 @@ from cbm.layers import (
     require_concepts,
 )
 from cbm.trained import TrainedModel, load
-
-LARGEST = 100_000_000  # pixels of a dropped picture
 
 
 @dataclass(frozen=True)
@@ -79,7 +78,7 @@ class Explorer:
         self.model: TrainedModel = load(run)
         self.card: DictConfig = self.model.card(dataset, root)
         self.cache = cache
-        pictures, self.data = self.model.read((name,), dataset=self.card, cache=cache)
+        pictures, self.data = self.model.read((name,), dataset=dataset, root=root, cache=cache)
         self.name, self.domain = name, pictures.name
         self.images: Images = pictures.splits[name].images
         self.logits = predict_logits(self.model.model, self.split.x)
@@ -146,7 +145,7 @@ class Explorer:
             raise UserError(f"no picture {row}: the split has {len(self.split)}")
         name = self.images.names[row]
         try:
-            image = self.images.open(row)
+            image = self.images.open(row, self.model.encoder.least)
         except Exception as error:  # a missing or broken file makes a decoder raise anything
             raise UserError(f"picture '{name}' cannot be read any more ({type(error).__name__})") from error
         return Picture(name, image, self.split.x[row], int(self.split.y[row]), row)
@@ -159,14 +158,9 @@ class Explorer:
         """
         path = Path(file)
         try:
-            with Image.open(path) as opened:
-                if opened.width * opened.height > LARGEST:
-                    raise UserError(f"'{path.name}' has more than {LARGEST:,} pixels: make it smaller first")
-                image = opened.convert("RGB")
-        except UserError:
-            raise
-        except Image.DecompressionBombError as error:
-            raise UserError(f"'{path.name}' has more than {LARGEST:,} pixels: make it smaller first") from error
+            image = open_picture(path, self.model.encoder.least, path.name)
+        except (ValueError, Image.DecompressionBombError) as error:  # too large, or no scale that is known
+            raise UserError(str(error)) from error
         except Exception as error:  # whatever a decoder makes of a file that is no picture
             raise UserError(f"'{path.name}' is no picture that can be read (expected JPEG, PNG, WebP, ...)") from error
         return Picture(path.name, image, self.model.predict([image]).features[0])

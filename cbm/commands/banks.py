@@ -25,6 +25,7 @@ from cbm.commands.shared import (
 )
 from cbm.errors import UserError
 from cbm.files import resolve_path, write_atomically
+from cbm.files.names import one_form
 
 if TYPE_CHECKING:
     from cbm.concepts.bank import ConceptBank
@@ -317,7 +318,7 @@ def _class_names(dataset: str | None, root: Path | None, file: Path | None, cach
     if dataset is not None or file is None:
         raise UserError("say either --dataset CARD or --classes NAMES.txt")
     try:
-        names = [line.strip() for line in file.read_text(encoding="utf-8-sig").splitlines()]
+        names = [one_form(line) for line in file.read_text(encoding="utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read class names from '{file}': {error}") from error
     if not any(names):

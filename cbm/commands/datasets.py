@@ -2,15 +2,20 @@
 
 import logging
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.markup import escape
 from rich.table import Table
 
 from cbm import config as schema
-from cbm.commands.shared import Cache, Card, Root, out
+from cbm.commands.shared import Cache, Card, EncoderName, Pretrained, Root, encoder_settings, out
+from cbm.errors import UserError
 from cbm.files import resolve_path
+
+if TYPE_CHECKING:
+    from cbm.data import ImageDataset
+    from cbm.data.verify import Findings
 
 log = logging.getLogger("cbm")
 
@@ -57,13 +62,17 @@ def check(
     root: Root = None,
     every: Annotated[bool, typer.Option("--all", help="Open every image, not a sample of each split.")] = False,
     cache: Cache = Path("cache"),
+    near: Annotated[
+        bool, typer.Option("--near-duplicates", help="Encode all images and report those that look nearly the same.")
+    ] = False,
+    encoder: EncoderName = "tiny_clip",
+    pretrained: Pretrained = None,
+    similarity: Annotated[float, typer.Option(help="Smallest cosine of two images that look nearly the same.")] = 0.99,
 ) -> None:
-    """Check a download: the published numbers of classes and images, missing and broken files, checksums. Exit
-    status 1 if something is wrong."""
-    import numpy as np
-
+    """Check a download: the published numbers of classes and images, missing and broken files, copies in two splits or
+    classes, small classes, checksums. Exit status 1 if something is wrong."""
     from cbm.data import read_dataset
-    from cbm.data.verify import Findings, verify_checksums, verify_counts, verify_images
+    from cbm.data.verify import Findings, verify_checksums, verify_classes, verify_copies, verify_counts, verify_images
 
     about = schema.about_card(name)
     card = schema.change_card(schema.load_card(name), settings or [])
@@ -82,7 +91,23 @@ def check(
     images = sum(map(len, dataset.splits.values()))
     log.info("%s: opening %s of %s images", name, "all" if every else "a sample", f"{images:,}")
     verify_counts(dataset, published, found)
+    verify_classes(dataset, found)
     verify_images(dataset, found, every=every, progress=out.is_terminal)
+    verify_copies(dataset, found, cache)
+    if near:
+        _look_alike(dataset, found, encoder, pretrained, similarity, cache)
+    _show_sizes(dataset, published)
+    for kind, sentences in (("note", found.notes), ("doubt", found.doubts), ("wrong", found.problems[shown:])):
+        for sentence in sentences:
+            out.print(escape(f"{kind}: {sentence}"), highlight=False)
+    out.print(f"{name}: {found.summary()}", highlight=False)
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _show_sizes(dataset: "ImageDataset", published: dict[str, int]) -> None:
+    """How many images every split has, beside the published number."""
+    import numpy as np
+
     table = Table("split", "pictures", "published", "classes", "per class", "concepts")
     for split, part in dataset.splits.items():
         counts = np.bincount(part.labels, minlength=len(dataset.classes))
@@ -96,9 +121,20 @@ def check(
             str(len(dataset.concept_names)),
         )
     out.print(table)
-    for note in found.notes:
-        out.print(escape(f"note: {note}"), highlight=False)
-    for problem in found.problems[shown:]:
-        out.print(escape(f"wrong: {problem}"), highlight=False)
-    out.print(f"{name}: {len(found.problems)} problem(s)" if found.problems else f"{name}: all right", highlight=False)
-    raise typer.Exit(1 if found.problems else 0)
+
+
+def _look_alike(
+    dataset: "ImageDataset", found: "Findings", encoder: str, pretrained: str | None, similarity: float, cache: Path
+) -> None:
+    """Encode all images, and compare each with all others."""
+    from dataclasses import replace
+
+    from cbm.data.encoded import encode_splits
+    from cbm.data.verify import verify_likeness
+
+    if not 0 < similarity <= 1:
+        raise UserError(f"--similarity {similarity}: expected a cosine above 0, at most 1")
+    tower, how = encoder_settings(encoder, pretrained, cache)
+    settings = replace(how, progress=out.is_terminal)
+    readable, data = encode_splits(dataset, tower, settings, tuple(dataset.splits))
+    verify_likeness(readable, {split: part.x for split, part in data.splits.items()}, similarity, found)

@@ -4,7 +4,7 @@ from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
 from cbm.concepts.cav import distances, learn_cavs, read_concept_folders
 from cbm.concepts.conceptnet import read_conceptnet
 from cbm.concepts.control import CONTROLS, apply_control
-from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit, hygiene_reason
+from cbm.concepts.hygiene import clean_class_name, clean_class_names, drop_class_names, drop_unfit, hygiene_reason
 from cbm.concepts.readers import merge_duplicates, phrase_bank, read_bank
 from cbm.concepts.selection import claim_concepts, select_concepts
 from cbm.concepts.tokenizer import ConceptTokenizer
@@ -19,6 +19,7 @@ __all__ = [
     "apply_control",
     "claim_concepts",
     "clean_class_name",
+    "clean_class_names",
     "distances",
     "drop_class_names",
     "drop_unfit",

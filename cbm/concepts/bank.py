@@ -13,6 +13,7 @@ from torch import Tensor
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
+from cbm.files.names import one_form
 from cbm.files.parsing import read_json
 from cbm.files.tensors import read_tensors, write_tensors
 
@@ -101,7 +102,7 @@ class ConceptBank:
             UserError: there is no such concept; the message names the nearest.
         """
         try:
-            return self.texts.index(text)
+            return self.texts.index(one_form(text))
         except ValueError:
             raise UserError(f"unknown concept '{text}': {did_you_mean(text, self.texts)}") from None
 
@@ -200,13 +201,13 @@ def load_bank(path: Path) -> ConceptBank:
     )
     beside = file.parent / "embeddings.safetensors"
     if file.name == "bank.json" and beside.is_file():
-        bank = replace(bank, embeddings=_embeddings(beside, bank))
+        bank = replace(bank, embeddings=_embeddings(beside, bank, [entry["text"] for entry in content["concepts"]]))
     return bank
 
 
 def _concept(entry: Any, where: str) -> Concept:
     """One entry of ``concepts``."""
-    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not entry["text"].strip():
+    if not isinstance(entry, dict) or not isinstance(entry.get("text"), str) or not one_form(entry["text"]):
         raise UserError(f"{where}: expected a mapping with a 'text', got {json.dumps(entry)[:60]}")
     classes, group, score = entry.get("classes") or [], entry.get("group"), entry.get("score")
     if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
@@ -218,7 +219,7 @@ def _concept(entry: Any, where: str) -> Concept:
     provenance = entry.get("provenance") or {}
     if not isinstance(provenance, dict):
         raise UserError(f"{where}: 'provenance' is {json.dumps(provenance)[:60]}; expected a mapping")
-    return Concept(entry["text"], tuple(classes), group, score, provenance)
+    return Concept(one_form(entry["text"]), tuple(map(one_form, classes)), group, score, provenance)
 
 
 def _dropped(entry: Any, where: str) -> Dropped:
@@ -229,15 +230,15 @@ def _dropped(entry: Any, where: str) -> Dropped:
         raise UserError(f"{where}: 'dropped' holds {json.dumps(entry)[:60]}; expected text, classes, reason") from error
 
 
-def _embeddings(file: Path, bank: ConceptBank) -> Tensor:
-    """The embeddings ``[K, D]`` beside a bank, if they are of its phrases."""
+def _embeddings(file: Path, bank: ConceptBank, texts: list[str]) -> Tensor:
+    """The embeddings ``[K, D]`` beside a bank, if they are of its phrases as they were written."""
     tensors, about = read_tensors(file)
     embeddings = tensors.get("embeddings")
     if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise UserError(f"'{file}' has no matrix 'embeddings'")
     if len(embeddings) != len(bank):
         raise UserError(f"'{file}' has {len(embeddings)} rows, but the bank beside it has {len(bank)} concepts")
-    if isinstance(about, dict) and about.get("texts") != _fingerprint(bank.texts):
+    if isinstance(about, dict) and about.get("texts") != _fingerprint(texts):
         raise UserError(
             f"'{file}' is of other phrases than the bank beside it: remove it, and the phrases are encoded again"
         )

@@ -129,7 +129,7 @@ def concept_images(cfg: DictConfig, dataset: ImageDataset) -> ConceptImages:
 
 
 def _check_concepts(dataset: ImageDataset) -> ImageDataset:
-    if dataset.splits["train"].concepts is None or not dataset.concept_names:
+    if "train" not in dataset.splits or dataset.splits["train"].concepts is None or not dataset.concept_names:
         raise UserError(
             f"concepts=cav: data set '{dataset.name}' does not say which concepts its pictures show; learn them from"
             " one that does (concepts.cav.dataset=CARD, e.g. birds) or from pictures in folders "

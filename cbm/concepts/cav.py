@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped
 from cbm.errors import UserError, did_you_mean
+from cbm.files.names import one_form
 from cbm.kernels import concept_scores
 
 if TYPE_CHECKING:
@@ -226,13 +227,13 @@ def read_concept_folders(root: Path) -> tuple[list[str], "Split"]:
         UserError: a folder is missing or has no images, or, in the second layout, there is a single concept.
     """
     from cbm.data.dataset import Split
-    from cbm.data.images import ImageFiles, list_images
+    from cbm.data.images import ImageFiles, is_ours, list_images
 
     if not root.is_dir():
         siblings = [p.name for p in root.parent.iterdir() if p.is_dir()] if root.parent.is_dir() else []
         raise UserError(f"no folder of concept pictures '{root}' {did_you_mean(root.name, siblings)}".rstrip())
-    folders = sorted(p for p in root.iterdir() if p.is_dir() and not p.name.startswith("."))
-    names = [folder.name for folder in folders]
+    folders = sorted(p for p in root.iterdir() if p.is_dir() and is_ours(p.name))
+    names = [one_form(folder.name) for folder in folders]
     sides: dict[str, float] = {"positives": 1, "negatives": 0}
     paired = any((folder / side).is_dir() for folder in folders for side in sides)
     if len(folders) < (1 if paired else 2):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped
-from cbm.concepts.hygiene import clean_class_name
+from cbm.concepts.hygiene import clean_class_name, clean_class_names
 from cbm.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -43,8 +43,8 @@ class Finding:
 def classes_by_key(classes: list[str]) -> dict[str, list[str]]:
     """How a class is looked up to the names that data sets write it by (``polar_bear``, ``001.Polar_bear``)."""
     named: dict[str, list[str]] = {}
-    for name in classes:
-        named.setdefault(phrase_key(clean_class_name(name)), []).append(name)
+    for name, said in zip(classes, clean_class_names(classes)):
+        named.setdefault(phrase_key(clean_class_name(said)), []).append(name)
     return named
 
 

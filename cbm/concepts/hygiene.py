@@ -5,9 +5,11 @@ phrases, phrases cut in mid-clause, class names as substrings, statements nobody
 """
 
 import re
+from collections.abc import Sequence
 from itertools import pairwise
 
 from cbm.concepts.bank import ConceptBank
+from cbm.files.names import one_form
 
 FUNCTION_WORDS = frozenset(
     [
@@ -82,16 +84,61 @@ def hygiene_reason(text: str, max_words: int = 20) -> str | None:
     return next((f"not visual: {why}" for why, pattern in _NOT_VISUAL.items() if pattern.search(text)), None)
 
 
+NUMBERED = re.compile(r"^(\d+)[._ -]+(?=\D)")
+
+
+def spoken_name(name: str) -> str:
+    """A class name as it is said: without underscores and capitals, letters composed. Numbers stay.
+
+    Example:
+        >>> [spoken_name(name) for name in ("Maple_tree", "737-200", "1_euro")]
+        ['maple tree', '737-200', '1 euro']
+    """
+    return one_form(re.sub(r"[_\s]+", " ", name).casefold())
+
+
 def clean_class_name(name: str) -> str:
-    """A readable class name: ``001.Black_footed_Albatross`` is ``black footed albatross``; ``737-200`` stays."""
-    name = re.sub(r"^\d+[._ -]+(?=\D)", "", name)
-    return " ".join(re.sub(r"[_\s]+", " ", name).split()).casefold()
+    """One class name as it is said, where the others are not known: a number with leading zeros is cut off.
+
+    Example:
+        >>> [clean_class_name(name) for name in ("001.Black_footed_Albatross", "1_euro")]
+        ['black footed albatross', '1 euro']
+    """
+    found = NUMBERED.match(name)
+    return spoken_name(NUMBERED.sub("", name) if found and found[1].startswith("0") and len(found[1]) > 1 else name)
+
+
+def clean_class_names(names: Sequence[str]) -> list[str]:
+    """The names of all classes as they are said. Running numbers before all of them are cut off.
+
+    Numbers run if they count from 0 or 1 without a gap, or if they have leading zeros (``001.Black_footed_Albatross``),
+    and if the names differ without them. Otherwise they are part of the names (``1_euro``, ``2_euro``).
+
+    Args:
+        names: all class names of a data set, or of a bank.
+
+    Example:
+        >>> clean_class_names(["001.Black_footed_Albatross", "002.Laysan_Albatross"])
+        ['black footed albatross', 'laysan albatross']
+        >>> clean_class_names(["1_euro", "2_euro", "10_cent"])
+        ['1 euro', '2 euro', '10 cent']
+    """
+    found = [NUMBERED.match(name) for name in names]
+    said = [spoken_name(name) for name in names]
+    if not names or not all(found):
+        return said
+    digits = [match[1] for match in found if match]
+    numbers = sorted(map(int, digits))
+    runs = numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
+    padded = len(set(map(len, digits))) == 1 and any(number.startswith("0") for number in digits)
+    cut = [spoken_name(NUMBERED.sub("", name)) for name in names]
+    return cut if (runs or padded) and len(set(cut)) == len(set(said)) == len(set(numbers)) else said
 
 
 def class_name_pattern(names: list[str]) -> re.Pattern[str] | None:
     """Matches any of the class names as whole words, in singular or plural, whatever the case."""
     forms = set()
-    for name in map(clean_class_name, names):
+    for name in clean_class_names(names):
         stem = re.escape(name).replace(r"\ ", r"[\s_-]+")
         forms.add(stem + r"(?:'?s|es)?")
         if name.endswith("y"):
@@ -119,8 +166,9 @@ def drop_class_names(bank: ConceptBank, classes: list[str], which: str) -> Conce
     """
     if which == "none":
         return bank
-    everything = class_name_pattern(classes)
-    own = {name: class_name_pattern([name]) for name in bank.classes}
+    said = dict(zip(classes, clean_class_names(classes)))
+    everything = class_name_pattern(list(said.values()))
+    own = {name: class_name_pattern([said.get(name, name)]) for name in bank.classes}
     reasons: list[str | None] = []
     for concept in bank.concepts:
         patterns = [everything] if which == "any" or not concept.classes else [own[name] for name in concept.classes]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.formats import BULLET
-from cbm.concepts.hygiene import class_name_pattern, hygiene_reason
+from cbm.concepts.hygiene import class_name_pattern, clean_class_names, hygiene_reason
 from cbm.concepts.legibility import illegible
 from cbm.concepts.readers import normalise_text
 from cbm.kernels import concept_scores
@@ -48,7 +48,8 @@ def lint_bank(
         one_language: whether that tokenizer is of one language.
     """
     findings = [Finding(gone.reason, gone.text, f"of {', '.join(gone.classes) or 'no class'}") for gone in bank.dropped]
-    everything = class_name_pattern(classes or bank.classes)
+    names = classes or bank.classes
+    said, everything = dict(zip(names, clean_class_names(names))), class_name_pattern(names)
     for concept in bank.concepts:
         owned = ", ".join(concept.classes[:3]) + (", ..." if len(concept.classes) > 3 else "")
         if merged := concept.provenance.get("merged"):
@@ -56,7 +57,7 @@ def lint_bank(
                 Finding("duplicate", concept.text, "also written " + ", ".join(f"'{m}'" for m in merged[:3]))
             )
         if everything and (match := everything.search(concept.text)):
-            own = class_name_pattern(list(concept.classes))
+            own = class_name_pattern([said.get(name, name) for name in concept.classes])
             kind = "own class name" if own and own.search(concept.text) else "class name"
             findings.append(
                 Finding(kind, concept.text, f"says '{match.group()}'" + (f", owned by {owned}" if owned else ""))

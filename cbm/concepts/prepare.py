@@ -1,16 +1,20 @@
 """Prepare the candidate concepts of a data set: find a bank, name its owners, filter and embed it."""
 
 import logging
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from torch import Tensor
 
 from cbm.concepts.bank import Concept, ConceptBank
-from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit
+from cbm.concepts.hygiene import clean_class_name, clean_class_names, drop_class_names, drop_unfit, spoken_name
 from cbm.concepts.readers import normalise_text, read_bank
 from cbm.data.text_store import EncodeText
 from cbm.errors import UserError, did_you_mean
+from cbm.files.console import warn_once
+from cbm.files.names import one_form, quoted
 
 log = logging.getLogger(__name__)
 
@@ -34,10 +38,9 @@ def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped
         return read_bank(Path(source))
     if dataset_bank is not None:
         return read_bank(Path(dataset_bank))
-    wanted = {clean_class_name(name) for name in classes}
     for file in (file for file in shipped if file.suffix == ".json"):
         bank = read_bank(file)
-        if wanted <= {clean_class_name(name) for name in bank.classes}:
+        if set(classes) <= set(match_classes(bank.classes, classes).values()):
             log.info("concepts: %s has phrases for all %d classes", file.name, len(classes))
             return bank
     general = next(file for file in shipped if file.name == "general.txt")
@@ -45,12 +48,42 @@ def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped
     return read_bank(general)
 
 
+def match_classes(names: Sequence[str], classes: Sequence[str]) -> dict[str, str]:
+    """Class of the data set by each name of a bank that means one.
+
+    Equal names come first, then names that are equal as they are said, then without running numbers
+    (``clean_class_names``), then without any number with leading zeros; a class that was found by a better way is not
+    found by a worse one, and none where two would do.
+
+    Args:
+        names: class names of the bank.
+        classes: class names of the data set.
+
+    Example:
+        >>> match_classes(["laysan albatross", "Crow"], ["001.Laysan_Albatross", "002.American_Crow"])
+        {'laysan albatross': '001.Laysan_Albatross'}
+    """
+    found: dict[str, str] = {}
+    ways = [
+        (list(map(one_form, names)), list(map(one_form, classes))),
+        (list(map(spoken_name, names)), list(map(spoken_name, classes))),
+        (clean_class_names(names), clean_class_names(classes)),
+        (list(map(clean_class_name, names)), list(map(clean_class_name, classes))),
+    ]
+    for said_there, said_here in ways:
+        taken = set(found.values())
+        counts = Counter(said_here)
+        here = {said: name for said, name in zip(said_here, classes) if name not in taken and counts[said] == 1}
+        found |= {name: here[said] for name, said in zip(names, said_there) if name not in found and said in here}
+    return {name: found[name] for name in names if name in found}
+
+
 def adopt_classes(
     bank: ConceptBank, classes: list[str], general: ConceptBank | None = None, *, strict: bool = True, hint: str = ""
 ) -> ConceptBank:
     """Rename the bank's classes to those of the data set, and leave out classes that it does not have.
 
-    Names are compared without case, underscores and leading numbers (``001.Black_footed_Albatross``). Concepts learned
+    Names are compared as by ``match_classes``. Concepts learned
     from images stay, whichever class owned them, because they were not written for a class.
 
     Args:
@@ -65,8 +98,7 @@ def adopt_classes(
     """
     if not bank.classes:
         return bank
-    here = {clean_class_name(name): name for name in classes}
-    known = {name: here[clean_class_name(name)] for name in bank.classes if clean_class_name(name) in here}
+    known = match_classes(bank.classes, classes)
     unknown = [name for name in bank.classes if name not in known]
     if all("cav" in concept.provenance for concept in bank.concepts):
         owned = [tuple(known[name] for name in concept.classes if name in known) for concept in bank.concepts]
@@ -206,9 +238,13 @@ def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, 
     """
     if "{}" not in template:
         raise UserError(f"dataset.template='{template}' has no place {{}} for the class name")
+    prompts = [template.format(name) for name in clean_class_names(classes)]
+    for prompt, count in Counter(prompts).items():
+        if count > 1:
+            same = quoted(name for name, said in zip(classes, prompts) if said == prompt)
+            warn_once(f"classes {same} have the same prompt '{prompt}': nothing tells them apart")
     concepts = tuple(
-        Concept(template.format(clean_class_name(name)), (name,), provenance={"source": "class name"})
-        for name in classes
+        Concept(prompt, (name,), provenance={"source": "class name"}) for prompt, name in zip(prompts, classes)
     )
     bank = ConceptBank("class names", "class names", concepts, encoder)
     return replace(bank, embeddings=encode_text(bank.texts))

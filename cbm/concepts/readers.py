@@ -9,6 +9,7 @@ from typing import Any
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
 from cbm.concepts.formats import json_phrases, read_phrases
 from cbm.errors import UserError, did_you_mean
+from cbm.files.names import one_form
 from cbm.files.parsing import read_json
 
 
@@ -54,7 +55,7 @@ def phrase_bank(phrases: Sequence[str] | Mapping[str, Sequence[str]], name: str 
 
 def normalise_text(text: str) -> str:
     """The form in which phrases are compared: case, spaces, a leading article and closing punctuation do not count."""
-    text = " ".join(text.split()).strip(" .,;:!\"'").casefold()
+    text = one_form(one_form(text).strip(" .,;:!\"'").casefold())
     return re.sub(r"^(a|an|the) ", "", text)
 
 
@@ -80,7 +81,7 @@ def merge_duplicates(
     merged: dict[str, dict[str, Any]] = {}
     dropped = []
     for text, owners, score in phrases:
-        clean = " ".join(text.split())
+        clean, owners = one_form(text), tuple(map(one_form, owners))
         key = normalise_text(clean)
         if not key:
             dropped.append(Dropped(text, owners, "blank"))

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cbm.concepts.hygiene import FUNCTION_WORDS, clean_class_name
+from cbm.concepts.hygiene import FUNCTION_WORDS, clean_class_names, spoken_name
 from cbm.errors import UserError, did_you_mean
 from cbm.files.parsing import read_yaml
 
@@ -175,8 +175,8 @@ def names_class(texts: Iterable[str], classes: Sequence[str], synonyms: Iterable
         synonyms: other words to keep out.
     """
     said: set[tuple[str, ...]] = set()
-    for name in (*classes, *synonyms):
-        words = tuple(_singular(word) for word in re.findall(r"[a-z0-9]+", clean_class_name(name)))
+    for name in (*clean_class_names(classes), *map(spoken_name, synonyms)):
+        words = tuple(_singular(word) for word in re.findall(r"[a-z0-9]+", name))
         said |= {words, words[-1:]} - {()}
     lengths = sorted({len(words) for words in said})
     known: dict[str, str] = {}

@@ -3,10 +3,12 @@
 from cbm.data import (  # noqa: F401  they register themselves
     attribute_readers,
     blood_cells,
+    folders,
     imagenet,
     recognition,
     skin,
     spurious,
+    tables,
     webdataset,
 )
 from cbm.data.dataset import ImageDataset, Split

@@ -14,6 +14,7 @@ from cbm.data.images import ImageFiles
 from cbm.data.lists import is_there, read_rows, whole_number
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
+from cbm.files.pictures import ANY, open_picture
 
 CELLS = ["neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil"]
 RARE = "basophil"  # one picture in the first set, three in the second
@@ -53,8 +54,8 @@ GROUPS = {
 class MaskedCells(ImageFiles):
     """Images cut to the cell that a mask (same name, ``.png``) shows, and made square with their background."""
 
-    def open(self, row: int) -> Image.Image:
-        """The cell as RGB."""
+    def open(self, row: int, least: int | None = None) -> Image.Image:
+        """The cell as RGB; always from all pixels, as many as the mask has."""
         picture = super().open(row)
         cell = read_mask(self.root / self.names[row]) >= CELL
         if cell.shape != (picture.height, picture.width):
@@ -81,11 +82,14 @@ class MaskedCells(ImageFiles):
         pairs = zip(super().fingerprints(cache), masks.fingerprints(cache))
         return [derived(a, b, "cell") for a, b in pairs]
 
+    def looks(self, cache: Path) -> np.ndarray:
+        """How every image is read, always in full."""
+        return super().looks(cache).clip(max=ANY)
+
 
 def read_mask(picture: Path) -> np.ndarray:
     """Grey values ``[H, W]`` of the mask beside an image: 255 nucleus, 128 cytoplasm, 0 neither."""
-    with Image.open(picture.with_suffix(".png")) as mask:
-        return np.asarray(mask.convert("L"))
+    return np.asarray(open_picture(picture.with_suffix(".png")).convert("L"))
 
 
 def measure(mask: np.ndarray, part: Part) -> list[float]:

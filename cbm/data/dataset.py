@@ -18,12 +18,15 @@ class Split:
         concepts: concept labels ``[N, A]``: 1 present, 0 absent, NaN unknown; None if there are none.
         subjects: subject ``[N]`` of each image (a lesion, a video); images of one subject stay in one split. None if
             unknown.
+        groups: values ``[N]`` int64 by name of the group (site, sex): indices into ``ImageDataset.group_names``, -1 if
+            unknown.
     """
 
     images: Images
     labels: np.ndarray
     concepts: np.ndarray | None = None
     subjects: np.ndarray | None = None
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -32,7 +35,8 @@ class Split:
         """The images at ``rows``."""
         concepts = None if self.concepts is None else self.concepts[rows]
         subjects = None if self.subjects is None else self.subjects[rows]
-        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects)
+        groups = {name: values[rows] for name, values in self.groups.items()}
+        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects, groups)
 
 
 @dataclass
@@ -46,6 +50,10 @@ class ImageDataset:
         concept_names: names of the A concepts, the columns of ``Split.concepts``.
         concept_groups: names of concepts that exclude each other, by name of the group.
         spurious: names of concepts that go with a class in training but do not belong to it, by class name.
+        subject: what the user called subjects: a column, or a pattern; empty if the reader knows them itself.
+        group_names: values of each group, by its name; ``Split.groups`` are indices into them.
+        doubts: what the reader saw that a person should look at, in sentences.
+        faults: what makes every number doubtful, in sentences: such a set is not trained on.
     """
 
     name: str
@@ -54,6 +62,10 @@ class ImageDataset:
     concept_names: list[str] = field(default_factory=list)
     concept_groups: dict[str, list[str]] = field(default_factory=dict)
     spurious: dict[str, list[str]] = field(default_factory=dict)
+    subject: str = ""
+    group_names: dict[str, list[str]] = field(default_factory=dict)
+    doubts: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
 
     def check(self) -> "ImageDataset":
         """Return the data set if a classifier can be trained on it.
@@ -61,11 +73,11 @@ class ImageDataset:
         Raises:
             UserError: there are fewer than two classes, or a class has no training images.
         """
+        if "train" not in self.splits:
+            return self  # pictures to evaluate a model of other ones
         if len(self.classes) < 2:
             found = f"only '{self.classes[0]}'" if self.classes else "none"
             raise UserError(f"data set '{self.name}': a classifier needs two classes or more, found {found}")
-        if "train" not in self.splits:
-            return self  # pictures to evaluate a model of other ones
         counts = np.bincount(self.splits["train"].labels, minlength=len(self.classes))
         if empty := [name for name, count in zip(self.classes, counts) if count == 0]:
             shown = ", ".join(f"'{name}'" for name in empty[:5]) + (", ..." if len(empty) > 5 else "")

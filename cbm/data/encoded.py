@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from omegaconf import DictConfig
 
+from cbm.data.copies import find_copies, shared_subjects
 from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import Images
@@ -17,6 +18,8 @@ from cbm.data.store import FeatureStore, StoredFeatures
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
+from cbm.files.console import warn_once
+from cbm.files.names import one_form
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,7 @@ class Encoding:
         batch_size: images per forward pass.
         num_workers: processes that decode images.
         on_error: ``skip`` unreadable images (they are reported) or ``fail``.
+        max_skipped: largest share of unreadable images of a split that is skipped; more of them are an error.
         progress: whether progress bars are shown.
         shots: training images per class, or ``all``.
         val_shots: validation images per class, or ``all``.
@@ -42,6 +46,7 @@ class Encoding:
     batch_size: int = 256
     num_workers: int = 2
     on_error: str = "skip"
+    max_skipped: float = 0.01
     progress: bool = True
     shots: int | str = "all"
     val_shots: int | str = "all"
@@ -64,6 +69,7 @@ class Encoding:
             own.batch_size,
             own.num_workers,
             cfg.dataset.on_error,
+            cfg.dataset.get("max_skipped", cls.max_skipped),  # runs of before do not say it
             cfg.trainer.progress,
             cfg.shots,
             cfg.val_shots,
@@ -75,29 +81,37 @@ class Encoding:
         return replace(self, shots="all", val_shots="all")
 
 
-def read_images(card: DictConfig, cache: Path) -> ImageDataset:
-    """The data set of a card, with train, val and test splits.
+def read_images(card: DictConfig, cache: Path, *, whole: bool = False) -> ImageDataset:
+    """The data set of a card, with train, val and test splits; what is doubtful about it is said, once per process.
 
     Args:
         card: a ``cbm.config.DatasetConfig``.
         cache: folder in which splits that were drawn are kept.
+        whole: whether the images are for evaluation: then those of an undivided set are all of the split ``test``.
 
     Raises:
         UserError: the data set cannot be read, or a split cannot be drawn.
     """
     root = None if card.root is None else resolve_path(card.root)
-    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}), cache)
+    dataset = read_dataset(card.reader, card.name, root, dict(card.args or {}), cache, to_train=not whole)
+    for doubt in dataset.doubts:
+        warn_once(f"{dataset.name}: {doubt}")
+    if dataset.faults:
+        raise UserError(f"data set '{dataset.name}': {dataset.faults[0]}")
+    if whole and list(dataset.splits) == ["train"]:
+        return replace(dataset, splits={"test": dataset.splits["train"]})
     return complete_splits(
         dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
     )
 
 
 def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
-    """The data set with its labels in the order of a trained model's classes.
+    """The data set with its labels in the order of a trained model's classes (names in one form).
 
     Raises:
         UserError: a class is not among the model's classes; the message names the nearest.
     """
+    classes = [one_form(name) for name in classes]
     if dataset.classes == classes:
         return dataset
     if unknown := sorted(set(dataset.classes) - set(classes)):
@@ -134,7 +148,8 @@ def encode_splits(
     Raises:
         UserError: a split does not exist, there are too few images for the shots, or the images cannot be encoded.
     """
-    taken = dict(dataset.splits)
+    _say_copies(dataset, settings.cache, splits)
+    taken, skipped, lost = dict(dataset.splits), {}, []
     encoded: dict[str, FeatureSplit] = {}
     taught: dict[str, FeatureSplit] = {}
     for name in splits:
@@ -148,7 +163,10 @@ def encode_splits(
         readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
         shots = {"train": settings.shots, "val": settings.val_shots}.get(name, "all")
         setting = "val_shots" if name == "val" else "shots"
-        rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting)]
+        skipped[name] = len(split) - len(readable)
+        lost.append((f"{dataset.name}/{name}", skipped[name], len(split), stored))
+        subjects = None if split.subjects is None else split.subjects[readable]
+        rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting, subjects)]
         split = split if len(rows) == len(split) else split.take(rows)
         for part, features in zip((encoded, taught), stored):
             part[name] = FeatureSplit(
@@ -156,11 +174,15 @@ def encode_splits(
                 torch.from_numpy(split.labels),
                 split.images.names,
                 None if split.concepts is None else torch.from_numpy(split.concepts),
+                split.subjects,
+                split.groups,
             )
         taken[name] = split
     dataset = replace(dataset, splits=taken)
     if "train" in splits:
         dataset.check()  # once more: a class may have lost all its images to bad files
+    for each in lost:
+        _check_skipped(*each, settings.max_skipped)
     seen = None
     if teacher is not None:
         seen = FeatureData(taught, dataset.classes, seed=settings.seed, encoder=teacher[0].fingerprint)
@@ -172,6 +194,30 @@ def encode_splits(
         seed=settings.seed,
         encoder=encoder.fingerprint,
         teacher=seen,
+        skipped=skipped,
+        group_names=dataset.group_names,
+    )
+
+
+def _say_copies(dataset: ImageDataset, cache: Path, splits: tuple[str, ...]) -> None:
+    """Warn about the same content in two splits or classes, and about subjects in two splits."""
+    copies = find_copies(dataset, cache, [*splits, "train"])
+    for said in (*copies.leaked(), *copies.mislabelled(), *shared_subjects(dataset)):
+        warn_once(f"{dataset.name}: {said} (python -m cbm datasets check says more)")
+
+
+def _check_skipped(label: str, count: int, total: int, stored: list[StoredFeatures], most: float) -> None:
+    """More than a few lost images would change what a number means.
+
+    Raises:
+        UserError: more than the share ``most`` is lost, and more than one image.
+    """
+    if count <= max(most * total, 1 if most else 0):
+        return
+    name, why = next((item for features in stored for item in features.errors.items()), ("?", "?"))
+    raise UserError(
+        f"{label}: {count:,} of {total:,} image(s) cannot be read ({count / total:.1%}), first '{name}': {why}; at "
+        f"most {most:.1%} are skipped: repair them, or say dataset.max_skipped={min(1.0, 1.1 * count / total):.2g}"
     )
 
 

@@ -9,14 +9,13 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -136,7 +135,7 @@ class _Encoding(lightning.LightningModule):
         rows = [row for start in starts for row in missing[start : start + self.shard_rows].tolist()]
         workers = min(self.num_workers, max(1, len(rows) // self.batch_size)) if self.num_workers else 0
         return DataLoader(
-            Pictures(self.images, rows, self.encoder.preprocess),
+            Pictures(self.images, rows, self.encoder),
             batch_size=self.batch_size,
             num_workers=workers,
             collate_fn=_collate,
@@ -202,8 +201,9 @@ class Unreadable(NamedTuple):
 class Pictures(Dataset):
     """Row to (row, preprocessed picture, or why there is none)."""
 
-    def __init__(self, images: Images, rows: Sequence[int], preprocess: Callable[[Image.Image], Tensor]):
-        self.images, self.rows, self.preprocess = images, rows, preprocess
+    def __init__(self, images: Images, rows: Sequence[int], encoder: Encoder):
+        self.images, self.rows = images, rows
+        self.preprocess, self.least = encoder.preprocess, encoder.least
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -211,7 +211,7 @@ class Pictures(Dataset):
     def __getitem__(self, i: int) -> tuple[int, Tensor | Unreadable]:
         row = self.rows[i]
         try:
-            return row, self.preprocess(self.images.open(row))
+            return row, self.preprocess(self.images.open(row, self.least))
         except Exception as error:  # a broken file can make a decoder raise anything
             reason = re.sub(rf"[^\s'\"]*{re.escape(str(self.images.names[row]))}", "...", str(error))[:120]
             lasting = not (isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None))

@@ -21,12 +21,16 @@ class FeatureSplit:
         y: class indices ``[N]``.
         names: names of the N images.
         concepts: concept labels ``[N, A]``: 1, 0, or NaN if unknown; None if there are none.
+        subjects: subject ``[N]`` of each image (a patient); None if unknown.
+        groups: values ``[N]`` int64 by name of the group, -1 if unknown (``FeatureData.group_names``).
     """
 
     x: Tensor
     y: Tensor
     names: list[str]
     concepts: Tensor | None = None
+    subjects: np.ndarray | None = None
+    groups: dict[str, np.ndarray] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.y)
@@ -35,7 +39,10 @@ class FeatureSplit:
         """The images at ``rows``."""
         index = torch.from_numpy(rows)
         concepts = None if self.concepts is None else self.concepts[index]
-        return FeatureSplit(self.x[index], self.y[index], [self.names[row] for row in rows], concepts)
+        subjects = None if self.subjects is None else self.subjects[rows]
+        groups = {name: values[rows] for name, values in self.groups.items()}
+        names = [self.names[row] for row in rows]
+        return FeatureSplit(self.x[index], self.y[index], names, concepts, subjects, groups)
 
     def class_means(self, num_classes: int) -> Tensor:
         """Mean feature of every class, ``[C, D]``."""
@@ -66,7 +73,7 @@ def spaced(x: Tensor, count: int) -> Tensor:
 
 
 def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
-    """Draw some images of every class; returns them and the rest.
+    """Draw some images of every class; returns them and the rest, which shows none of their subjects.
 
     Args:
         split: the images.
@@ -75,10 +82,15 @@ def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -
         seed: random seed for the draw.
 
     Raises:
-        UserError: a class has too few images.
+        UserError: a class has too few images, or nothing is left.
     """
-    rows = few_shot(split.y.numpy(), shots, seed, classes, "labelled test pictures: shots")
+    setting = "labelled test pictures: shots"
+    rows = few_shot(split.y.numpy(), shots, seed, classes, setting, split.subjects)
     rest = np.setdiff1d(np.arange(len(split)), rows)
+    if split.subjects is not None:
+        rest = rest[~np.isin(split.subjects[rest], split.subjects[rows])]
+        if not len(rest):
+            raise UserError(f"{setting}={shots}: nothing is left to test on, all other images show the same subjects")
     return split.take(rows), split.take(rest)
 
 
@@ -97,6 +109,8 @@ class FeatureData:
             encoder itself is the teacher.
         class_embeddings: embeddings ``[C, E]`` of the class names from the text-image model, for methods that read
             class names.
+        skipped: how many images of each split could not be read, and are not in it.
+        group_names: values of each group, by its name.
 
     Raises:
         ValueError: the teacher's images differ from those of the encoder.
@@ -110,6 +124,8 @@ class FeatureData:
     encoder: str | None = None
     teacher: "FeatureData | None" = None
     class_embeddings: Tensor | None = None
+    skipped: dict[str, int] = field(default_factory=dict)
+    group_names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self):
         for name, split in self.teacher.splits.items() if self.teacher else ():

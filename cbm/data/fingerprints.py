@@ -31,6 +31,25 @@ def to_digests(fingerprints: Sequence[str]) -> np.ndarray:
     return found
 
 
+def same_rows(digests: np.ndarray) -> list[np.ndarray]:
+    """The rows of every content that stands more than once, in order; unknown contents are like none.
+
+    Args:
+        digests: of N pictures, ``[N, 2]``.
+
+    Example:
+        >>> [rows.tolist() for rows in same_rows(to_digests(["aa" * 16, "bb" * 16, "aa" * 16]))]
+        [[0, 2]]
+    """
+    known = np.flatnonzero(digests.any(axis=1))
+    order = known[np.lexsort((known, digests[known, 1], digests[known, 0]))]
+    ordered = digests[order]
+    (cuts,) = np.nonzero((ordered[1:] != ordered[:-1]).any(axis=1))
+    starts, ends = np.concatenate([[0], cuts + 1]), np.concatenate([cuts + 1, [len(order)]])
+    groups = [order[starts[i] : ends[i]] for i in np.flatnonzero(ends - starts > 1)]
+    return sorted(groups, key=lambda rows: int(rows[0]))
+
+
 def _digest(fingerprint: str) -> bytes:
     if fingerprint.startswith(UNREADABLE):
         return bytes(16)

@@ -4,18 +4,25 @@ import hashlib
 import logging
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
 
+from cbm.data.fingerprints import UNREADABLE, derived
+from cbm.files.pictures import ANY, EXTENSIONS, UNKNOWN, look, open_picture, pixels_version
+
 log = logging.getLogger(__name__)
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm"}
+NOT_OURS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
+"""Folders that operating systems leave behind, in lower case: passed over like hidden ones."""
+LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
+"""Files that they leave behind."""
 
 
 class Images(Protocol):
@@ -29,8 +36,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def open(self, row: int) -> Image.Image:
-        """The picture as RGB."""
+    def open(self, row: int, least: int | None = None) -> Image.Image:
+        """The picture as upright RGB; ``least`` pixels along its shorter side suffice (all by default)."""
         ...
 
     def take(self, rows: Sequence[int]) -> "Images":
@@ -38,7 +45,15 @@ class Images(Protocol):
         ...
 
     def fingerprints(self, cache: Path) -> list[str]:
-        """A hash of every picture's content."""
+        """What tells every picture from all others, in the feature store."""
+        ...
+
+    def contents(self, cache: Path) -> list[str]:
+        """A hash of every picture's bytes, wherever they lie: equal for copies."""
+        ...
+
+    def looks(self, cache: Path) -> np.ndarray:
+        """How every picture is read (``cbm.files.pictures.look``), ``[N]`` int32."""
         ...
 
 
@@ -56,10 +71,9 @@ class ImageFiles:
     def __len__(self) -> int:
         return len(self.names)
 
-    def open(self, row: int) -> Image.Image:
-        """The picture as RGB; raises what Pillow or the file system raises."""
-        with Image.open(self.root / self.names[row]) as picture:
-            return picture.convert("RGB")
+    def open(self, row: int, least: int | None = None) -> Image.Image:
+        """The picture as upright RGB; raises what Pillow or the file system raises."""
+        return open_picture(self.root / self.names[row], least, self.names[row])
 
     def take(self, rows: Sequence[int]) -> "ImageFiles":
         """The pictures at ``rows``."""
@@ -70,15 +84,22 @@ class ImageFiles:
 
         An unreadable file has the fingerprint of its error, so that it is tried again once it is repaired.
         """
-        memory = cache / "fingerprints.sqlite"
         keys = [_file_key(self.root / name) for name in self.names]
-        known = _recall(memory, keys)
-        missing = [row for row, key in enumerate(keys) if key not in known]
-        with ThreadPoolExecutor(16) as pool:
-            hashes = pool.map(lambda row: _file_hash(self.root / self.names[row]), missing)
-            fresh = {keys[row]: value for row, value in zip(missing, hashes)}
-        _remember(memory, fresh)
-        return [known.get(key) or fresh[key] for key in keys]
+        return _remembered(cache, "hash", keys, lambda row: _file_hash(self.root / self.names[row]))
+
+    def remember(self, cache: Path, fingerprints: list[str]) -> None:
+        """Keep fingerprints that were found while the files were read for another reason."""
+        keys = [_file_key(self.root / name) for name in self.names]
+        _remember(cache / "fingerprints.sqlite", MEMORIES["hash"][0], "hash", dict(zip(keys, fingerprints)))
+
+    def contents(self, cache: Path) -> list[str]:
+        """The same: a file is known by its bytes."""
+        return self.fingerprints(cache)
+
+    def looks(self, cache: Path) -> np.ndarray:
+        """How every file is read, remembered like the fingerprints; only headers are read."""
+        keys = [_file_key(self.root / name) for name in self.names]
+        return np.array(_remembered(cache, "look", keys, lambda row: _file_look(self.root / self.names[row])), np.int32)
 
 
 class ImageArray:
@@ -91,7 +112,7 @@ class ImageArray:
     def __len__(self) -> int:
         return len(self.names)
 
-    def open(self, row: int) -> Image.Image:
+    def open(self, row: int, least: int | None = None) -> Image.Image:
         """The picture as RGB."""
         return Image.fromarray(self.pixels[row]).convert("RGB")
 
@@ -102,6 +123,32 @@ class ImageArray:
     def fingerprints(self, cache: Path) -> list[str]:
         """Hash of every picture's pixels."""
         return [hashlib.blake2b(picture.tobytes(), digest_size=16).hexdigest() for picture in self.pixels]
+
+    def contents(self, cache: Path) -> list[str]:
+        """The same."""
+        return self.fingerprints(cache)
+
+    def looks(self, cache: Path) -> np.ndarray:
+        """Pixels are taken as they are."""
+        return np.full(len(self), ANY, np.int32)
+
+
+def store_keys(fingerprints: list[str], looks: np.ndarray, least: int | None) -> list[str]:
+    """What pictures are known by in the feature store.
+
+    That is their fingerprint, if version 1 of ``cbm.files.pictures`` read the same pixels, so that features of before
+    are found; else the version is part of it.
+
+    Args:
+        fingerprints: of N pictures.
+        looks: how they are read, ``[N]``.
+        least: pixels along the shorter side that the encoder needs, as for ``open_picture``.
+    """
+    versions = {seen: pixels_version(seen, least) for seen in np.unique(looks).tolist()}
+    return [
+        key if (version := versions[seen]) is None else derived(key, version)
+        for key, seen in zip(fingerprints, looks.tolist())
+    ]
 
 
 def _file_key(path: Path) -> str:
@@ -125,51 +172,98 @@ def _file_hash(path: Path) -> str:
         return f"unreadable:{type(error).__name__}"
 
 
-def _recall(memory: Path, keys: list[str]) -> dict[str, str]:
-    """What is remembered of the hashes of ``keys``; a damaged memory is forgotten."""
+def _file_look(path: Path) -> int:
+    try:
+        return look(path)
+    except (OSError, ValueError):
+        return UNKNOWN
+
+
+def _remembered(cache: Path, what: str, keys: list[str], find: Callable[[int], Any]) -> list[Any]:
+    """``find(row)`` of every row, but what ``cache`` remembers under its key.
+
+    Args:
+        cache: folder of the memory.
+        what: ``hash`` (of a file's bytes) or ``look`` (how a picture is read).
+        keys: what changes when a file does.
+        find: function from a row to what is not remembered.
+    """
+    memory, (table, kind) = cache / "fingerprints.sqlite", MEMORIES[what]
+    known = {key: value for key, value in _recall(memory, table, what, keys).items() if isinstance(value, kind)}
+    missing = [row for row, key in enumerate(keys) if key not in known]
+    with ThreadPoolExecutor(16) as pool:
+        fresh = {keys[row]: value for row, value in zip(missing, pool.map(find, missing))}
+    lasting = {key: value for key, value in fresh.items() if value != UNKNOWN and not str(value).startswith(UNREADABLE)}
+    _remember(memory, table, what, lasting)
+    return [known[key] if key in known else fresh[key] for key in keys]
+
+
+MEMORIES: dict[str, tuple[str, type]] = {"hash": ("files", str), "look": ("looks", int)}
+"""Table and type of what is remembered about files."""
+
+
+def _recall(memory: Path, table: str, column: str, keys: list[str]) -> dict[str, Any]:
+    """What is remembered of ``keys``; a damaged memory is forgotten."""
     if not memory.is_file():
         return {}
-    known: dict[str, str] = {}
+    known: dict[str, Any] = {}
     try:
         with closing(sqlite3.connect(memory, timeout=60)) as database:
+            if not database.execute("select 1 from sqlite_master where name = ?", (table,)).fetchone():
+                return {}
             for start in range(0, len(keys), 500):
                 part = keys[start : start + 500]
                 marks = ",".join("?" * len(part))
-                known.update(database.execute(f"select key, hash from files where key in ({marks})", part))
+                known.update(database.execute(f"select key, {column} from {table} where key in ({marks})", part))
     except (sqlite3.Error, UnicodeDecodeError) as error:
-        log.warning("'%s' cannot be read (%s): files are hashed again", memory, error)
+        log.warning("'%s' cannot be read (%s): files are read again", memory, error)
         if not isinstance(error, sqlite3.OperationalError):  # which would mean that it is locked
             memory.unlink(missing_ok=True)
         return {}
-    return {key: value for key, value in known.items() if isinstance(value, str)}
+    return known
 
 
-def _remember(memory: Path, fresh: dict[str, str]) -> None:
-    """Add hashes; a memory that cannot be written to costs time, but stops nobody."""
+def _remember(memory: Path, table: str, column: str, fresh: dict[str, Any]) -> None:
+    """Add what was found; a memory that cannot be written to costs time, but stops nobody."""
     if not fresh:
         return
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
         with closing(sqlite3.connect(memory, timeout=60)) as database, database:
-            database.execute("create table if not exists files (key text primary key, hash text) without rowid")
-            database.executemany("insert or replace into files values (?, ?)", fresh.items())
+            database.execute(f"create table if not exists {table} (key text primary key, {column}) without rowid")
+            database.executemany(f"insert or replace into {table} values (?, ?)", fresh.items())
     except (OSError, sqlite3.Error) as error:
-        log.warning("'%s' cannot be written (%s): files will be hashed again next time", memory, error)
+        log.warning("'%s' cannot be written (%s): files will be read again next time", memory, error)
 
 
-def list_names(folder: Path) -> list[str]:
-    """All picture files below ``folder``, sorted, as paths from there; hidden files are passed over.
+def list_names(folder: Path, others: Counter[str] | None = None) -> list[str]:
+    """All picture files below ``folder``, sorted, as paths from there; what is hidden is passed over.
 
     Folders are listed, files are not touched: a million files take seconds.
+
+    Args:
+        folder: the folder.
+        others: the endings of files that are not read are counted here, in lower case (empty: none).
     """
     start = len(os.fspath(folder)) + 1
     found = []
-    for path, _, files in os.walk(folder):
+    for path, folders, files in os.walk(folder):
+        folders[:] = [name for name in folders if is_ours(name)]
         below = path[start:].replace(os.sep, "/")
         for file in files:
-            if os.path.splitext(file)[1].lower() in EXTENSIONS and not file.startswith("."):  # noqa: PTH122
+            if file.startswith(".") or file.lower() in LEFT_BEHIND:
+                continue
+            ending = os.path.splitext(file)[1].lower()  # noqa: PTH122
+            if ending in EXTENSIONS:
                 found.append(f"{below}/{file}" if below else file)
+            elif others is not None:
+                others[ending] += 1
     return sorted(found, key=lambda name: name.split("/"))
+
+
+def is_ours(folder: str) -> bool:
+    """Whether a folder of this name is somebody's, not hidden, and not left behind by an operating system."""
+    return not folder.startswith(".") and folder.lower() not in NOT_OURS
 
 
 def list_images(folder: Path) -> list[Path]:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any, TypeVar
 import numpy as np
 
 from cbm.data.dataset import Split
-from cbm.data.images import ImageFiles, list_names
+from cbm.data.images import ImageFiles, is_ours, list_names
 from cbm.errors import UserError, did_you_mean
 from cbm.files.parsing import read_table
+from cbm.files.pictures import PLUGINS
 
 T = TypeVar("T")
 
 UNPACKED = "(is dataset.root the unpacked archive?)"
+TEXT = frozenset([".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml", ".html", ".log"])
+"""Endings of what lies beside pictures without being meant as one."""
 
 
 def read_lines(name: str, file: Path, least: int = 1) -> Iterator[tuple[int, list[str]]]:
@@ -154,17 +158,40 @@ def listed_split(
     return Split(ImageFiles(root, files), np.asarray(labels, dtype=np.int64), concepts, subjects)
 
 
-def class_folders(name: str, root: Path, folder: str = "") -> dict[str, list[str]]:
-    """Images (seen from ``root``) of every class folder in ``ROOT/FOLDER``, by the class folder's name."""
+def class_folders(name: str, root: Path, folder: str = "", others: Counter[str] | None = None) -> dict[str, list[str]]:
+    """Images (seen from ``root``) of every class folder in ``ROOT/FOLDER``, by the class folder's name.
+
+    Args:
+        name: name of the data set.
+        root: its folder.
+        folder: where the class folders are, seen from the root.
+        others: the endings of files that are not read are counted here; then folders without images may be there.
+
+    Raises:
+        UserError: no class folders, or empty ones.
+    """
     path = root / folder
-    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    names = sorted(entry.name for entry in path.iterdir() if entry.is_dir() and is_ours(entry.name))
     if not names:
         raise UserError(f"data set '{name}': '{path}' has no class folders; expected {path}/CLASS/*.jpg")
     prefix = f"{folder}/" if folder else ""
-    found = {each: [f"{prefix}{each}/{file}" for file in list_names(path / each)] for each in names}
-    if empty := [each for each in names if not found[each]]:
-        raise UserError(f"data set '{name}': class folder '{path / empty[0]}' has no images")
+    found = {each: [f"{prefix}{each}/{file}" for file in list_names(path / each, others)] for each in names}
+    empty = [each for each in names if not found[each]]
+    if len(empty) == len(names) or (empty and others is None):
+        more = f" (and {len(empty) - 1} more)" if len(empty) > 1 else ""
+        raise UserError(f"data set '{name}': class folder '{path / empty[0]}'{more} has no images")
     return found
+
+
+def passed_over(others: Counter[str]) -> list[str]:
+    """A sentence about files that are not read, counted by ending; none if they are text only."""
+    if not set(others) - TEXT:
+        return []
+    said = []
+    for ending, count in others.most_common():
+        needs = f" (needs {PLUGINS[ending]})" if ending in PLUGINS else ""
+        said.append(f"{count:,} {ending or 'without an ending'}{needs}")
+    return [f"{sum(others.values()):,} file(s) are not read as images: {', '.join(said)}"]
 
 
 def folder_split(root: Path, by_class: dict[str, list[str]], classes: Sequence[str]) -> Split:

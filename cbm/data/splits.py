@@ -3,16 +3,21 @@
 import hashlib
 import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
-from cbm.data.dataset import ImageDataset
+from cbm.data.dataset import ImageDataset, Split
+from cbm.data.fingerprints import same_rows, to_digests
 from cbm.errors import UserError
 from cbm.files import write_atomically
 from cbm.files.parsing import read_json
 
 log = logging.getLogger(__name__)
+
+PLACEHOLDER = 5
+"""Subjects that share one content, from which on it is no image of any of them."""
 
 
 def complete_splits(
@@ -21,7 +26,8 @@ def complete_splits(
     """Draw a validation and a test split from the training images, if the data set has none.
 
     The choice is written to ``cache/splits`` and read again by later runs: an image never moves between splits, even if
-    images are added to the set (new ones are divided by the same fractions). Images of one subject stay together.
+    images are added to the set (new ones are divided by the same fractions). Images of one subject stay together, and
+    so do copies of one image under different names.
 
     Args:
         dataset: the data set.
@@ -43,6 +49,7 @@ def complete_splits(
     train = dataset.splits["train"]
     origin = getattr(train.images, "root", None)
     key = f"{dataset.name}|{origin and Path(origin).absolute()}|{sorted(missing.items())}|{seed}"
+    key += f"|{dataset.subject}" * bool(dataset.subject)  # a choice that was drawn without subjects tears them apart
     file = cache / "splits" / f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     known = _read_choice(file) if file.is_file() else {}
     generator = np.random.default_rng(seed)
@@ -50,11 +57,10 @@ def complete_splits(
     assigned = np.array([known.get(name, "") for name in names], dtype=object)
     counts = np.bincount(train.labels, minlength=len(dataset.classes))
     by_class = np.split(np.argsort(train.labels, kind="stable"), counts[:-1].cumsum())
+    kin = np.arange(len(train)) if set(names) <= set(known) else _kin(train, cache)
     for class_name, rows in zip(dataset.classes, by_class):
-        new = rows[assigned[rows] == ""]
-        if train.subjects is not None:
-            new = _follow_subject(train.subjects, assigned, new)
-        new, ends = _shuffled(new, train.subjects, generator)
+        new = _follow_kin(kin, assigned, rows[assigned[rows] == ""])
+        new, ends = _shuffled(new, kin, generator)
         for split, share in missing.items():
             # at first a class gives something to each split and keeps something for training, if it can
             cuts = [0, *ends] if known else [*ends[:-1]] or [0]
@@ -65,7 +71,7 @@ def complete_splits(
         if not known and not all(np.any(assigned[rows] == split) for split in missing):
             log.warning("class '%s' has too few images to be in every split", class_name)
     if not set(names) <= set(known):
-        write_atomically(file, json.dumps(dict(zip(names, assigned.tolist())), indent=0).encode())
+        write_atomically(file, json.dumps(known | dict(zip(names, assigned.tolist())), indent=0).encode())
         log.info("split %s by class into %s (kept in %s)", dataset.name, _sizes(assigned), file)
     parts = {split: train.take(np.flatnonzero(assigned == split)) for split in ("train", *missing)}
     if empty := [split for split, part in parts.items() if not len(part)]:
@@ -86,19 +92,49 @@ def _read_choice(file: Path) -> dict[str, str]:
     return known
 
 
-def _follow_subject(subjects: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Put new images where their subject is already (of other classes too); returns those of new subjects."""
+def _kin(split: Split, cache: Path) -> np.ndarray:
+    """A number for every image ``[N]``, the same for images of one subject, name or content: they stay together."""
+    _, kin = np.unique(np.arange(len(split)) if split.subjects is None else split.subjects, return_inverse=True)
+    parent = np.arange(kin.max(initial=-1) + 1)
+
+    def top(number: int) -> int:
+        while parent[number] != number:
+            parent[number] = number = parent[parent[number]]
+        return number
+
+    names, at = split.images.names, dict[str, int]()
+    again = [(row, at[name]) for row, name in enumerate(names) if at.setdefault(name, row) != row]
+    for row, first in (*again, *_twins(split, cache)):
+        low, high = sorted((top(int(kin[row])), top(int(kin[first]))))
+        parent[high] = low
+    return np.array([top(number) for number in range(len(parent))], dtype=np.int64)[kin]
+
+
+def _twins(split: Split, cache: Path) -> Iterator[tuple[int, int]]:
+    """Every row whose content stands before, with the first such row.
+
+    A content that fills most of a class, or that more than ``PLACEHOLDER`` subjects share, is no copy: it stands for
+    images that somebody could not download.
+    """
+    sizes = np.bincount(split.labels)
+    for rows in same_rows(to_digests(split.images.contents(cache))):
+        labels, counts = np.unique(split.labels[rows], return_counts=True)
+        shared = 0 if split.subjects is None else len(np.unique(split.subjects[rows]))
+        if not ((counts > 2) & (2 * counts > sizes[labels])).any() and shared <= PLACEHOLDER:
+            yield from ((int(row), int(rows[0])) for row in rows[1:])
+
+
+def _follow_kin(kin: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """Put new images where their kin is already (of other classes too); returns those that have none."""
     old = np.flatnonzero(assigned != "")
-    place = dict(zip(subjects[old].tolist(), assigned[old].tolist()))
-    assigned[new] = [place.get(subject, "") for subject in subjects[new].tolist()]
+    place = dict(zip(kin[old].tolist(), assigned[old].tolist()))
+    assigned[new] = [place.get(number, "") for number in kin[new].tolist()]
     return new[assigned[new] == ""]
 
 
-def _shuffled(
-    rows: np.ndarray, subjects: np.ndarray | None, generator: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
-    """Rows in the order of shuffled subjects (by default each is its own), and where each subject ends."""
-    _, member = np.unique(rows if subjects is None else subjects[rows], return_inverse=True)
+def _shuffled(rows: np.ndarray, kin: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Rows in the order of shuffled kin (most images are alone), and where each ends."""
+    _, member = np.unique(kin[rows], return_inverse=True)
     sizes = np.bincount(member)
     order = generator.permutation(len(sizes))
     place = np.empty(len(sizes), dtype=np.int64)
@@ -110,7 +146,14 @@ def _sizes(assigned: np.ndarray) -> str:
     return ", ".join(f"{split} {int((assigned == split).sum())}" for split in ("train", "val", "test"))
 
 
-def few_shot(labels: np.ndarray, shots: int | str, seed: int, classes: list[str], setting: str = "shots") -> np.ndarray:
+def few_shot(
+    labels: np.ndarray,
+    shots: int | str,
+    seed: int,
+    classes: list[str],
+    setting: str = "shots",
+    subjects: np.ndarray | None = None,
+) -> np.ndarray:
     """Rows of a class-balanced subset, drawn by ``seed``.
 
     Args:
@@ -119,9 +162,15 @@ def few_shot(labels: np.ndarray, shots: int | str, seed: int, classes: list[str]
         seed: random seed for the draw.
         classes: C class names, for the error message.
         setting: name of the setting, for the error message.
+        subjects: subject ``[N]`` of each image, if it is known: no two images of a class show the same one, as long as
+            it has others.
 
     Raises:
         UserError: a class has fewer images than requested.
+
+    Example:
+        >>> few_shot(np.array([0, 0, 1, 1]), 1, seed=0, classes=["cat", "dog"]).tolist()
+        [0, 2]
     """
     if shots == "all":
         return np.arange(len(labels))
@@ -135,5 +184,18 @@ def few_shot(labels: np.ndarray, shots: int | str, seed: int, classes: list[str]
             f"the largest possible value is {counts.min()}"
         )
     generator = np.random.default_rng(seed)
-    rows = [generator.permutation(np.flatnonzero(labels == label))[:shots] for label in range(len(classes))]
-    return np.sort(np.concatenate(rows))
+    drawn = []
+    for label in range(len(classes)):
+        rows = generator.permutation(np.flatnonzero(labels == label))
+        drawn.append((rows if subjects is None else rows[_turns(subjects[rows]).argsort(kind="stable")])[:shots])
+    return np.sort(np.concatenate(drawn))
+
+
+def _turns(subjects: np.ndarray) -> np.ndarray:
+    """How many images of the same subject stand before each, ``[N]``."""
+    _, member = np.unique(subjects, return_inverse=True)
+    order = member.argsort(kind="stable")
+    starts = np.concatenate([[0], np.bincount(member).cumsum()[:-1]])
+    turns = np.empty(len(subjects), dtype=np.int64)
+    turns[order] = np.arange(len(subjects)) - starts[member[order]]
+    return turns

@@ -1,7 +1,8 @@
 """The feature store: every picture is encoded once.
 
 A folder of the store belongs to an encoder (weights and preprocessing), a precision and a dtype. In it a picture is
-known by its content, whatever list it stands in and wherever in there. Features lie in shards, each complete or absent,
+known by its content, whatever list it stands in and wherever in there, and by the version of the code that reads files
+where that decides about its pixels (``store_keys``). Features lie in shards, each complete or absent,
 so an interrupted run goes on with the pictures that are missing (``cbm.data.index`` says where each picture is).
 """
 
@@ -20,13 +21,14 @@ from torch import Tensor
 from cbm.data.encoding import Pictures, Unreadable, encode_shards
 from cbm.data.features import unit_norm
 from cbm.data.fingerprints import to_digests
-from cbm.data.images import Images
+from cbm.data.images import Images, store_keys
 from cbm.data.index import FeatureIndex
 from cbm.data.old_store import OldStores
 from cbm.data.shards import find_shards, read_shard, write_rows
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.files.console import warn_once
 
 log = logging.getLogger(__name__)
 
@@ -163,7 +165,7 @@ class FeatureStore:
             UserError: an unreadable picture under ``on_error="fail"``; features that are not finite; a full disk.
         """
         fingerprints = images.fingerprints(self.root)
-        digests = to_digests(fingerprints)
+        digests = to_digests(store_keys(fingerprints, images.looks(self.root), encoder.least))
         precision = encoder.precision if encoder.device.type == "cuda" else "fp32"
         address, features = (encoder.fingerprint, precision, dtype), self.root / "features"
         index = FeatureIndex(features / "-".join(address), OldStores(features, address, fingerprints))
@@ -196,7 +198,7 @@ class FeatureStore:
     @staticmethod
     def _try_again(stored: StoredFeatures, encoder: Encoder, images: Images) -> None:
         """Say why pictures are not in the store that could not be read, for another reason than their content."""
-        pictures = Pictures(images, range(len(images)), encoder.preprocess)
+        pictures = Pictures(images, range(len(images)), encoder)
         for row in stored.missing().tolist():
             found, name = pictures[row][1], str(images.names[row])
             if not isinstance(found, Unreadable):
@@ -216,9 +218,9 @@ class FeatureStore:
         if on_error == "fail" or len(errors) == total:
             raise UserError(f"{label}: {len(errors)} of {total} image(s) cannot be read, first '{name}': {why}")
         for name, why in list(errors.items())[:20]:
-            log.warning("%s: skipped unreadable image '%s': %s", label, name, why)
+            warn_once(f"{label}: skipped unreadable image '{name}': {why}")
         if len(errors) > 20:
-            log.warning("%s: ... and %d more unreadable images", label, len(errors) - 20)
+            warn_once(f"{label}: ... and {len(errors) - 20} more unreadable images")
 
     @staticmethod
     def _describe(folder: Path, encoder: Encoder, precision: str, dtype: str) -> None:

@@ -1,20 +1,28 @@
 """Is a download whole? Numbers against the published ones, files that are missing, broken or left over, checksums."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 from rich.progress import track
+from torch import Tensor
 
-from cbm.data.dataset import ImageDataset
-from cbm.data.images import EXTENSIONS, ImageFiles, Images
+from cbm.data.copies import find_copies, near_duplicates, shared_subjects
+from cbm.data.dataset import ImageDataset, Split
+from cbm.data.images import ImageFiles, Images
 from cbm.data.lists import missing_files
+from cbm.files.pictures import EXTENSIONS
 
 SAMPLE = 100  # pictures of a split that are opened
 SHOWN = 5  # files that a message names
+DARK = 15  # of 255: no picture is meant to be darker all over
+UNBALANCED = 10  # times as many images of one class as of another
 
 
 @dataclass
@@ -23,11 +31,25 @@ class Findings:
 
     Attributes:
         problems: errors.
+        doubts: what a person should look at.
         notes: checks that were skipped, and other remarks.
+        opened: how many images were opened.
+        images: how many there are.
     """
 
     problems: list[str] = field(default_factory=list)
+    doubts: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    opened: int = 0
+    images: int = 0
+
+    def summary(self) -> str:
+        """All of it in a few words."""
+        doubts = f"{len(self.doubts)} doubt(s)"
+        if self.problems:
+            return f"{len(self.problems)} problem(s)" + (f", {doubts}" if self.doubts else "")
+        part = "" if self.opened == self.images else f" in what was opened ({self.opened:,} of {self.images:,})"
+        return f"no problem{part}, but {doubts}" if self.doubts else f"all right{part}"
 
 
 def verify_checksums(root: Path, md5: dict[str, str], findings: Findings) -> None:
@@ -64,21 +86,107 @@ def verify_counts(dataset: ImageDataset, published: dict[str, int], findings: Fi
 
 def verify_images(dataset: ImageDataset, findings: Findings, *, every: bool, progress: bool) -> None:
     """Look for missing and left-over files, and open ``SAMPLE`` images of each split, or every one."""
-    train = set(dataset.splits["train"].images.names) if "train" in dataset.splits else set()
+    for (first, part), (later, other) in combinations(dataset.splits.items(), 2):
+        twice = set() if dataset.faults else set(part.images.names) & set(other.images.names)
+        if twice and first == "train":
+            findings.problems.append(f"{len(twice):,} picture(s) of {later} are in {first} too{_first(sorted(twice))}")
     for name, split in dataset.splits.items():
         images = split.images
-        if name != "train" and (twice := train & set(images.names)):
-            findings.problems.append(f"{len(twice):,} picture(s) of {name} are in train too{_first(sorted(twice))}")
+        findings.images += len(images)
         if isinstance(images, ImageFiles) and (absent := missing_files(images.root, images.names)):
             findings.problems.append(f"{name}: {len(absent):,} picture(s) are missing{_first(absent)}")
             images = images.take(sorted(set(range(len(images))) - _rows(images, absent)))
         rows = range(len(images)) if every else np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)).tolist()
-        if broken := list(_broken(images, rows if len(images) else [], f"opening {name}", progress)):
+        found = list(_opened(images, rows if len(images) else [], f"opening {name}", progress))
+        findings.opened += len(found)
+        if broken := [f"{file} ({why})" for file, kind, why in found if kind == "broken"]:
             findings.problems.append(f"{name}: {len(broken):,} picture(s) cannot be opened{_first(broken)}")
+        for kind, said in ODD.items():
+            if odd := [file for file, found_kind, _ in found if found_kind == kind]:
+                findings.doubts.append(f"{name}: {len(odd):,} picture(s) {said}{_first(odd)}")
         if len(rows) < len(images):
             findings.notes.append(f"{name}: {len(rows):,} of {len(images):,} pictures opened (--all opens every one)")
     if extra := _left_over(dataset):
         findings.notes.append(f"{len(extra):,} picture(s) lie beside the others but are in no split{_first(extra)}")
+
+
+ODD = {
+    "tiny": "are one pixel wide or high",
+    "plain": "have one colour only",
+    "dark": f"are nearly black (nothing above {DARK} of 255; do files of 16 bits use a part of their range?)",
+}
+"""What is doubtful about an image that can be opened."""
+
+
+def verify_classes(dataset: ImageDataset, findings: Findings) -> None:
+    """Look for classes that are too small or lacking, and for imbalance; add what the reader saw."""
+    findings.problems += dataset.faults
+    findings.doubts += dataset.doubts
+    needed = 1 + sum(split not in dataset.splits for split in ("val", "test"))
+    for name, split in dataset.splits.items():
+        counts = np.bincount(split.labels, minlength=len(dataset.classes))
+        units = counts
+        if split.subjects is not None:
+            pairs = {(label, subject) for label, subject in zip(split.labels.tolist(), split.subjects.tolist())}
+            units = np.bincount([label for label, _ in pairs], minlength=len(dataset.classes))
+        if name == "train" and needed > 1 and (units < needed).any():
+            small = [f"{dataset.classes[c]} ({units[c]})" for c in np.flatnonzero(units < needed)]
+            what = "images" if split.subjects is None else "subjects"
+            findings.doubts.append(
+                f"{len(small):,} class(es) have too few {what} to be divided into {needed} splits{_first(small)}"
+            )
+        if name != "train" and "train" in dataset.splits and (counts == 0).any():
+            lacking = [dataset.classes[c] for c in np.flatnonzero(counts == 0)]
+            findings.doubts.append(f"{name}: {len(lacking):,} class(es) have no images{_first(lacking)}")
+        if name == "train" and counts.max() >= UNBALANCED * max(1, counts.min()):
+            fewest, most = int(counts.argmin()), int(counts.argmax())
+            findings.doubts.append(
+                f"train is unbalanced: {counts[fewest]:,} of '{dataset.classes[fewest]}', {counts[most]:,} of "
+                f"'{dataset.classes[most]}': look at test/accuracy_macro"
+            )
+
+
+def verify_copies(dataset: ImageDataset, findings: Findings, cache: Path) -> None:
+    """Look for images of equal content in two splits, or under two classes, and for subjects in two splits."""
+    copies = find_copies(dataset, cache)
+    findings.problems += [*copies.leaked(), *shared_subjects(dataset)]
+    findings.doubts += copies.mislabelled()
+    if copies.within:
+        kept = " (kept together when splits are drawn)" if len(dataset.splits) < 3 else ""
+        findings.notes.append(
+            f"{len(copies.within):,} picture(s) are copies of others of their class and split{kept}"
+            f"{_first(copies.within)}"
+        )
+
+
+def verify_likeness(dataset: ImageDataset, features: dict[str, Tensor], least: float, findings: Findings) -> None:
+    """Report images that an encoder sees as nearly the same, in two splits, under two classes, or beside each other.
+
+    Args:
+        dataset: the images whose features are given.
+        features: unit-norm features ``[N, D]`` of every split.
+        least: smallest cosine of a pair.
+        findings: where it is added.
+    """
+    names = [(split, file, label) for split in features for file, label in _named(dataset.splits[split])]
+    x = torch.cat([part.float() for part in features.values()])
+    kinds: dict[str, list[str]] = {}
+    for i, j, cosine in near_duplicates(x, least):
+        (one, first, label), (other, second, other_label) = names[i], names[j]
+        if torch.equal(x[i], x[j]):
+            continue  # copies, which are reported as such
+        kind = f"{one} and {other}" if one != other else f"{one}, under two classes" if label != other_label else one
+        kinds.setdefault(kind, []).append(f"'{first}' = '{second}' ({cosine:.3f})")
+    for kind, pairs in kinds.items():
+        shown = ", ".join(pairs[:SHOWN]) + (", ..." if len(pairs) > SHOWN else "")
+        said = f"{len(pairs):,} pair(s) look nearly the same (cosine {least} or more), {kind}: {shown}"
+        (findings.notes if kind in features else findings.doubts).append(said)
+    if not kinds:
+        findings.notes.append(f"no two images look nearly the same (cosine {least} or more)")
+
+
+def _named(split: Split) -> Iterator[tuple[str, int]]:
+    return zip(split.images.names, split.labels.tolist())
 
 
 def _rows(images: ImageFiles, names: list[str]) -> set[int]:
@@ -86,17 +194,22 @@ def _rows(images: ImageFiles, names: list[str]) -> set[int]:
     return {row for row, name in enumerate(images.names) if name in wanted}
 
 
-def _broken(images: Images, rows, label: str, progress: bool) -> Iterator[str]:
-    def attempt(row: int) -> str | None:
-        try:
-            images.open(row)
-        except Exception as error:  # a broken file can make a decoder raise anything
-            return f"{images.names[row]} ({type(error).__name__}: {str(error)[:80]})"
-        return None
+def _opened(images: Images, rows: Iterable[int], label: str, progress: bool) -> Iterator[tuple[str, str, str]]:
+    """Name of every image that is opened, what is odd about it (empty: nothing), and why it is broken."""
 
+    def attempt(row: int) -> tuple[str, str, str]:
+        try:
+            picture = images.open(row)
+        except Exception as error:  # a broken file can make a decoder raise anything
+            return images.names[row], "broken", f"{type(error).__name__}: {str(error)[:80]}"
+        ends: Any = picture.getextrema()
+        tiny, plain = min(picture.size) == 1, all(low == high for low, high in ends)
+        dark = max(high for _, high in ends) <= DARK
+        return images.names[row], "tiny" if tiny else "plain" if plain else "dark" if dark else "", ""
+
+    rows = list(rows)
     with ThreadPoolExecutor(8) as pool:
-        found = track(pool.map(attempt, rows), label, total=len(rows), transient=True, disable=not progress)
-        yield from filter(None, found)
+        yield from track(pool.map(attempt, rows), label, total=len(rows), transient=True, disable=not progress)
 
 
 def _left_over(dataset: ImageDataset) -> list[str]:

@@ -7,10 +7,12 @@ unpacked, so that a path inside one means nothing but a name.
 
 import hashlib
 import io
+import json
 import logging
 import re
 import tarfile
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,12 +23,15 @@ from PIL import Image
 from rich.progress import track
 
 from cbm.data.dataset import ImageDataset, Split, class_index
-from cbm.data.fingerprints import derived
-from cbm.data.images import EXTENSIONS, ImageFiles, Images, list_names
+from cbm.data.fingerprints import UNREADABLE, derived
+from cbm.data.images import ImageFiles, Images, list_names
+from cbm.data.lists import passed_over
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.files.names import one_form
 from cbm.files.parsing import parse_json, read_text
+from cbm.files.pictures import EXTENSIONS, UNKNOWN, look, open_picture
 
 log = logging.getLogger(__name__)
 
@@ -34,8 +39,10 @@ LABELS = ("cls", "json", "txt")
 JSON_KEYS = ("label", "cls", "class")
 SLOW = 64  # tar files from which on indexing shows its progress
 LABEL = 1 << 20  # bytes of a label, at most
-LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said
+LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said; no picture has more
 INDEX = pa.schema([("name", pa.string()), ("start", pa.int64()), ("size", pa.int64()), ("label", pa.string())])
+MEMBERS = pa.schema([("start", pa.int64()), ("content", pa.string()), ("look", pa.int32())])
+OTHERS = b"others"  # in the metadata of the index: endings that are not read, counted
 
 
 class ImageTars:
@@ -57,14 +64,15 @@ class ImageTars:
     def __len__(self) -> int:
         return len(self.names)
 
-    def open(self, row: int) -> Image.Image:
-        """The image as RGB; raises what Pillow or the file system raises."""
+    def open(self, row: int, least: int | None = None) -> Image.Image:
+        """The image as upright RGB; raises what Pillow or the file system raises."""
         tar, start, size = self.places[row].tolist()
+        if size > LARGE:
+            raise ValueError(f"'{self.names[row]}' has {size:,} bytes, more than a picture may have")
         with (self.root / self.tars[tar]).open("rb") as file:
             file.seek(start)
             content = file.read(size)
-        with Image.open(io.BytesIO(content)) as picture:
-            return picture.convert("RGB")
+        return open_picture(io.BytesIO(content), least, self.names[row])
 
     def take(self, rows: Sequence[int]) -> "ImageTars":
         """The images at ``rows``."""
@@ -72,9 +80,31 @@ class ImageTars:
 
     def fingerprints(self, cache: Path) -> list[str]:
         """Fingerprints of the images: the hash of the tar file (kept in ``cache``) and the position in it."""
+        self._members(cache)  # reads a new tar file once, for all that is asked about it
         used = np.unique(self.places[:, 0]).tolist()
         hashes = dict(zip(used, ImageFiles(self.root, [self.tars[tar] for tar in used]).fingerprints(cache)))
         return [derived(hashes[tar], start, size) for tar, start, size in self.places.tolist()]
+
+    def contents(self, cache: Path) -> list[str]:
+        """Hash of every image's bytes, which are the same in another place of the tar file, or in another one."""
+        return self._members(cache)[0]
+
+    def looks(self, cache: Path) -> np.ndarray:
+        """How every image is read."""
+        return self._members(cache)[1]
+
+    def _members(self, cache: Path) -> tuple[list[str], np.ndarray]:
+        contents, looks = [""] * len(self), np.full(len(self), UNKNOWN, np.int32)
+        for tar in np.unique(self.places[:, 0]).tolist():
+            table = _looked_at(self.root / self.tars[tar], cache)
+            if table is None:
+                continue
+            at = {start: row for row, start in enumerate(table["start"].to_pylist())}
+            content, seen = table["content"].to_pylist(), table["look"].to_pylist()
+            for row in np.flatnonzero(self.places[:, 0] == tar).tolist():
+                if (place := at.get(int(self.places[row, 1]))) is not None:
+                    contents[row], looks[row] = content[place], seen[place]
+        return [content or f"{UNREADABLE}gone" for content in contents], looks
 
 
 def read_pool(folder: Path, cache: Path) -> Images:
@@ -90,7 +120,14 @@ def open_tars(root: Path, tars: Sequence[str], cache: Path) -> tuple[ImageTars, 
     places = [np.empty((0, 3), dtype=np.int64)]
     for number, tar in enumerate(track(tars, "indexing tar files", transient=True, disable=len(tars) < SLOW)):
         index = _index(root / tar, cache)
-        names += [f"{tar}/{member}" for member in index["name"].to_pylist()]
+        members = index["name"].to_pylist()
+        counted = Counter(member.removeprefix("./") for member in members)
+        if twice := [member for member, count in counted.items() if count > 1]:
+            raise UserError(
+                f"'{root / tar}' holds {len(twice):,} picture(s) twice under one name, first '{twice[0]}' (was it "
+                "appended to?): write it again, so that names are unique"
+            )
+        names += [f"{tar}/{member}" for member in members]
         labels += index["label"].to_pylist()
         start, size = index["start"].to_numpy(), index["size"].to_numpy()
         places.append(np.stack([np.full(len(start), number), start, size], axis=1))
@@ -99,27 +136,66 @@ def open_tars(root: Path, tars: Sequence[str], cache: Path) -> tuple[ImageTars, 
 
 def _index(tar: Path, cache: Path) -> pa.Table:
     """Name, first byte, size and label of every image of a tar file: from the cache, or read and kept there."""
+    return _kept(tar, cache, "", INDEX, lambda: _read_index(tar), "indexing '%s' (once)")
+
+
+def _looked_at(tar: Path, cache: Path) -> pa.Table | None:
+    """First byte, content hash and look of every image of a tar file; None if it is not there any more."""
+    try:
+        index = _index(tar, cache)
+        return _kept(tar, cache, "-members", MEMBERS, lambda: _read_members(tar, index, cache), "reading '%s' (once)")
+    except OSError:
+        return None
+
+
+def _kept(
+    tar: Path, cache: Path, ending: str, schema: pa.Schema, make: Callable[[], pa.Table], saying: str
+) -> pa.Table:
+    """A table about a tar file as it is now: from the cache, or made and kept there."""
     stat = tar.stat()
     changed = f"{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
     key = hashlib.sha256(f"{tar.absolute()}|{changed}".encode()).hexdigest()[:24]
-    file = cache / "tars" / f"{key}.parquet"
+    file = cache / "tars" / f"{key}{ending}.parquet"
     if file.is_file():
         with suppress(pa.ArrowException, OSError):
-            if (table := pyarrow.parquet.read_table(file)).schema.equals(INDEX):
+            if (table := pyarrow.parquet.read_table(file)).schema.equals(schema):
                 return table
-        log.warning("'%s' is damaged: '%s' is indexed again", file, tar)
+        log.warning("'%s' is damaged: it is made again from '%s'", file, tar)
     if stat.st_size > LARGE:
-        log.info("indexing '%s' (once)", tar)
-    table = _read_index(tar)
+        log.info(saying, tar)
     buffer = pa.BufferOutputStream()
-    pyarrow.parquet.write_table(table, buffer)
+    pyarrow.parquet.write_table(table := make(), buffer)
     write_atomically(file, buffer.getvalue().to_pybytes())
     return table
+
+
+def _read_members(tar: Path, index: pa.Table, cache: Path) -> pa.Table:
+    """Read a tar file once: what its images are, and the hash of the whole, which is remembered like any file's."""
+    whole, contents, looks, at = hashlib.blake2b(digest_size=16), [], [], 0
+    starts = index["start"].to_pylist()
+    with tar.open("rb") as file:
+
+        def skip(count: int) -> None:
+            while count and (block := file.read(min(count, 1 << 20))):
+                whole.update(block)
+                count -= len(block)
+
+        for start, size in zip(starts, index["size"].to_pylist()):
+            skip(start - at)
+            content = file.read(size)
+            whole.update(content)
+            contents.append(hashlib.blake2b(content, digest_size=16).hexdigest())
+            looks.append(look(io.BytesIO(content)))
+            at = start + size
+        skip(tar.stat().st_size - at)
+    ImageFiles(tar.parent, [tar.name]).remember(cache, [whole.hexdigest()])
+    return pa.table({"start": starts, "content": contents, "look": looks}, schema=MEMBERS)
 
 
 def _read_index(tar: Path) -> pa.Table:
     pictures: list[tuple[str, str, int, int]] = []  # key, name, first byte, size
     said: dict[str, dict[str, str]] = {}
+    others: Counter[str] = Counter()
     try:
         with tarfile.open(tar, mode="r:") as archive:
             for member in iter(archive.next, None):
@@ -134,7 +210,11 @@ def _read_index(tar: Path) -> pa.Table:
                         raise UserError(f"'{tar}': the label '{member.name}' has {member.size:,} bytes")
                     content = archive.extractfile(member)
                     assert content is not None
-                    said.setdefault(key, {})[ending] = content.read().decode("utf-8", errors="replace").strip()
+                    label = content.read().decode("utf-8", errors="replace").strip()
+                    if said.setdefault(key, {}).setdefault(ending, label) != label:
+                        raise UserError(f"'{tar}' holds '{member.name}' twice, with different labels: write it again")
+                else:
+                    others[f".{ending}" if ending else ""] += 1
     except UserError:
         raise
     except Exception as error:  # whatever a foreign or damaged file makes the parser raise
@@ -150,7 +230,7 @@ def _read_index(tar: Path) -> pa.Table:
         "size": [size for _, _, _, size in pictures],
         "label": labels,
     }
-    return pa.table(columns, schema=INDEX)
+    return pa.table(columns, schema=INDEX.with_metadata({OTHERS: json.dumps(others)}))
 
 
 def _key(member: str) -> tuple[str, str]:
@@ -186,9 +266,10 @@ def read_webdataset(name: str, root: Path, cache: Path) -> ImageDataset:
     labels = {split: _all_labelled(name, images, said) for split, (images, said) in read.items()}
     classes, index = _classes(name, root, labels)
     splits = {split: Split(images, class_index(labels[split], index)) for split, (images, _) in read.items()}
-    if "train" not in splits:
-        raise UserError(f"data set '{name}': no tar files for training in '{root}'")
-    return ImageDataset(name, classes, splits)
+    others: Counter[str] = Counter()
+    for tar in tars:
+        others.update(json.loads((_index(root / tar, cache).schema.metadata or {}).get(OTHERS, b"{}")))
+    return ImageDataset(name, classes, splits, doubts=passed_over(others))
 
 
 def _split_of(tar: str) -> str:
@@ -199,7 +280,7 @@ def _split_of(tar: str) -> str:
 
 
 def _all_labelled(name: str, images: ImageTars, said: list[str | None]) -> list[str]:
-    labels = [label for label in said if label]
+    labels = [one_form(label) for label in said if label]
     if len(labels) < len(said):
         first = images.names[[bool(label) for label in said].index(False)]
         raise UserError(
@@ -224,7 +305,7 @@ def _classes(name: str, root: Path, labels: dict[str, list[str]]) -> tuple[list[
         log.warning("%s: no '%s': classes are called by their numbers", name, listed)
         found.sort(key=lambda label: (len(label), label))
         return [f"class {label}" for label in found], found
-    classes = [line.strip() for line in read_text(listed).splitlines() if line.strip()]
+    classes = [one_form(line) for line in read_text(listed).splitlines() if line.strip()]
     numbers = [str(number) for number in range(len(classes))]
     if beyond := sorted(set(found) - set(numbers)):
         raise UserError(f"data set '{name}': label {beyond[0]}, but '{listed}' names {len(classes)} classes (0 first)")

@@ -24,6 +24,7 @@ import yaml
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
+from cbm.files.names import one_form
 from cbm.files.parsing import read_yaml
 
 OPS = {"set": True, "mask": False, "scale": True, "shift": True, "remove": False, "reweight": True}
@@ -62,6 +63,9 @@ class Edit:
     domain: str | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "concept", one_form(self.concept))
+        if self.classes is not None:
+            object.__setattr__(self, "classes", tuple(map(one_form, self.classes)))
         if self.op not in OPS:
             raise UserError(f"unknown edit '{self.op}' of '{self.concept}': {did_you_mean(str(self.op), OPS)}")
         named = f"edit '{self.op}' of '{self.concept}'"

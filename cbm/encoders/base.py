@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from cbm.errors import UserError
+from cbm.files.pictures import ENOUGH, upright_rgb
 
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -24,6 +25,8 @@ class Encoder:
         dim: width D of the features.
         logit_scale: factor on cosine similarities that the model was trained with (100 if it has none).
         preprocess: function from an image to a tensor ``[3, H, W]``.
+        least: pixels along the shorter side of an image that suffice for the same features within a tolerance
+            (``cbm.files.pictures``); None if ``preprocess`` does not scale images to one size.
     """
 
     has_text = False
@@ -50,6 +53,7 @@ class Encoder:
         with torch.inference_mode():
             picture = preprocess(Image.new("RGB", (32, 32)))[None]
             self.dim = int(self.encode_images(picture).shape[1])
+        self.least = _least(preprocess, max(picture.shape[-2:]))
 
     def to(self, device: torch.device | str) -> "Encoder":
         """Move the model; returns the encoder."""
@@ -102,7 +106,7 @@ class Encoder:
         """The part of an image that the encoder sees: cropped and scaled, in its original colours."""
         black, white = (self.preprocess(Image.new("RGB", (32, 32), colour)) for colour in ("black", "white"))
         low, high = (plain.mean(dim=(1, 2), keepdim=True) for plain in (black, white))
-        pixels = (self.preprocess(picture.convert("RGB")) - low) / (high - low)
+        pixels = (self.preprocess(upright_rgb(picture)) - low) / (high - low)
         return Image.fromarray((pixels.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy())
 
     def encode_text(self, texts: list[str], *, batch_size: int = 256, progress: bool = False) -> Tensor:
@@ -121,6 +125,15 @@ class Encoder:
             "use a CLIP model (e.g. encoder=vit_b32), concepts learned from pictures (concepts=cav), or a method that "
             "needs no concepts (method=linear_probe)"
         )
+
+
+def _least(preprocess: Callable[[Image.Image], Tensor], side: int) -> int | None:
+    """Pixels along the shorter side that suffice, if a picture and the same at half its size are the same to it."""
+    large = Image.linear_gradient("L").convert("RGB").resize((4 * side, 4 * side), Image.Resampling.BILINEAR)
+    whole, half = preprocess(large), preprocess(large.reduce(2))
+    if whole.shape != half.shape or (whole - half).abs().max() > 0.05 * (whole.max() - whole.min()):
+        return None
+    return ENOUGH * side
 
 
 def uses_quick_gelu(model: nn.Module) -> bool:

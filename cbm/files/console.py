@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Iterable
+from functools import cache
 
 log = logging.getLogger("cbm")
 
@@ -57,6 +58,12 @@ def process_rank() -> int:
         if os.environ.get(name, "").isdecimal():
             return int(os.environ[name])
     return 0
+
+
+@cache
+def warn_once(message: str) -> None:
+    """A warning that is said once per process, however often it is true."""
+    log.warning(message)
 
 
 def quiet_libraries() -> None:

@@ -95,13 +95,31 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"'{path}' is not YAML that can be read: {type(error).__name__}: {error}") from error
 
 
+SEPARATORS = ",;\t|"
+
+
+def _separator(text: str) -> str:
+    """What separates the cells of a table, as its first twenty rows show: a comma if it can be one."""
+    for mark in SEPARATORS:
+        try:
+            rows = [row for row, _ in zip(csv.reader(io.StringIO(text, newline=""), delimiter=mark), range(20)) if row]
+        except csv.Error:
+            continue
+        if rows and len(rows[0]) > 1 and all(len(row) <= len(rows[0]) for row in rows):
+            return mark
+    return ","
+
+
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
-    """Columns and rows of a CSV file; a row with fewer cells than columns ends with empty ones.
+    """Columns and rows of a table; a row with fewer cells than columns ends with empty ones.
+
+    Cells are separated by commas, semicolons, tabs or vertical bars, whichever divides the first rows alike.
 
     Raises:
         UserError: it cannot be read, has a column twice, or a row with more cells than columns.
     """
-    lines = csv.DictReader(io.StringIO(read_text(path), newline=""), restval="")
+    text = read_text(path)
+    lines = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=_separator(text))
     try:
         columns = list(lines.fieldnames or [])
         rows = list(lines)

@@ -124,6 +124,23 @@ OTHER_METRICS = {
 """Further keys: name, meaning, format."""
 
 
+def not_counted(metrics: dict[str, float]) -> str:
+    """What ``metrics.json`` says about images that could not be read, in words; empty if all were.
+
+    Example:
+        >>> not_counted({"data/n_test": 79, "data/n_skipped_test": 1, "data/n_skipped_train": 0})
+        '1 of 80 test images could not be read and is not counted'
+    """
+    said = []
+    for split in ("test", "val", "train"):
+        if lost := int(metrics.get(f"data/n_skipped_{split}", 0)):
+            total = f" of {lost + int(metrics[f'data/n_{split}']):,}" if split == "test" else ""
+            said.append(
+                f"{lost:,}{total} {split} images could not be read and {'is' if lost == 1 else 'are'} not counted"
+            )
+    return "; ".join(said)
+
+
 @dataclass(frozen=True)
 class ResolvedRow:
     """A head solved anew with so many concepts per class.

@@ -19,7 +19,7 @@ from cbm.metrics.evaluate import concept_ground_truth
 from cbm.report.classes import ConceptUse, describe_classes
 from cbm.report.command import reproduce_command
 from cbm.report.energies import describe_energies, told_rows
-from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, resolved_rows
+from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, not_counted, resolved_rows
 from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
 from cbm.report.figures import (
     as_image,
@@ -119,6 +119,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "metrics": metrics,
         "largest_class": chance_accuracy(test.y),
         "macro": float(accuracies.nanmean()) if unequal(test.y) or unequal(data.train.y) else None,
+        "not_counted": not_counted(metrics),
         "integrity": integrity,
         "evidence": () if integrity is None else integrity.evidence,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},

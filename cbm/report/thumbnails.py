@@ -34,7 +34,7 @@ def thumbnail(images: Images, row: int) -> Thumbnail:
     """The picture at ``row``: small ones as they are (PNG), others scaled down (JPEG)."""
     name = images.names[row]
     try:
-        picture = images.open(row).convert("RGB")
+        picture = images.open(row, SIDE)
     except Exception as error:  # a missing or broken file makes a decoder raise anything; the report goes on without it
         log.warning("report: picture '%s' cannot be read (%s)", name, type(error).__name__)
         return Thumbnail(name, None)

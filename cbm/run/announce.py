@@ -5,6 +5,7 @@ import logging
 from torch import Tensor
 
 from cbm.metrics import chance_accuracy
+from cbm.report.evidence import not_counted
 from cbm.report.result import RunResult
 
 log = logging.getLogger("cbm")
@@ -24,8 +25,9 @@ def announce(result: RunResult) -> None:
         )
     for name, values in result.baselines.items():
         log.info("  %-28s %.4f", f"{name} accuracy", values["test/accuracy"])
-    if result.integrity is not None:
-        log.info(result.integrity.verdict)
+    verdict = None if result.integrity is None else result.integrity.verdict
+    if said := "; ".join(filter(None, (verdict, not_counted(metrics)))):
+        log.info(said)
     page = result.path / "report.html"
     where = page if cfg.report and page.is_file() else result.path / "metrics.json"
     log.info("done in %.1f s: %s", metrics["time/total_s"], where)

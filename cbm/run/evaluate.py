@@ -51,7 +51,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     editor = check_request(cfg)
     model = load(Path(cfg.run), device=cfg.device)
     card = model.card(cfg.dataset)
-    dataset, data = model.read((cfg.split,), dataset=card, cache=cfg.cache)
+    dataset, data = model.read((cfg.split,), dataset=cfg.dataset, cache=cfg.cache)
     request = Request(model, data, cfg.split, card, cfg.domain or dataset.name, Path(cfg.cache))
     name = f"{dataset.name}-{cfg.split}"
     if editor is not None:
@@ -130,8 +130,15 @@ def plain(request: Request) -> Evaluated:
     model, heads = request.model, load_heads(request.model.path / "nec.safetensors")
     cuts = model.cut_points(request.cache)
     metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads, cuts)
-    split = request.data.splits[request.split]
-    return Evaluated(metrics | {f"data/n_{request.split}": float(len(split))}, split.y)
+    return Evaluated(metrics | counted(request.data, request.split), request.data.splits[request.split].y)
+
+
+def counted(data: FeatureData, split: str) -> dict[str, float]:
+    """How many images of a split were measured, and how many could not be read, if there were such."""
+    found = {f"data/n_{split}": float(len(data.splits[split]))}
+    if lost := data.skipped.get(split, 0):
+        found[f"data/n_skipped_{split}"] = float(lost)
+    return found
 
 
 def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
@@ -214,7 +221,7 @@ def decided_metrics(
     decided = classification_metrics(comparison.after, comparison.y)
     metrics |= {f"{split}/{key}": value for key, value in decided.items()}
     metrics |= comparison.metrics()
-    return metrics | {f"data/n_{split}": float(len(data.splits[split]))}
+    return metrics | counted(data, split)
 
 
 def say_changes(comparison: Comparison) -> None:

@@ -118,7 +118,7 @@ def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData
     rows = torch.cat([wrong, right[torch.arange(min(EXAMPLES, len(right))) * len(right) // EXAMPLES]])
     table = wandb.Table(columns=["picture", "name", "class", "called", "confidence", "because", "although"])
     for row, values in zip(rows.tolist(), model.contributions(x[rows].float(), predicted[rows])):
-        picture = pictures.open(row)
+        picture = pictures.open(row, SIDE)
         picture.thumbnail((SIDE, SIDE))
         known = [f"{bank.texts[k]} {values[k]:+.2f}" for k in values.argsort(descending=True).tolist()]
         table.add_data(

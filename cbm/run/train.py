@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
-from cbm.concepts import ConceptBank, apply_control, clean_class_name
+from cbm.concepts import ConceptBank, apply_control, clean_class_names
 from cbm.concepts.candidates import ConceptImages, candidate_bank, concept_images, learn_bank, learns_concepts
 from cbm.config import check_settings
 from cbm.data import FeatureData, ImageDataset, few_shot
@@ -25,6 +25,7 @@ from cbm.editing.domains.source_card import source_card
 from cbm.encoders import load_encoder
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
+from cbm.files.pictures import VERSION
 from cbm.files.run_directory import RunDirectory, choose_run_directory, finished_run, read_metrics
 from cbm.layers import ConceptBottleneck, linear_or_none, save_model
 from cbm.methods import Method, create_method, fit_method
@@ -32,6 +33,7 @@ from cbm.methods.teacher import check_teacher, load_teacher
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
+from cbm.report.evidence import not_counted
 from cbm.report.result import RunResult
 from cbm.run.announce import announce
 from cbm.run.controls import check_integrity, fit_baselines, integrity_metrics
@@ -99,6 +101,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             metrics |= integrity_metrics(integrity)
     baselines = fit_baselines(method, data, cfg, inputs.encoder) if cfg.report else {}
     metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
+    metrics |= {f"data/n_skipped_{name}": float(count) for name, count in data.skipped.items()}
     metrics["data/n_classes"] = float(len(data.classes))
     if bank is not None:
         metrics["model/n_concepts"] = float(len(bank))
@@ -189,7 +192,7 @@ def encode(
         splits = ("train", "val", "test")
         dataset, data = encode_splits(inputs.images, inputs.encoder, Encoding.of(cfg), splits, teacher)
         if method.reads_class_names:
-            names = [clean_class_name(name) for name in data.classes]
+            names = clean_class_names(data.classes)
             data = replace(data, class_embeddings=text_tower(inputs.teacher or inputs.encoder, cfg)(names))
     candidates = inputs.candidates
     if inputs.concept_images is not None:
@@ -254,9 +257,10 @@ def about(result: RunResult, encoder: Encoder) -> dict[str, Any]:
             "dim": encoder.dim,
             "logit_scale": encoder.logit_scale,
             "preprocess": " ".join(repr(encoder.preprocess).split()),
+            "pixels": VERSION,
         },
         "cut_points": cut_points(result.model, result.bank, result.data),
-        "verdict": integrity and integrity.verdict,
+        "verdict": integrity and "; ".join(filter(None, (integrity.verdict, not_counted(result.metrics)))),
         "integrity": integrity and asdict(integrity),
         "baselines": result.baselines,
         "versions": {"python": platform.python_version(), "torch": torch.__version__},

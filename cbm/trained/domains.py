@@ -1,5 +1,6 @@
 """What an editor for another domain may look at, gathered from a trained model and images of that domain."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,11 +52,12 @@ def labelled_images(model: TrainedModel, folder: Path, shots: int, seed: int, se
     Raises:
         UserError: no such folder, or a class that the model does not know.
     """
-    read = reorder_classes(read_dataset("folder", folder.name, folder, {}), model.classes)
-    split = read.splits["train"]
+    read = reorder_classes(read_dataset("folder", folder.name, folder, {}, to_train=False), model.classes)
+    split = next(iter(read.splits.values()))
     order = np.random.default_rng(seed).permutation(len(split))
     rows = np.sort(np.concatenate([order[split.labels[order] == c][:shots] for c in range(len(model.classes))]))
     few = ImageDataset(read.name, model.classes, {"support": split.take(rows)})
+    settings = replace(settings, max_skipped=1.0)  # nothing is measured on them
     return encode_splits(few, model.encoder, settings, ("support",))[1].splits["support"]
 
 

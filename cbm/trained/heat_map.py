@@ -18,6 +18,7 @@ from torch.nn.functional import interpolate, normalize
 
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
+from cbm.files.pictures import upright_rgb
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, require_concepts
 
 METHODS = ("covering", "positions")
@@ -76,7 +77,8 @@ def heat_map(
     bottleneck = require_concepts(model)
     if method not in (None, *METHODS):
         raise UserError(f"unknown heat map '{method}': {did_you_mean(str(method), METHODS)}")
-    pixels, seen = encoder.preprocess(picture.convert("RGB")), encoder.seen(picture)
+    picture = upright_rgb(picture)
+    pixels, seen = encoder.preprocess(picture), encoder.seen(picture)
     if method != "covering":
         places = encoder.encode_positions(pixels[None]) if isinstance(bottleneck, ConceptBottleneck) else None
         if places is not None and (method is not None or min(places.shape[2:]) >= FINE):

@@ -26,6 +26,9 @@ from cbm.encoders import load_encoder
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files import resolve_path, write_atomically
+from cbm.files.console import warn_once
+from cbm.files.names import one_form
+from cbm.files.pictures import VERSION, open_picture, upright_rgb
 from cbm.files.run_directory import open_run, read_about
 from cbm.layers import ConceptBottleneck, load_model, require_concepts, require_linear, save_model
 from cbm.metrics.evaluate import cut_points
@@ -38,6 +41,8 @@ from cbm.trained.portable import PortableModel
 log = logging.getLogger(__name__)
 
 HUB = "hf-hub:"
+UNTRAINED = ("zero_shot",)
+"""Methods that learn nothing from images: all images are new to them."""
 
 Picture = str | Path | Image.Image
 
@@ -130,7 +135,7 @@ class TrainedModel:
         self.path = path
         self.config = config
         self.about = about
-        self.classes: list[str] = about["classes"]
+        self.classes: list[str] = [one_form(name) for name in about["classes"]]
         self.model = load_model(path / "model.safetensors")
         self.bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
         self.changes: tuple[Edit | BankSwap | str, ...] = tuple(about.get("changes", ()))
@@ -208,7 +213,8 @@ class TrainedModel:
         Args:
             splits: names of splits: train, val, test. ``val`` is left out if the data set has none and another split is
                 wanted.
-            dataset: a card with the same classes, or its name; by default the card of the run.
+            dataset: a card with the same classes, or its name; by default the card of the run. If it is not divided
+                and the run was not trained on it, all its images are the split ``test``.
             root: folder of the images, if the card does not say.
             cache: folder of the feature store.
             as_trained: whether to take the few-shot images that the run was trained on, instead of all.
@@ -225,9 +231,20 @@ class TrainedModel:
         if as_trained:
             settings = replace(settings, shots=self.config.shots, val_shots=self.config.val_shots)
         encoder = self.encoder  # other weights are found before anything is read
-        images = reorder_classes(read_images(card, Path(cache)), self.classes)
+        whole = dataset is not None and not self._learned_from(card)
+        if dataset is not None and not whole:
+            log.info("'%s' was trained on these images: only those of its own splits are measured", self.path)
+        images = reorder_classes(read_images(card, Path(cache), whole=whole), self.classes)
         wanted = [name for name in dict.fromkeys(splits) if name != "val" or name in images.splits or len(splits) == 1]
         return encode_splits(images, encoder, settings, tuple(wanted))
+
+    def _learned_from(self, card: DictConfig) -> bool:
+        """Whether the run was trained on the images of a card; then its own test split is what measures it."""
+        own = self.config.dataset
+        if self.config.method.name in UNTRAINED:
+            return False
+        places = [None if each.root is None else resolve_path(each.root).absolute() for each in (own, card)]
+        return own.reader == card.reader and places[0] == places[1] and own.get("args") == card.get("args")
 
     def split(
         self,
@@ -398,7 +415,7 @@ class TrainedModel:
             UserError: an image cannot be read.
         """
         if not isinstance(images, Tensor):
-            images = torch.stack([self.encoder.preprocess(open_image(image)) for image in images])
+            images = torch.stack([self.encoder.preprocess(open_image(image, self.encoder.least)) for image in images])
         features = torch.cat([self.encoder.encode_images(part) for part in images.split(256)])
         return self.predict_features(features)
 
@@ -416,7 +433,9 @@ class TrainedModel:
         """
         require_concepts(self.model, self.bank)
         assert self.bank is not None
-        return heat_map(self.encoder, self.model, self.bank.index(concept), open_image(image), method)
+        return heat_map(
+            self.encoder, self.model, self.bank.index(concept), open_image(image, self.encoder.least), method
+        )
 
     @torch.no_grad()
     def predict_features(self, features: Tensor) -> Prediction:
@@ -488,19 +507,28 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
     path, config = open_run(pull(str(run).removeprefix(HUB)) if str(run).startswith(HUB) else Path(run))
     if device is not None:
         config.encoder.device = device
-    return TrainedModel(path, config, read_about(path))
+    about = read_about(path)
+    if (made_with := about["encoder"].get("pixels", 1)) != VERSION:
+        warn_once(
+            f"'{path}' was made by version {made_with} of how images are read, this is version {VERSION}: its numbers "
+            "hold for upright, opaque images with 8 bits that are not much larger than needed; to compare others, "
+            "train it again (docs/datasets.md)"
+        )
+    return TrainedModel(path, config, about)
 
 
-def open_image(picture: Picture) -> Image.Image:
-    """An image by its path, or as it is, in RGB.
+def open_image(picture: Picture, least: int | None = None) -> Image.Image:
+    """An image by its path, or as it is, in upright RGB (``cbm.files.pictures``).
+
+    Args:
+        picture: a path or a PIL image.
+        least: pixels along the shorter side that suffice; all by default.
 
     Raises:
-        UserError: the file cannot be read as an image.
+        UserError: it cannot be read as an image.
     """
-    if isinstance(picture, Image.Image):
-        return picture.convert("RGB")
     try:
-        with Image.open(picture) as file:
-            return file.convert("RGB")
+        return upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(picture, least)
     except Exception as error:  # a broken file can make a decoder raise anything
-        raise UserError(f"cannot read image '{picture}': {error}") from error
+        what = "this image" if isinstance(picture, Image.Image) else f"image '{picture}'"
+        raise UserError(f"cannot read {what}: {error}") from error

@@ -107,7 +107,8 @@ def test_folders(command, folder: Path, tmp_path: Path):
     assert "say dataset.root=" in one_line(command("train", "dataset=folder"))
     shutil.rmtree(folder / "red")
     (folder / "red").mkdir()
-    assert "red' has no images" in one_line(command("train", *on(folder)))
+    status, errors = command("train", *on(folder))
+    assert "1 folder(s) without images are passed over: 'red'" in errors
     shutil.rmtree(folder / "red")
     shutil.rmtree(folder / "blue")
     assert "two classes or more" in one_line(command("train", *on(folder)))

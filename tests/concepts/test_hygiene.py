@@ -1,6 +1,6 @@
 import pytest
 
-from cbm.concepts import clean_class_name, drop_class_names, hygiene_reason, merge_duplicates
+from cbm.concepts import clean_class_name, clean_class_names, drop_class_names, hygiene_reason, merge_duplicates
 from cbm.concepts.hygiene import class_name_pattern
 
 
@@ -58,3 +58,30 @@ def test_clean_class_name():
     assert clean_class_name("001.Black_footed_Albatross") == "black footed albatross"
     assert clean_class_name("maple_tree") == "maple tree"
     assert clean_class_name("737-200") == "737-200"  # an aircraft, not number 737 of a list
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (["001.Black_footed_Albatross", "002.Laysan_Albatross"], ["black footed albatross", "laysan albatross"]),
+        (["005.Crested_Auklet", "081.Kingfisher"], ["crested auklet", "kingfisher"]),  # a part of the classes
+        (["0_cat", "1_dog", "2_owl"], ["cat", "dog", "owl"]),
+        (["1_euro", "2_euro", "5_cent", "10_cent"], ["1 euro", "2 euro", "5 cent", "10 cent"]),
+        (["01_euro", "02_euro"], ["01 euro", "02 euro"]),
+        (["3 wheeler", "4 door"], ["3 wheeler", "4 door"]),
+        (["1-euro", "2-euro"], ["1-euro", "2-euro"]),
+        (["10_cent", "20_cent", "50_euro"], ["10 cent", "20 cent", "50 euro"]),
+        (["1_cat", "1_dog"], ["1 cat", "1 dog"]),
+        (["001.Crow", "owl"], ["001.crow", "owl"]),
+        (["737-200", "747-200"], ["737-200", "747-200"]),
+        (["Lo\u0308we", "B\u00e4r"], ["l\u00f6we", "b\u00e4r"]),
+    ],
+)
+def test_numbers_are_cut_only_where_they_run_and_tell_nothing_apart(names: list[str], said: list[str]):
+    assert clean_class_names(names) == said
+    assert len(set(clean_class_names(names))) == len(names)
+
+
+def test_phrases_with_a_numbered_class_are_found():
+    bank = merge_duplicates("b", "b", [("an old cat", ("1_cat",), None), ("round", ("2_dog",), None)])
+    assert drop_class_names(bank, ["1_cat", "2_dog"], "own").texts == ["round"]

@@ -1,11 +1,14 @@
+import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from cbm.concepts import merge_duplicates
-from cbm.concepts.prepare import adopt_classes, class_name_bank, find_bank, prepare_bank
+from cbm.concepts import load_bank, merge_duplicates
+from cbm.concepts.prepare import adopt_classes, class_name_bank, find_bank, match_classes, prepare_bank
+from cbm.editing import Edit, EditSet
 from cbm.errors import UserError
 
 OPTIONS = dict(hygiene=True, max_words=20, remove_class_names="own")
@@ -96,3 +99,44 @@ def test_the_others_get_general_phrases():
     embedded = replace(bank_of_dogs, encoder="e", embeddings=torch.eye(2))
     with pytest.raises(UserError, match="embedded already"):
         prepare_bank(embedded, ["cat", "dog"], embed, "e", **options)
+
+
+def test_exact_names_come_before_cleaned_ones():
+    coins = {"1_euro": ["gold"], "2_euro": ["two colours"], "10_cent": ["ridges"], "1 euro": ["other"]}
+    adopted = adopt_classes(bank(**coins), ["1_euro", "2_euro", "10_cent"])
+    assert {c.text: c.classes for c in adopted.concepts} == {
+        "gold": ("1_euro",), "two colours": ("2_euro",), "ridges": ("10_cent",),
+    }  # fmt: skip
+    assert match_classes(["crow", "Crow", "CROW"], ["Crow", "crow"]) == {"crow": "crow", "Crow": "Crow"}
+    assert match_classes(["Black_Crow", "gull"], ["001.Black_Crow", "002.Gull"]) == {
+        "Black_Crow": "001.Black_Crow", "gull": "002.Gull",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("there", ["NFC", "NFD"])
+@pytest.mark.parametrize("here", ["NFC", "NFD"])
+def test_letters_in_any_form(there: str, here: str, tmp_path: Path):
+    def form(which: str, text: str) -> str:
+        return unicodedata.normalize(which, text)
+
+    phrases = {form(there, "L\u00f6wenzahn"): [form(there, "gelbe Bl\u00fcte")], form(there, "B\u00e4r"): ["braun"]}
+    (tmp_path / "b.json").write_text(json.dumps(phrases, ensure_ascii=False))
+    classes = [form(here, "B\u00e4r"), form(here, "L\u00f6wenzahn")]
+    general = tmp_path / "general.txt"
+    general.write_text("round\n")
+    adopted = adopt_classes(find_bank("auto", None, classes, [tmp_path / "b.json", general]), classes)
+    assert [concept.classes for concept in adopted.concepts] == [(classes[1],), (classes[0],)]
+    assert adopted.index(form("NFD", "gelbe Bl\u00fcte")) == 0
+    edit = Edit("remove", form(here, "gelbe Bl\u00fcte"), classes=(form(there, "B\u00e4r"),))
+    EditSet((edit,)).check(adopted.texts, [form("NFC", name) for name in classes])
+    adopted.save(tmp_path / "bank")
+    assert load_bank(tmp_path / "bank").texts == ["gelbe Bl\u00fcte", "braun"]
+
+
+def test_prompts_that_are_the_same_are_said(caplog: pytest.LogCaptureFixture):
+    class_name_bank(["Cat", "cat", "dog"], "a photo of a {}.", embed, "e")
+    assert "classes 'Cat', 'cat' have the same prompt 'a photo of a cat.': nothing tells them apart" in caplog.text
+    caplog.clear()
+    named = class_name_bank(["1_euro", "2_euro"], "a photo of a {}.", embed, "e")
+    assert named.texts == ["a photo of a 1 euro.", "a photo of a 2 euro."]
+    assert caplog.text == ""

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import PROJECT, PixelEncoder
+from PIL import Image
 
 from cbm.data import FeatureStore, TextStore, index, read_dataset, unit_norm
 from cbm.data import store as store_module
@@ -242,10 +243,10 @@ def test_only_what_the_content_is_to_blame_for_is_remembered(tmp_path: Path, ima
     """A network that fails once: the picture is reported, and read the next time."""
     whole, fails = images.open, True
 
-    def unsteady(row: int):
+    def unsteady(row: int, least: int | None = None):
         if fails and row == 7:
             raise OSError(errno.EIO, "Input/output error")
-        return whole(row)
+        return whole(row, least)
 
     images.open = unsteady
     stored = encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
@@ -371,3 +372,59 @@ def test_about_names_the_encoder(tmp_path: Path, images, pixel_encoder):
     about = json.loads(next((tmp_path / "features").glob("*/about.json")).read_text())
     assert about["encoder"] == "pixels"
     assert (about["precision"], about["dtype"], about["dim"]) == ("fp32", "float32", 16)
+
+
+def odd_pictures(folder: Path) -> dict[str, bool]:
+    """Pictures by name, and whether version 1 read the same pixels."""
+    folder.mkdir()
+    grey = np.arange(64, dtype=np.uint8).reshape(8, 8)
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(grey).save(folder / "plain.png")
+    Image.fromarray(grey.astype(np.uint16) * 257).save(folder / "deep.png")
+    Image.fromarray(grey).save(folder / "turned.png", exif=exif)
+    Image.fromarray(np.dstack([grey] * 4)).save(folder / "clear.png")
+    for name, side in (("small.jpg", 47), ("large.jpg", 50)):  # the encoder needs 24
+        Image.linear_gradient("L").resize((side, side)).save(folder / name)
+    return {
+        "plain.png": True, "deep.png": False, "turned.png": False, "clear.png": False, "small.jpg": True,
+        "large.jpg": False,
+    }  # fmt: skip
+
+
+def test_features_of_before_are_used_only_where_pixels_are_the_same(
+    tmp_path: Path, pixel_encoder, monkeypatch: pytest.MonkeyPatch
+):
+    same = odd_pictures(tmp_path / "odd")
+    images, store = ImageFiles(tmp_path / "odd", list(same)), FeatureStore(tmp_path / "c")
+    with monkeypatch.context() as then:  # what the code before wrote: a picture is known by its content alone
+        then.setattr(store_module, "store_keys", lambda fingerprints, looks, least: fingerprints)
+        then.setattr(pixel_encoder, "image_features", lambda pictures: torch.full((len(pictures), 16), 7.0))
+        encode(store, pixel_encoder, images)
+    counting(pixel_encoder)
+    found = encode(store, pixel_encoder, images).tensor()
+    assert [bool((row == 7).all()) for row in found] == list(same.values())
+    assert pixel_encoder.seen == sum(not plain for plain in same.values())
+    encode(store, pixel_encoder, images)
+    assert pixel_encoder.seen == sum(not plain for plain in same.values())
+    (tmp_path / "c" / "fingerprints.sqlite").unlink()  # nothing but headers is read to know it again
+    assert torch.equal(encode(store, pixel_encoder, images).tensor(), found)
+
+
+def test_a_memory_of_before_knows_no_looks(tmp_path: Path):
+    """Hashes of files stay known; how files are read is looked up."""
+    same = odd_pictures(tmp_path / "odd")
+    images = ImageFiles(tmp_path / "odd", list(same))
+    images.fingerprints(tmp_path / "c")
+    looks = images.looks(tmp_path / "c").tolist()
+    assert looks == [0, -1, -1, -1, 47, 50]
+    assert images.looks(tmp_path / "c").tolist() == looks
+
+
+def test_skipped_pictures_are_named_once_per_process(
+    tmp_path: Path, images, pixel_encoder, colour_folder: Path, caplog: pytest.LogCaptureFixture
+):
+    (colour_folder / "green" / "03.png").write_bytes(b"")
+    for _ in range(3):
+        encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
+    assert caplog.text.count("skipped unreadable image 'green/03.png'") == 1

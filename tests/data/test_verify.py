@@ -104,3 +104,88 @@ def test_every_picture_is_opened_only_if_asked_for(tmp_path: Path, module):
 def test_mistakes_are_one_line(arguments, message: str, card: Path, module):
     status, _, errors = module("datasets", "check", *arguments)
     assert message in one_line((status, errors))
+
+
+def check(module, *arguments: str) -> tuple[int, list[str]]:
+    status, shown, errors = module("datasets", "check", *arguments)
+    return status, (shown + errors).splitlines()
+
+
+def test_what_was_opened_is_what_is_all_right(tmp_path: Path, module):
+    for name in ("x", "y"):
+        for i in range(75):
+            paint(tmp_path / "set" / name / f"{i:03d}.png", (9, 99, 9), ord(name) + 1000 * i, size=3)
+    assert (
+        check(module, "folder", f"root={tmp_path / 'set'}")[1][-1]
+        == "folder: all right in what was opened (100 of 150)"
+    )
+    assert check(module, "folder", f"root={tmp_path / 'set'}", "--all")[1][-1] == "folder: all right"
+
+
+def test_small_classes_imbalance_and_odd_pictures_are_said_at_once(tmp_path: Path, module):
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path / "set"
+    for i in range(25):
+        paint(root / "a" / f"{i}.png", (90, 99, 9), i, size=5)
+    paint(root / "c" / "0.png", (90, 99, 9), 99, size=5)
+    Image.new("RGB", (1, 1), (9, 99, 9)).save(root / "a" / "tiny.png")
+    Image.new("RGB", (5, 5), (9, 99, 9)).save(root / "a" / "plain.png")
+    Image.fromarray(np.arange(25, dtype=np.uint16).reshape(5, 5) * 100).save(root / "a" / "dark.png")
+    (root / "empty").mkdir()
+    status, lines = check(module, "folder", f"root={root}")
+    text = " ".join(lines)
+    assert status == 0
+    assert lines[-1] == "folder: no problem, but 6 doubt(s)"
+    for said in (
+        "1 class(es) have too few images to be divided into 3 splits: 'c (1)'",
+        "train is unbalanced: 1 of 'c', 28 of 'a'",
+        "1 picture(s) are one pixel wide or high: 'a/tiny.png'",
+        "1 picture(s) have one colour only: 'a/plain.png'",
+        "1 picture(s) are nearly black",
+        "1 folder(s) without images are passed over: 'empty'",
+    ):
+        assert said in text
+
+
+def test_copies_and_near_copies(tmp_path: Path, module):
+    import numpy as np
+    from PIL import Image
+
+    root = tmp_path / "set"
+    for k, name in enumerate("ab"):
+        for split, start in (("train", 0), ("test", 50)):
+            (root / split / name).mkdir(parents=True)
+            for i in range(4):
+                blocks = np.random.default_rng(100 * k + start + i).integers(0, 256, (3, 3, 3), dtype=np.uint8)
+                shown = Image.fromarray(blocks).resize((48, 48), Image.Resampling.NEAREST)
+                shown.save(root / split / name / f"{i}.png")
+    (root / "test/a/copy.png").write_bytes((root / "train/a/0.png").read_bytes())
+    (root / "train/b/wrong.png").write_bytes((root / "train/a/1.png").read_bytes())
+    Image.open(root / "train/b/2.png").save(root / "test/b/near.jpg", quality=95)
+    status, lines = check(module, "folder", f"root={root}")
+    text = " ".join(lines)
+    assert status == 1
+    assert (
+        "wrong: 1 image(s) of test have the same content as one of train: 'test/a/copy.png' = 'train/a/0.png'" in text
+    )
+    assert (
+        "doubt: 1 image(s) have the same content as one of another class: 'train/b/wrong.png' = 'train/a/1.png'" in text
+    )
+    status, lines = check(module, "folder", f"root={root}", "--near-duplicates", "--similarity", "0.995")
+    assert "train and test: 'train/b/2.png' = 'test/b/near.jpg'" in " ".join(lines)
+    assert (
+        "--similarity 2.0: expected"
+        in check(module, "folder", f"root={root}", "--near-duplicates", "--similarity", "2")[1][-1]
+    )
+
+
+def test_subjects_in_two_splits(tmp_path: Path, module):
+    for i in range(8):
+        paint(tmp_path / "set" / f"{i}.png", (9, 99, 9), i, size=5)
+    lines = [f"{i}.png,{'ab'[i % 2]},P{i // 2},{'train' if i < 5 else 'test'}" for i in range(8)]
+    (tmp_path / "set/images.csv").write_text("\n".join(["path,label,patient,split", *lines]))
+    status, lines = check(module, "csv", f"root={tmp_path / 'set'}", "args.subject=patient")
+    assert status == 1
+    assert "1 subject(s) of test are in train too: 'P2'" in " ".join(lines)

@@ -13,7 +13,9 @@ import pytest
 from conftest import COLOURS
 from PIL import Image
 
-from cbm.data import FeatureStore, read_dataset
+from cbm.data import FeatureStore, read_dataset, webdataset
+from cbm.data.copies import find_copies
+from cbm.data.images import ImageFiles
 from cbm.data.webdataset import open_tars, read_pool
 from cbm.errors import UserError
 
@@ -188,3 +190,50 @@ def test_a_pool_of_tar_files(tmp_path: Path, pixel_encoder):
 
     settings = Encoding(tmp_path / "cache", num_workers=0)
     assert encode_pool(shards(tmp_path / "tars", lambda c, name: {}), pixel_encoder, settings).shape == (36, 16)
+
+
+def test_two_members_of_one_name_are_refused(tmp_path: Path):
+    for members in (["a.png", "b.png", "a.png"], ["a.png", "b.png", "./a.png"]):
+        with tarfile.open(tmp_path / "t.tar", "w") as tar:
+            for number, name in enumerate(members):
+                content = picture((9, 9, 9), number)
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+        with pytest.raises(UserError, match=r"t.tar' holds 1 picture\(s\) twice under one name, first 'a.png'"):
+            read_pool(tmp_path, tmp_path / "cache")
+
+
+def test_copies_are_found_wherever_they_lie(tmp_path: Path):
+    """The fingerprint of a picture in a tar file is its place; copies are known by their bytes."""
+    content = {f"{i}.png": picture(COLOURS["red"], i) for i in range(4)}
+    pack(tmp_path / "tars/train/0.tar", content | {f"{i}.cls": "ab"[i % 2] for i in range(4)})
+    other = {"x.png": content["1.png"], "x.cls": "b", "y.png": picture(COLOURS["blue"], 9), "y.cls": "a"}
+    pack(tmp_path / "tars/test/0.tar", other)
+    (tmp_path / "tars/same.png").write_bytes(content["1.png"])
+    data = read(tmp_path / "tars", tmp_path / "cache")
+    found = find_copies(data, tmp_path / "cache")
+    assert found.leaks == {("test", "train"): [("test/0.tar/x.png", "train/0.tar/1.png")]}
+    one = ImageFiles(tmp_path / "tars", ["same.png"]).contents(tmp_path / "cache")
+    assert data.splits["train"].images.contents(tmp_path / "cache")[1:2] == one
+    assert data.splits["train"].images.take([2, 1]).contents(tmp_path / "cache")[1:] == one
+
+
+def test_a_tar_file_is_read_once_for_all_that_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pack(tmp_path / "t.tar", {f"{i}.png": picture((9, 9, 9), i) for i in range(5)})
+    pool = read_pool(tmp_path, tmp_path / "cache")
+    before = ImageFiles(tmp_path, ["t.tar"]).fingerprints(tmp_path / "elsewhere")
+    pool.looks(tmp_path / "cache")
+    monkeypatch.setattr(webdataset, "look", lambda file: pytest.fail("read again"))
+    monkeypatch.setattr("cbm.data.images._file_hash", lambda file: pytest.fail("read again"))
+    assert len(set(pool.contents(tmp_path / "cache"))) == 5
+    assert len(set(pool.fingerprints(tmp_path / "cache"))) == 5
+    assert ImageFiles(tmp_path, ["t.tar"]).fingerprints(tmp_path / "cache") == before
+
+
+def test_pictures_to_evaluate_and_members_that_are_not_read(tmp_path: Path):
+    members = {f"{i}.{e}": x for i in range(4) for e, x in (("png", picture((9, 9, 9), i)), ("cls", "ab"[i % 2]))}
+    pack(tmp_path / "tars/test-0.tar", members | {"1.npy": b"x", "2.mp4": b"x", "3.mp4": b"x"})
+    data = read(tmp_path / "tars", tmp_path / "cache")
+    assert list(data.splits) == ["test"]
+    assert data.doubts == ["3 file(s) are not read as images: 2 .mp4, 1 .npy"]

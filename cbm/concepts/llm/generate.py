@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank
-from cbm.concepts.hygiene import clean_class_name, drop_class_names, drop_unfit
+from cbm.concepts.hygiene import clean_class_names, drop_class_names, drop_unfit
 from cbm.concepts.llm.answers import MARKUP, looks_like_sentence, split_by_rules
 from cbm.concepts.llm.client import Answer, AnswerCache, Asker, Endpoint, Request, Tally
 from cbm.concepts.llm.prompts import Family, fill
@@ -93,8 +93,7 @@ class Generated:
 def plan(classes: list[str], families: list[Family], model: str, settings: Settings) -> list[Asked]:
     """One request per class, question and sample, class by class."""
     planned = []
-    for name in classes:
-        said = clean_class_name(name)
+    for name, said in zip(classes, clean_class_names(classes)):
         for family in families:
             system = fill(family.system, said, settings.superclass)
             for question in family.questions:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from cbm.concepts.llm.answers import first_word
 from cbm.concepts.llm.client import AnswerCache, Asker, Endpoint, Request
-from cbm.data.images import Images
+from cbm.data.images import Images, store_keys
 from cbm.errors import UserError
 
 log = logging.getLogger("cbm")
@@ -45,7 +45,7 @@ class VisionExpert:
         endpoint.check()
         endpoint.key()
         self.endpoint, self.images, self.concepts, self.truth = endpoint, images, concepts, truth
-        self.keys = images.fingerprints(cache)
+        self.keys = store_keys(images.fingerprints(cache), images.looks(cache), None)
         self.rows = {key: row for row, key in enumerate(self.keys)}
         self.asker = Asker(endpoint, AnswerCache(cache / "vision"), load=self._load)
         self.former = _former_answers(cache / "vision", endpoint.model)

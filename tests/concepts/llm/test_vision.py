@@ -29,7 +29,7 @@ class Images(ImageArray):
         super().__init__(np.arange(4, dtype=np.uint8).repeat(12).reshape(4, 2, 2, 3) * 50, list("abcd"))
         self.broken, self.opened = broken, 0
 
-    def open(self, row: int):
+    def open(self, row: int, least: int | None = None):
         self.opened += 1
         if row in self.broken:
             raise OSError("cannot identify image file")

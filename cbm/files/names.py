@@ -1,0 +1,46 @@
+"""Names in one form: composed letters, single spaces. What comes in through any door is compared in this form."""
+
+import unicodedata
+from collections import defaultdict
+from collections.abc import Iterable
+
+UNSEEN = "\u200b\u2060\ufeff\u180e"
+"""Characters without width that tables carry around: Python does not call them spaces."""
+
+
+def one_form(name: str) -> str:
+    """A name with composed letters (Unicode's NFC) and without spaces at its ends or twice in a row.
+
+    macOS writes letters with accents in two parts, most other programs in one; both look the same.
+
+    Example:
+        >>> one_form(" Lo\\u0308wenzahn\\u00a0 gelb") == "L\\u00f6wenzahn gelb"
+        True
+    """
+    for character in UNSEEN:
+        name = name.replace(character, "")
+    return " ".join(unicodedata.normalize("NFC", name).split())
+
+
+def differ_in_case(names: Iterable[str]) -> list[list[str]]:
+    """Names that differ in upper and lower case only, together; those without such others are left out.
+
+    Example:
+        >>> differ_in_case(["Cat", "dog", "cat"])
+        [['Cat', 'cat']]
+    """
+    groups: dict[str, list[str]] = defaultdict(list)
+    for name in names:
+        groups[unicodedata.normalize("NFC", name.casefold())].append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def quoted(names: Iterable[str], shown: int = 5) -> str:
+    """The first names in quotation marks.
+
+    Example:
+        >>> quoted("abc", shown=2)
+        "'a', 'b', ..."
+    """
+    names = list(names)
+    return ", ".join(f"'{name}'" for name in names[:shown]) + (", ..." if len(names) > shown else "")
