@@ -28,6 +28,7 @@ from cbm.files import resolve_path, write_atomically
 
 if TYPE_CHECKING:
     from cbm.concepts.bank import ConceptBank
+    from cbm.concepts.lint import Finding
 
 log = logging.getLogger("cbm")
 
@@ -89,18 +90,22 @@ def lint(
         pieces = tower.pieces(found_bank.texts)
         findings = lint_bank(found_bank, images.classes, pieces=pieces, one_language=tower.one_language)
         findings += undetected(found_bank, embeddings, train.x, train.y, images.classes)
+    kinds = _show_findings(found_bank, findings, limit)
+    raise typer.Exit(1 if "own class name" in kinds else 0)
+
+
+def _show_findings(bank: "ConceptBank", findings: "list[Finding]", limit: int) -> set[str]:
+    """Print a table per kind of finding, at most ``limit`` of each; returns the kinds."""
     kinds: dict[str, list] = {}
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
-    out.print(
-        f"{found_bank.name}: {len(found_bank)} concepts, {len(found_bank.classes)} classes, {len(findings)} findings"
-    )
+    out.print(f"{bank.name}: {len(bank)} concepts, {len(bank.classes)} classes, {len(findings)} findings")
     for kind, group in sorted(kinds.items(), key=lambda item: -len(item[1])):
         table = Table("concept", "detail", title=f"{kind} ({len(group)})", title_justify="left")
         for finding in group[:limit]:
             table.add_row(finding.text, finding.detail)
         out.print(table)
-    raise typer.Exit(1 if "own class name" in kinds else 0)
+    return set(kinds)
 
 
 @app.command()
