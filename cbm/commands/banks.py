@@ -99,11 +99,12 @@ def _show_findings(bank: "ConceptBank", findings: "list[Finding]", limit: int) -
     kinds: dict[str, list] = {}
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
-    out.print(f"{bank.name}: {len(bank)} concepts, {len(bank.classes)} classes, {len(findings)} findings")
+    counts = f"{len(bank)} concepts, {len(bank.classes)} classes, {len(findings)} findings"
+    out.print(f"{escape(bank.name)}: {counts}")
     for kind, group in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        table = Table("concept", "detail", title=f"{kind} ({len(group)})", title_justify="left")
+        table = Table("concept", "detail", title=escape(f"{kind} ({len(group)})"), title_justify="left")
         for finding in group[:limit]:
-            table.add_row(finding.text, finding.detail)
+            table.add_row(escape(finding.text), escape(finding.detail))
         out.print(table)
     return set(kinds)
 
