@@ -29,6 +29,7 @@ from cbm.files.names import one_form
 
 if TYPE_CHECKING:
     from cbm.concepts.bank import ConceptBank
+    from cbm.concepts.lint import Finding
 
 log = logging.getLogger("cbm")
 
@@ -90,18 +91,23 @@ def lint(
         pieces = tower.pieces(found_bank.texts)
         findings = lint_bank(found_bank, images.classes, pieces=pieces, one_language=tower.one_language)
         findings += undetected(found_bank, embeddings, train.x, train.y, images.classes)
+    kinds = _show_findings(found_bank, findings, limit)
+    raise typer.Exit(1 if "own class name" in kinds else 0)
+
+
+def _show_findings(bank: "ConceptBank", findings: "list[Finding]", limit: int) -> set[str]:
+    """Print a table per kind of finding, at most ``limit`` of each; returns the kinds."""
     kinds: dict[str, list] = {}
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
-    out.print(
-        f"{found_bank.name}: {len(found_bank)} concepts, {len(found_bank.classes)} classes, {len(findings)} findings"
-    )
+    counts = f"{len(bank)} concepts, {len(bank.classes)} classes, {len(findings)} findings"
+    out.print(f"{escape(bank.name)}: {counts}")
     for kind, group in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        table = Table("concept", "detail", title=f"{kind} ({len(group)})", title_justify="left")
+        table = Table("concept", "detail", title=escape(f"{kind} ({len(group)})"), title_justify="left")
         for finding in group[:limit]:
-            table.add_row(finding.text, finding.detail)
+            table.add_row(escape(finding.text), escape(finding.detail))
         out.print(table)
-    raise typer.Exit(1 if "own class name" in kinds else 0)
+    return set(kinds)
 
 
 @app.command()

@@ -105,22 +105,19 @@ def fit_sparse_head(
     counts = [len(point.index) for point in path.points]
     chosen = sparsest_good(accuracy, informative_images(data.val.y), counts, chance)
     point = path.points[chosen]
-    if not counts[chosen]:
-        log.warning("sparse head: no concept has a weight at penalty %.2e: every image gets the same class; "
-                    "choose a smaller method.lam", point.lam)  # fmt: skip
-    log.info(
-        "sparse head: penalty %.2e, %.1f concepts per class, balanced validation accuracy %.4f (point %d of %d; "
-        "duality gap %.0e, KKT residual %.0e)",
-        point.lam,
-        point.nec,
-        accuracy[chosen],
-        chosen + 1,
-        len(path.points),
-        max(point.gap, 0),
-        point.kkt,
-    )
+    _say(point, accuracy[chosen], f"point {chosen + 1} of {len(path.points)}")
     weight, bias = scores.on_raw(point.weight(), point.bias)
     return ConceptBottleneck(directions, LinearHead(weight, bias), reference=mean, spread=spread)
+
+
+def _say(point: SparsePoint, accuracy: float, place: str) -> None:
+    """One line about the head that was chosen; another if it has no weight."""
+    if not len(point.index):
+        log.warning("sparse head: no concept has a weight at penalty %.2e: every image gets the same class; "
+                    "choose a smaller method.lam", point.lam)  # fmt: skip
+    log.info("sparse head: penalty %.2e, %.1f concepts per class, balanced validation accuracy %.4f (%s; "
+             "duality gap %.0e, KKT residual %.0e)",
+             point.lam, point.nec, accuracy, place, max(point.gap, 0), point.kkt)  # fmt: skip
 
 
 def sparsest_good(

@@ -61,3 +61,11 @@ def test_lint_with_a_data_set_finds_its_bare_classes(module, colour_folder, tmp_
     assert "no phrases (2)" in out
     assert "loading the encoder" in errors
     assert "encoding 1 phrases and the training images" in errors
+
+
+def test_brackets_in_phrases_are_shown_as_they_are(module, tmp_path):
+    (tmp_path / "bank.json").write_text('{"red [bird]": ["[/closing] the red bird", "[bold]red[/bold] wing"]}')
+    status, out, errors = module("concepts", "lint", "bank.json")
+    assert status == 0, errors
+    assert "markup (2)" in out
+    assert "[/closing] the red bird" in out
