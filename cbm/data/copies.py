@@ -124,8 +124,12 @@ def near_duplicates(x: Tensor, least: float, block: int = 4096, most: int = 100_
             cosines = x[start : start + block].float() @ x[other : other + block].float().T
             if other == start:
                 cosines = torch.triu(cosines, diagonal=1)
-            for i, j in (cosines >= least).nonzero().tolist():
-                found.append((start + i, other + j, round(float(cosines[i, j]), 6)))
+            hits = (cosines >= least).nonzero()
+            values = cosines[hits[:, 0], hits[:, 1]]
+            if len(hits) > most:
+                values, chosen = values.topk(most)
+                hits = hits[chosen]
+            found += [(start + i, other + j, round(v, 6)) for (i, j), v in zip(hits.tolist(), values.tolist())]
         if len(found) > most:
             found = sorted(found, key=lambda pair: -pair[2])[:most]
     return sorted(found, key=lambda pair: -pair[2])

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 
 NOT_OURS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "lost+found"}
 """Folders that operating systems leave behind, in lower case: passed over like hidden ones."""
+MANY = 10_000
+"""Files from which on it is said that they are read."""
 LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
 """Files that they leave behind."""
 
@@ -191,6 +193,8 @@ def _remembered(cache: Path, what: str, keys: list[str], find: Callable[[int], A
     memory, (table, kind) = cache / "fingerprints.sqlite", MEMORIES[what]
     known = {key: value for key, value in _recall(memory, table, what, keys).items() if isinstance(value, kind)}
     missing = [row for row, key in enumerate(keys) if key not in known]
+    if len(missing) > MANY:
+        log.info("reading %d files once, to know them again", len(missing))
     with ThreadPoolExecutor(16) as pool:
         fresh = {keys[row]: value for row, value in zip(missing, pool.map(find, missing))}
     lasting = {key: value for key, value in fresh.items() if value != UNKNOWN and not str(value).startswith(UNREADABLE)}
