@@ -56,6 +56,20 @@ def memory(op: str, shape: str, ours: str, theirs: str) -> Callable[[Bench], flo
     return of
 
 
+def slowest(bench: Bench) -> float | None:
+    """The operation that loses most: the better of its baselines over the best of ours that "auto" would take."""
+    found = []
+    for op, shape in dict.fromkeys((row.op, row.shape) for row in bench.rows):
+        rows = [row for row in bench.rows if (row.op, row.shape) == (op, shape)]
+        theirs = [row.ms for row in rows if row.variant.split(",")[0].split()[0] in ("eager", "compile")]
+        ours = [row.ms for row in rows if row.variant in ("ours", "ours, 1 GB", "ours, CUDA graph")]
+        if theirs and ours:
+            found.append((min(theirs) / min(ours), f"{op} {shape}"))
+    if found:
+        print("slowest against the better baseline:", min(found), flush=True)
+    return min(found)[0] if found else None
+
+
 BIG, WIDE, LABO = "N=65536 K=5000 D=512 C=100", "N=65536 K=100000", "N=2048 K=50000"
 NONLINEAR, SCORES = "nonlinear loss + gradient", "phi=sigmoid N=65536 K=5000 D=512 dtype=bfloat16"
 GOALS: list[tuple[str, float, Callable[[Bench], float | None]]] = [
@@ -74,6 +88,7 @@ GOALS: list[tuple[str, float, Callable[[Bench], float | None]]] = [
     ("interventions against the whole head", 20.0,
      ratio("interventions", "form=curve N=50000", "ours", "one answer by the whole head", their_shape="N=50000",
            factor=50)),
+    ("every operation against the better of eager and compile", 1.0, slowest),
     ("interventions against low rank in torch", 1.5,
      ratio("interventions", "form=curve N=50000", "ours", "eager, low rank")),
 ]  # fmt: skip
