@@ -47,7 +47,7 @@ class DatasetConfig:
     on_error: str = "skip"
     """What to do about unreadable images: skip (and report) | fail"""
     max_skipped: float = 0.01
-    """Largest share of unreadable images of a split that is skipped (one always is, but at 0); more end the run"""
+    """Largest share of unreadable images of a split that is skipped (one image is, but at 0); more end the run"""
     args: dict[str, Any] = field(default_factory=dict)
     """Further settings of the reader."""
 

@@ -106,7 +106,7 @@ def read_csv(
     table = root / "images.csv" if root.is_dir() else root
     if not table.is_file():
         raise UserError(f"data set '{name}': no table '{table}' (a CSV file with columns path,label)")
-    columns, records = read_table(table)
+    columns, records = _read(table)
     settings = {"path": path_column, "label": label_column, "split": split_column, "subject": subject}
     roles = _roles(table, columns, settings, _listed(groups), _listed(ignore))
     if not records:
@@ -151,7 +151,7 @@ def columns_beside(
             f"{'subject' if subject else 'groups'} of each image (columns path,{subject or 'site'}); "
             "dataset.args.table=FILE says where it is, dataset.args.subject_pattern=REGEX reads subjects from paths"
         )
-    columns, records = read_table(table)
+    columns, records = _read(table)
     path = _column(table, columns, "path", None, PATHS)
     groups = _listed(groups)
     for column in [*([subject] if subject else []), *groups]:
@@ -164,9 +164,24 @@ def columns_beside(
         _add_columns(dataset, split, [found for found in cells if found is not None], subject, groups, table)
 
 
+def _read(table: Path) -> tuple[list[str], list[dict[str, str]]]:
+    """``read_table`` with the columns' names in one form.
+
+    Raises:
+        UserError: as there, or two columns have the same name then.
+    """
+    columns, records = read_table(table)
+    clean = [one_form(column) for column in columns]
+    if clean == columns:
+        return columns, records
+    if twice := [name for number, name in enumerate(clean) if name and name in clean[:number]]:
+        raise UserError(f"'{table}' has two columns '{twice[0]}'")
+    return clean, [{new: record[old] for new, old in zip(clean, columns)} for record in records]
+
+
 def _listed(value: Any) -> list[str]:
     """A setting that is a name or several."""
-    return [] if value is None else [value] if isinstance(value, str) else [str(each) for each in value]
+    return [] if value is None else [one_form(value)] if isinstance(value, str) else [one_form(str(v)) for v in value]
 
 
 def _roles(

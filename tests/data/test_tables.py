@@ -110,6 +110,15 @@ def test_usual_column_names(root: Path, path: str, label: str):
     assert read(root).classes == ["x", "y"]
 
 
+def test_spaces_in_the_header_are_no_part_of_names(root: Path):
+    table(root, " path , label, red ,patient ", *rows("{path}, {label},1,P{i}"))
+    data = read(root, subject="patient")
+    assert (data.classes, data.concept_names) == (["x", "y"], ["red"])
+    table(root, "path,label,red,red ", *rows("{path},{label},1,1"))
+    with pytest.raises(UserError, match="has two columns 'red'"):
+        read(root)
+
+
 def test_other_columns_are_named(root: Path):
     table(root, "nummer,art,teil", *rows("{path},{label},train"))
     with pytest.raises(UserError, match="no column 'path'.*dataset.args.path_column=COLUMN"):
