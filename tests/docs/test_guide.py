@@ -77,7 +77,10 @@ def test_take_a_model_elsewhere(command, module, tmp_path: Path, capsys: pytest.
 
 
 def test_kernels():
-    (), blocks = code("kernels.md")
+    commands, blocks = code("kernels.md")
+    files = [word for command in commands for word in command if word.endswith(".py")]  # they are for a GPU
+    assert len(files) == 4
+    assert all((PROJECT / file).is_file() for file in files)
     exec(compile("\n".join(blocks), "kernels.md", "exec"), {})
 
 

@@ -159,4 +159,5 @@ def test_other_warnings_of_a_library_are_passed_on(caplog):
             warnings.warn(text, kind, stacklevel=1)
     logging.getLogger("cbm").propagate = True
     pass_on(said, "encoder 'x'")
-    assert [record.getMessage() for record in caplog.records] == ["encoder 'x': mean is missing"]
+    # the handler of the fixture may hang on more than one logger
+    assert {record.getMessage() for record in caplog.records} == {"encoder 'x': mean is missing"}
