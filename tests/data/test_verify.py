@@ -108,7 +108,7 @@ def test_mistakes_are_one_line(arguments, message: str, card: Path, module):
 
 def check(module, *arguments: str) -> tuple[int, list[str]]:
     status, shown, errors = module("datasets", "check", *arguments)
-    return status, (shown + errors).splitlines()
+    return status, (errors + shown).splitlines()
 
 
 def test_what_was_opened_is_what_is_all_right(tmp_path: Path, module):

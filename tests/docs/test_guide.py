@@ -77,7 +77,7 @@ def test_take_a_model_elsewhere(command, module, tmp_path: Path, capsys: pytest.
 
 
 def test_kernels():
-    (), blocks = code("kernels.md")
+    _, blocks = code("kernels.md")  # its commands need a GPU
     exec(compile("\n".join(blocks), "kernels.md", "exec"), {})
 
 
