@@ -287,3 +287,14 @@ def test_several_labels_everywhere(root: Path, mark: str):
     lines = [f'{n}/{i}.png,"{n}{mark}{("red", "big")[i % 2]}"' for n in "xy" for i in range(6)]
     table(root, "path,label", *lines)
     assert "4 class(es) look like several labels in one" in read(root).doubts[0]
+
+
+def test_subjects_that_were_corrected_after_the_draw_are_said(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    table(root, "path,label,film", *rows("{path},{label},{path}"))
+    complete_splits(read(root, subject="film"), tmp_path / "c", **FRACTIONS)
+    assert "drawn before" not in caplog.text
+    table(root, "path,label,film", *rows("{path},{label},one"))
+    complete_splits(read(root, subject="film"), tmp_path / "c", **FRACTIONS)
+    assert "are in train too: 'one': the splits were drawn before; remove '" in caplog.text
