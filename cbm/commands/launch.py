@@ -30,7 +30,8 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
         config.register()
     except UserError as error:  # a card that cannot be read
         _stop(str(error))
-    sys.argv[1:] = _any_teacher([_bank_path_to_source(argument) for argument in sys.argv[1:]])
+    arguments = [_bank_path_to_source(argument) for argument in sys.argv[1:]]
+    sys.argv[1:] = _any_teacher(_reader_settings(arguments, name))
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
@@ -55,7 +56,7 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
     except (HydraException, OmegaConfBaseException) as error:
         _stop(explain(error, name, sys.argv[1:]))
     except AssertionError as error:
-        if "Unexpected type for root: NoneType" not in str(error):
+        if "Unexpected type" not in str(error) or "None" not in str(error):
             raise
         _stop(explain_unchosen(sys.argv[1:]))
 
@@ -84,6 +85,23 @@ def _any_teacher(arguments: list[str]) -> list[str]:
     if any(a.startswith("teacher.") for a in arguments) and not any(a.startswith("teacher=") for a in arguments):
         return [*arguments, "teacher=any"]
     return arguments
+
+
+def _reader_settings(arguments: list[str], name: str) -> list[str]:
+    """``dataset.args.KEY=VALUE`` works for every setting of a reader, not for those only that its card names.
+
+    The reader refuses what it does not know. A regular expression is taken as it is written.
+    """
+    chosen = name == "train" or any(argument.startswith("dataset=") for argument in arguments)
+    found = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if key == "dataset.args.subject_pattern" and value[:1] not in ("'", '"', ""):
+            quoted = value.replace("'", "\\'")
+            argument = f"{key}='{quoted}'"
+        setting = chosen and equals and key.startswith("dataset.args.")
+        found.append(f"++{argument}" if setting else argument)
+    return found
 
 
 def explain(error: Exception, name: str, arguments: list[str]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import logging
 import math
 import re
 from collections.abc import Iterator
@@ -10,7 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from cbm.errors import UserError
-from cbm.files.parsing import parse_json, read_json, read_text
+from cbm.files.names import quoted
+from cbm.files.parsing import parse_json, read_json, read_text, without_hint
+
+log = logging.getLogger(__name__)
 
 Phrase = tuple[str, tuple[str, ...], float | None]
 """A phrase, its owners, its score (or None)."""
@@ -36,10 +40,16 @@ CLASS_COLUMNS = (
 )
 
 BULLET = re.compile(
-    r"^\s*(?:[-*+–—·]+\s+|[•‣▪▫◦●○■□◆►▶➤⁃∙✓✔]+\s*|#+\s+|\[[ xX✓]?\]\s+|\(?\d{1,3}[.):．、](?!\d)\s*|\(?[a-zA-Z][.)]\s+"
-    r"|\(?[ivx]{1,5}[.)]\s+)+"
+    r"^\s*(?:[-*+–—·~»>]+\s+|[•‣▪▫◦●○■□◆►▶➤⁃∙✓✔→⇒➔➜❖❑❒☐☑✅★☆§]+\ufe0f?\s*|o\s+(?=\w)|#+\s+"
+    r"|\[[ xX✓]?\]\s+|\[\d{1,3}\]\s+|#\d{1,3}[.):]?\s+|\d\ufe0f?\u20e3\s*|[\u2460-\u2473\u2776-\u277f]\s*"
+    r"|(?:\*\*|__)?\(?\d{1,3}[.):．、]+(?!\d)(?:\*\*|__)?\s*|\d{1,3}\s+[-–—]\s+|\d{1,3}\t\s*"
+    r"|(?i:step|item|concept|feature)\s+\d{1,3}\s*[.:)-]\s*|\(?[a-zA-Z][.)]\s+|\(?[ivx]{1,5}[.)]\s+)+"
 )
 """What stands before an item of a list."""
+
+
+COMMENT = re.compile(r"\s*#(?!\d{1,3}[.):]?\s)")
+"""How a comment in a list begins; ``#1`` numbers an item."""
 
 
 def clean_phrase(text: str) -> str:
@@ -48,7 +58,7 @@ def clean_phrase(text: str) -> str:
     >>> clean_phrase('2) "**red** legs".')
     'red legs'
     """
-    text = "".join(letter if letter.isprintable() else " " for letter in text)
+    text = "".join(letter if letter.isprintable() or letter == "\t" else " " for letter in text)
     text = re.sub(r"\*\*|__|`", "", BULLET.sub("", text))
     return " ".join(text.split()).strip(" .,;:\"'“”„‘’«»")
 
@@ -64,14 +74,14 @@ def read_phrases(path: Path) -> Iterator[Phrase]:
         return json_phrases(path, read_json(path))
     if kind not in LISTS + TABLES:
         raise UserError(f"'{path}': a concept bank is not read from {kind} files; expected {READ}")
-    text = read_text(path)
+    text = without_hint(read_text(path))
     if kind in LISTS and text.lstrip()[:1] in ("{", "["):
         try:
             return json_phrases(path, parse_json(text, f"'{path}'"))
         except UserError:
-            if re.match(r"\s*(\{|\[\s*[\"{\[])", text):
+            if re.match(r"\s*(\{|\[\s*[\"'“{\[])", text):
                 raise
-    lines = [line for line in text.splitlines() if line.strip() and not line.lstrip().startswith("#")]
+    lines = [line for line in text.splitlines() if line.strip() and not COMMENT.match(line)]
     if kind in TABLES or (lines and _columns(lines[0])[1] is not None):
         return _table_phrases(path, text, lines)
     return ((clean_phrase(line), (), None) for line in lines)
@@ -103,9 +113,9 @@ def _json_phrase(path: Path, phrase: Any, owners: tuple[str, ...], of: str) -> P
     """One entry: a phrase, a phrase with its score, or an object with a text and its classes."""
     shown = json.dumps(phrase, ensure_ascii=False)[:60]
     if isinstance(phrase, str):
-        return phrase, owners, None
+        return BULLET.sub("", phrase), owners, None
     if isinstance(phrase, list) and len(phrase) == 2 and isinstance(phrase[0], str):
-        return phrase[0], owners, _score(path, phrase[0], phrase[1])
+        return BULLET.sub("", phrase[0]), owners, _score(path, phrase[0], phrase[1])
     if not isinstance(phrase, dict):
         raise UserError(f"'{path}': {of} is {shown}, expected a string, or an object with 'text' and 'classes'")
     text = next((phrase[key] for key in PHRASE_COLUMNS if isinstance(phrase.get(key), str)), None)
@@ -157,11 +167,19 @@ def _table_phrases(path: Path, text: str, lines: list[str]) -> Iterator[Phrase]:
             f"'{path}': no column is called phrase, concept or text (its first line is '{lines[0][:80]}'); "
             f"expected {READ}"
         )
+    rows = [
+        row for row in rows if not all(re.fullmatch(r"\s*(:?-{2,}:?)?\s*", cell) for cell in row)
+    ]  # markdown's line
+    named = {phrase, owner}
+    if others := [cell.strip() for at, cell in enumerate(rows[0]) if at not in named and cell.strip()]:
+        classes = "" if owner is not None else "; none is called class or label, so the phrases are of no class"
+        log.warning("'%s': columns %s are passed over%s", path, quoted(others), classes)
     found: list[Phrase] = []
     for number, row in enumerate(rows[1:], start=2):
         if len(row) <= phrase or len(row) > len(rows[0]):
             raise UserError(f"'{path}': row {number} has {len(row)} cells, the header {len(rows[0])}")
-        named = row[owner] if owner is not None and owner < len(row) else ""
-        parts = re.split({";": r"[|,]", "|": r"[;,]"}.get(separator, r"[;|]"), named)
-        found.append((clean_phrase(row[phrase]), tuple(name.strip() for name in parts if name.strip()), None))
+        classes_of = row[owner] if owner is not None and owner < len(row) else ""
+        parts = re.split({";": r"[|,]", "|": r"[;,]"}.get(separator, r"[;|]"), classes_of)
+        owners = tuple(name.strip() for name in parts if name.strip())
+        found += ((clean_phrase(part), owners, None) for part in re.split(r"[;|\n]", row[phrase]))
     return iter(found)

@@ -132,7 +132,8 @@ def clean_class_names(names: Sequence[str]) -> list[str]:
     runs = numbers in (list(range(len(numbers))), list(range(1, len(numbers) + 1)))
     padded = len(set(map(len, digits))) == 1 and any(number.startswith("0") for number in digits)
     cut = [spoken_name(NUMBERED.sub("", name)) for name in names]
-    return cut if (runs or padded) and len(set(cut)) == len(set(said)) == len(set(numbers)) else said
+    singular = {re.sub(r"(?<=\w\w)s\b", "", name) for name in cut}  # 1_pound and 2_pounds differ by their numbers
+    return cut if (runs or padded) and len(singular) == len(set(said)) == len(set(numbers)) else said
 
 
 def class_name_pattern(names: list[str]) -> re.Pattern[str] | None:

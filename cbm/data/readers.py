@@ -4,9 +4,11 @@ import inspect
 import re
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -18,6 +20,9 @@ from cbm.files.names import differ_in_case, one_form, quoted
 
 SPLITS = ("train", "val", "test")
 SPLIT_ALIASES = {"training": "train", "valid": "val", "validation": "val", "dev": "val", "testing": "test"}
+
+EXPECTED = {str: "a name", list[str]: "names", bool: "true or false", int: "a whole number", float: "a number"}
+"""What a setting of a reader should be, by its type."""
 
 READERS: Registry[Callable[..., ImageDataset]] = Registry("reader")
 reader = READERS.register
@@ -58,8 +63,36 @@ def read_dataset(
         if key not in known:
             raise UserError(f"unknown setting 'dataset.args.{key}' of reader '{kind}': {did_you_mean(key, known)}")
     own = {"cache": cache} if "cache" in parameters else {}
-    dataset = in_one_form(read(name, Path(root), **args, **own))
+    given = {key: _setting(key, value, get_type_hints(read)[key]) for key, value in args.items()}
+    dataset = in_one_form(read(name, Path(root), **given, **own))
     return dataset.check() if to_train else dataset
+
+
+def _setting(key: str, value: Any, kind: Any) -> Any:
+    """A setting of a reader as its function expects it: a column called 7 is a name, and one name is a list of names.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    optional = get_origin(kind) is UnionType
+    wanted = next(each for each in get_args(kind) if each is not type(None)) if optional else kind
+    if value is None and optional:
+        return None
+    single = isinstance(value, str | int | float)
+    truth = isinstance(value, bool)
+    if wanted is str and single and not truth:
+        return str(value)
+    if wanted == list[str] and (single or isinstance(value, list | tuple)):
+        return [str(each) for each in ([value] if single else value)]
+    if wanted is bool and truth:
+        return value
+    if wanted in (int, float) and single and not truth:
+        with suppress(ValueError, OverflowError):
+            if (number := wanted(value)) == float(value):
+                return number
+    if wanted in EXPECTED:
+        raise UserError(f"dataset.args.{key}={value}: expected {EXPECTED[wanted]}")
+    return value
 
 
 def in_one_form(dataset: ImageDataset) -> ImageDataset:
@@ -101,7 +134,7 @@ def combinations(classes: list[str]) -> list[str]:
     """Class names that are made of the names of others: ``frog|outdoor``, ``cat, dog``, ``['cat', 'dog']``.
 
     Example:
-        >>> combinations(["frog", "frog|outdoor", "ship", "ship, frog", "black and white"])
+        >>> combinations(["frog", "frog|outdoor", "ship", "ship, frog", "black and white", "crane, bird"])
         ['frog|outdoor', 'ship, frog']
     """
     parts = {name: [one_form(part.strip(" '\"[](){}")) for part in re.split(r"[|;,/&+]", name)] for name in classes}
@@ -112,7 +145,7 @@ def combinations(classes: list[str]) -> list[str]:
     def is_one(name: str) -> bool:
         found = [part for part in parts[name] if part != name]
         sharp = any(mark in name for mark in "|;[")
-        seen = [part in known or (sharp and often[part] > 1) for part in found]
+        seen = [part in known or often[part] > 1 for part in found]
         return len(parts[name]) > 1 and bool(found) and (any(seen) if sharp else all(seen))
 
     return [name for name in classes if is_one(name)]

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from cbm.data.copies import shared_subjects
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.fingerprints import same_rows, to_digests
 from cbm.errors import UserError
@@ -52,8 +53,7 @@ def complete_splits(
     key += f"|{dataset.subject}" * bool(dataset.subject)  # a choice that was drawn without subjects tears them apart
     file = cache / "splits" / f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
     known = _read_choice(file) if file.is_file() else {}
-    generator = np.random.default_rng(seed)
-    names = train.images.names
+    generator, names = np.random.default_rng(seed), train.images.names
     assigned = np.array([known.get(name, "") for name in names], dtype=object)
     counts = np.bincount(train.labels, minlength=len(dataset.classes))
     by_class = np.split(np.argsort(train.labels, kind="stable"), counts[:-1].cumsum())
@@ -77,6 +77,8 @@ def complete_splits(
     if empty := [split for split, part in parts.items() if not len(part)]:
         raise UserError(f"data set '{dataset.name}' is too small: nothing is left for the {empty[0]} split")
     dataset.splits = {**dataset.splits, **parts}
+    if known and (torn := shared_subjects(dataset)):
+        log.warning("%s: %s: the splits were drawn before; remove '%s' to draw them again", dataset.name, torn[0], file)
     return dataset
 
 

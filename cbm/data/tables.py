@@ -25,8 +25,8 @@ PATHS = ["path", "filename", "file_name", "filepath", "file_path", "image", "ima
          "image_name", "img", "img_name", "picture"]  # fmt: skip
 LABELS = ["label", "class", "class_name", "classname", "label_name", "category", "target"]
 SPLIT_NAMES = ["split"]
-YES = {"1", "1.0", "true", "t", "yes", "y", "present"}
-NO = {"0", "0.0", "false", "f", "no", "n", "absent"}
+YES = {"1", "1.0", "true", "t", "yes", "y", "on", "present", "positive"}
+NO = {"0", "0.0", "false", "f", "no", "n", "off", "absent", "negative"}
 UNKNOWN = {"", "nan", "na", "n/a", "null", "none", "unknown", "?"}
 
 
@@ -107,11 +107,12 @@ def read_csv(
     if not table.is_file():
         raise UserError(f"data set '{name}': no table '{table}' (a CSV file with columns path,label)")
     columns, records = _read(table)
+    if threshold is not None and not 0 < threshold <= 1:
+        raise UserError(f"dataset.args.threshold={threshold:g}: expected a probability above 0, up to 1")
     settings = {"path": path_column, "label": label_column, "split": split_column, "subject": subject}
     roles = _roles(table, columns, settings, _listed(groups), _listed(ignore))
-    if not records:
+    if not (rows := _rows(table, records, roles)):
         raise UserError(f"'{table}' has no rows")
-    rows = _rows(table, records, roles)
     dataset = ImageDataset(name, sorted({row.label for row in rows}), {}, list(roles.concepts))
     rows = _merged(table, rows, roles, dataset)
     _find_files(table, rows)
@@ -232,6 +233,8 @@ def _check_column(table: Path, columns: list[str], setting: str, column: str) ->
 def _rows(table: Path, records: list[dict[str, str]], roles: Roles) -> list[Row]:
     rows = []
     for line, record in enumerate(records, start=2):
+        if not any(cell.strip() for cell in record.values()):  # Excel's ",,,"
+            continue
         path, label = record[roles.path].strip(), one_form(record[roles.label])
         if not path or not label:
             raise UserError(f"'{table}' line {line}: {roles.path} and {roles.label} must not be empty")
@@ -406,6 +409,9 @@ def _no_concept(table: Path, row: Row, concept: str, cells: list[str], threshold
         return f"{told}with dataset.args.threshold={threshold} a concept is a probability from 0 to 1, or empty"
     if all(_share(cell) is not None or cell.strip().lower() in UNKNOWN for cell in cells):
         return f"{told}a concept is 1, 0 or empty: dataset.args.threshold=0.5 makes 1 of what is 0.5 or more"
+    said = {cell.strip().lower() for cell in cells}
+    if {SPLIT_ALIASES.get(each, each) for each in said} <= set(SPLITS):
+        return f"{told}a concept is 1, 0 or empty; dataset.args.split_column={concept} makes splits of '{concept}'"
     return (
         f"{told}a concept is 1, 0 or empty (or yes, no). If '{concept}' is no concept: dataset.args.subject={concept} "
         f"(what belongs together), dataset.args.groups=[{concept}] or dataset.args.ignore=[{concept}]"

@@ -224,7 +224,7 @@ def _left_over(dataset: ImageDataset) -> list[str]:
         str(path)
         for folder, files in named.items()
         for path in (sorted(folder.iterdir()) if folder.is_dir() else [])
-        if path.name not in files and path.suffix.lower() in EXTENSIONS
+        if path.name not in files and path.suffix.lower() in EXTENSIONS and not path.name.startswith(".")
     ]
 
 

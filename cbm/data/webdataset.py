@@ -201,7 +201,7 @@ def _read_index(tar: Path) -> pa.Table:
             for member in iter(archive.next, None):
                 archive.members.clear()  # type: ignore[attr-defined]  # a million of them are a gigabyte
                 key, ending = _key(member.name)
-                if not member.isreg() or member.issparse() or key.rpartition("/")[2].startswith("."):
+                if not member.isreg() or member.issparse() or member.name.rpartition("/")[2].startswith("."):
                     continue
                 if f".{ending}" in EXTENSIONS:
                     pictures.append((key, member.name, member.offset_data, member.size))

@@ -4,8 +4,11 @@ import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 
-UNSEEN = "\u200b\u2060\ufeff\u180e"
-"""Characters without width that tables carry around: Python does not call them spaces."""
+UNSEEN = "\u200b\u2060\ufeff\u180e\u00ad\u200e\u200f\u061c\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
+"""Characters without width that tables carry around (hyphens that show at the end of a line, marks of direction)."""
+JOINERS = "\u200c\u200d"
+"""Two more, which mean something between letters (and in emoji), but nothing at an end."""
+_UNSEEN = str.maketrans("", "", UNSEEN)
 
 
 def one_form(name: str) -> str:
@@ -17,9 +20,8 @@ def one_form(name: str) -> str:
         >>> one_form(" Lo\\u0308wenzahn\\u00a0 gelb") == "L\\u00f6wenzahn gelb"
         True
     """
-    for character in UNSEEN:
-        name = name.replace(character, "")
-    return " ".join(unicodedata.normalize("NFC", name).split())
+    words = unicodedata.normalize("NFC", name.translate(_UNSEEN)).split()
+    return " ".join(word for each in words if (word := each.strip(JOINERS)))
 
 
 def differ_in_case(names: Iterable[str]) -> list[list[str]]:

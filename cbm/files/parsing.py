@@ -6,6 +6,7 @@ Nothing in a file is executed. Whoever calls these still has to look at the cont
 import csv
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -98,6 +99,15 @@ def read_yaml(path: Path) -> Any:
 SEPARATORS = ",;\t|"
 
 
+def without_hint(text: str) -> str:
+    """A table without the line ``sep=;``, by which Excel is told what separates its cells.
+
+    >>> without_hint("sep=;\\npath;label\\n")
+    'path;label\\n'
+    """
+    return re.sub(r"\A\"?sep=.\"?[ \t,;]*\r?\n", "", text, flags=re.I)
+
+
 def _separator(text: str) -> str:
     """What separates the cells of a table, as its first twenty rows show: a comma if it can be one."""
     for mark in SEPARATORS:
@@ -118,7 +128,7 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     Raises:
         UserError: it cannot be read, has a column twice, or a row with more cells than columns.
     """
-    text = read_text(path)
+    text = without_hint(read_text(path))
     lines = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=_separator(text))
     try:
         columns = list(lines.fieldnames or [])

@@ -85,3 +85,8 @@ def test_numbers_are_cut_only_where_they_run_and_tell_nothing_apart(names: list[
 def test_phrases_with_a_numbered_class_are_found():
     bank = merge_duplicates("b", "b", [("an old cat", ("1_cat",), None), ("round", ("2_dog",), None)])
     assert drop_class_names(bank, ["1_cat", "2_dog"], "own").texts == ["round"]
+
+
+def test_numbers_stay_where_only_a_plural_would_tell_names_apart():
+    assert clean_class_names(["1_pound", "2_pounds"]) == ["1 pound", "2 pounds"]
+    assert clean_class_names(["1_bass", "2_trout"]) == ["bass", "trout"]

@@ -144,3 +144,28 @@ def test_columns_and_lists_of_one_kind(tmp_path: Path):
 def test_what_is_refused_names_what_is_read(tmp_path: Path, name: str, text, message: str):
     with pytest.raises(UserError, match=message):
         read_bank(write(tmp_path, text, name))
+
+
+@pytest.mark.parametrize(
+    "mark",
+    ["→", ">", "☐", "✅", "❖", "1️⃣", "①", "#1", "**1.**", "1 -", "1.)", "[1]", "~", "o", "Step 1:", "1\t", "»"],
+)
+def test_marks_of_lists(tmp_path: Path, mark: str):
+    phrases = ["yellow beak", "2 long legs", "3-toed feet"]
+    lines = "\n".join(f"{mark} {phrase}" for phrase in phrases)
+    assert read_bank(write(tmp_path, lines, "a.txt")).texts == phrases
+    assert read_bank(write(tmp_path, {"heron": lines.split("\n")[:1]})).texts == phrases[:1]
+
+
+def test_lists_of_python_and_tables_with_a_hint_are_no_phrases(tmp_path: Path):
+    with pytest.raises(UserError, match="is not JSON"):
+        read_bank(write(tmp_path, "['yellow beak', 'red cap']", "a.txt"))
+    bank = read_bank(write(tmp_path, 'sep=;\nclass;phrases\nheron;"grey wings; long legs"', "a.csv"))
+    assert [(c.text, c.classes) for c in bank.concepts] == [("grey wings", ("heron",)), ("long legs", ("heron",))]
+    marked = "| class | phrase |\n|---|:--|\n| heron | yellow beak |\n"
+    assert read_bank(write(tmp_path, marked, "b.txt")).texts == ["yellow beak"]
+
+
+def test_columns_that_are_passed_over_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    assert read_bank(write(tmp_path, "bird,feature\nheron,yellow beak", "a.csv")).classes == []
+    assert "columns 'bird' are passed over; none is called class or label" in caplog.text

@@ -251,3 +251,50 @@ def test_empty_cells_are_unknown(root: Path):
 def test_colours_are_still_read(colour_folder: Path):
     table(colour_folder, "path,label", *(f"{name}/{i:02d}.png,{name}" for name in COLOURS for i in range(20)))
     assert read(colour_folder).classes == sorted(COLOURS)
+
+
+# ------------------------------------------------------------------------------------------------- other finds
+
+
+@pytest.mark.parametrize("mark", ["\u200b", "\ufeff", "\u00ad", "\u200e", "\u200f", "\u200d", "\u200c", "\u3000", "\t"])
+def test_letters_that_nobody_sees_make_no_classes(root: Path, mark: str):
+    table(root, "path,label", *rows(), f"x/1.png,x{mark}", f"y/1.png,{mark}y")
+    assert read(root).classes == ["x", "y"]
+
+
+def test_settings_of_other_types(root: Path):
+    table(root, "path,label,7", *rows("{path},{label},P{i}"))
+    assert read(root, subject=7).splits["train"].subjects.tolist() == 2 * [f"P{i}" for i in range(6)]
+    assert list(read(root, groups=7).group_names) == ["7"]
+    for wrong in ("much", [1], 0, 2, -1):
+        with pytest.raises(UserError, match=r"dataset.args.threshold=.*: expected"):
+            read(root, ignore=[7], threshold=wrong)
+
+
+def test_rows_without_anything_and_the_hint_of_excel(root: Path):
+    table(root, "sep=;", "path;label;spotted", *rows("{path};{label};on"), ";;", ";;")
+    assert read(root).splits["train"].concepts[:, 0].tolist() == 12 * [1.0]
+
+
+def test_a_column_of_splits_under_another_name(root: Path):
+    table(root, "path,label,fold", *rows("{path},{label},Train"))
+    with pytest.raises(UserError, match=r"dataset.args.split_column=fold makes splits of 'fold'"):
+        read(root)
+
+
+@pytest.mark.parametrize("mark", [", ", "+", " & ", "/", ";", "|"])
+def test_several_labels_everywhere(root: Path, mark: str):
+    lines = [f'{n}/{i}.png,"{n}{mark}{("red", "big")[i % 2]}"' for n in "xy" for i in range(6)]
+    table(root, "path,label", *lines)
+    assert "4 class(es) look like several labels in one" in read(root).doubts[0]
+
+
+def test_subjects_that_were_corrected_after_the_draw_are_said(
+    root: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    table(root, "path,label,film", *rows("{path},{label},{path}"))
+    complete_splits(read(root, subject="film"), tmp_path / "c", **FRACTIONS)
+    assert "drawn before" not in caplog.text
+    table(root, "path,label,film", *rows("{path},{label},one"))
+    complete_splits(read(root, subject="film"), tmp_path / "c", **FRACTIONS)
+    assert "are in train too: 'one': the splits were drawn before; remove '" in caplog.text

@@ -233,7 +233,8 @@ def test_a_tar_file_is_read_once_for_all_that_is_asked(tmp_path: Path, monkeypat
 
 def test_pictures_to_evaluate_and_members_that_are_not_read(tmp_path: Path):
     members = {f"{i}.{e}": x for i in range(4) for e, x in (("png", picture((9, 9, 9), i)), ("cls", "ab"[i % 2]))}
-    pack(tmp_path / "tars/test-0.tar", members | {"1.npy": b"x", "2.mp4": b"x", "3.mp4": b"x"})
+    others = {"1.npy": b"x", "2.mp4": b"x", "3.mp4": b"x", "__MACOSX/._1.png": b"x", ".DS_Store": b"x"}
+    pack(tmp_path / "tars/test-0.tar", members | others)
     data = read(tmp_path / "tars", tmp_path / "cache")
     assert list(data.splits) == ["test"]
     assert data.doubts == ["3 file(s) are not read as images: 2 .mp4, 1 .npy"]

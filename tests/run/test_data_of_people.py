@@ -156,3 +156,17 @@ def test_every_door_reads_the_same(colour_folder: Path, command, tmp_path: Path)
     for each in maps[1:]:
         np.testing.assert_allclose(each.values, maps[0].values, atol=1e-5)
         np.testing.assert_array_equal(np.asarray(each.picture), np.asarray(maps[0].picture))
+
+
+def test_settings_of_a_reader_that_its_card_does_not_name(colour_folder: Path, command):
+    rows = [f"{file.relative_to(colour_folder)},{file.stem}" for file in sorted(colour_folder.rglob("*.png"))]
+    (colour_folder / "images.csv").write_text("path,film\n" + "\n".join(rows) + "\n")
+    assert train(command, colour_folder, "dataset.args.subject=film", "shots=1")[0] == 0
+    assert "subject: film" in Path("run/config.yaml").read_text()
+    shutil.rmtree("run")
+    assert train(command, colour_folder, r"dataset.args.subject_pattern=(\d+)[.]png", "shots=1")[0] == 0
+    assert r"subject_pattern: (\d+)[.]png" in Path("run/config.yaml").read_text()
+    message = one_line(train(command, colour_folder, "dataset.args.subjct=film"))
+    assert "unknown setting 'dataset.args.subjct' of reader 'folder': did you mean 'subject'" in message
+    message = one_line(command("eval", "run=run", "dataset.args.subject=film"))
+    assert "'dataset.args.subject' belongs to a dataset: say dataset=... too" in message

@@ -72,6 +72,8 @@ SAY_PLAIN = {
     "split": "Answer with plain lines and nothing else: number: phrase; phrase",
 }
 
+NO_PHRASE = re.compile(rf"{TALKS_TO_ITSELF.pattern}|(?i:^(?:sure|here (?:is|are)|n/?a|none)\b)")
+"""Lines that are talk: of who writes, of who asks, or of what follows."""
 MARKUP = re.compile(r"[{}\[\]<>|]")
 """Letters that no phrase holds: what has one is code, markup or a model's own token."""
 
@@ -185,6 +187,8 @@ def read_plain(text: str, kind: Kind, cut: bool = False) -> list[Item]:
         cut: the answer ended in the middle; its last line is left out.
     """
     text = _without_fence(spoken(text))
+    if json_lines := _json_lines(text):
+        return [Item(phrase) for leaf in _leaves(json_lines) if (phrase := clean_phrase(leaf)) and _fit(phrase)]
     for value in values_in(text):
         if leaves := [phrase for leaf in _leaves(value) if (phrase := clean_phrase(leaf)) and _fit(phrase)]:
             return [Item(phrase) for phrase in leaves]
@@ -202,7 +206,18 @@ def read_plain(text: str, kind: Kind, cut: bool = False) -> list[Item]:
     items: list[Item] = []
     for line in lines:
         items += _plain_items(line, kind)
-    return [item for item in items if _fit(item.text) and not TALKS_TO_ITSELF.search(item.text)]
+    return [item for item in items if _fit(item.text) and not NO_PHRASE.search(item.text)]
+
+
+def _json_lines(text: str) -> list[Any]:
+    """The values of an answer of which every line is one (JSON lines); none for other answers."""
+    values = []
+    for line in filter(str.strip, text.splitlines()):
+        try:
+            values.append(json.loads(line.strip().rstrip(",")))
+        except (ValueError, RecursionError):
+            return []
+    return values if len(values) > 1 and all(isinstance(value, dict | list) for value in values) else []
 
 
 def _plain_items(line: str, kind: Kind) -> Iterator[Item]:

@@ -135,3 +135,15 @@ def test_odd_text_ends_soon():
     for text in ("{" * 50_000, "[" * 50_000, '{"a":' * 20_000, "<think" * 20_000, '"' * 20_000 + "{", "{'" * 20_000):
         with pytest.raises(Unparsable):
             read_answer(text, "concepts")
+
+
+def test_every_line_is_json():
+    lines = "\n".join(json.dumps({"concept": phrase}) for phrase in PHRASES)
+    assert [item.text for item in read_answer(lines, "concepts")[0]] == PHRASES
+
+
+def test_what_announces_phrases_is_none():
+    text = "Here are some features of the bird\n" + "\n".join(PHRASES)
+    assert [item.text for item in read_answer(text, "concepts")[0]] == PHRASES
+    with pytest.raises(Unparsable):
+        read_answer("N/A", "concepts")
