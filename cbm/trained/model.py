@@ -412,8 +412,12 @@ class TrainedModel:
             images: paths or PIL images, or preprocessed images ``[N, 3, H, W]``.
 
         Raises:
-            UserError: an image cannot be read.
+            UserError: there is no image, or one cannot be read.
         """
+        if isinstance(images, str | Path | Image.Image):
+            raise UserError("predict takes a list of images; expected [image]")
+        if len(images) == 0:
+            raise UserError("there is no image to predict; expected paths or PIL images")
         if not isinstance(images, Tensor):
             images = torch.stack([self.encoder.preprocess(open_image(image, self.encoder.least)) for image in images])
         features = torch.cat([self.encoder.encode_images(part) for part in images.split(256)])
@@ -527,6 +531,8 @@ def open_image(picture: Picture, least: int | None = None) -> Image.Image:
     Raises:
         UserError: it cannot be read as an image.
     """
+    if not isinstance(picture, str | Path | Image.Image):
+        raise UserError(f"an image is a {type(picture).__name__}; expected a path or a PIL image (Image.fromarray)")
     try:
         return upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(picture, least)
     except Exception as error:  # a broken file can make a decoder raise anything

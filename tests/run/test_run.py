@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from birds_run import QUICK, shared_folder, small
@@ -88,6 +89,12 @@ def test_what_a_run_leaves_behind(command):
     assert {name for name, _ in out.explain(0, top=3)} <= set(model.bank.texts)
     with pytest.raises(cbm.UserError, match="cannot read image"):
         model.predict(["none.png"])
+    with pytest.raises(cbm.UserError, match="there is no image to predict"):
+        model.predict([])
+    with pytest.raises(cbm.UserError, match=r"predict takes a list of images; expected \[image\]"):
+        model.predict("none.png")
+    with pytest.raises(cbm.UserError, match="an image is a ndarray; expected a path or a PIL image"):
+        model.predict([np.zeros((5, 5, 3))])
 
     status, errors = command("eval", "run=one", f"cache={small()[1].removeprefix('cache=')}", "output=again.json")
     assert status == 0, errors
