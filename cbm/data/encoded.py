@@ -200,8 +200,11 @@ def encode_splits(
 
 
 def _say_copies(dataset: ImageDataset, cache: Path, splits: tuple[str, ...]) -> None:
-    """Warn about the same content in two splits or classes, and about subjects in two splits."""
-    copies = find_copies(dataset, cache, [*splits, "train"])
+    """Warn about the same content in two splits or classes, and about subjects in two splits.
+
+    Of the splits that are encoded: hashing them is part of that, hashing others could be hours.
+    """
+    copies = find_copies(dataset, cache, splits)
     for said in (*copies.leaked(), *copies.mislabelled(), *shared_subjects(dataset)):
         warn_once(f"{dataset.name}: {said} (python -m cbm datasets check says more)")
 

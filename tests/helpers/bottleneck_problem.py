@@ -38,6 +38,16 @@ def leaves(tensors: dict[str, Tensor], *names: str) -> dict[str, Tensor]:
     return {name: t.detach().clone().requires_grad_(name in names) for name, t in tensors.items()}
 
 
+def exact(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The same numbers in float64 on the CPU."""
+    return {n: t.detach().cpu().double() if t.is_floating_point() else t.detach().cpu() for n, t in tensors.items()}
+
+
+def affine(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The vectors between products and activation, as arguments."""
+    return {name: tensors[name] for name in ("alpha", "beta", "inv_norm")}
+
+
 def slow(
     t: dict[str, Tensor], activation: str, scale: float, smoothing: float = 0.0, l1: float = 0.0
 ) -> dict[str, Any]:

@@ -47,9 +47,9 @@ class OnGpu(Tensor):
         made.held = held.detach()
         return made
 
-    device = property(lambda self: CUDA)  # type: ignore[assignment]
-    is_cuda = property(lambda self: True)  # type: ignore[assignment]
-    is_cpu = property(lambda self: False)  # type: ignore[assignment]
+    device = property(lambda self: CUDA)
+    is_cuda = property(lambda self: True)
+    is_cpu = property(lambda self: False)
 
     def __repr__(self, **_: Any) -> str:
         return f"OnGpu({self.held!r})"

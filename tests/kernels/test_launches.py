@@ -5,7 +5,7 @@ import torch
 
 pytest.importorskip("triton", reason="triton is not installed")
 
-from bottleneck_problem import leaves, problem
+from bottleneck_problem import affine, leaves, problem
 from pretended_launch import pretended_launches
 
 from cbm.kernels import (
@@ -21,10 +21,6 @@ from cbm.kernels import (
 from cbm.kernels.gpu.tiles import WIDE
 
 pytestmark = pytest.mark.skipif(WIDE, reason="the interpreter is on: nothing is compiled")
-
-
-def affine(t):
-    return {name: t[name] for name in ("alpha", "beta", "inv_norm")}
 
 
 def train(t, **options):

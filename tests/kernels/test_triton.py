@@ -6,7 +6,7 @@ The interpreter is chosen when a kernel is defined, so it needs a process of its
 
 import pytest
 import torch
-from bottleneck_problem import PHI, leaves, problem, relative
+from bottleneck_problem import PHI, affine, exact, leaves, problem, relative
 
 from cbm.kernels import (
     association_adam_,
@@ -35,15 +35,6 @@ ROUNDED = {torch.float32: 3e-6, torch.bfloat16: 8e-3, torch.float16: 1e-3}  # wh
 
 def put(tensors):
     return {name: t.to(DEVICE) for name, t in tensors.items()}
-
-
-def exact(tensors):
-    """The same numbers in float64 on the CPU."""
-    return {n: t.detach().cpu().double() if t.is_floating_point() else t.detach().cpu() for n, t in tensors.items()}
-
-
-def affine(t):
-    return {name: t[name] for name in ("alpha", "beta", "inv_norm")}
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,7 +5,7 @@ Run like ``test_triton.py``: on a GPU, or by Triton's interpreter (``test_interp
 
 import pytest
 import torch
-from bottleneck_problem import leaves, problem, relative
+from bottleneck_problem import affine, exact, leaves, problem, relative
 
 from cbm.kernels import (
     association_adam_,
@@ -30,14 +30,6 @@ ROUNDED = {torch.float32: 3e-6, torch.bfloat16: 1e-2, torch.float16: 2e-3}
 
 def on(tensors):
     return {name: t.to(DEVICE) for name, t in tensors.items()}
-
-
-def exact(tensors):
-    return {n: t.detach().cpu().double() if t.is_floating_point() else t.detach().cpu() for n, t in tensors.items()}
-
-
-def affine(t):
-    return {name: t[name] for name in ("alpha", "beta", "inv_norm")}
 
 
 def loss_of(t, plan="chunked", backend="triton", **options):
