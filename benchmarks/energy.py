@@ -132,6 +132,7 @@ def load(overrides: list[str]) -> tuple[Any, Any, Any, Any]:
     config.register()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         cfg = hydra.compose("train", ["method=energy", "dataset=birds", "trainer.progress=false", *overrides])
+        config.choose_encoder(cfg)
     set_up_logging()
     images, encoder = read_images(cfg.dataset, Path(cfg.cache)), load_encoder(cfg.encoder)
     encode_text = text_encoder(encoder, Path(cfg.cache), False)

@@ -65,6 +65,7 @@ def run(name: str, overrides: list[str]) -> None:
     set_up_logging()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         cfg = hydra.compose("train", overrides=["method=sparse", "trainer.progress=false", *overrides])
+        config.choose_encoder(cfg)
     method = create_method(cfg.method)
     dataset = read_images(cfg.dataset, Path(cfg.cache))
     encoder = load_encoder(cfg.encoder)

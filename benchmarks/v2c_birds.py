@@ -51,6 +51,7 @@ def main(overrides: list[str]) -> None:
     config.register()
     with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
         cfg = hydra.compose("train", ["method=v2c", "dataset=birds", "trainer.progress=false", *overrides])
+        config.choose_encoder(cfg)
     set_up_logging()
     images = read_images(cfg.dataset, Path(cfg.cache))
     encoder = load_encoder(cfg.encoder)

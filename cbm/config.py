@@ -18,6 +18,10 @@ from cbm.files import PROJECT
 
 T = TypeVar("T")
 
+FEATURES = "features"
+"""The reader of features that were made elsewhere."""
+BUNDLED = "local-dir:cbm/encoders/tiny_clip"
+"""What ``encoder=auto`` stands for where there are images to encode."""
 CONFIGS = PROJECT / "configs"
 CARDS = PROJECT / "datasets"
 BANKS = PROJECT / "concepts"
@@ -74,7 +78,8 @@ class EncoderConfig:
     """A frozen encoder, or a teacher (``configs/encoder/NAME.yaml``, or any model on the command line)."""
 
     model: str = MISSING
-    """Model: an open_clip name, hf-hub:ORG/NAME, local-dir:PATH, timm:NAME or torchvision:NAME"""
+    """Model: auto (the bundled one, or none where features are given), an open_clip name, hf-hub:ORG/NAME,
+    local-dir:PATH, timm:NAME or torchvision:NAME"""
     pretrained: str | None = None
     """Pretrained tag of an open_clip model; 'default' or 'random' for timm: and torchvision:"""
     precision: str = "bf16"
@@ -115,6 +120,13 @@ class ConceptsConfig:
     source: str = "auto"
     """Source of the concepts: a file; 'auto' (the data set's own bank, else a shipped bank with the same classes, else
     concepts/general.txt); or 'cav' (learned from images)"""
+    key: str | None = None
+    """Name of the vectors in a file that holds several (concepts=words.npz concepts.key=lvis)"""
+    embeddings: str | None = None
+    """File with the phrases' embeddings (.npz with names, or rows in the order of the phrases), instead of a text
+    tower"""
+    class_embeddings: str | None = None
+    """File with embeddings of the class names (with names, or in the order of the classes), instead of a text tower"""
     cav: CavConfig = field(default_factory=CavConfig)
     """Settings of concepts learned from images"""
     control: str | None = None
@@ -160,7 +172,8 @@ class TrainConfig:
     """Everything ``train.py`` accepts."""
 
     dataset: DatasetConfig = MISSING
-    encoder: EncoderConfig = MISSING
+    encoder: EncoderConfig | None = MISSING
+    """The frozen encoder; null where the data set's features are given (dataset=features)"""
     teacher: EncoderConfig | None = None
     """A text-image model whose concept scores the method learns to reproduce; by default the encoder itself"""
     concepts: ConceptsConfig = field(default_factory=ConceptsConfig)
@@ -224,6 +237,21 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "teacher.precision": ("fp32", "bf16", "fp16"),
 }
 """Allowed values of some settings."""
+
+
+def choose_encoder(cfg: DictConfig) -> None:
+    """Put the encoder in the place of ``encoder=auto``: the bundled one, or none where features are given.
+
+    Args:
+        cfg: a ``TrainConfig``, which is changed.
+    """
+    if OmegaConf.is_missing(cfg, "encoder"):
+        cfg.encoder = None
+    if cfg.encoder is not None and cfg.encoder.model == "auto":
+        if cfg.dataset.reader == FEATURES:
+            cfg.encoder = None
+        else:
+            cfg.encoder.model = BUNDLED
 
 
 def check_settings(cfg: DictConfig) -> None:
@@ -399,7 +427,7 @@ def choices(group: str) -> list[str]:
     if group == "concepts":
         return ["auto", "cav", *bank_names()]
     if group == "teacher":
-        return choices("encoder")
+        return [name for name in choices("encoder") if name != "auto"]
     return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
 
 

@@ -50,6 +50,7 @@ def encoder_settings(
     own = OmegaConf.load(schema.CONFIGS / "encoder" / f"{encoder}.yaml") if named else {"model": encoder}
     settings: Any = OmegaConf.merge(OmegaConf.structured(schema.EncoderConfig), own)
     settings.pretrained = pretrained or settings.pretrained
+    settings.model = schema.BUNDLED if settings.model == "auto" else settings.model
     # nothing is measured on these images: those that cannot be read are named, and that is all
     return load_encoder(settings), Encoding(cache, settings.store_dtype, batch_size, workers, max_skipped=1.0)
 

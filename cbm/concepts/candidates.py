@@ -14,6 +14,7 @@ from cbm.concepts.cav import learn_cavs, majority_owners, read_concept_folders
 from cbm.concepts.legibility import warn_illegible
 from cbm.concepts.prepare import class_name_bank, find_bank, label_bank, prepare_bank
 from cbm.concepts.readers import match_concepts, read_bank
+from cbm.concepts.vectors import class_vectors_bank, embedded_by, width_fits
 from cbm.data import FeatureData, ImageDataset, Split, unit_norm
 from cbm.data.encoded import Encoding, encode_images, read_images
 from cbm.data.text_store import EncodeText
@@ -25,7 +26,7 @@ MISSING_CLASSES = ("refuse", "general")
 
 
 def candidate_bank(
-    concepts_from: str | None, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder, encode_text: EncodeText
+    concepts_from: str | None, cfg: DictConfig, dataset: ImageDataset, encoder: Encoder | None, encode_text: EncodeText
 ) -> ConceptBank | None:
     """The candidates that a method chooses from, embedded by its text-image model.
 
@@ -33,8 +34,9 @@ def candidate_bank(
         concepts_from: source of the method's concepts, see ``cbm.methods.Method``.
         cfg: a ``cbm.config.TrainConfig``.
         dataset: the images of the run.
-        encoder: the text-image model: the encoder, or the teacher.
-        encode_text: function from phrases to features by the model's text tower.
+        encoder: the text-image model: the encoder, or the teacher; None if features are given and nothing is known of
+            what made them.
+        encode_text: function from phrases to features by the model's text tower; raises an error if there is none.
 
     Returns:
         The candidates; None if the method needs no concepts, or if images must be encoded first (``concept_images``).
@@ -44,10 +46,11 @@ def candidate_bank(
     """
     if concepts_from is None or learns_concepts(concepts_from, cfg):
         return None
-    if concepts_from == "class_names":
-        warn_illegible(dataset.classes, encoder, least=0.5)  # proper names are spelled out in any language
-        return class_name_bank(dataset.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
     train = dataset.splits["train"]
+    fingerprint = None if encoder is None else encoder.fingerprint
+    dim = encoder.dim if encoder is not None else train.features.dim if train.features is not None else None
+    if concepts_from == "class_names":
+        return width_fits(class_bank(cfg, dataset.classes, encoder, encode_text), dim)
     if concepts_from == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
         shown = majority_owners(torch.from_numpy(train.concepts), torch.from_numpy(train.labels), len(dataset.classes))
         return label_bank(
@@ -56,8 +59,8 @@ def candidate_bank(
             shown,
             dataset.classes,
             dataset.name,
-            encode_text if encoder.has_text else None,
-            encoder.fingerprint,
+            encode_text if encoder is not None and encoder.has_text else None,
+            fingerprint,
         )
     shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
@@ -65,18 +68,43 @@ def candidate_bank(
     missing = cfg.concepts.missing_classes
     if missing not in MISSING_CLASSES:
         raise UserError(f"concepts.missing_classes={missing}: {did_you_mean(str(missing), MISSING_CLASSES)}")
+    vectors, key = cfg.concepts.embeddings, cfg.concepts.key
+    bank = find_bank(source, own, dataset.classes, shipped, None if vectors else key)
+    if vectors is not None:
+        bank = embedded_by(bank, resolve_path(vectors), key)
     bank = prepare_bank(
-        find_bank(source, own, dataset.classes, shipped),
+        width_fits(bank, dim),
         dataset.classes,
         encode_text,
-        encoder.fingerprint,
+        fingerprint,
         hygiene=cfg.concepts.hygiene,
         max_words=cfg.concepts.max_words,
         remove_class_names=cfg.concepts.remove_class_names,
         general=read_bank(shipped[-1]) if missing == "general" else None,
     )
-    warn_illegible(bank.texts, encoder)
+    if encoder is not None:
+        warn_illegible(bank.texts, encoder)
     return bank
+
+
+def class_bank(cfg: DictConfig, classes: list[str], encoder: Encoder | None, encode_text: EncodeText) -> ConceptBank:
+    """A bank with one concept per class: the vectors of ``concepts.class_embeddings``, or prompts that are embedded.
+
+    Args:
+        cfg: a ``cbm.config.TrainConfig``.
+        classes: C class names.
+        encoder: the text-image model, or None.
+        encode_text: function from phrases to features.
+
+    Raises:
+        UserError: a class has no vector, the prompt has no place for a name, or there is no text tower.
+    """
+    if cfg.concepts.class_embeddings is not None:
+        return class_vectors_bank(classes, resolve_path(cfg.concepts.class_embeddings))
+    if encoder is not None:
+        warn_illegible(classes, encoder, least=0.5)  # proper names are spelled out in any language
+    fingerprint = None if encoder is None else encoder.fingerprint
+    return class_name_bank(classes, cfg.dataset.template, encode_text, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -153,13 +181,13 @@ def cav_fidelity(cfg: DictConfig) -> str:
     return said or ("released" if published else "repaired")
 
 
-def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: DictConfig) -> ConceptBank:
+def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder | None, cfg: DictConfig) -> ConceptBank:
     """Concepts learned from images; a class owns those that most of its labelled training images show.
 
     Args:
         images: the images with concept labels.
         data: encoded splits of the run.
-        encoder: the frozen encoder.
+        encoder: the frozen encoder; None if features are given.
         cfg: a ``cbm.config.TrainConfig``.
 
     Raises:
@@ -177,7 +205,7 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder, cfg: 
         x,
         truth,
         images.names,
-        encoder=encoder.fingerprint,
+        encoder=data.encoder,
         source=images.source,
         per_concept=cfg.concepts.cav.per_concept,
         svm_c=cfg.concepts.cav.svm_c,

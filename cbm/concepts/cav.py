@@ -35,7 +35,7 @@ def learn_cavs(
     truth: Tensor,
     names: list[str],
     *,
-    encoder: str,
+    encoder: str | None,
     source: str,
     per_concept: int = 100,
     svm_c: float = 0.1,
@@ -54,7 +54,7 @@ def learn_cavs(
         x: unit-norm features ``[N, D]``.
         truth: concept labels ``[N, A]``: 1 present, 0 absent, anything else unknown.
         names: names of the A concepts.
-        encoder: fingerprint of the encoder of ``x``.
+        encoder: fingerprint of the encoder of ``x``, or None.
         source: origin of the images.
         per_concept: number of training images with the concept, and without it; as many again are held out. If there
             are fewer, half of them are used for training.

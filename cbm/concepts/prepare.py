@@ -21,7 +21,9 @@ log = logging.getLogger(__name__)
 GENERAL_FOR_THE_OTHERS = "concepts.missing_classes=general gives such classes the phrases of concepts/general.txt"
 
 
-def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped: list[Path]) -> ConceptBank:
+def find_bank(
+    source: str, dataset_bank: str | None, classes: list[str], shipped: list[Path], key: str | None = None
+) -> ConceptBank:
     """The bank that ``concepts.source`` names.
 
     Args:
@@ -30,12 +32,13 @@ def find_bank(source: str, dataset_bank: str | None, classes: list[str], shipped
         dataset_bank: file named on the data set's card, or None.
         classes: class names of the data set.
         shipped: files of the banks that come with the project; one of them is ``general.txt``.
+        key: name of the vectors in a file that holds several.
 
     Raises:
         UserError: the file does not exist, or is not a bank.
     """
     if source != "auto":
-        return read_bank(Path(source))
+        return read_bank(Path(source), key)
     if dataset_bank is not None:
         return read_bank(Path(dataset_bank))
     for file in (file for file in shipped if file.suffix == ".json"):
@@ -152,7 +155,7 @@ def prepare_bank(
     bank: ConceptBank,
     classes: list[str],
     encode_text: EncodeText,
-    encoder: str,
+    encoder: str | None,
     *,
     hygiene: bool,
     max_words: int,
@@ -161,11 +164,14 @@ def prepare_bank(
 ) -> ConceptBank:
     """Name the owners as the data set does, leave out unfit phrases, and embed the others.
 
+    A bank that was embedded and saved (``ConceptBank.save``) is taken as it is. Phrases with vectors of unknown origin
+    (``bank.encoder`` is None) are filtered as others are, and keep their vectors.
+
     Args:
         bank: the bank as it was read.
         classes: class names of the data set.
         encode_text: function from phrases to features.
-        encoder: fingerprint of the encoder.
+        encoder: fingerprint of the encoder; None if that of the features is not known.
         hygiene: whether phrases that are not visual are left out.
         max_words: largest number of words of a phrase.
         remove_class_names: which class names a phrase may not contain: ``own``, ``any`` or ``none``.
@@ -175,8 +181,8 @@ def prepare_bank(
         UserError: the bank was embedded by another encoder, or no phrase is left for some class.
     """
     bank = adopt_classes(bank, classes, general, hint=f"; {GENERAL_FOR_THE_OTHERS}")
-    if bank.embeddings is not None:
-        if bank.encoder != encoder:
+    if bank.embeddings is not None and bank.encoder is not None:
+        if encoder not in (None, bank.encoder):
             raise UserError(
                 f"concept bank '{bank.source}' lies in the embedding space of another encoder ({bank.encoder}; this "
                 f"run's is {encoder}): use that encoder, or remove embeddings.safetensors beside bank.json to embed "
@@ -195,7 +201,8 @@ def prepare_bank(
         )
     if left_out := len(before) - len(bank):
         log.info("concepts: %d of %d left out as not visual, cut off or naming a class", left_out, len(before))
-    return replace(bank, embeddings=encode_text(bank.texts), encoder=encoder)
+    embeddings = encode_text(bank.texts) if bank.embeddings is None else bank.embeddings
+    return replace(bank, embeddings=embeddings, encoder=encoder)
 
 
 def label_bank(
@@ -205,7 +212,7 @@ def label_bank(
     classes: list[str],
     source: str,
     encode_text: EncodeText | None,
-    encoder: str,
+    encoder: str | None,
 ) -> ConceptBank:
     """The bank of the concepts that a data set labels.
 
@@ -224,7 +231,7 @@ def label_bank(
     return bank if encode_text is None else replace(bank, embeddings=encode_text(bank.texts), encoder=encoder)
 
 
-def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, encoder: str) -> ConceptBank:
+def class_name_bank(classes: list[str], template: str, encode_text: EncodeText, encoder: str | None) -> ConceptBank:
     """A bank with one concept per class: its name in a prompt.
 
     Args:

@@ -8,18 +8,27 @@ from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
 from cbm.concepts.formats import json_phrases, read_phrases
+from cbm.data.features import unit_norm
 from cbm.errors import UserError, did_you_mean
 from cbm.files.names import one_form
 from cbm.files.parsing import read_json
+from cbm.files.vectors import read_vectors
+
+VECTORS = (".npz", ".safetensors", ".pt", ".pth", ".parquet")
+"""Files of names with vectors."""
 
 
-def read_bank(path: Path) -> ConceptBank:
+def read_bank(path: Path, key: str | None = None) -> ConceptBank:
     """Read a concept set and merge its duplicates; every owner of a shared phrase is kept.
 
     The formats are ``bank.json`` (ours), ``{class: [phrases]}`` and ``{class: [[phrase, score], ...]}`` (LaBo, V2C-CBM,
     CLIP descriptions), ``[phrases]``, ``[{"text": ..., "classes": [...]}]``, text with one phrase per line (list marks
     and quotes are taken off, ``#`` begins a comment), and tables whose header names a column of phrases and perhaps one
-    of classes (``cbm.concepts.formats``).
+    of classes (``cbm.concepts.formats``). Files of names with vectors (``cbm.files.vectors``) give an embedded bank.
+
+    Args:
+        path: the file, or the folder of a ``bank.json``.
+        key: name of the vectors in a file that holds several.
 
     Raises:
         UserError: the file does not exist (the message names the nearest), or has none of these formats.
@@ -30,6 +39,10 @@ def read_bank(path: Path) -> ConceptBank:
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no concept bank '{path}' {did_you_mean(path.name, siblings)}".rstrip())
+    if path.suffix.lower() in VECTORS:
+        return _with_vectors(path, key)
+    if key is not None:
+        raise UserError(f"concepts.key={key}: '{path}' holds phrases, and no vectors to choose from")
     content = read_json(path) if path.suffix.lower() == ".json" else None
     ours = content.get("concepts") if isinstance(content, dict) else None
     if isinstance(ours, list) and (not ours or not all(isinstance(entry, str) for entry in ours)):
@@ -40,6 +53,21 @@ def read_bank(path: Path) -> ConceptBank:
         return bank
     bare = [Dropped("", (name,), "class without phrases") for name, phrases in content.items() if phrases == []]
     return replace(bank, dropped=bank.dropped + tuple(bare))
+
+
+def _with_vectors(path: Path, key: str | None) -> ConceptBank:
+    """Names with vectors; of names that are the same in one form the first is taken, underscores are spaces."""
+    names, vectors = read_vectors(path, key)
+    if names is None:
+        raise UserError(
+            f"'{path}' has vectors [{', '.join(map(str, vectors.shape))}] but no names: add an array 'names', or say "
+            "concepts=PHRASES concepts.embeddings=FILE"
+        )
+    spoken = [" ".join(name.replace("_", " ").split()) for name in names]
+    bank = merge_duplicates(path.stem if key is None else key, str(path), ((name, (), None) for name in spoken))
+    first = {normalise_text(name): row for row, name in reversed(list(enumerate(spoken)))}
+    rows = [first[normalise_text(text)] for text in bank.texts]
+    return replace(bank, embeddings=unit_norm(vectors[rows], bank.texts))
 
 
 def phrase_bank(phrases: Sequence[str] | Mapping[str, Sequence[str]], name: str = "phrases") -> ConceptBank:

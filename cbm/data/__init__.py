@@ -3,6 +3,7 @@
 from cbm.data import (  # noqa: F401  they register themselves
     attribute_readers,
     blood_cells,
+    feature_files,
     folders,
     imagenet,
     recognition,

@@ -1,11 +1,44 @@
 """``ImageDataset``: labelled images with their splits, as every reader returns them."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
+from torch import Tensor
 
 from cbm.data.images import Images
 from cbm.errors import UserError
+
+
+class Encoded(Protocol):
+    """Features of N images."""
+
+    @property
+    def readable(self) -> np.ndarray:
+        """Which of them can be used, ``[N]`` bool."""
+        ...
+
+    @property
+    def errors(self) -> dict[str, str]:
+        """Why the others cannot, by the image's name."""
+        ...
+
+    def unit_rows(self, rows: np.ndarray, names: list[str]) -> Tensor:
+        """Unit-norm features ``[n, D]`` of ``rows``, whose names are for messages."""
+        ...
+
+
+class Given(Encoded, Protocol):
+    """Features of N images that were made elsewhere (``cbm.data.given``)."""
+
+    @property
+    def dim(self) -> int:
+        """Width D."""
+        ...
+
+    def take(self, rows: np.ndarray) -> "Given":
+        """The features of the images at ``rows``."""
+        ...
 
 
 @dataclass
@@ -20,6 +53,7 @@ class Split:
             unknown.
         groups: values ``[N]`` int64 by name of the group (site, sex): indices into ``ImageDataset.group_names``, -1 if
             unknown.
+        features: features of the images, if they were made elsewhere; then nothing is encoded.
     """
 
     images: Images
@@ -27,6 +61,7 @@ class Split:
     concepts: np.ndarray | None = None
     subjects: np.ndarray | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
+    features: Given | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,7 +71,8 @@ class Split:
         concepts = None if self.concepts is None else self.concepts[rows]
         subjects = None if self.subjects is None else self.subjects[rows]
         groups = {name: values[rows] for name, values in self.groups.items()}
-        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects, groups)
+        features = None if self.features is None else self.features.take(rows)
+        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects, groups, features)
 
 
 @dataclass

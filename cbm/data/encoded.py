@@ -9,7 +9,7 @@ import torch
 from omegaconf import DictConfig
 
 from cbm.data.copies import find_copies, shared_subjects
-from cbm.data.dataset import ImageDataset
+from cbm.data.dataset import Encoded, ImageDataset
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import Images
 from cbm.data.readers import read_dataset
@@ -63,18 +63,18 @@ class Encoding:
             encoder: an ``EncoderConfig``, if the encoder is not the run's own (a teacher).
         """
         own: Any = cfg.encoder if encoder is None else encoder
-        return cls(
+        how = cls(
             Path(cfg.cache),
-            own.store_dtype,
-            own.batch_size,
-            own.num_workers,
-            cfg.dataset.on_error,
-            cfg.dataset.get("max_skipped", cls.max_skipped),  # runs of before do not say it
-            cfg.trainer.progress,
-            cfg.shots,
-            cfg.val_shots,
-            cfg.seed,
+            on_error=cfg.dataset.on_error,
+            max_skipped=cfg.dataset.get("max_skipped", cls.max_skipped),  # runs of before do not say it
+            progress=cfg.trainer.progress,
+            shots=cfg.shots,
+            val_shots=cfg.val_shots,
+            seed=cfg.seed,
         )
+        if own is None:  # features are given: nothing is encoded
+            return how
+        return replace(how, store_dtype=own.store_dtype, batch_size=own.batch_size, num_workers=own.num_workers)
 
     def whole(self) -> "Encoding":
         """The same settings, but with all images of every class, as for evaluation."""
@@ -126,7 +126,7 @@ def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
 
 def encode_splits(
     dataset: ImageDataset,
-    encoder: Encoder,
+    encoder: Encoder | None,
     settings: Encoding,
     splits: tuple[str, ...],
     teacher: tuple[Encoder, Encoding] | None = None,
@@ -135,7 +135,7 @@ def encode_splits(
 
     Args:
         dataset: the images.
-        encoder: the frozen encoder.
+        encoder: the frozen encoder; None if the features were made elsewhere by something unknown.
         settings: how images are encoded, and how many are taken.
         splits: names of the splits to encode.
         teacher: another encoder with its settings, which encodes the training and validation images too; images that
@@ -157,7 +157,8 @@ def encode_splits(
             has = " and ".join(dataset.splits)
             raise UserError(f"data set '{dataset.name}' has no pictures for '{name}': it has {has}")
         split = dataset.splits[name]
-        stored = [encode_images(split.images, encoder, settings, f"{dataset.name}/{name}")]
+        own = split.features or encode_images(split.images, encoder, settings, f"{dataset.name}/{name}")
+        stored: list[Encoded] = [own]
         if teacher is not None and name != "test":
             stored.append(encode_images(split.images, *teacher, f"{dataset.name}/{name} (teacher)"))
         readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
@@ -192,7 +193,7 @@ def encode_splits(
         concept_names=dataset.concept_names,
         concept_groups=dataset.concept_groups,
         seed=settings.seed,
-        encoder=encoder.fingerprint,
+        encoder=None if encoder is None else encoder.fingerprint,
         teacher=seen,
         skipped=skipped,
         group_names=dataset.group_names,
@@ -209,7 +210,7 @@ def _say_copies(dataset: ImageDataset, cache: Path, splits: tuple[str, ...]) -> 
         warn_once(f"{dataset.name}: {said} (python -m cbm datasets check says more)")
 
 
-def _check_skipped(label: str, count: int, total: int, stored: list[StoredFeatures], most: float) -> None:
+def _check_skipped(label: str, count: int, total: int, stored: list[Encoded], most: float) -> None:
     """More than a few lost images would change what a number means.
 
     Raises:
@@ -224,7 +225,7 @@ def _check_skipped(label: str, count: int, total: int, stored: list[StoredFeatur
     )
 
 
-def encode_images(images: Images, encoder: Encoder, settings: Encoding, label: str) -> StoredFeatures:
+def encode_images(images: Images, encoder: Encoder | None, settings: Encoding, label: str) -> StoredFeatures:
     """Features of images, from the store or encoded now.
 
     Args:
@@ -234,8 +235,10 @@ def encode_images(images: Images, encoder: Encoder, settings: Encoding, label: s
         label: name of the images in messages and progress bars.
 
     Raises:
-        UserError: the images cannot be encoded.
+        UserError: there is no encoder, or the images cannot be encoded.
     """
+    if encoder is None:
+        raise UserError(f"{label}: these are images, and there is no encoder to read them: say encoder=NAME")
     return FeatureStore(settings.cache).encode(
         encoder,
         images,

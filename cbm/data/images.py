@@ -27,6 +27,10 @@ LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
 """Files that they leave behind."""
 
 
+class NoImage(LookupError):
+    """There is no image to show: only its features are known."""
+
+
 class Images(Protocol):
     """N pictures, opened one by one.
 
@@ -82,16 +86,16 @@ class ImageFiles:
         return ImageFiles(self.root, [self.names[row] for row in rows])
 
     def fingerprints(self, cache: Path) -> list[str]:
-        """Hash of every file's bytes, remembered in ``cache`` by path, size and the times of ``_file_key``.
+        """Hash of every file's bytes, remembered in ``cache`` by path, size and the times of ``file_key``.
 
         An unreadable file has the fingerprint of its error, so that it is tried again once it is repaired.
         """
-        keys = [_file_key(self.root / name) for name in self.names]
+        keys = [file_key(self.root / name) for name in self.names]
         return _remembered(cache, "hash", keys, lambda row: _file_hash(self.root / self.names[row]))
 
     def remember(self, cache: Path, fingerprints: list[str]) -> None:
         """Keep fingerprints that were found while the files were read for another reason."""
-        keys = [_file_key(self.root / name) for name in self.names]
+        keys = [file_key(self.root / name) for name in self.names]
         _remember(cache / "fingerprints.sqlite", MEMORIES["hash"][0], "hash", dict(zip(keys, fingerprints)))
 
     def contents(self, cache: Path) -> list[str]:
@@ -100,7 +104,7 @@ class ImageFiles:
 
     def looks(self, cache: Path) -> np.ndarray:
         """How every file is read, remembered like the fingerprints; only headers are read."""
-        keys = [_file_key(self.root / name) for name in self.names]
+        keys = [file_key(self.root / name) for name in self.names]
         return np.array(_remembered(cache, "look", keys, lambda row: _file_look(self.root / self.names[row])), np.int32)
 
 
@@ -153,7 +157,7 @@ def store_keys(fingerprints: list[str], looks: np.ndarray, least: int | None) ->
     ]
 
 
-def _file_key(path: Path) -> str:
+def file_key(path: Path) -> str:
     """What changes when a file does.
 
     Its size and the time of its content can be those of before (a copy that keeps times, a clock set back); the time

@@ -12,7 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 
-from cbm.config import Registry
+from cbm.config import FEATURES, Registry
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import ImageArray
 from cbm.errors import UserError, did_you_mean
@@ -54,7 +54,8 @@ def read_dataset(
     read = READERS.find(kind)
     if root is None:
         raise UserError(
-            f"data set '{name}' needs to know where the images are: say dataset.root=/path/to/images "
+            f"data set '{name}' needs to know where the {'features' if kind == FEATURES else 'images'} are: say "
+            f"dataset.root=/path/to/{'features' if kind == FEATURES else 'images'} "
             f"(where to get them: python -m cbm datasets show {name})"
         )
     parameters = inspect.signature(read).parameters

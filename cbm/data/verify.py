@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cbm.data.copies import find_copies, near_duplicates, shared_subjects
 from cbm.data.dataset import ImageDataset, Split
+from cbm.data.given import GivenImages
 from cbm.data.images import ImageFiles, Images
 from cbm.data.lists import missing_files
 from cbm.files.pictures import EXTENSIONS
@@ -96,6 +97,15 @@ def verify_images(dataset: ImageDataset, findings: Findings, *, every: bool, pro
         if isinstance(images, ImageFiles) and (absent := missing_files(images.root, images.names)):
             findings.problems.append(f"{name}: {len(absent):,} picture(s) are missing{_first(absent)}")
             images = images.take(sorted(set(range(len(images))) - _rows(images, absent)))
+        if isinstance(images, GivenImages) and images.shown is None and split.features is not None:
+            findings.notes.append(f"{name}: there are no images to open, only features")
+            lost = [file for file, _ in zip(split.features.errors, range(SAMPLE))]
+            if lost:
+                count = int((~split.features.readable).sum())
+                findings.problems.append(
+                    f"{name}: {count:,} row(s) of features are NaN, infinite or zero{_first(lost)}"
+                )
+            continue
         rows = range(len(images)) if every else np.unique(np.linspace(0, len(images) - 1, SAMPLE).astype(int)).tolist()
         found = list(_opened(images, rows if len(images) else [], f"opening {name}", progress))
         findings.opened += len(found)

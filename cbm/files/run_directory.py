@@ -265,7 +265,8 @@ def read_about(path: Path) -> dict[str, Any]:
     """
     about = read_json(path / "about.json")
     try:
-        sound = all(isinstance(name, str) for name in about["classes"]) and bool(about["encoder"]["fingerprint"])
+        sound = all(isinstance(name, str) for name in about["classes"])
+        sound &= about["encoder"] is None or bool(about["encoder"]["fingerprint"])  # None: features were given
     except (KeyError, TypeError):
         sound = False
     if not sound:

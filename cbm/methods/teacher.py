@@ -30,19 +30,19 @@ def check_teacher(method: Method, cfg: DictConfig) -> None:
         )
 
 
-def load_teacher(method: Method, cfg: DictConfig, encoder: Encoder) -> Encoder | None:
+def load_teacher(method: Method, cfg: DictConfig, encoder: Encoder | None) -> Encoder | None:
     """The teacher of a run, or None if the encoder itself is the teacher.
 
     Args:
         method: the method that is trained.
         cfg: a ``cbm.config.TrainConfig``.
-        encoder: the encoder of the run.
+        encoder: the encoder of the run; None if features are given.
 
     Raises:
         UserError: the method needs a teacher and none is named, or the model reads no text.
     """
     if cfg.teacher is None:
-        if method.uses_teacher and not encoder.has_text:
+        if method.uses_teacher and encoder is not None and not encoder.has_text:
             raise UserError(
                 f"encoder '{encoder.id}' reads images only: method={cfg.method.name} needs a text-image model to learn "
                 "the concepts from, say teacher=NAME (e.g. teacher=vit_b32)"
@@ -51,4 +51,4 @@ def load_teacher(method: Method, cfg: DictConfig, encoder: Encoder) -> Encoder |
     teacher = load_encoder(cfg.teacher)
     if not teacher.has_text:
         raise UserError(f"teacher '{teacher.id}' reads images only: choose a text-image model (e.g. teacher=vit_b32)")
-    return None if teacher.fingerprint == encoder.fingerprint else teacher
+    return None if encoder is not None and teacher.fingerprint == encoder.fingerprint else teacher

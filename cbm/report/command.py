@@ -18,11 +18,13 @@ def reproduce_command(cfg: DictConfig) -> str:
     words = []
     defaults: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.structured(schema.TrainConfig)))  # type: ignore[arg-type]
     for group, choice in _choices(wanted).items():
-        if choice is not None:
+        if choice is not None and (group, choice) != ("encoder", "auto"):
             words.append(f"{group}={choice}")
         defaults[group] = _defaults(group, choice)
     known = _flat(defaults)
     for key, value in _flat(wanted).items():
+        if key == "encoder" and value is None:
+            continue  # features are given: encoder=auto is none
         if key not in NOT_REPEATED and not key.startswith("logger.") and (key not in known or known[key] != value):
             new = "+" if key.startswith("dataset.args.") and key not in known else ""  # Hydra wants it said
             words.append(f"{new}{key}={_value(value)}")
@@ -34,7 +36,8 @@ def _choices(wanted: dict[str, Any]) -> dict[str, str | None]:
     encoder = None
     for name in schema.choices("encoder"):
         card: Any = OmegaConf.to_container(OmegaConf.load(schema.CONFIGS / "encoder" / f"{name}.yaml"))
-        if all(card.get(key) == wanted["encoder"].get(key) for key in ("model", "pretrained")):
+        own = wanted["encoder"] or {"model": "auto"}
+        if all(card.get(key) == own.get(key) for key in ("model", "pretrained")):
             encoder = name
     method, dataset = wanted["method"]["name"], wanted["dataset"]["name"]
     return {

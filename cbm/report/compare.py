@@ -162,12 +162,12 @@ def _identity(settings: dict[str, Any]) -> str:
     """Everything that makes a run another experiment: not the seed, not where it runs and writes."""
     parts = {key: settings.get(key) for key in ("method", "dataset", "encoder", "concepts", "shots", "val_shots")}
     aside = ("device", "num_workers", "batch_size", "precision")
-    parts["encoder"] = {key: value for key, value in settings["encoder"].items() if key not in aside}
+    parts["encoder"] = {key: value for key, value in (settings["encoder"] or {}).items() if key not in aside}
     return json.dumps(parts, sort_keys=True, default=str)
 
 
 def _labels(settings: dict[str, Any], methods: list[dict[str, Any]]) -> dict[str, str]:
-    method, encoder, concepts = settings["method"], settings["encoder"], settings["concepts"]
+    method, encoder, concepts = settings["method"], settings["encoder"] or {"model": "given"}, settings["concepts"]
     tag = f" {encoder['pretrained']}" if encoder.get("pretrained") else ""
     source = str(concepts.get("source", "auto"))
     name = Path(source).stem if source != "auto" else "auto"
@@ -177,7 +177,7 @@ def _labels(settings: dict[str, Any], methods: list[dict[str, Any]]) -> dict[str
     dataset = settings["dataset"]["name"]
     return {
         "method": str(method["name"]),
-        "dataset": Path(root).stem if dataset in ("folder", "csv") and root else str(dataset),
+        "dataset": Path(root).stem if dataset in ("folder", "csv", "features") and root else str(dataset),
         "encoder": Path(str(encoder["model"])).name + tag,
         "concepts": f"{name} ({concepts['control']})" if concepts.get("control") else name,
         "shots": str(settings["shots"]),

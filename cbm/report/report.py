@@ -174,7 +174,9 @@ def header_facts(
     model: nn.Module, bank: ConceptBank | None, data: FeatureData, cfg: DictConfig
 ) -> list[tuple[str, str]]:
     """What was run, as name and value."""
-    encoder = str(cfg.encoder.model) + (f" ({cfg.encoder.pretrained})" if cfg.encoder.pretrained else "")
+    encoder = "none: features were given"
+    if cfg.encoder is not None:
+        encoder = str(cfg.encoder.model) + (f" ({cfg.encoder.pretrained})" if cfg.encoder.pretrained else "")
     pictures = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
     facts = [] if cfg.dataset.root is None else [("Data", str(cfg.dataset.root))]
     facts += [("Encoder", encoder), ("Pictures", pictures), ("Classes", f"{len(data.classes):,}")]

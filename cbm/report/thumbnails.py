@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from PIL import Image
 
-from cbm.data.images import Images
+from cbm.data.images import Images, NoImage
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +35,8 @@ def thumbnail(images: Images, row: int) -> Thumbnail:
     name = images.names[row]
     try:
         picture = images.open(row, SIDE)
+    except NoImage:
+        return Thumbnail(name, None)
     except Exception as error:  # a missing or broken file makes a decoder raise anything; the report goes on without it
         log.warning("report: picture '%s' cannot be read (%s)", name, type(error).__name__)
         return Thumbnail(name, None)

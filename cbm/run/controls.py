@@ -1,15 +1,14 @@
 """The evidence beside every result: the same method on random and on shuffled concepts, and simple baselines."""
 
 import math
-from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from cbm.concepts import CONTROLS, ConceptBank, apply_control
-from cbm.concepts.prepare import class_name_bank
+from cbm.concepts.candidates import class_bank
 from cbm.data import FeatureData
-from cbm.data.text_store import text_encoder
+from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
 from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.methods import Method, create_method, fit_method
@@ -68,19 +67,29 @@ def integrity_metrics(integrity: Integrity) -> dict[str, float]:
     return values
 
 
-def fit_baselines(method: Method, data: FeatureData, cfg: DictConfig, encoder: Encoder) -> dict[str, dict[str, float]]:
-    """Test metrics of zero-shot classification (if the encoder reads text) and of a linear probe.
+def fit_baselines(
+    method: Method,
+    data: FeatureData,
+    cfg: DictConfig,
+    encoder: Encoder | None,
+    encode_text: EncodeText,
+    logit_scale: float,
+) -> dict[str, dict[str, float]]:
+    """Test metrics of zero-shot classification (if class names can be embedded) and of a linear probe.
 
     Args:
         method: the method of the run, which is not fitted again.
         data: encoded splits.
         cfg: a ``cbm.config.TrainConfig``.
-        encoder: the frozen encoder.
+        encoder: the frozen encoder; None if features are given.
+        encode_text: function from phrases to features.
+        logit_scale: factor on cosines.
 
     Returns:
         Metrics by name of the baseline.
     """
-    names = ["zero_shot", "linear_probe"] if encoder.has_text else ["linear_probe"]
+    named = cfg.concepts.class_embeddings is not None or (encoder is not None and encoder.has_text)
+    names = ["zero_shot", "linear_probe"] if named else ["linear_probe"]
     results = {}
     for name in names:
         baseline = create_method({"name": name})
@@ -88,8 +97,7 @@ def fit_baselines(method: Method, data: FeatureData, cfg: DictConfig, encoder: E
             continue
         bank = None
         if baseline.concepts_from == "class_names":
-            encode_text = text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
-            bank = class_name_bank(data.classes, cfg.dataset.template, encode_text, encoder.fingerprint)
-        model, bank = fit_method(baseline, data, bank, encoder.logit_scale, seed=cfg.seed, trainer=cfg.trainer)
+            bank = class_bank(cfg, data.classes, encoder, encode_text)
+        model, bank = fit_method(baseline, data, bank, logit_scale, seed=cfg.seed, trainer=cfg.trainer)
         results[name] = evaluate_split(model, bank, data, "test")
     return results

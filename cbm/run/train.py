@@ -13,12 +13,20 @@ import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from cbm.concepts import ConceptBank, apply_control, clean_class_names
-from cbm.concepts.candidates import ConceptImages, candidate_bank, concept_images, learn_bank, learns_concepts
-from cbm.config import check_settings
+from cbm.concepts.candidates import (
+    ConceptImages,
+    candidate_bank,
+    class_bank,
+    concept_images,
+    learn_bank,
+    learns_concepts,
+)
+from cbm.config import check_settings, choose_encoder
 from cbm.data import FeatureData, ImageDataset, few_shot
+from cbm.data.claims import check_claim
 from cbm.data.encoded import Encoding, encode_splits, read_images
 from cbm.data.text_store import EncodeText, text_encoder
 from cbm.editing.domains.source_card import source_card
@@ -28,7 +36,7 @@ from cbm.errors import UserError
 from cbm.files.pictures import VERSION
 from cbm.files.run_directory import RunDirectory, choose_run_directory, finished_run, read_metrics
 from cbm.layers import ConceptBottleneck, linear_or_none, save_model
-from cbm.methods import Method, create_method, fit_method
+from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
@@ -40,6 +48,9 @@ from cbm.run.controls import check_integrity, fit_baselines, integrity_metrics
 from cbm.run.tracking import create_wandb_logger, log_results
 
 log = logging.getLogger("cbm")
+
+LOGIT_SCALE = 100.0
+"""Factor that CLIP puts on cosines, for features of unknown origin."""
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -58,6 +69,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     """
     began = time.perf_counter()
     forget_peak()
+    choose_encoder(cfg)
     if in_sweep() and (found := finished_run(cfg)):
         log.info("%s is there already", found)
         return read_metrics(found)
@@ -78,7 +90,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             method,
             data,
             bank,
-            inputs.encoder.logit_scale,
+            inputs.logit_scale,
             seed=cfg.seed,
             trainer=cfg.trainer,
             run_path=run.path,
@@ -97,9 +109,12 @@ def train(cfg: DictConfig) -> dict[str, float]:
         if cfg.controls and method.concepts_from == "bank" and bottleneck is None:
             log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
         elif cfg.controls and method.concepts_from == "bank" and bottleneck and candidates and bank:
-            integrity = check_integrity(bottleneck, bank, data, candidates, cfg, inputs.encoder.logit_scale)
+            integrity = check_integrity(bottleneck, bank, data, candidates, cfg, inputs.logit_scale)
             metrics |= integrity_metrics(integrity)
-    baselines = fit_baselines(method, data, cfg, inputs.encoder) if cfg.report else {}
+    baselines = {}
+    if cfg.report:
+        tower = text_tower(inputs.encoder, cfg)
+        baselines = fit_baselines(method, data, cfg, inputs.encoder, tower, inputs.logit_scale)
     metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
     metrics |= {f"data/n_skipped_{name}": float(count) for name, count in data.skipped.items()}
     metrics["data/n_classes"] = float(len(data.classes))
@@ -141,17 +156,22 @@ class Inputs:
 
     Attributes:
         images: the data set.
-        encoder: the frozen encoder.
+        encoder: the frozen encoder; None if the features are given and nothing is known of what made them.
         teacher: text-image model that scores the concepts, if it is not the encoder.
         candidates: the concepts to choose from; None if there are none, or if they are learned from images.
         concept_images: images that concepts are learned from, or None.
     """
 
     images: ImageDataset
-    encoder: Encoder
+    encoder: Encoder | None
     teacher: Encoder | None
     candidates: ConceptBank | None
     concept_images: ConceptImages | None
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines; that of CLIP if no encoder says another."""
+        return LOGIT_SCALE if self.encoder is None else self.encoder.logit_scale
 
 
 def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock") -> Inputs:
@@ -164,7 +184,8 @@ def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock"
         clock: measures the time.
     """
     with clock("encode"):
-        encoder = load_encoder(cfg.encoder)
+        encoder = None if cfg.encoder is None else load_encoder(cfg.encoder)
+        check_claim(images, encoder)
         teacher = load_teacher(method, cfg, encoder)
     with clock("concepts"):
         reader = teacher or encoder
@@ -192,8 +213,7 @@ def encode(
         splits = ("train", "val", "test")
         dataset, data = encode_splits(inputs.images, inputs.encoder, Encoding.of(cfg), splits, teacher)
         if method.reads_class_names:
-            names = clean_class_names(data.classes)
-            data = replace(data, class_embeddings=text_tower(inputs.teacher or inputs.encoder, cfg)(names))
+            data = replace(data, class_embeddings=embed_class_names(data.classes, inputs, cfg))
     candidates = inputs.candidates
     if inputs.concept_images is not None:
         with clock("concepts"):
@@ -201,9 +221,35 @@ def encode(
     return dataset, data, candidates
 
 
-def text_tower(encoder: Encoder, cfg: DictConfig) -> EncodeText:
-    """A function from phrases to features, which keeps them in the run's feature store."""
-    return text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
+def embed_class_names(classes: list[str], inputs: Inputs, cfg: DictConfig) -> Tensor:
+    """Embeddings ``[C, E]`` of the class names, by a text tower or from ``concepts.class_embeddings``."""
+    if cfg.concepts.class_embeddings is not None:
+        return class_bank(cfg, classes, None, text_tower(None, cfg)).directions()
+    return text_tower(inputs.teacher or inputs.encoder, cfg)(clean_class_names(classes))
+
+
+def text_tower(encoder: Encoder | None, cfg: DictConfig) -> EncodeText:
+    """A function from phrases to features, which keeps them in the run's feature store; it raises an error if features
+    are given and nothing is known of what made them."""
+    if encoder is not None:
+        return text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
+
+    def refuse(texts: list[str]) -> Tensor:
+        plain = [f"method={name}" for name, kind in METHODS.items() if kind.concepts_from is None]
+        labelled = [f"method={name}" for name, kind in METHODS.items() if kind.concepts_from == "labels"]
+        needs = (
+            "embeddings of the class names (concepts.class_embeddings=FILE)"
+            if create_method(cfg.method).concepts_from == "class_names"
+            else "concepts with embeddings of their own (concepts=FILE.npz with names and vectors, bank.json beside "
+            "embeddings.safetensors, or concepts.embeddings=FILE)"
+        )
+        raise UserError(
+            f"features come without a text tower: method={cfg.method.name} needs {needs}, or encoder=NAME if that made "
+            f"the features; without either there are {' and '.join(plain)}, and where the data set labels concepts "
+            f"{', '.join(labelled)} and concepts=cav"
+        )
+
+    return refuse
 
 
 def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, counts: list[int]) -> list[SparseHead]:
@@ -225,13 +271,13 @@ def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, c
 # ----------------------------------------------------------------------------------------------------- what comes out
 
 
-def save(run: RunDirectory, result: RunResult, encoder: Encoder) -> None:
+def save(run: RunDirectory, result: RunResult, encoder: Encoder | None) -> None:
     """Write the model and the metrics, and mark the run as finished.
 
     Args:
         run: the run directory.
         result: the trained model with its metrics.
-        encoder: the frozen encoder.
+        encoder: the frozen encoder, or None.
     """
     path, data = result.path, result.data
     save_model(result.model, path / "model.safetensors")
@@ -246,12 +292,14 @@ def save(run: RunDirectory, result: RunResult, encoder: Encoder) -> None:
     run.finish()
 
 
-def about(result: RunResult, encoder: Encoder) -> dict[str, Any]:
+def about(result: RunResult, encoder: Encoder | None) -> dict[str, Any]:
     """The contents of ``about.json``."""
     integrity = result.integrity
     return {
         "classes": result.data.classes,
-        "encoder": {
+        "dim": result.data.dim,
+        "encoder": encoder
+        and {
             "id": encoder.id,
             "fingerprint": encoder.fingerprint,
             "dim": encoder.dim,

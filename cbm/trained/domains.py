@@ -86,7 +86,7 @@ def edit_context(
     bottleneck = require_linear(model.model, model.bank)
     assert model.bank is not None
     zero_shot = None
-    if model.encoder.has_text:
+    if model.has_text:
         encode_text = text_encoder(model.encoder, Path(cache), False)
         names = class_name_bank(model.classes, card.template, encode_text, model.encoder.fingerprint)
         assert names.embeddings is not None

@@ -10,6 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
 from PIL import Image
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 
 from cbm.concepts import ConceptBank, load_bank, phrase_bank, read_bank
 from cbm.concepts.prepare import prepare_bank
-from cbm.config import load_card
+from cbm.config import FEATURES, load_card
 from cbm.data import FeatureData, FeatureSplit, ImageDataset, unit_norm
 from cbm.data.encoded import Encoding, encode_splits, read_images, reorder_classes
 from cbm.data.text_store import text_encoder
@@ -145,16 +146,38 @@ class TrainedModel:
         """The frozen encoder, loaded on first use.
 
         Raises:
-            UserError: its weights differ from those of the encoder that the model was trained on.
+            UserError: its weights differ from those of the encoder that the model was trained on, or the model was
+                trained on features, and nothing is known of what made them.
         """
+        trained_on = self.fingerprint
+        if trained_on is None:
+            raise UserError(
+                f"'{self.path}' was trained on features that were made elsewhere: no encoder is known to read images "
+                f"or phrases; give it features [N, {self.dim}] of the same model (dataset=features dataset.root=FILE, "
+                "cbm.load(RUN).predict(features))"
+            )
         encoder = load_encoder(self.config.encoder)
-        trained_on = self.about["encoder"]["fingerprint"]
         if trained_on not in (encoder.fingerprint, encoder.former):
             raise UserError(
                 f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained "
                 f"({encoder.fingerprint} against {trained_on})"
             )
         return encoder
+
+    @property
+    def fingerprint(self) -> str | None:
+        """Fingerprint of the encoder of the features; None if that is not known."""
+        return self.about["encoder"] and self.about["encoder"]["fingerprint"]
+
+    @property
+    def dim(self) -> int:
+        """Width D of the features."""
+        return int(self.about["dim"] if "dim" in self.about else self.about["encoder"]["dim"])
+
+    @property
+    def has_text(self) -> bool:
+        """Whether there is a text tower that embeds phrases."""
+        return self.fingerprint is not None and self.encoder.has_text
 
     def cut_points(self, cache: str | Path = "cache") -> dict[str, float]:
         """Score above which a concept counts as shown, by its text, as chosen on the run's own validation images.
@@ -230,13 +253,22 @@ class TrainedModel:
         settings = self.encoding(card, cache)
         if as_trained:
             settings = replace(settings, shots=self.config.shots, val_shots=self.config.val_shots)
-        encoder = self.encoder  # other weights are found before anything is read
+        encoder = None if card.reader == FEATURES else self.encoder  # other weights are found before anything is read
         whole = dataset is not None and not self._learned_from(card)
         if dataset is not None and not whole:
             log.info("'%s' was trained on these images: only those of its own splits are measured", self.path)
         images = reorder_classes(read_images(card, Path(cache), whole=whole), self.classes)
         wanted = [name for name in dict.fromkeys(splits) if name != "val" or name in images.splits or len(splits) == 1]
-        return encode_splits(images, encoder, settings, tuple(wanted))
+        taken, data = encode_splits(images, encoder, settings, tuple(wanted))
+        self._check_width(next(iter(data.splits.values())).x, f"data set '{taken.name}'")
+        return taken, data
+
+    def _check_width(self, features: Tensor, whose: str) -> None:
+        if features.dim() != 2 or features.shape[1] != self.dim:
+            raise UserError(
+                f"{whose}: features are {list(features.shape)}, this model reads [N, {self.dim}]: expected features of "
+                "the model that it was trained on"
+            )
 
     def _learned_from(self, card: DictConfig) -> bool:
         """Whether the run was trained on the images of a card; then its own test split is what measures it."""
@@ -320,7 +352,7 @@ class TrainedModel:
         bottleneck = require_linear(self.model, self.bank)
         if not isinstance(bank, ConceptBank):
             bank = self._read_bank(bank, translation)
-        if bank.embeddings is None or bank.encoder != self.about["encoder"]["fingerprint"]:
+        if bank.embeddings is None or bank.encoder != self.fingerprint:
             concepts = self.config.concepts
             bank = prepare_bank(
                 bank,
@@ -372,11 +404,12 @@ class TrainedModel:
         Raises:
             UserError: an unknown format, packages that are not installed, or a model that cannot be exported.
         """
+        made_by = "this encoder" if self.fingerprint else "the model that made those of training"
         about = {
             "classes": self.classes,
             "concepts": [] if self.bank is None else self.bank.texts,
             "encoder": self.about["encoder"],
-            "features": "the picture features of this encoder; they are divided by their length inside",
+            "features": f"features of {made_by}, {self.dim} numbers each; they are divided by their length inside",
             "changes": [str(change) for change in self.changes],
         }
         return export_model(self.as_module(top_k), Path(path), about, format)
@@ -405,15 +438,19 @@ class TrainedModel:
         """
         return push(lambda folder: save_folder(self, folder, repo), repo, private=private, message=message)
 
-    def predict(self, images: Sequence[Picture] | Tensor) -> Prediction:
-        """Classify images.
+    def predict(self, images: Sequence[Picture] | Tensor | np.ndarray) -> Prediction:
+        """Classify images, or their features.
 
         Args:
-            images: paths or PIL images, or preprocessed images ``[N, 3, H, W]``.
+            images: paths or PIL images, preprocessed images ``[N, 3, H, W]``, or features ``[N, D]`` of any norm.
 
         Raises:
-            UserError: there is no image, or one cannot be read.
+            UserError: there is no image, one cannot be read, or features are of another width.
         """
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+            images = torch.from_numpy(np.ascontiguousarray(images))
+        if isinstance(images, Tensor) and images.dim() == 2:
+            return self.predict_features(images)
         if isinstance(images, str | Path | Image.Image):
             raise UserError("predict takes a list of images; expected [image]")
         if len(images) == 0:
@@ -449,8 +486,11 @@ class TrainedModel:
             features: features ``[N, D]`` of the model's own encoder, of any norm.
 
         Raises:
-            UserError: a feature is NaN, infinite, or a row is zero.
+            UserError: there are none, they are of another width, one is NaN or infinite, or a row is zero.
         """
+        self._check_width(features, "predict")
+        if not len(features):
+            raise UserError("there is no image to predict; expected features [N, D]")
         x = unit_norm(features, [f"row {i}" for i in range(len(features))])
         return Prediction(self.model(x), self.classes, x, self.model, self.bank)
 
@@ -509,10 +549,10 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
         UserError: no such run, it is not finished, or the hub cannot be reached.
     """
     path, config = open_run(pull(str(run).removeprefix(HUB)) if str(run).startswith(HUB) else Path(run))
-    if device is not None:
-        config.encoder.device = device
     about = read_about(path)
-    if (made_with := about["encoder"].get("pixels", 1)) != VERSION:
+    if device is not None and about["encoder"] is not None:
+        config.encoder.device = device
+    if about["encoder"] is not None and (made_with := about["encoder"].get("pixels", 1)) != VERSION:
         warn_once(
             f"'{path}' was made by version {made_with} of how images are read, this is version {VERSION}: its numbers "
             "hold for upright, opaque images with 8 bits that are not much larger than needed; to compare others, "

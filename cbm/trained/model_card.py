@@ -64,6 +64,7 @@ def model_card(
         concepts=None if bank is None else len(bank),
         bank_name=bank and bank.name,
         encoder=about["encoder"],
+        dim=about.get("dim"),
         n_train=f"{metrics['data/n_train']:,.0f}" if "data/n_train" in metrics else None,
         changes=about["changes"],
         metrics=[(name, percent(metrics[key])) for key, name in MEASURED.items() if key in metrics],

@@ -1,0 +1,437 @@
+"""Arrays by name, as people store features: .npy, .npz, .safetensors, .pt, Parquet, and folders of such files.
+
+Arrays are mapped from disk where the format allows it, and read when they are asked for where it does not. Nothing in a
+file is executed: no pickle, no objects.
+"""
+
+import logging
+import re
+import zipfile
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cbm.errors import UserError, did_you_mean
+from cbm.files.parsing import read_json, read_table, read_text
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth", ".parquet")
+"""Files of arrays."""
+BESIDE = (".csv", ".tsv", ".txt", ".json")
+"""Tables and lists that lie beside arrays in a folder: columns of a table, one name per line, a list of names."""
+FLOATS = "f"
+"""Kind of an array of floating-point numbers (``numpy.dtype.kind``)."""
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array in a file.
+
+    Attributes:
+        where: its file and name, for messages.
+        shape: its shape; the width of a column of lists is -1 until it is read.
+        kind: ``f`` floats, ``i`` integers and truth values, ``U`` text, ``O`` what is not read.
+        read: function that returns it: a tensor if it holds floats, else a numpy array.
+        file: the file that holds it.
+    """
+
+    where: str
+    shape: tuple[int, ...]
+    kind: str
+    read: "Callable[[], Tensor | np.ndarray]"
+    file: Path
+
+    def __len__(self) -> int:
+        return self.shape[0] if self.shape else 0
+
+
+def read_arrays(path: Path) -> dict[str, Stored]:
+    """The arrays of a file or folder by name: ``X_train``; ``train/X`` for ``X`` of a file ``train.npz`` in a folder.
+
+    Args:
+        path: a file of one of ``ARRAYS``, or a folder with such files, tables and lists, also in folders.
+
+    Raises:
+        UserError: there is no such path, a file cannot be read, or it holds objects that would have to be executed.
+    """
+    if path.is_dir():
+        found: dict[str, Stored] = {}
+        for file in _files(path):
+            stem = file.relative_to(path).with_suffix("").as_posix()
+            for name, array in read_file(file).items():
+                key = f"{stem}/{name}" if name else stem
+                if key in found:
+                    raise UserError(f"{array.where} and {found[key].where} have the same name: keep one")
+                found[key] = array
+        if not any(array.kind == FLOATS for array in found.values()):
+            raise UserError(f"no arrays in '{path}': expected files such as {', '.join(ARRAYS)}")
+        return found
+    if not path.is_file():
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"no file or folder '{path}' {did_you_mean(path.name, siblings)}".rstrip())
+    if path.suffix.lower() not in ARRAYS:
+        raise UserError(f"'{path}': features are read from {', '.join(ARRAYS)} files, or a folder of them")
+    return {name or path.stem: array for name, array in read_file(path).items()}
+
+
+def read_file(file: Path) -> dict[str, Stored]:
+    """The arrays of a file by name; an empty name for the only array of a file that names none.
+
+    Args:
+        file: a file of ``ARRAYS`` or ``BESIDE``.
+
+    Raises:
+        UserError: it cannot be read, or holds objects that would have to be executed.
+    """
+    try:
+        return _READ[file.suffix.lower()](file)
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
+        raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {_line(error)}") from error
+
+
+def holds_arrays(path: Path) -> bool:
+    """Whether a path is a file of arrays by its name, or a folder with one directly inside it or one folder deeper."""
+    if path.is_dir():
+        return any(file.suffix.lower() in ARRAYS for pattern in ("*", "*/*") for file in path.glob(pattern))
+    return path.suffix.lower() in ARRAYS
+
+
+def in_number(name: str) -> list[Any]:
+    """A key to sort names by, in which 2 stands before 10."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder that are read, in the order of their numbers; hidden ones are passed over."""
+    there = (file for file in folder.rglob("*") if file.suffix.lower() in ARRAYS + BESIDE and file.is_file())
+    shown = (file for file in there if not any(part.startswith(".") for part in file.relative_to(folder).parts))
+    yield from sorted(shown, key=lambda file: in_number(file.relative_to(folder).as_posix()))
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+# ------------------------------------------------------------------------------------------------------------- numpy
+
+
+def _npy(file: Path) -> dict[str, Stored]:
+    with file.open("rb") as content:
+        shape, dtype, _ = _header(content)
+    if dtype.hasobject:
+        return {"": Stored(f"'{file}'", shape, "O", _refuse(file, ""), file)}
+    array = np.load(file, mmap_mode="c", allow_pickle=False)  # a private copy of what is written: nothing is
+    return {"": _stored(file, "", lambda: array, array.shape, array.dtype)}
+
+
+def _npz(file: Path) -> dict[str, Stored]:
+    found = {}
+    with zipfile.ZipFile(file) as archive:
+        for entry in archive.infolist():
+            name = entry.filename.removesuffix(".npy")
+            with archive.open(entry) as member:
+                shape, dtype, start = _header(member)
+            if dtype.hasobject:
+                found[name] = Stored(f"'{file}' {name}", shape, "O", _refuse(file, name), file)
+                continue
+            read = _compressed(file, name)
+            if entry.compress_type == zipfile.ZIP_STORED and shape:
+                read = _mapped(file, entry.header_offset, start, shape, dtype)
+            found[name] = _stored(file, name, read, shape, dtype)
+    return found
+
+
+def _header(member: Any) -> tuple[tuple[int, ...], np.dtype, tuple[int, bool]]:
+    """Shape and type of an array, where its values begin after its header starts, and whether column by column."""
+    version = np.lib.format.read_magic(member)
+    read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, columns, dtype = read(member)
+    return shape, dtype, (member.tell(), columns)
+
+
+def _compressed(file: Path, name: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        with np.load(file, allow_pickle=False) as archive:
+            return archive[name]
+
+    return read
+
+
+def _mapped(
+    file: Path, offset: int, start: tuple[int, bool], shape: tuple[int, ...], dtype: np.dtype
+) -> Callable[[], np.ndarray]:
+    """An array of an archive that is not compressed, mapped from where it lies in there."""
+
+    def read() -> np.ndarray:
+        with file.open("rb") as archive:
+            archive.seek(offset + 26)
+            lengths = archive.read(4)
+        begins = offset + 30 + int.from_bytes(lengths[:2], "little") + int.from_bytes(lengths[2:], "little") + start[0]
+        return np.memmap(file, dtype, "c", begins, shape, "F" if start[1] else "C")
+
+    return read
+
+
+def _where(file: Path, name: str) -> str:
+    return f"'{file}' {name}".rstrip()
+
+
+def _refuse(file: Path, name: str) -> Callable[[], np.ndarray]:
+    def read() -> np.ndarray:
+        raise UserError(
+            f"{_where(file, name)} holds Python objects, which are not loaded: save text as np.array(names, dtype=str)"
+        )
+
+    return read
+
+
+def _stored(file: Path, name: str, read: Callable[[], np.ndarray], shape: tuple[int, ...], dtype: np.dtype) -> Stored:
+    """An array of numpy, whose floats are handed on as a tensor."""
+    where = _where(file, name)
+    kind = {"f": "f", "i": "i", "u": "i", "b": "i", "U": "U", "S": "U"}.get(dtype.kind, "O")
+    if kind == "U":
+        return Stored(where, shape, kind, lambda: _text(read()), file)
+    if kind != "f":
+        return Stored(where, shape, kind, read, file)
+    return Stored(where, shape, kind, lambda: _tensor(read()), file)
+
+
+def _text(array: np.ndarray) -> np.ndarray:
+    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else np.asarray(array)
+
+
+def _tensor(array: np.ndarray) -> "Tensor":
+    import torch
+
+    if not array.dtype.isnative:
+        array = array.astype(array.dtype.newbyteorder("="))
+    return torch.from_numpy(array if array.dtype.itemsize <= 8 else array.astype(np.float64))
+
+
+# ----------------------------------------------------------------------------------------------- tensors, and objects
+
+
+def _safetensors(file: Path) -> dict[str, Stored]:
+    from safetensors import safe_open
+
+    found: dict[str, Stored] = {}
+    with safe_open(file, "pt") as content:
+        for name in content.keys():  # noqa: SIM118
+            part = content.get_slice(name)
+            kind = "f" if part.get_dtype() in ("F16", "BF16", "F32", "F64") else "i"
+            found[name] = Stored(f"'{file}' {name}", tuple(part.get_shape()), kind, _one_tensor(file, name, kind), file)
+        said = content.metadata() or {}
+    for name, text in said.items():  # lists of names, which no tensor can hold
+        if text[:1] == "[" and name not in found:
+            found |= _list_of_names(file, name, _json_or_none(text))
+    return found
+
+
+def _one_tensor(file: Path, name: str, kind: str) -> "Callable[[], Tensor | np.ndarray]":
+    def read() -> "Tensor | np.ndarray":
+        from safetensors import safe_open
+
+        with safe_open(file, "pt") as content:
+            tensor = content.get_tensor(name)
+        return tensor if kind == "f" else tensor.numpy()
+
+    return read
+
+
+def _json_or_none(text: str) -> Any:
+    import json
+
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _list_of_names(file: Path, name: str, value: Any) -> dict[str, Stored]:
+    """A list of texts (or of numbers) as an array; nothing if it is something else."""
+    if not isinstance(value, list | tuple) or not value:
+        return {}
+    if all(isinstance(each, str) for each in value):
+        array = np.array(value, dtype=str)
+    elif all(isinstance(each, int | float) for each in value):
+        array = np.array(value)
+    else:
+        return {}
+    return {name: _stored(file, name, lambda: array, array.shape, array.dtype)}
+
+
+def _torch(file: Path) -> dict[str, Stored]:
+    import pickle
+
+    import torch
+
+    try:
+        try:
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+        except RuntimeError:  # a file of before torch 1.6 cannot be mapped
+            content = torch.load(file, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"'{file}' holds Python objects, which are not loaded (they could do anything): save a dict of tensors and "
+            "lists of names, torch.save({'features': x, 'labels': y, 'classes': names}, FILE)"
+        ) from error
+    return _from_object(file, content, "")
+
+
+def _from_object(file: Path, content: Any, name: str) -> dict[str, Stored]:
+    import torch
+
+    if isinstance(content, torch.Tensor):
+        tensor = content.detach()
+        shape, where = tuple(tensor.shape), _where(file, name)
+        if tensor.is_floating_point():
+            return {name: Stored(where, shape, "f", lambda: tensor, file)}
+        return {name: Stored(where, shape, "i", lambda: tensor.numpy(), file)}
+    if isinstance(content, dict):
+        found: dict[str, Stored] = {}
+        for key, value in content.items():
+            found |= _from_object(file, value, f"{name}/{key}" if name else str(key))
+        return found
+    return _list_of_names(file, name, content)
+
+
+# ------------------------------------------------------------------------------------------------------------ tables
+
+
+def _parquet(file: Path) -> dict[str, Stored]:
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    content = parquet.ParquetFile(file)
+    rows, found = content.metadata.num_rows, {}
+    for column in content.schema_arrow:
+        kind, width = "O", []
+        of = column.type
+        if arrow.types.is_dictionary(of):
+            of = of.value_type
+        if arrow.types.is_list(of) or arrow.types.is_large_list(of) or arrow.types.is_fixed_size_list(of):
+            width = [of.list_size if arrow.types.is_fixed_size_list(of) else -1]
+            kind = "f" if arrow.types.is_floating(of.value_type) else "i" if _whole(of.value_type) else "O"
+        elif arrow.types.is_string(of) or arrow.types.is_large_string(of):
+            kind = "U"
+        elif arrow.types.is_floating(of):
+            kind = "f"
+        elif _whole(of):
+            kind = "i"
+        where = f"'{file}' {column.name}"
+        found[column.name] = Stored(
+            where, (rows, *width), kind, _column(file, column.name, kind, bool(width), rows), file
+        )
+    return found
+
+
+def _whole(of: Any) -> bool:
+    import pyarrow as arrow
+
+    return arrow.types.is_integer(of) or arrow.types.is_boolean(of)
+
+
+def _column(file: Path, name: str, kind: str, lists: bool, rows: int) -> "Callable[[], Tensor | np.ndarray]":
+    """Reads a column of a Parquet file: a part of its rows at a time."""
+
+    def read() -> "Tensor | np.ndarray":
+        import pyarrow.parquet as parquet
+
+        batches = parquet.ParquetFile(file).iter_batches(1 << 14, columns=[name])
+        values = (_values(batch.column(0), f"'{file}' {name}", kind, lists) for batch in batches)
+        whole = _joined(values, rows)
+        return _tensor(whole) if kind == "f" else whole
+
+    return read
+
+
+def _values(column: Any, where: str, kind: str, lists: bool) -> np.ndarray:
+    """Some rows of a column."""
+    if hasattr(column, "dictionary_decode"):
+        column = column.dictionary_decode()
+    if kind == "O":
+        raise UserError(f"{where}: a column of {column.type} is not read")
+    if lists:
+        return _rectangle(column, where)
+    if kind == "U":
+        return np.array(["" if text is None else text for text in column.to_pylist()], dtype=str)
+    return column.to_numpy(zero_copy_only=False)
+
+
+def _joined(parts: Iterator[np.ndarray], rows: int) -> np.ndarray:
+    """Parts one after the other; those of numbers are put where they belong at once, so that one is there twice."""
+    first = next(parts, np.empty(0))
+    if first.dtype.kind == "U" or len(first) == rows:
+        return np.concatenate([first, *parts])
+    whole, end = np.empty((rows, *first.shape[1:]), first.dtype), len(first)
+    whole[:end] = first
+    for part in parts:
+        if part.shape[1:] != whole.shape[1:]:
+            raise UserError(f"rows {end} and after are {part.shape[1:]} wide, those before {whole.shape[1:]}")
+        whole[end : end + len(part)] = part
+        end += len(part)
+    return whole
+
+
+def _rectangle(column: Any, where: str) -> np.ndarray:
+    """A column of lists as rows of one width, ``[n, D]``.
+
+    Raises:
+        UserError: lists have other lengths, or are missing.
+    """
+    if column.null_count:
+        raise UserError(f"{where}: {column.null_count:,} row(s) have no list")
+    values = column.flatten()
+    width = len(values) // max(1, len(column))
+    lengths = {len(each) for each in (column[0], column[-1])} if len(column) else {0}
+    if lengths != {width} or set(np.diff(_offsets(column))) - {width}:
+        raise UserError(f"{where}: its lists have several lengths: expected one width of features")
+    return values.to_numpy(zero_copy_only=False).reshape(len(column), width)
+
+
+def _offsets(column: Any) -> np.ndarray:
+    return column.offsets.to_numpy() if hasattr(column, "offsets") else np.empty(0, np.int64)
+
+
+def _table(file: Path) -> dict[str, Stored]:
+    columns, rows = read_table(file)
+    found = {}
+    for name in filter(None, columns):
+        cells = np.array([row[name] for row in rows], dtype=str)
+        found[name] = _stored(file, name, partial(np.asarray, cells), cells.shape, cells.dtype)
+    return found
+
+
+def _lines(file: Path) -> dict[str, Stored]:
+    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    return {"": Stored(f"'{file}'", (len(names),), "U", lambda: np.array(names, dtype=str), file)}
+
+
+def _json(file: Path) -> dict[str, Stored]:
+    content = read_json(file)
+    named = content if isinstance(content, dict) else {"": content}
+    return {key: array for name, value in named.items() for key, array in _list_of_names(file, name, value).items()}
+
+
+_READ: dict[str, Callable[[Path], dict[str, Stored]]] = {
+    ".npy": _npy,
+    ".npz": _npz,
+    ".safetensors": _safetensors,
+    ".pt": _torch,
+    ".pth": _torch,
+    ".parquet": _parquet,
+    ".csv": _table,
+    ".tsv": _table,
+    ".txt": _lines,
+    ".json": _json,
+}
