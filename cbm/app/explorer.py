@@ -10,7 +10,7 @@ from torch import Tensor
 
 from cbm.concepts import ConceptBank
 from cbm.data import FeatureSplit
-from cbm.data.images import Images
+from cbm.data.images import Images, NoImage
 from cbm.errors import UserError
 from cbm.files.pictures import open_picture
 from cbm.layers import (
@@ -31,14 +31,14 @@ class Picture:
 
     Attributes:
         name: name of the picture in edits.
-        image: the picture itself.
+        image: the picture itself; None where only features are known.
         x: unit-norm features ``[D]``.
         label: index of its class, or None if it is not known.
         row: row in the split, or None for a dropped file.
     """
 
     name: str
-    image: Image.Image
+    image: Image.Image | None
     x: Tensor
     label: int | None = None
     row: int | None = None
@@ -144,8 +144,11 @@ class Explorer:
         if not 0 <= row < len(self.split):
             raise UserError(f"no picture {row}: the split has {len(self.split)}")
         name = self.images.names[row]
+        image: Image.Image | None
         try:
-            image = self.images.open(row, self.model.encoder.least)
+            image = self.images.open(row, None if self.model.fingerprint is None else self.model.encoder.least)
+        except NoImage:
+            image = None
         except Exception as error:  # a missing or broken file makes a decoder raise anything
             raise UserError(f"picture '{name}' cannot be read any more ({type(error).__name__})") from error
         return Picture(name, image, self.split.x[row], int(self.split.y[row]), row)

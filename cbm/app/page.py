@@ -246,7 +246,7 @@ class Page:
     def _picture(self, session: Session) -> dict:
         """Everything about the picture that is looked at, and the edits."""
         decision, picture, heat = decide(session), session.picture, session.heat
-        uri, tiny = data_uri(picture.image.copy())
+        uri, tiny = (None, False) if picture.image is None else data_uri(picture.image.copy())
         held = session.held if heat is not None else ""
         heat_uri = "" if heat is None else data_uri(heat.overlay())[0]
         shown = {

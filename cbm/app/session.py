@@ -98,7 +98,13 @@ class Session:
         self.concept, self.heat = column, None
 
     def look_for(self, method: str | None = None) -> None:
-        """Find where the picture shows the held concept (``cbm.trained.heat_map``)."""
+        """Find where the picture shows the held concept (``cbm.trained.heat_map``).
+
+        Raises:
+            UserError: there is no image, only its features, or the model has no encoder or no concepts.
+        """
+        if self.picture.image is None:
+            raise UserError(f"'{self.picture.name}': only its features are known, there is no image to look at")
         self.heat = self.explorer.model.heat_map(self.picture.image, self.held, method)
 
     # -------------------------------------------------------------------------------------------------------- editing

@@ -36,6 +36,10 @@ def encode(
     if dtype not in (known := ("float32", "float16")):
         raise UserError(f"--dtype {dtype}: {did_you_mean(dtype, known)}")
     _, images = read_card(dataset, root, cache)
+    if any(split.features is not None for split in images.splits.values()):
+        raise UserError(
+            f"'{dataset}' has features already: there is nothing to encode (train.py dataset={dataset} ...)"
+        )
     tower, settings = encoder_settings(encoder, pretrained, cache, workers, batch_size)
     settings = replace(settings, store_dtype=dtype, devices=devices, nodes=nodes)
     _, data = encode_splits(images, tower, settings, tuple(images.splits))

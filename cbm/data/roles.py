@@ -35,6 +35,9 @@ ROLES: dict[str, tuple[str, ...]] = {
     "concept_names": ("concept_names", "attribute_names"),
 }  # fmt: skip
 """How arrays are called that hold what a data set needs."""
+_WORDS = "|".join([*SPLITS, *SPLIT_ALIASES])
+_SPLIT = re.compile(rf"(?P<first>{_WORDS})(?:[_\-.](?P<after>.*))?|(?P<before>.*?)[_\-.](?P<last>{_WORDS})")
+"""The name of an array that says its split: ``train``, ``train_X``, ``X-train``."""
 METADATA = ("metadata", "meta", "index", "table")
 """How a table beside a file of features is called."""
 
@@ -123,12 +126,9 @@ def _place(key: str) -> tuple[str, str]:
     split, plain = "", ""
     for component in key.split("/"):
         plain = re.sub(r"[_\-.]?\d+$", "", component.casefold())
-        words = [*SPLITS, *SPLIT_ALIASES]
-        if match := re.fullmatch(rf"(?:({'|'.join(words)})[_\-.]?(.*)|(.*?)[_\-.]({'|'.join(words)}))", plain):
-            word, rest = (match[1], match[2]) if match[1] else (match[4], match[3])
-            if match[1] and match[2] and plain[len(word)] not in "_-.":
-                continue  # 'trained', 'devices'
-            split, plain = SPLIT_ALIASES.get(word, word), rest
+        if match := _SPLIT.fullmatch(plain):
+            word, plain = match["first"] or match["last"], match["after"] or match["before"] or ""
+            split = SPLIT_ALIASES.get(word, word)
     return split, plain
 
 

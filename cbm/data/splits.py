@@ -58,8 +58,12 @@ def complete_splits(
     counts = np.bincount(train.labels, minlength=len(dataset.classes))
     by_class = np.split(np.argsort(train.labels, kind="stable"), counts[:-1].cumsum())
     kin = np.arange(len(train)) if set(names) <= set(known) else _kin(train, cache)
+    place = np.full(kin.max(initial=-1) + 1, "", dtype=object)  # where the kin of every number is
+    place[kin[assigned != ""]] = assigned[assigned != ""]
     for class_name, rows in zip(dataset.classes, by_class):
-        new = _follow_kin(kin, assigned, rows[assigned[rows] == ""])
+        new = rows[assigned[rows] == ""]
+        assigned[new] = place[kin[new]]  # beside their kin, of other classes too
+        new = new[assigned[new] == ""]
         new, ends = _shuffled(new, kin, generator)
         for split, share in missing.items():
             # at first a class gives something to each split and keeps something for training, if it can
@@ -68,6 +72,7 @@ def complete_splits(
             assigned[new[:count]] = split
             new, ends = new[count:], ends[ends > count] - count
         assigned[new] = "train"
+        place[kin[rows]] = assigned[rows]
         if not known and not all(np.any(assigned[rows] == split) for split in missing):
             log.warning("class '%s' has too few images to be in every split", class_name)
     if not set(names) <= set(known):
@@ -124,14 +129,6 @@ def _twins(split: Split, cache: Path) -> Iterator[tuple[int, int]]:
         shared = 0 if split.subjects is None else len(np.unique(split.subjects[rows]))
         if not ((counts > 2) & (2 * counts > sizes[labels])).any() and shared <= PLACEHOLDER:
             yield from ((int(row), int(rows[0])) for row in rows[1:])
-
-
-def _follow_kin(kin: np.ndarray, assigned: np.ndarray, new: np.ndarray) -> np.ndarray:
-    """Put new images where their kin is already (of other classes too); returns those that have none."""
-    old = np.flatnonzero(assigned != "")
-    place = dict(zip(kin[old].tolist(), assigned[old].tolist()))
-    assigned[new] = [place.get(number, "") for number in kin[new].tolist()]
-    return new[assigned[new] == ""]
 
 
 def _shuffled(rows: np.ndarray, kin: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from cbm.errors import UserError
 from cbm.files.pictures import ENOUGH, upright_rgb
 
+LOGIT_SCALE = 100.0
+"""Factor on cosines of CLIP, for encoders that were not trained with one, and features of unknown origin."""
 AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -39,7 +41,7 @@ class Encoder:
         *,
         precision: str = "bf16",
         device: str = "cpu",
-        logit_scale: float = 100.0,
+        logit_scale: float = LOGIT_SCALE,
         forced: bool = False,
     ):
         self.id = id

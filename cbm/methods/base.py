@@ -52,7 +52,7 @@ class Method:
     concepts_from: ClassVar[Literal["bank", "labels", "class_names"] | None] = "bank"
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
-    reads_class_names: ClassVar[bool] = False
+    reads_class_names: bool = False
 
     def __init__(self, config: Any):
         self.config = config

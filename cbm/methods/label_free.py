@@ -62,10 +62,10 @@ class LabelFree(Method):
     Config = LabelFreeConfig
     trains = False
     uses_teacher = True
-    reads_class_names = True
 
     def __init__(self, config: LabelFreeConfig):
         super().__init__(config)
+        self.reads_class_names = config.class_cutoff is not None
         check_sparse_head(config)
         self.repaired = one_of("method.fidelity", config.fidelity, ("repaired", "paper")) == "repaired"
         if config.projection_steps < 0:

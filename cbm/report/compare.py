@@ -171,6 +171,7 @@ def _labels(settings: dict[str, Any], methods: list[dict[str, Any]]) -> dict[str
     tag = f" {encoder['pretrained']}" if encoder.get("pretrained") else ""
     source = str(concepts.get("source", "auto"))
     name = Path(source).stem if source != "auto" else "auto"
+    name += f":{concepts['key']}" if concepts.get("key") else ""
     same = [other for other in methods if other["name"] == method["name"]]
     differing = [key for key in method if key == "fidelity" or any(other.get(key) != method[key] for other in same)]
     root = settings["dataset"].get("root")

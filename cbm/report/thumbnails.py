@@ -23,11 +23,13 @@ class Thumbnail:
         name: how the data set calls the picture.
         uri: ``data:image/...;base64,...``, or None if the picture could not be read.
         tiny: it has fewer pixels than the place it is shown in, and should be enlarged with its pixels visible.
+        why: what is said where there is no picture.
     """
 
     name: str
     uri: str | None
     tiny: bool = False
+    why: str = "picture could not be read"
 
 
 def thumbnail(images: Images, row: int) -> Thumbnail:
@@ -36,7 +38,7 @@ def thumbnail(images: Images, row: int) -> Thumbnail:
     try:
         picture = images.open(row, SIDE)
     except NoImage:
-        return Thumbnail(name, None)
+        return Thumbnail(name, None, why="only its features are known")
     except Exception as error:  # a missing or broken file makes a decoder raise anything; the report goes on without it
         log.warning("report: picture '%s' cannot be read (%s)", name, type(error).__name__)
         return Thumbnail(name, None)

@@ -72,7 +72,7 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
     def fitted(train: FeatureSplit, val: FeatureSplit, concepts: ConceptBank) -> ConceptBottleneck:
         method, concepts = create_method(cfg.method).as_control(concepts, concepts)
         part = FeatureData({"train": train, "val": val, "test": rest}, data.classes, seed=cfg.seed)
-        fit, _ = fit_method(method, part, concepts, trained.encoder.logit_scale, seed=cfg.seed, trainer=cfg.trainer)
+        fit, _ = fit_method(method, part, concepts, trained.logit_scale, seed=cfg.seed, trainer=cfg.trainer)
         return require_linear(fit)
 
     judge, tune = split_test(target, max(1, shots // 4), data.classes, cfg.seed)

@@ -31,7 +31,7 @@ from cbm.data.encoded import Encoding, encode_splits, read_images
 from cbm.data.text_store import EncodeText, text_encoder
 from cbm.editing.domains.source_card import source_card
 from cbm.encoders import load_encoder
-from cbm.encoders.base import Encoder
+from cbm.encoders.base import LOGIT_SCALE, Encoder
 from cbm.errors import UserError
 from cbm.files.pictures import VERSION
 from cbm.files.run_directory import RunDirectory, choose_run_directory, finished_run, read_metrics
@@ -48,9 +48,6 @@ from cbm.run.controls import check_integrity, fit_baselines, integrity_metrics
 from cbm.run.tracking import create_wandb_logger, log_results
 
 log = logging.getLogger("cbm")
-
-LOGIT_SCALE = 100.0
-"""Factor that CLIP puts on cosines, for features of unknown origin."""
 
 
 def train(cfg: DictConfig) -> dict[str, float]:
@@ -185,10 +182,13 @@ def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock"
     """
     with clock("encode"):
         encoder = None if cfg.encoder is None else load_encoder(cfg.encoder)
+        check_class_names(method, cfg, encoder)
         check_claim(images, encoder)
         teacher = load_teacher(method, cfg, encoder)
     with clock("concepts"):
         reader = teacher or encoder
+        if cfg.concepts.class_embeddings is not None:
+            class_bank(cfg, images.classes, encoder, text_tower(reader, cfg))  # what is wrong with it is found now
         candidates = candidate_bank(method.concepts_from, cfg, images, reader, text_tower(reader, cfg))
         shown = concept_images(cfg, images) if learns_concepts(method.concepts_from, cfg) else None
     return Inputs(images, encoder, teacher, candidates, shown)
@@ -235,21 +235,36 @@ def text_tower(encoder: Encoder | None, cfg: DictConfig) -> EncodeText:
         return text_encoder(encoder, Path(cfg.cache), cfg.trainer.progress)
 
     def refuse(texts: list[str]) -> Tensor:
-        plain = [f"method={name}" for name, kind in METHODS.items() if kind.concepts_from is None]
-        labelled = [f"method={name}" for name, kind in METHODS.items() if kind.concepts_from == "labels"]
-        needs = (
-            "embeddings of the class names (concepts.class_embeddings=FILE)"
-            if create_method(cfg.method).concepts_from == "class_names"
-            else "concepts with embeddings of their own (concepts=FILE.npz with names and vectors, bank.json beside "
-            "embeddings.safetensors, or concepts.embeddings=FILE)"
-        )
-        raise UserError(
-            f"features come without a text tower: method={cfg.method.name} needs {needs}, or encoder=NAME if that made "
-            f"the features; without either there are {' and '.join(plain)}, and where the data set labels concepts "
-            f"{', '.join(labelled)} and concepts=cav"
+        raise without_text(
+            cfg,
+            "concepts with embeddings of their own (concepts=FILE.npz with names and vectors, bank.json beside "
+            "embeddings.safetensors, or concepts.embeddings=FILE)",
         )
 
     return refuse
+
+
+def check_class_names(method: Method, cfg: DictConfig, encoder: Encoder | None) -> None:
+    """Check that a method which reads class names can.
+
+    Raises:
+        UserError: features are given, and no embeddings of class names.
+    """
+    reads = method.reads_class_names or method.concepts_from == "class_names"
+    if reads and encoder is None and cfg.teacher is None and cfg.concepts.class_embeddings is None:
+        cutoff = ", or method.class_cutoff=null" if "class_cutoff" in cfg.method else ""
+        raise without_text(cfg, f"embeddings of the class names (concepts.class_embeddings=FILE){cutoff}")
+
+
+def without_text(cfg: DictConfig, needs: str) -> UserError:
+    """The line that says what a method needs where features come without a text tower, and which methods do without."""
+    plain = [f"method={name}" for name, kind in METHODS.items() if kind.concepts_from is None]
+    labelled = [f"method={name}" for name, kind in METHODS.items() if kind.concepts_from == "labels"]
+    return UserError(
+        f"features come without a text tower: method={cfg.method.name} needs {needs}, or encoder=NAME if that made the "
+        f"features; without either there are {' and '.join(plain)}, and where the data set labels concepts "
+        f"{', '.join(labelled)} and concepts=cav"
+    )
 
 
 def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, counts: list[int]) -> list[SparseHead]:

@@ -24,7 +24,7 @@ from cbm.data.encoded import Encoding, encode_splits, read_images, reorder_class
 from cbm.data.text_store import text_encoder
 from cbm.editing import BankSwap, Edit, EditSet, edited_model, load_edits, load_source_card, swap_bank
 from cbm.encoders import load_encoder
-from cbm.encoders.base import Encoder
+from cbm.encoders.base import LOGIT_SCALE, Encoder
 from cbm.errors import UserError
 from cbm.files import resolve_path, write_atomically
 from cbm.files.console import warn_once
@@ -173,6 +173,11 @@ class TrainedModel:
     def dim(self) -> int:
         """Width D of the features."""
         return int(self.about["dim"] if "dim" in self.about else self.about["encoder"]["dim"])
+
+    @property
+    def logit_scale(self) -> float:
+        """Factor on cosines; that of CLIP if nothing is known of what made the features."""
+        return LOGIT_SCALE if self.about["encoder"] is None else float(self.about["encoder"]["logit_scale"])
 
     @property
     def has_text(self) -> bool:
