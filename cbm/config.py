@@ -244,14 +244,17 @@ def choose_encoder(cfg: DictConfig) -> None:
 
     Args:
         cfg: a ``TrainConfig``, which is changed.
+
+    Raises:
+        UserError: there are images, and ``encoder=null``.
     """
-    if OmegaConf.is_missing(cfg, "encoder"):
+    given = cfg.dataset.reader == FEATURES
+    if OmegaConf.is_missing(cfg, "encoder") or (given and cfg.encoder and cfg.encoder.model == "auto"):
         cfg.encoder = None
+    if cfg.encoder is None and not given:
+        raise UserError("encoder=null: images need an encoder to read them, say encoder=auto or encoder=NAME")
     if cfg.encoder is not None and cfg.encoder.model == "auto":
-        if cfg.dataset.reader == FEATURES:
-            cfg.encoder = None
-        else:
-            cfg.encoder.model = BUNDLED
+        cfg.encoder.model = BUNDLED
 
 
 def check_settings(cfg: DictConfig) -> None:

@@ -157,15 +157,16 @@ def encode_splits(
             has = " and ".join(dataset.splits)
             raise UserError(f"data set '{dataset.name}' has no pictures for '{name}': it has {has}")
         split = dataset.splits[name]
-        own = split.features or encode_images(split.images, encoder, settings, f"{dataset.name}/{name}")
-        stored: list[Encoded] = [own]
+        label = f"{dataset.name}/{name}"
+        given = split.features
+        stored: list[Encoded] = [encode_images(split.images, encoder, settings, label) if given is None else given]
         if teacher is not None and name != "test":
-            stored.append(encode_images(split.images, *teacher, f"{dataset.name}/{name} (teacher)"))
+            stored.append(encode_images(split.images, *teacher, f"{label} (teacher)"))
         readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
         shots = {"train": settings.shots, "val": settings.val_shots}.get(name, "all")
         setting = "val_shots" if name == "val" else "shots"
         skipped[name] = len(split) - len(readable)
-        lost.append((f"{dataset.name}/{name}", skipped[name], len(split), stored))
+        lost.append((label, skipped[name], len(split), stored))
         subjects = None if split.subjects is None else split.subjects[readable]
         rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting, subjects)]
         split = split if len(rows) == len(split) else split.take(rows)

@@ -10,7 +10,7 @@ import torch
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data import FeatureData
-from cbm.data.images import Images
+from cbm.data.images import Images, NoImage
 from cbm.layers import ConceptBottleneck
 from cbm.metrics.sparsity import top_concepts
 from cbm.report.result import RunResult
@@ -118,11 +118,14 @@ def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData
     rows = torch.cat([wrong, right[torch.arange(min(EXAMPLES, len(right))) * len(right) // EXAMPLES]])
     table = wandb.Table(columns=["picture", "name", "class", "called", "confidence", "because", "although"])
     for row, values in zip(rows.tolist(), model.contributions(x[rows].float(), predicted[rows])):
-        picture = pictures.open(row, SIDE)
-        picture.thumbnail((SIDE, SIDE))
+        try:
+            picture = pictures.open(row, SIDE)
+            picture.thumbnail((SIDE, SIDE))
+        except NoImage:
+            picture = None
         known = [f"{bank.texts[k]} {values[k]:+.2f}" for k in values.argsort(descending=True).tolist()]
         table.add_data(
-            wandb.Image(picture),
+            picture and wandb.Image(picture),
             data.test.names[row],
             data.classes[int(y[row])],
             data.classes[int(predicted[row])],
