@@ -7,6 +7,7 @@ from cbm.data import (  # noqa: F401  they register themselves
     folders,
     imagenet,
     recognition,
+    shifted_cells,
     skin,
     spurious,
     tables,
