@@ -1,14 +1,15 @@
 """``wbcatt_shift``: the cells of WBCAtt as another laboratory would show them, for editing at test time.
 
-Another stain has more or less of its dyes and another balance of colours; another camera has another response, sharpness
-and size of pixels. All images are changed alike, and each a little on its own (seeded by its name, so that order and
-splits do not matter). The amounts were chosen by looking at the cells, before any model was measured on them.
+Another stain has more or less of its dyes and another balance of colours; another camera has another response,
+sharpness and size of pixels. All images are changed alike, and each a little on its own (seeded by its name, so that
+order and splits do not matter). The amounts were chosen by looking at the cells, before any model was measured.
 """
 
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageFilter
@@ -51,13 +52,14 @@ class Shift:
 
     def stronger(self, strength: float) -> "Shift":
         """The same with all amounts multiplied."""
-        return replace(self, **{key: strength * getattr(self, key) for key in AMOUNTS})
+        amounts: dict[str, Any] = {key: strength * getattr(self, key) for key in AMOUNTS}
+        return replace(self, **amounts)
 
     def of(self, name: str) -> "Shift":
         """The shift of one image: that of all, and its own part."""
         seed = hashlib.blake2b(f"{self.seed}|{name}".encode(errors="surrogateescape"), digest_size=8).digest()
         drawn = 1 + self.own * np.random.default_rng(int.from_bytes(seed, "little")).standard_normal(5).clip(-2, 2)
-        amounts = {key: float(getattr(self, key) * factor) for key, factor in zip(AMOUNTS, drawn)}
+        amounts: dict[str, Any] = {key: float(getattr(self, key) * factor) for key, factor in zip(AMOUNTS, drawn)}
         return replace(self, **amounts, own=0.0)
 
     def apply(self, picture: Image.Image) -> Image.Image:
