@@ -136,7 +136,7 @@ class NameList:
         """The names from ``start`` to before ``stop``."""
         row, offset, rest = 0, 0, b""
         stop = self._count if stop is None else stop
-        while row < stop and (block := os.pread(self._file.fileno(), 1 << 16, offset)):
+        while row < stop and (block := os.pread(self._file.fileno(), 1 << 14, offset)):
             offset += len(block)
             *whole, rest = (rest + block).split(b"\0")
             yield from (os.fsdecode(raw) for raw in whole[max(0, start - row) : max(0, stop - row)])
