@@ -4,7 +4,7 @@ import sys
 
 import typer
 
-from cbm.commands import banks, datasets, features, runs
+from cbm.commands import banks, datasets, features, predict, runs
 from cbm.errors import UserError
 from cbm.files.console import set_up_logging
 
@@ -12,6 +12,7 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pret
 app.add_typer(datasets.app, name="datasets")
 app.add_typer(banks.app, name="concepts")
 features.add_to(app)
+predict.add_to(app)
 runs.add_to(app)
 
 

@@ -65,6 +65,20 @@ def not_there(destination: Path) -> None:
         raise UserError(f"'{destination}' is there already: remove it or choose another --out")
 
 
+def make_folder(folder: Path) -> None:
+    """The folder of a file that is to be written.
+
+    Raises:
+        UserError: it cannot be made.
+    """
+    from cbm.files import cannot_write
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+
+
 def names_in(options: str) -> list[str]:
     """The names in a list that is separated by commas."""
     return [name.strip() for name in options.split(",")]

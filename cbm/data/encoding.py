@@ -9,13 +9,15 @@ import logging
 import re
 import time
 import warnings
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple, TypeVar
 
 import lightning
 import numpy as np
 import torch
 from lightning.pytorch.callbacks import RichProgressBar
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -25,6 +27,8 @@ from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 
 log = logging.getLogger(__name__)
+
+Key = TypeVar("Key")
 
 
 def encode_shards(
@@ -138,7 +142,7 @@ class _Encoding(lightning.LightningModule):
             Pictures(self.images, rows, self.encoder),
             batch_size=self.batch_size,
             num_workers=workers,
-            collate_fn=_collate,
+            collate_fn=collate,
             pin_memory=self.encoder.device.type == "cuda",
         )
 
@@ -210,16 +214,33 @@ class Pictures(Dataset):
 
     def __getitem__(self, i: int) -> tuple[int, Tensor | Unreadable]:
         row = self.rows[i]
-        try:
-            return row, self.preprocess(self.images.open(row, self.least))
-        except Exception as error:  # a broken file can make a decoder raise anything
-            reason = re.sub(rf"[^\s'\"]*{re.escape(str(self.images.names[row]))}", "...", str(error))[:120]
-            lasting = not (isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None))
-            return row, Unreadable(f"{type(error).__name__}: {reason}", lasting)
+        read = partial(self.images.open, row, self.least)
+        return row, preprocessed(read, self.preprocess, str(self.images.names[row]))
 
 
-def _collate(items: list[tuple[int, Tensor | Unreadable]]) -> tuple[list[int], Tensor, Tensor, dict[int, Unreadable]]:
+def preprocessed(
+    read: Callable[[], Image.Image], preprocess: Callable[[Image.Image], Tensor], name: str
+) -> Tensor | Unreadable:
+    """A picture as the encoder takes it, or why it cannot be read.
+
+    Args:
+        read: function that opens the picture.
+        preprocess: that of the encoder.
+        name: what the picture is called; it is left out of the reason.
+    """
+    try:
+        return preprocess(read())
+    except Exception as error:  # a broken file can make a decoder raise anything
+        reason = re.sub(rf"[^\s'\"]*{re.escape(name)}", "...", str(error))[:120]
+        lasting = not (isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno is not None))
+        return Unreadable(f"{type(error).__name__}: {reason}", lasting)
+
+
+def collate(
+    items: list[tuple[Key, Tensor | Unreadable]],
+) -> tuple[list[Key], Tensor, Tensor, dict[Key, Unreadable]]:
+    """A batch: the n keys, which of them could be read ``[n]``, those pictures, and why the others could not."""
     pictures = [found for _, found in items if isinstance(found, Tensor)]
     good = torch.tensor([isinstance(found, Tensor) for _, found in items])
-    why = {row: found for row, found in items if isinstance(found, Unreadable)}
-    return [row for row, _ in items], good, torch.stack(pictures) if pictures else torch.empty(0), why
+    why = {key: found for key, found in items if isinstance(found, Unreadable)}
+    return [key for key, _ in items], good, torch.stack(pictures) if pictures else torch.empty(0), why

@@ -5,7 +5,7 @@ import logging
 import os
 import sqlite3
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -247,26 +247,53 @@ def _remember(memory: Path, table: str, column: str, fresh: dict[str, Any]) -> N
 def list_names(folder: Path, others: Counter[str] | None = None) -> list[str]:
     """All picture files below ``folder``, sorted, as paths from there; what is hidden is passed over.
 
-    Folders are listed, files are not touched: a million files take seconds.
-
     Args:
         folder: the folder.
         others: the endings of files that are not read are counted here, in lower case (empty: none).
     """
-    start = len(os.fspath(folder)) + 1
-    found = []
-    for path, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if is_ours(name)]
-        below = path[start:].replace(os.sep, "/")
-        for file in files:
-            if file.startswith(".") or file.lower() in LEFT_BEHIND:
-                continue
-            ending = os.path.splitext(file)[1].lower()  # noqa: PTH122
+    return list(walk_names(folder, others))
+
+
+def walk_names(folder: Path, others: Counter[str] | None = None) -> Iterator[str]:
+    """``list_names``, one after the other: no more is in memory than the contents of a folder and of those above it.
+
+    Folders are listed, files are not touched: a million files take seconds. Links to folders are not followed.
+
+    Args:
+        folder: the folder.
+        others: as for ``list_names``.
+    """
+    levels = [_contents(folder, "")]
+    while levels:
+        for name, is_folder in levels[-1]:
+            if is_folder:
+                levels.append(_contents(folder / name, f"{name}/"))
+                break
+            ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
             if ending in EXTENSIONS:
-                found.append(f"{below}/{file}" if below else file)
+                yield name
             elif others is not None:
                 others[ending] += 1
-    return sorted(found, key=lambda name: name.split("/"))
+        else:
+            levels.pop()
+
+
+def _contents(folder: Path, above: str) -> Iterator[tuple[str, bool]]:
+    """The files and folders in a folder that are somebody's, sorted, and whether each is a folder."""
+    found = []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.is_dir():
+                    ours = is_ours(entry.name) and not entry.is_symlink()
+                else:  # pipes and the like are nobody's; a link to nothing is somebody's mistake, to be said later
+                    hidden = entry.name.startswith(".") or entry.name.lower() in LEFT_BEHIND
+                    ours = not hidden and (entry.is_symlink() or entry.is_file())
+                if ours:
+                    found.append((above + entry.name, entry.is_dir()))
+    except OSError as error:
+        log.warning("folder '%s' cannot be read and is passed over: %s", folder, error.strerror)
+    return iter(sorted(found))
 
 
 def is_ours(folder: str) -> bool:
