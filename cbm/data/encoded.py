@@ -1,5 +1,6 @@
 """From a card to encoded splits: images read, classes in order, every image encoded once, shots taken."""
 
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,20 +109,42 @@ def read_images(card: DictConfig, cache: Path, *, whole: bool = False) -> ImageD
 def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
     """The data set with its labels in the order of a trained model's classes (names in one form).
 
+    A class that the model does not know by its exact name is the one whose name differs in upper and lower case,
+    underscores and spaces only, if there is just one and no other class of the set is it. What was matched is said.
+
     Raises:
         UserError: a class is not among the model's classes; the message names the nearest.
     """
     classes = [one_form(name) for name in classes]
     if dataset.classes == classes:
         return dataset
-    if unknown := sorted(set(dataset.classes) - set(classes)):
+    matched = _match_loosely(dataset.classes, classes)
+    if unknown := sorted(set(dataset.classes) - set(classes) - set(matched)):
         raise UserError(
             f"data set '{dataset.name}' has class '{unknown[0]}', which the model does not know: "
             f"{did_you_mean(unknown[0], classes)}"
         )
-    new = np.array([classes.index(name) for name in dataset.classes])
+    if matched:
+        pairs = [f"'{name}' is '{known}'" for name, known in matched.items()]
+        said = ", ".join(pairs[:5]) + ", ..." * (len(pairs) > 5)
+        warn_once(f"{dataset.name}: classes are matched without regard to case, underscores and spaces: {said}")
+    new = np.array([classes.index(matched.get(name, name)) for name in dataset.classes])
     splits = {name: replace(split, labels=new[split.labels]) for name, split in dataset.splits.items()}
     return replace(dataset, classes=classes, splits=splits)
+
+
+def _match_loosely(names: list[str], classes: list[str]) -> dict[str, str]:
+    """The names that are no class, with the one class that each can only be, if no other name can be it."""
+    alike: dict[str, list[str]] = {}
+    for known in classes:
+        alike.setdefault(_loose(known), []).append(known)
+    rivals = Counter(map(_loose, names))
+    candidates = {name: alike.get(_loose(name), []) for name in names if name not in classes}
+    return {name: found[0] for name, found in candidates.items() if len(found) == 1 and rivals[_loose(name)] == 1}
+
+
+def _loose(name: str) -> str:
+    return one_form(name.replace("_", " ").casefold())
 
 
 def encode_splits(

@@ -10,6 +10,7 @@ import re
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -100,9 +101,45 @@ def encode_shards(
         runner.strategy.barrier()
     if runner.is_global_zero:
         speed = len(missing) / (time.perf_counter() - began)
-        log.info(
-            "encoded %d %s at %.0f images/s%s", len(missing), label, speed, f" in {devices * nodes} processes" * many
-        )
+        how = f" in {devices * nodes} processes, of which the first" * many
+        log.info("encoded %s %s at %.0f images/s%s: %s", f"{len(missing):,}", label, speed, how, module.spent)
+
+
+@dataclass
+class Spent:
+    """Seconds that one process spent on each part of encoding.
+
+    Attributes:
+        workers: processes that decode images for it.
+        waiting: waiting for decoded images; decoding them, if there are no such processes.
+        moving: moving them to the device.
+        model: in the model, with the way back of the features.
+        writing: checking and writing features.
+
+    Example:
+        >>> print(Spent(workers=2, waiting=24, model=71, writing=5))
+        71% model, 24% waiting for decoded images, 5% writing (limited by the model)
+    """
+
+    workers: int = 0
+    waiting: float = 0.0
+    moving: float = 0.0
+    model: float = 0.0
+    writing: float = 0.0
+
+    def __str__(self) -> str:
+        parts = {
+            "model": self.model,
+            "waiting for decoded images": self.waiting,
+            "moving images": self.moving,
+            "writing": self.writing,
+        }
+        total = max(sum(parts.values()), 1e-9)
+        order = sorted(parts, key=lambda part: -parts[part])
+        shares = ", ".join(f"{100 * parts[part] / total:.0f}% {part}" for part in order if parts[part] >= 0.005 * total)
+        limit = {"model": "the model", "waiting for decoded images": "decoding"}.get(order[0], order[0])
+        advice = f": now encoder.num_workers={self.workers}, more may help" if limit == "decoding" else ""
+        return f"{shares} (limited by {limit}{advice})"
 
 
 class _Encoding(lightning.LightningModule):
@@ -129,6 +166,8 @@ class _Encoding(lightning.LightningModule):
         self._features: list[Tensor] = []
         self._readable: list[Tensor] = []
         self._why: dict[int, Unreadable] = {}
+        self.spent = Spent()
+        self._since = 0.0
 
     def predict_dataloader(self) -> DataLoader:
         """The pictures of this process's shards: what the first process found missing is dealt out to all."""
@@ -138,6 +177,8 @@ class _Encoding(lightning.LightningModule):
         )
         rows = [row for start in starts for row in missing[start : start + self.shard_rows].tolist()]
         workers = min(self.num_workers, max(1, len(rows) // self.batch_size)) if self.num_workers else 0
+        self.spent.workers = workers
+        self._passed()
         return DataLoader(
             Pictures(self.images, rows, self.encoder),
             batch_size=self.batch_size,
@@ -151,6 +192,23 @@ class _Encoding(lightning.LightningModule):
         if self.device != self.encoder.device and self.device.type != "cpu":
             self.encoder.to(self.device)
 
+    def _passed(self) -> float:
+        """Seconds since this was asked last."""
+        before, self._since = self._since, time.perf_counter()
+        return self._since - before
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A batch is decoded."""
+        self.spent.waiting += self._passed()
+        return batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        """A batch is on its device; nothing else is done there at this moment, so that to wait for it costs nothing."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self.spent.moving += self._passed()
+        return batch
+
     def predict_step(self, batch: Any, batch_idx: int) -> None:
         """Encode, and cut at the ends of shards."""
         rows, good, pictures, why = batch
@@ -158,6 +216,7 @@ class _Encoding(lightning.LightningModule):
         encoded = torch.zeros(len(rows), self.encoder.dim)
         if len(pictures):
             encoded[good] = self.encoder.encode_images(pictures)
+        self.spent.model += self._passed()
         if not (finite := encoded.isfinite().all(dim=1)).all():
             name = self.images.names[rows[int((~finite).nonzero()[0])]]
             raise UserError(f"encoder '{self.encoder.id}' gives NaN or infinite features, first for image '{name}'")
@@ -171,11 +230,14 @@ class _Encoding(lightning.LightningModule):
             if len(self._rows) == self.shard_rows:
                 self._write()
             start = part.stop
+        self.spent.writing += self._passed()
 
     def on_predict_epoch_end(self) -> None:
         """The last shard is a smaller one."""
+        self._passed()
         if self._rows:
             self._write()
+        self.spent.writing += self._passed()
 
     def _write(self) -> None:
         """Write a shard, without the pictures that could not be read for another reason than their content."""

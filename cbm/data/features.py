@@ -9,6 +9,8 @@ from torch.nn import functional as F
 
 from cbm.data.splits import few_shot
 from cbm.errors import UserError
+from cbm.files.console import warn_once
+from cbm.files.names import quoted
 from cbm.kernels import class_sums
 
 
@@ -73,7 +75,9 @@ def spaced(x: Tensor, count: int) -> Tensor:
 
 
 def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
-    """Draw some images of every class; returns them and the rest, which shows none of their subjects.
+    """Draw some images of every class that has any; returns them and the rest, which shows none of their subjects.
+
+    Classes without images are named in a warning: another domain need not have all classes of a model.
 
     Args:
         split: the images.
@@ -85,12 +89,18 @@ def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -
         UserError: a class has too few images, or nothing is left.
     """
     setting = "labelled test pictures: shots"
-    rows = few_shot(split.y.numpy(), shots, seed, classes, setting, split.subjects)
+    present, labels = np.unique(split.y.numpy(), return_inverse=True)
+    if not len(present):
+        raise UserError(f"{setting}={shots}: there are no images")
+    if absent := [name for c, name in enumerate(classes) if c not in present]:
+        warn_once(f"{len(absent)} of {len(classes)} classes have no images here and are left out: {quoted(absent)}")
+    rows = few_shot(labels, shots, seed, [classes[c] for c in present], setting, split.subjects)
     rest = np.setdiff1d(np.arange(len(split)), rows)
     if split.subjects is not None:
         rest = rest[~np.isin(split.subjects[rest], split.subjects[rows])]
-        if not len(rest):
-            raise UserError(f"{setting}={shots}: nothing is left to test on, all other images show the same subjects")
+    if not len(rest):
+        why = ", all other images show the same subjects" if len(rows) < len(split) else ""
+        raise UserError(f"{setting}={shots}: nothing is left to test on{why}")
     return split.take(rows), split.take(rest)
 
 

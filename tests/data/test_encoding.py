@@ -1,6 +1,7 @@
 """Several processes encode into one store (gloo, on this machine): no gaps, nothing twice, one may be killed."""
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -90,7 +91,8 @@ def test_a_killed_process_costs_its_unfinished_shard_and_any_number_of_processes
     assert again.returncode == 0, output
     assert f"{4 * len(kept)} of 60 already encoded" in output
     assert f"encoded {60 - 4 * len(kept)} images" in output
-    assert "in 3 processes" in output
+    assert "in 3 processes, of which the first: " in output
+    assert "(limited by " in output
     assert set(kept) < set(shards(tmp_path))
     assert shards(tmp_path) == [f"{number:06d}.safetensors" for number in range(15)]
 
@@ -101,3 +103,45 @@ def test_a_killed_process_costs_its_unfinished_shard_and_any_number_of_processes
     encoder.image_features = None  # nothing is left to encode
     stored = FeatureStore(tmp_path / "cache").encode(encoder, images, num_workers=0, progress=False)
     torch.testing.assert_close(stored.tensor(), expected)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("slow", ["model", "decoder", "disk"])
+def test_what_limits_encoding_is_said(
+    tmp_path: Path, colour_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
+    slow: str, workers: int,
+):  # fmt: skip
+    """The slow part takes over three seconds, which nothing else comes near."""
+    from cbm.data import encoding
+
+    def slower(function, seconds: float):
+        def wait(*arguments):
+            time.sleep(seconds)
+            return function(*arguments)
+
+        return wait
+
+    encoder = PixelEncoder()
+    if slow == "model":
+        encoder.image_features = slower(encoder.image_features, 1.0)
+    elif slow == "decoder":
+        encoder.preprocess = slower(encoder.preprocess, 0.06)
+    else:
+        monkeypatch.setattr(encoding._Encoding, "_write", slower(encoding._Encoding._write, 4.0))
+    images = read_dataset("folder", "f", colour_folder, {}).splits["train"].images
+    with caplog.at_level("INFO"):
+        FeatureStore(tmp_path / "cache").encode(
+            encoder, images, num_workers=workers, batch_size=15, progress=False, label="f/train"
+        )
+    (said,) = [record.message for record in caplog.records if record.message.startswith("encoded ")]
+    assert said.startswith("encoded 60 f/train at ")
+    limit = {
+        "model": "(limited by the model)",
+        "decoder": f"(limited by decoding: now encoder.num_workers={workers}, more may help)",
+        "disk": "(limited by writing)",
+    }
+    assert said.endswith(limit[slow])
+    shares = [int(share) for share in re.findall(r"(\d+)% ", said)]
+    assert shares == sorted(shares, reverse=True)
+    assert 98 <= sum(shares) <= 102
+    assert shares[0] > 50

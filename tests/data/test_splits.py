@@ -2,9 +2,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from conftest import COLOURS, paint
 
 from cbm.data import complete_splits, few_shot, read_dataset
+from cbm.data.features import FeatureSplit, split_test
 from cbm.errors import UserError
 
 FRACTIONS = dict(val_fraction=0.1, test_fraction=0.2, seed=0)
@@ -66,3 +68,23 @@ def test_shots_that_make_no_sense(shots):
 def test_more_shots_than_pictures_names_the_class():
     with pytest.raises(UserError, match="class 'b' has 2 image.*largest possible value is 2"):
         few_shot(np.array([0, 0, 0, 1, 1]), 3, 0, ["a", "b"])
+
+
+def test_labelled_images_of_the_classes_that_are_there(caplog: pytest.LogCaptureFixture):
+    """Another domain may lack classes; training on few shots may not."""
+    y = np.array([0] * 6 + [2] * 6)
+    split = FeatureSplit(torch.eye(12), torch.from_numpy(y), [f"{i}" for i in range(12)])
+    support, rest = split_test(split, 2, ["a", "b", "c", "d"], 0)
+    assert (support.y.tolist(), rest.y.tolist()) == ([0, 0, 2, 2], [0] * 4 + [2] * 4)
+    assert caplog.text.count("2 of 4 classes have no images here and are left out: 'b', 'd'") == 1
+    with pytest.raises(UserError, match="class 'c' has 3 image"):
+        split_test(split.take(np.arange(9)), 4, ["a", "b", "c", "d"], 0)
+    with pytest.raises(UserError, match="there are no images"):
+        split_test(split.take(np.arange(0)), 1, ["a", "b"], 0)
+    with pytest.raises(UserError, match="shots=6: nothing is left to test on$"):
+        split_test(split, 6, ["a", "b", "c"], 0)
+    with pytest.raises(UserError, match="class 'b' has 0 image"):
+        few_shot(y, 2, 0, ["a", "b", "c"])
+    same, _ = split_test(split, 2, ["a", "c", "b"], 3)
+    whole = FeatureSplit(split.x, torch.from_numpy(y // 2), split.names)
+    assert same.names == split_test(whole, 2, ["a", "b"], 3)[0].names

@@ -1,11 +1,16 @@
 """``python -m cbm adapt``."""
 
+import json
 import math
 
 import pytest
 from birds_run import COUNTS, QUICK, small
+from explored_run import trained
 
+import cbm
 from cbm import config
+from cbm.app import Explorer
+from cbm.app.adapt import suggest
 from cbm.editing import Edit, EditSet, Proposal, load_edits
 from cbm.run.adapt import overlap
 
@@ -53,6 +58,46 @@ def test_another_camera(command, module, small_cards, tmp_path):
     status, _, errors = adapt("one", "birds_shift", "--shots", "2")
     assert status == 2
     assert "no source card" in errors
+
+
+def test_another_camera_that_saw_some_of_the_classes(command, module, small_cards, tmp_path):
+    """Also in another spelling: 3 of 20 species, named in capitals."""
+    source = trained("labo")
+    (tmp_path / "one").symlink_to(source)
+    birds = cbm.load(source).read(("test",), cache=source.parent / "cache")[0]
+    images = birds.splits["test"]
+    for row, label in enumerate(images.labels.tolist()):
+        if label in (2, 5, 11):
+            target = tmp_path / "cells" / birds.classes[label].upper().replace(" ", "_") / f"{row}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            images.images.open(row).save(target)
+    arguments = ("adapt", "one", "folder", "--root", "cells", "--shots", "2", "--draws", "2")
+    status, out, errors = module(*arguments, "--cache", str(source.parent / "cache"))
+    assert status == 0, errors
+    text = " ".join(errors.split())
+    assert text.count("17 of 20 classes have no images here and are left out: ") == 1
+    assert text.count("classes are matched without regard to case, underscores and spaces: ") == 1
+    assert all(name in out for name in ("unedited", "test_time", "prune", "recentre", "conda", "refit"))
+    settings = ("run=one", "dataset=folder", f"dataset.root={tmp_path / 'cells'}", small()[1])
+    status, errors = command("eval", *settings, "editor=test_time", "editor.shots=2", "output=out.json")
+    assert status == 0, errors
+    found = json.loads((tmp_path / "out.json").read_text())
+    assert found["data/n_test"] == 3 * (COUNTS["n_test"] - 2)
+    status, errors = command("eval", *settings, "output=plain.json")
+    assert status == 0, errors
+    plain = json.loads((tmp_path / "plain.json").read_text())
+    model = cbm.load(source)
+    split = model.split("test", dataset="folder", root=tmp_path / "cells", cache=source.parent / "cache")
+    right = model.predict_features(split.x).logits.argmax(dim=1) == split.y
+    means = [float(right[split.y == label].double().mean()) for label in (2, 5, 11)]
+    assert plain["test/accuracy_macro"] == pytest.approx(sum(means) / 3)
+    explorer = Explorer("one", source.parent / "cache", dataset="folder", root=tmp_path / "cells")
+    assert suggest(explorer, shots=2).tested == found["data/n_test"]
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "cells" / birds.classes[5].upper().replace(" ", "_")).rename(tmp_path / "alone" / birds.classes[5])
+    arguments = ("adapt", "one", "folder", "--root", "alone", "--shots", "2")
+    status, out, errors = module(*arguments, "--cache", str(source.parent / "cache"))
+    assert status == 0, errors
 
 
 def test_overlap_of_draws():

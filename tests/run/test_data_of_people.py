@@ -5,6 +5,7 @@ import logging
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from birds_run import QUICK
 from conftest import COLOURS, one_line, paint
@@ -67,17 +68,17 @@ def test_a_run_says_what_is_doubtful_once(colour_folder: Path, command, caplog: 
     assert text.count("1 file(s) are not read as images: 1 .cr2") == 1
 
 
-@pytest.mark.parametrize("layout", ["undivided", "test only", "csv"])
+@pytest.mark.parametrize("layout", ["undivided", "test only", "csv", "csv of test rows"])
 def test_images_for_evaluation_are_all_measured(colour_folder: Path, command, layout: str):
     assert train(command, colour_folder)[0] == 0
     other = colour_folder.parent / "other"
     for c, (name, colour) in enumerate(COLOURS.items()):
         for i in range(10):
             paint(other / ("test" if layout == "test only" else "") / name / f"{i}.png", colour, 500 + 100 * c + i)
-    if layout == "csv":
-        lines = [f"{name}/{i}.png,{name}" for name in COLOURS for i in range(10)]
-        (other / "images.csv").write_text("\n".join(["path,label", *lines]))
-    kind = "csv" if layout == "csv" else "folder"
+    kind, split = "csv" if layout.startswith("csv") else "folder", layout == "csv of test rows"
+    if kind == "csv":
+        lines = [f"{name}/{i}.png,{name}{',test' * split}" for name in COLOURS for i in range(10)]
+        (other / "images.csv").write_text("\n".join([f"path,label{',split' * split}", *lines]))
     status, errors = command("eval", "run=run", f"dataset={kind}", f"dataset.root={other}", "cache=cache")
     assert status == 0, errors
     (file,) = Path("run/eval").glob("*.json")
@@ -122,7 +123,6 @@ def test_a_run_of_before_says_so_once(tmp_path: Path, caplog: pytest.LogCaptureF
 
 def test_every_door_reads_the_same(colour_folder: Path, command, tmp_path: Path):
     """A picture with 16 bits, turned, or transparent, is as its plain copy to predict, explorer, heat map, report."""
-    import numpy as np
     from PIL import Image
 
     from cbm.app import Explorer
@@ -170,3 +170,56 @@ def test_settings_of_a_reader_that_its_card_does_not_name(colour_folder: Path, c
     assert "unknown setting 'dataset.args.subjct' of reader 'folder': did you mean 'subject'" in message
     message = one_line(command("eval", "run=run", "dataset.args.subject=film"))
     assert "'dataset.args.subject' belongs to a dataset: say dataset=... too" in message
+
+
+@pytest.mark.parametrize(("folders", "said"), [
+    (("RED", "Green ", "blue"), "'Green' is 'green', 'RED' is 'red'"),
+    (("red", "GREEN", "_Blue"), "'GREEN' is 'green', '_Blue' is 'blue'"),
+])  # fmt: skip
+def test_classes_in_another_spelling(colour_folder: Path, command, folders: tuple[str, ...], said: str):
+    assert train(command, colour_folder, "method=zero_shot")[0] == 0
+    found = {}
+    for kind, names in (("same", tuple(COLOURS)), ("other", folders)):
+        root = colour_folder.parent / kind
+        for name, colour in zip(names, COLOURS.values()):
+            for i in range(6):
+                paint(root / name / f"{i}.png", colour, 700 + i)
+        status, errors = command(
+            "eval", "run=run", "dataset=folder", f"dataset.root={root}", "cache=cache", "output=o.json"
+        )
+        assert status == 0, errors
+        found[kind] = json.loads(Path("o.json").read_text())
+        text = " ".join(errors.split())
+        assert text.count(f"matched without regard to case, underscores and spaces: {said}") == (kind == "other")
+    assert found["same"] == found["other"]
+
+
+@pytest.mark.parametrize("folders", [("Red", "RED"), ("redd",)])
+def test_classes_that_cannot_be_told_are_not_guessed(colour_folder: Path, command, folders: tuple[str, ...]):
+    assert train(command, colour_folder, "method=zero_shot")[0] == 0
+    for name in folders:
+        paint(colour_folder.parent / "other" / name / "0.png", COLOURS["red"], 700)
+        paint(colour_folder.parent / "other" / "blue" / "0.png", COLOURS["blue"], 701)
+    message = one_line(command("eval", "run=run", "dataset=folder", "dataset.root=other", "cache=cache"))
+    assert f"has class '{max(folders) if len(folders) == 1 else min(folders)}', which the model does not" in message
+    assert "did you mean 'red'" in message
+
+
+def test_two_classes_of_a_model_in_one_spelling():
+    from cbm.data import ImageDataset
+    from cbm.data.dataset import Split
+    from cbm.data.encoded import reorder_classes
+    from cbm.data.images import ImageFiles
+
+    def labels(names: list[str], classes: list[str]) -> list[str]:
+        count = range(len(names))
+        split = Split(ImageFiles(Path(), [f"{i}" for i in count]), np.arange(len(names)))
+        found = reorder_classes(ImageDataset("set", names, {"test": split}), classes)
+        assert found.classes == classes
+        return [classes[i] for i in found.splits["test"].labels]
+
+    assert labels(["red_fox", "FOX"], ["fox", "red fox"]) == ["red fox", "fox"]
+    assert labels(["cat", "Cat"], ["Cat", "cat"]) == ["cat", "Cat"]
+    for names in (["CAT"], ["cat", "CAT"]):
+        with pytest.raises(cbm.UserError, match="has class 'CAT', which the model does not know: did you mean"):
+            labels(names, ["Cat", "cat"])
