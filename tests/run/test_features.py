@@ -97,6 +97,11 @@ def test_features_in_explained_model_out(command, module, files: Path):
     assert "[160, 8], this model reads [N, 16]" in said
     said = one_line(command("eval", "run=one", "cache=cache", "dataset=birds"))
     assert "no encoder is known" in said
+    np.savez("shown.npz", X=x[:40], y=np.load("f.npz")["y"][:40], classes=CLASSES)
+    support = ["editor=test_time", "editor.support=shown.npz", "editor.shots=8", "output=s.json"]
+    status, errors = command("eval", "run=one", "cache=cache", *support)
+    assert status == 0, errors
+    assert json.loads(Path("s.json").read_text())["edits/n_support"] == 32
     Path("one/report.html").unlink()
     status, _, errors = module("report", "one", "--cache", "cache")
     assert status == 0, errors
