@@ -84,10 +84,16 @@ def compose(options: argparse.Namespace, seed: int, shots: Any, more: list[str])
     return cfg
 
 
+READ: list[Any] = []
+"""The data set, read once: neither shots nor seeds change it."""
+
+
 def fit(cfg: Any) -> tuple[Any, Any, FeatureData]:
     """The model, its concepts and the data, by the code that ``train.py`` runs."""
     method, clock = create_method(cfg.method), Clock()
-    inputs = gather(method, cfg, read_training_images(cfg), clock)
+    if not READ:
+        READ.append(read_training_images(cfg))
+    inputs = gather(method, cfg, READ[0], clock)
     _, data, candidates = encode(method, cfg, inputs, clock)
     model, bank = fit_method(method, data, candidates, inputs.logit_scale, seed=cfg.seed, trainer=cfg.trainer)
     return model, bank, data
