@@ -19,7 +19,9 @@ def add_to(app: typer.Typer) -> None:
 
 def predict(
     run: Annotated[str, typer.Argument(help="A finished run, or hf-hub:ORG/NAME.")],
-    images: Annotated[list[Path], typer.Argument(help="A folder (everything below it), or image files.")],
+    images: Annotated[
+        list[Path], typer.Argument(help="A folder (everything below it), image files, or features (a file or folder).")
+    ],
     destination: Annotated[Path, typer.Option("--out", help="The table to write: predictions.csv.")],
     top: Annotated[int, typer.Option(help="Concepts to name for every image: those that moved its logit most.")] = 3,
     edits: Annotated[Path | None, typer.Option(help="Edits to apply to the model first (edits.yaml).")] = None,
@@ -35,7 +37,7 @@ def predict(
         str | None, typer.Option(help="auto | cpu | cuda; default: as the run's configuration says.")
     ] = None,
 ) -> None:
-    """Classify images: a row for each in a CSV table (interrupted: run it again, it goes on)."""
+    """Classify images, or their features: a row for each in a CSV table (interrupted: run it again, it goes on)."""
     not_there(destination)
     if page is not None and (page.exists() or page.absolute() == destination.absolute()):
         raise UserError(f"--html '{page}' is there already, or is --out: remove it or choose another name")
@@ -44,14 +46,16 @@ def predict(
     if domain is not None and edits is None:
         raise UserError("--domain says which edits act: say --edits too")
     log.info("listing the images and loading '%s'", run)
-    from cbm.run.predict import ImageSource, NameList, find_images
     from cbm.run.predict import predict as write_table
+    from cbm.run.sources import FeatureSource, ImageSource, NameList, Source, are_features, find_images
     from cbm.trained import load
 
-    root, found = find_images(images)
+    given = are_features(images)
+    root, found = (images[0], iter(())) if given else find_images(images)
     for file in (destination, *([] if page is None else [page])):
         make_folder(file.parent)
-    names = NameList(found, destination.parent)
+    source: Source | None = FeatureSource(root, destination.parent) if given else None
+    names = NameList(found, destination.parent) if source is None else source.names
     if not len(names):
         raise UserError(f"no images below '{images[0]}': expected files such as .jpg or .png")
     model = load(run.removeprefix("run="), device=device)
@@ -62,7 +66,7 @@ def predict(
         if elsewhere := sorted(made.domains - {domain}):
             log.warning("edits of '%s' do not act (--domain '%s' says that images come from there)", *2 * elsewhere[:1])
         model = model.with_edits(made, domain=domain)
-    source = ImageSource(model.encoder, root, names, workers)
+    source = source or ImageSource(model.encoder, root, names, workers)
     try:
         result = write_table(model, source, destination, top=top, batch_size=batch_size, page=page)
     except KeyboardInterrupt:

@@ -22,7 +22,8 @@ from cbm.data.images import Images, list_names
 from cbm.editing import Edit, EditSet
 from cbm.report.predictions import Shown, predictions_page
 from cbm.run import predict as module_under_test
-from cbm.run.predict import Batch, ImageSource, NameList, find_images, predict, table_rows
+from cbm.run.predict import predict, table_rows
+from cbm.run.sources import Batch, FeatureSource, ImageSource, NameList, find_images
 
 SIZE = ["--batch-size", "8", "--workers", "0"]
 
@@ -338,7 +339,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path):
     model = cbm.load(run())
     x = model.split("test", cache=trained("labo").parent / "cache").x[:100]
     peaks = {}
-    for count in (2_000, 2_000, 20_000):  # the first is for what is made once
+    for count in (2_000, 2_000, 12_000):  # the first is for what is made once
         source = Ready(x, count, tmp_path)
         tracemalloc.start()
         predict(model, source, tmp_path / f"{len(peaks)}-{count}.csv", batch_size=100)
@@ -346,7 +347,7 @@ def test_memory_does_not_grow_with_the_number_of_images(tmp_path: Path):
         tracemalloc.stop()
         (tmp_path / f"{len(peaks) - 1}-{count}.csv").unlink(missing_ok=True)
         assert source.pulled == count
-    assert peaks[20_000] < peaks[2_000] + 200_000  # 18,000 names in a list would be a megabyte
+    assert peaks[12_000] < peaks[2_000] + 200_000  # 10,000 names in a list would be more than half a megabyte
 
 
 def test_names_are_asked_for_as_they_are_needed(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -397,7 +398,7 @@ def start(folder: Path, *more: str) -> subprocess.Popen:
 
 
 def test_a_killed_process_lets_another_go_on_at_once(module, folder: Path):
-    for i in range(1500):
+    for i in range(400):
         (folder / f"{i:04d}.png").hardlink_to(folder / "red/0.png")
     first = start(folder, "--batch-size", "4")
     partial = folder.parent / "p.csv.partial"
@@ -416,6 +417,30 @@ def test_a_killed_process_lets_another_go_on_at_once(module, folder: Path):
     arguments = (run(), str(folder), "--batch-size", "4")
     status, _, errors = module("predict", *arguments, "--out", "p.csv")  # its process that decodes may still be there
     assert status == 0, errors
-    assert "of 1,530 images were predicted before: going on" in errors
+    assert "of 430 images were predicted before: going on" in errors
     assert module("predict", *arguments, "--out", "whole.csv")[0] == 0
     assert Path("p.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+def test_files_of_features(module, tmp_path: Path):
+    x = cbm.load(run()).split("test", cache=trained("labo").parent / "cache").x[:50].numpy()
+    np.savez("new.npz", X_train=x[:20], X_test=4 * x[20:], y_test=np.arange(30))  # labels are not looked at
+    more = ["--out", "p.csv", "--batch-size", "7", "--html", "p.html"]
+    status, printed, errors = module("predict", run(), "new.npz", *more)
+    assert status == 0, errors
+    assert "p.csv: 50 images" in printed
+    rows = read("p.csv")
+    assert [row["label"] for row in rows] == cbm.load(run()).predict(x).labels
+    assert [rows[0]["name"], rows[49]["name"]] == ["train/0000000", "test/0000029"]
+    assert "only its features are known" in Path("p.html").read_text()
+    source = FeatureSource(Path("new.npz"), tmp_path)
+    batches = list(source.batches(14, 50, 7))
+    assert [len(batch.names) for batch in batches] == [7, 7, 7, 7, 7, 1]
+    assert torch.allclose(batches[0].features[6], torch.from_numpy(4 * x[20]))
+    np.savez("narrow.npz", X=x[:, :3])
+    status, _, errors = module("predict", run(), "narrow.npz", "--out", "n.csv")
+    assert status == 2
+    assert "[50, 3], this model reads" in errors
+    status, _, errors = module("predict", run(), "no.npz", "--out", "n.csv")
+    assert status == 2
+    assert "no file or folder 'no.npz'" in errors
