@@ -222,13 +222,16 @@ def table() -> None:
                 decided = [[unpack(right) for split, right in heads if split == each] for each in splits]
                 cells.append(shown(decided) if decided else "–")
             gap = max((h["gap"] for r in found for h in r["heads"]), default=0.0)
-            off = max((abs(h["exact"] - h["nec"]) for r in found for h in r["heads"]), default=0.0)
-            print(f"| {kind} | {' | '.join(cells)} |   <!-- largest gap {gap:.1e}, off by {off:g} -->")
+            few = [
+                min((h["exact"] for r in found for h in r["heads"] if h["nec"] == count), default=0) for count in COUNTS
+            ]
+            fewer = "".join(f"; {low:g} in place of {n} where a path ends" for n, low in zip(COUNTS, few) if low < n)
+            print(f"| {kind} | {' | '.join(cells)} |   <!-- largest gap {gap:.1e}{fewer} -->")
             if kind != "words":
-                best = ROWS.where(set=name, what="words directions")
+                best = {row["split"]: row for row in ROWS.where(set=name, what="words directions")}
+                pairs = [(row, best[row["split"]]) for row in found if row["split"] in best]
                 beaten = [
-                    f"{sum(accuracy(r, count) >= accuracy(w, count) for w in best for r in found if r['split'] == w['split'])}"
-                    f" of {len(found)}"
+                    f"{sum(accuracy(row, count) >= accuracy(word, count) for row, word in pairs)} of {len(pairs)}"
                     for count in COUNTS
                 ]
                 print(f"| … draws not below the words | {' | '.join(beaten)} |")
