@@ -188,7 +188,8 @@ def _labels(
     if "labels" not in part.arrays:
         near = "" if keys.labels is None else f"; no array is called '{keys.labels}'"
         raise UserError(
-            f"'{root}' has features but no labels{near}: expected an array (or column) called y, labels or label, or "
+            f"{part.where('features')} are features without labels{near}: expected an array (or column) called y, "
+            "labels or label, or "
             "dataset.args.labels=NAME, or dataset.args.labels_from_paths=true if images lie in a folder per class"
         )
     values, where = part.values("labels"), part.where("labels")
@@ -210,7 +211,11 @@ def _labels(
     numbers = values.dtype.kind == "U" and all(re.fullmatch(r"0|[1-9]\d{0,8}", value.strip()) for value in values)
     if numbers and not set(map(one_form, values)) & set(map(one_form, classes)):
         return values.astype(np.int64)  # a table of numbers is read as text
-    return values if values.dtype.kind == "U" else values.astype(np.int64)
+    if values.dtype.kind != "U":
+        return values.astype(np.int64)
+    if bare := [name for name, value in zip(given.names, values.tolist()) if not one_form(value)]:
+        raise UserError(f"{where}: {len(bare):,} image(s) have no label, first '{bare[0]}'")
+    return values
 
 
 def _class_names(labels: list[np.ndarray]) -> list[str]:

@@ -26,7 +26,7 @@ ROLES: dict[str, tuple[str, ...]] = {
                  "image_features", "image_embeddings", "image_embeds", "image_emb", "img_emb", "img_embs",
                  "img_features", "clip_features"),
     "labels": ("y", "labels", "targets", "class_id", "label_id", "class_idx", "gt", *LABELS),
-    "classes": ("classes", "class_names", "classnames", "label_names", "categories"),
+    "classes": ("classes", "class_names", "classnames", "label_names", "target_names", "categories"),
     "names": ("names", "name", "paths", "filenames", "files", "image_paths", "image_names", "ids", "keys", "key",
               *PATHS),
     "split": ("splits", *SPLIT_NAMES),
@@ -230,6 +230,7 @@ def _with_siblings(root: Path, arrays: dict[str, Stored], keys: Keys) -> dict[st
         plain = own.removeprefix(stem).strip("_-.") or METADATA[0]
         said = file.name == keys.labels
         usual = plain in METADATA or any(plain in names for role, names in ROLES.items() if role != "features")
+        usual &= own != stem or file.suffix.lower() in BESIDE  # features.npz beside features.npy is another set
         if file == root or file.suffix.lower() not in ARRAYS + BESIDE or not (said or usual):
             continue
         for name, array in read_file(file).items():

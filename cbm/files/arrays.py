@@ -302,6 +302,10 @@ def _from_object(file: Path, content: Any, name: str) -> dict[str, Stored]:
         for key, value in content.items():
             found |= _from_object(file, value, f"{name}/{key}" if name else str(key))
         return found
+    if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(x, torch.Tensor) for x in content):
+        shapes = [tuple(each.shape) for each in content]
+        if [len(shape) for shape in shapes] == [2, 1] and shapes[0][0] == shapes[1][0]:  # torch.save((x, y), FILE)
+            return {**_from_object(file, content[0], "features"), **_from_object(file, content[1], "labels")}
     return _list_of_names(file, name, content)
 
 
@@ -413,14 +417,32 @@ def _table(file: Path) -> dict[str, Stored]:
 
 
 def _lines(file: Path) -> dict[str, Stored]:
-    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(file).rstrip().splitlines()]  # one left out would move all others
     return {"": Stored(f"'{file}'", (len(names),), "U", lambda: np.array(names, dtype=str), file)}
 
 
 def _json(file: Path) -> dict[str, Stored]:
-    content = read_json(file)
+    content = _in_order(read_json(file))
     named = content if isinstance(content, dict) else {"": content}
     return {key: array for name, value in named.items() for key, array in _list_of_names(file, name, value).items()}
+
+
+def _in_order(content: Any) -> Any:
+    """The names of ``{"0": name, ...}`` or ``{name: 0, ...}`` in the order of their numbers; anything else as it is.
+
+    >>> _in_order({"1": "dog", "0": "cat"}), _in_order({"dog": 1, "cat": 0}), _in_order({"cat": ["fur"]})
+    (['cat', 'dog'], ['cat', 'dog'], {'cat': ['fur']})
+    """
+    if not isinstance(content, dict):
+        return content
+    by_name = all(isinstance(value, int) for value in content.values())
+    pairs = [(str(value), key) if by_name else (str(key), value) for key, value in content.items()]
+    numbers = {number for number, _ in pairs}
+    whole = numbers == {str(number) for number in range(len(content))}
+    named = all(isinstance(name, str) for _, name in pairs)
+    return (
+        [name for _, name in sorted(pairs, key=lambda pair: int(pair[0]))] if content and whole and named else content
+    )
 
 
 _READ: dict[str, Callable[[Path], dict[str, Stored]]] = {

@@ -93,7 +93,7 @@ def test_one_file_with_its_labels_beside_it(tmp_path: Path):
     assert_whole(read(tmp_path / "clip.npy"))
     (tmp_path / "clip_labels.npy").rename(tmp_path / "mine.npy")
     assert_whole(read(tmp_path / "clip.npy", labels="mine.npy"))
-    with pytest.raises(UserError, match="has features but no labels: expected an array .* called y, labels or label"):
+    with pytest.raises(UserError, match="clip.npy. are features without labels: expected an array .* called y"):
         read(tmp_path / "clip.npy")
     (tmp_path / "metadata.csv").write_text("label\n" + "\n".join(CLASSES[Y]))
     assert_whole(read(tmp_path / "clip.npy"))
@@ -156,6 +156,41 @@ def test_labels_of_every_form(tmp_path: Path):
     np.save(tmp_path / "t" / "x.npy", X)
     (tmp_path / "t" / "labels.csv").write_text("label\n" + "\n".join(str(9 + y) for y in Y))
     assert_whole(read(tmp_path / "t"), classes=("9", "10", "11"))  # by size, not as text
+
+
+def test_labels_and_classes_as_they_are_found(tmp_path: Path):
+    torch.save((torch.from_numpy(X), torch.from_numpy(Y)), tmp_path / "pair.pt")
+    assert_whole(read(tmp_path / "pair.pt"), classes=("0", "1", "2"))
+    np.savez(tmp_path / "sk.npz", data=X, target=Y, target_names=CLASSES)
+    assert_whole(read(tmp_path / "sk.npz"))
+    np.save(tmp_path / "pair.npy", X)  # beside pair.pt, which is another set
+    with pytest.raises(UserError, match="pair.npy. are features without labels"):
+        read(tmp_path / "pair.npy")
+    root = tmp_path / "folder"
+    root.mkdir()
+    np.save(root / "x.npy", X)
+    np.save(root / "y.npy", Y)
+    for content in ('{"1": "dog", "0": "cat", "2": "emu"}', '{"emu": 2, "cat": 0, "dog": 1}', '["cat", "dog", "emu"]'):
+        (root / "classes.json").write_text(content)
+        assert_whole(read(root))
+    (root / "y.npy").unlink()
+    (root / "labels.txt").write_text("\n".join(CLASSES[Y]) + "\n\n")
+    assert_whole(read(root))
+
+
+def test_a_label_that_is_missing_is_said_and_moves_no_other(tmp_path: Path):
+    np.save(tmp_path / "x.npy", X)
+    lines = CLASSES[Y].tolist()
+    (tmp_path / "labels.txt").write_text("\n".join([lines[0], "", *lines[2:]]))
+    with pytest.raises(UserError, match="1 image.s. have no label, first 'row/0000001'"):
+        read(tmp_path / "x.npy")
+    (tmp_path / "labels.txt").write_text("\n".join([lines[0], "", *lines[1:]]))
+    with pytest.raises(UserError, match="has 13 labels"):
+        read(tmp_path / "x.npy")
+    table = arrow.table({"emb": list(X), "label": arrow.array([None, *lines[1:]])})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="1 image.s. have no label, first 'row/0000000'"):
+        read(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(
