@@ -83,7 +83,7 @@ EDITED = {"supervised": SEEDS, "posthoc, cav": (0,), "posthoc": (0,)}
 EDITORS = ("test_time", "prune", "recentre", "conda", "refit")
 BLOCKS = "test_time, whole attributes"
 SUPPORT = (4, 16)
-DRAWS = 5
+DRAWS = 10
 
 
 def compose(options: argparse.Namespace, seed: int, shots: Any, more: list[str]) -> Any:
@@ -235,31 +235,33 @@ def annotated(cells: Cells) -> None:
 
 
 def prompts(cells: Cells) -> None:
-    """AUROC on test images of every annotated value (its text, a support vector machine), and of the bank's phrases."""
-    _, cavs, data = cells.fit("posthoc, cav", 0, "all")
-    known = data.test.concepts
-    assert known is not None
-    for kind in (*PROMPTS, "cav"):
-        for attribute, names in data.concept_groups.items():
-            if ("prompt", f"{kind}: {attribute}", "all", 0) in ROWS:
-                continue
-            values = []
-            for name in names:
-                column = data.concept_names.index(name)
-                if not 0 < float(known[:, column].sum()) < len(known) or (kind == "cav" and name not in cavs.texts):
-                    continue
-                if kind == "cav":
-                    direction = cavs.directions()[cavs.texts.index(name)]
-                else:
-                    text = PROMPTS[kind].format(attribute=attribute, value=name.partition(": ")[2])
-                    direction = unit_norm(cells.encoder.encode_text([text]), [text])[0]
-                values.append(float(binary_auroc(data.test.x @ direction, known[:, column].long())))
-            ROWS.add(("prompt", f"{kind}: {attribute}", "all", 0), auroc=values)
+    """What texts and support vector machines know of the annotated values, and the bank's phrases of their classes.
+
+    AUROC of every value on the test images; whether the value of the highest score is the true one.
+    """
+    wanted = [(kind, attribute) for kind in (*PROMPTS, "cav") for attribute in cells.data.concept_groups]
+    if any(("prompt", f"{kind}: {attribute}", "all", 0) not in ROWS for kind, attribute in wanted):
+        _, cavs, data = cells.fit("posthoc, cav", 0, "all")
+        known = data.test.concepts
+        assert known is not None
+        for kind, attribute in wanted:
+            names = data.concept_groups[attribute]
+            columns = [data.concept_names.index(name) for name in names]
+            if kind == "cav":
+                directions = cavs.directions()[[cavs.texts.index(name) for name in names]]
+            else:
+                values = [name.partition(": ")[2] for name in names]
+                texts = [PROMPTS[kind].format(attribute=attribute, value=value) for value in values]
+                directions = unit_norm(cells.encoder.encode_text(texts), texts)
+            scores, true = data.test.x @ directions.T, known[:, columns]
+            auroc = [float(binary_auroc(scores[:, i], true[:, i].long())) for i in range(len(columns))]
+            correct = scores.argmax(1) == true.argmax(1)
+            recalls = [float(correct[true.argmax(1) == i].double().mean()) for i in range(len(columns))]
+            ROWS.add(("prompt", f"{kind}: {attribute}", "all", 0), auroc=auroc, right=pack(correct), recalls=recalls)
     if ("bank", "concepts/wbc.json", "all", 0) not in ROWS:
-        cfg = compose(cells.options, 0, "all", METHODS["cms"])
-        bank = candidate_bank(
-            "bank", cfg, cells.images, cells.encoder, text_encoder(cells.encoder, Path(cfg.cache), False)
-        )
+        cfg, data, cache = compose(cells.options, 0, "all", METHODS["cms"]), cells.data, Path(cells.options.cache)
+        bank = candidate_bank("bank", cfg, cells.images, cells.encoder, text_encoder(cells.encoder, cache, False))
+        assert bank is not None
         scores, found = data.test.x @ bank.directions().T, {}
         for number, name in enumerate(data.classes):
             own = bank.owners(data.classes)[number].nonzero().flatten().tolist()
@@ -417,8 +419,10 @@ def found(what: str, variant: str, shots: Any) -> list[dict[str, Any]]:
 def method_tables(images: Images) -> None:
     """Every method: accuracy, mean over classes, and what it is ahead of the linear probe."""
     columns = ["1 shot", "4 shots", "16 shots", "all"]
+    largest = np.bincount(images.labels).max() / len(images.labels)
     for title, macro in (("Accuracy", False), ("Macro accuracy (mean over classes)", True)):
         head(title, "method", *columns)
+        line("the most frequent class", "", "", "", f"{100 * (1 / len(set(images.labels)) if macro else largest):.1f}")
         for what in METHODS:
             rows = [found("method", what, shots) for shots in SHOTS]
             line(what, *[cell(images, stacked(each), macro) if each else "–" for each in rows])
@@ -452,7 +456,7 @@ def method_tables(images: Images) -> None:
 def attribute_tables(images: Images) -> None:
     """Attributes of models that learn them, and AUROC of texts and of support vector machines."""
     names = list(dict.fromkeys(row["variant"].partition(": ")[2] for row in ROWS.where(what="attribute")))
-    head("Attributes right (the most probable value of each)", "attribute", "values", "most frequent value", *LABELLED)
+    head("Attributes right (the most probable value of each)", "attribute", "most frequent value", *LABELLED)
     every: dict[str, list[np.ndarray]] = {kind: [] for kind in LABELLED}
     most = []
     for name in names:
@@ -460,22 +464,31 @@ def attribute_tables(images: Images) -> None:
         for kind in LABELLED:
             every[kind].append(stacked(rows[kind]))
         most.append(rows["supervised"][0]["majority"])
-        count = len(ROWS.where(what="prompt", variant=f"name: {name}")[0]["auroc"])
-        line(name, count, f"{100 * most[-1]:.1f}", *[cell(images, every[kind][-1]) for kind in LABELLED])
-    line("mean of the attributes", "", f"{100 * np.mean(most):.1f}",
+        line(name, f"{100 * most[-1]:.1f}", *[cell(images, every[kind][-1]) for kind in LABELLED])
+    line("mean of the attributes", f"{100 * np.mean(most):.1f}",
          *[cell(images, np.mean(every[kind], axis=0)) for kind in LABELLED])  # fmt: skip
     difference = np.mean(every["energy"], axis=0) - np.mean(every["supervised"], axis=0)
     print(f"\nenergy - supervised: {cell(images, difference, signed=True)} points")
     kinds = (*PROMPTS, "cav")
-    head("AUROC of the values on test images, mean of an attribute's values", "attribute", *kinds)
-    collected: dict[str, list[float]] = {kind: [] for kind in kinds}
+    ranges = [f"AUROC, {kind}" for kind in kinds]
+    head("Values by their text and by support vector machines", "attribute", "values", *ranges,
+         "macro by chance", *[f"macro, {kind}" for kind in kinds])  # fmt: skip
+    aurocs: dict[str, list[float]] = {kind: [] for kind in kinds}
+    macros: dict[str, list[float]] = {kind: [] for kind in kinds}
+    chance = []
     for name in names:
-        values = {kind: ROWS.where(what="prompt", variant=f"{kind}: {name}")[0]["auroc"] for kind in kinds}
-        for kind in kinds:
-            collected[kind] += values[kind]
-        line(name, *[f"{np.mean(each):.2f}" if each else "–" for each in values.values()])
-    line("all values", *[f"{np.mean(each):.2f}" for each in collected.values()])
-    line("values below .5", *[f"{sum(v < 0.5 for v in each)} of {len(each)}" for each in collected.values()])
+        rows = {kind: ROWS.where(what="prompt", variant=f"{kind}: {name}")[0] for kind in kinds}
+        for kind, row in rows.items():
+            aurocs[kind] += row["auroc"]
+            macros[kind].append(float(np.mean(row["recalls"])))
+        count = len(rows["cav"]["auroc"])
+        chance.append(1 / count)
+        line(name, count, *[f"{min(row['auroc']):.2f} to {max(row['auroc']):.2f}" for row in rows.values()],
+             f"{100 / count:.1f}", *[f"{100 * macros[kind][-1]:.1f}" for kind in kinds])  # fmt: skip
+    line("mean", f"{sum(round(1 / each) for each in chance)}", *[f"{np.mean(each):.2f}" for each in aurocs.values()],
+         f"{100 * np.mean(chance):.1f}", *[f"{100 * np.mean(each):.1f}" for each in macros.values()])  # fmt: skip
+    below = ", ".join(f"{sum(v < 0.5 for v in each)} ({kind})" for kind, each in aurocs.items())
+    print(f"\nvalues whose AUROC is below .5: {below}")
     phrases = ROWS.where(what="bank")[0]["auroc"]
     title = "AUROC of the bank's phrases for the class they were written for"
     head(title, "class", "phrases", "mean", "lowest", "highest", "below .5")
