@@ -1,0 +1,35 @@
+"""The page on real cells says what the rows say."""
+
+import importlib
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import PROJECT
+
+
+def test_every_table_of_the_page_is_what_the_script_prints():
+    command, environment = [sys.executable, "benchmarks/real_cells.py", "table"], {"PYTHONPATH": str(PROJECT)}
+    done = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
+    )
+    assert done.returncode == 0, done.stderr
+    printed = {line for line in done.stdout.splitlines() if line.startswith(("|", "**"))}
+    page = {line for line in (PROJECT / "docs" / "results_cells.md").read_text().splitlines() if line.startswith("|")}
+    assert len(page) > 80
+    assert page - printed == set()
+
+
+@pytest.fixture
+def real_cells(monkeypatch):
+    monkeypatch.syspath_prepend(str(PROJECT / "benchmarks"))
+    return importlib.import_module("real_cells")
+
+
+def test_an_attribute_is_right_if_its_most_probable_value_is(real_cells):
+    probability = torch.tensor([[0.2, 0.1, 0.9, 0.8, 0.7], [0.6, 0.7, 0.1, 0.2, 0.3]])
+    truth = torch.tensor([[1.0, 0, 0, 1, 0], [1, 0, 0, 0, 1]])
+    right = real_cells.values_right(probability, truth, [[0, 1], [2, 3, 4]])
+    assert right.tolist() == [[True, False], [False, True]]
