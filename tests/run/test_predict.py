@@ -449,8 +449,8 @@ def test_files_of_features(module, tmp_path: Path):
 
 def test_features_of_several_models_in_one_file(tmp_path: Path):
     x = np.arange(12.0).reshape(4, 3)
-    np.savez("two.npz", X=-x, mine=x, tag=np.array(list("abcd")))
-    source = FeatureSource(Path("two.npz"), tmp_path, "mine", "tag")  # what the run was trained on
+    np.savez(tmp_path / "two.npz", X=-x, mine=x, tag=np.array(list("abcd")))
+    source = FeatureSource(tmp_path / "two.npz", tmp_path, "mine", "tag")  # what the run was trained on
     assert next(source.batches(0, 4, 4)).features.tolist() == x.tolist()
     assert list(source.names.read()) == list("abcd")
-    assert FeatureSource(Path("two.npz"), tmp_path, "gone").shape == (4, 3)
+    assert FeatureSource(tmp_path / "two.npz", tmp_path, "gone").shape == (4, 3)
