@@ -31,6 +31,8 @@ def launch(task: Callable[[DictConfig], object], name: str) -> None:
     except UserError as error:  # a card that cannot be read
         _stop(str(error))
     arguments = [_bank_path_to_source(argument) for argument in sys.argv[1:]]
+    if "encoder=null" in arguments:  # Hydra knows no choice of nothing
+        _stop("encoder=null: say encoder=auto (no encoder is loaded for features), or encoder=NAME")
     sys.argv[1:] = _any_teacher(_reader_settings(arguments, name))
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")

@@ -46,6 +46,7 @@ def predict(
     if domain is not None and edits is None:
         raise UserError("--domain says which edits act: say --edits too")
     log.info("listing the images and loading '%s'", run)
+    from cbm.config import FEATURES
     from cbm.run.predict import predict as write_table
     from cbm.run.sources import FeatureSource, ImageSource, NameList, Source, are_features, find_images
     from cbm.trained import load
@@ -54,11 +55,15 @@ def predict(
     root, found = (images[0], iter(())) if given else find_images(images)
     for file in (destination, *([] if page is None else [page])):
         make_folder(file.parent)
-    source: Source | None = FeatureSource(root, destination.parent) if given else None
-    names = NameList(found, destination.parent) if source is None else source.names
-    if not len(names):
+    names = NameList(found, destination.parent)
+    if not given and not len(names):
         raise UserError(f"no images below '{images[0]}': expected files such as .jpg or .png")
     model = load(run.removeprefix("run="), device=device)
+    source: Source | None = None
+    if given:
+        said = (model.config.dataset.get("args") or {}) if model.config.dataset.reader == FEATURES else {}
+        source = FeatureSource(root, destination.parent, said.get("features"), said.get("names"))
+        model.check_width(source.shape, f"'{root}'")  # before a table is begun
     if edits is not None:
         from cbm.editing import load_edits
 

@@ -73,7 +73,7 @@ def candidate_bank(
     if vectors is not None:
         bank = embedded_by(bank, resolve_path(vectors), key)
     bank = prepare_bank(
-        width_fits(bank, dim),
+        bank,
         dataset.classes,
         encode_text,
         fingerprint,
@@ -84,7 +84,7 @@ def candidate_bank(
     )
     if encoder is not None:
         warn_illegible(bank.texts, encoder)
-    return bank
+    return width_fits(bank, dim)
 
 
 def class_bank(cfg: DictConfig, classes: list[str], encoder: Encoder | None, encode_text: EncodeText) -> ConceptBank:

@@ -42,7 +42,7 @@ def embedded_by(bank: ConceptBank, file: Path, key: str | None = None) -> Concep
     if absent := [text for text in bank.texts if normalise_text(text) not in row]:
         raise UserError(
             f"'{file}' has no vector for {len(absent):,} of {len(bank):,} phrases of '{bank.source}', first "
-            f"'{absent[0]}': {did_you_mean(absent[0], names[:20_000])}"
+            f"'{absent[0]}': {did_you_mean(absent[0], names[:20_000])}".rstrip(" :")
         )
     found = vectors[torch.tensor([row[normalise_text(text)] for text in bank.texts], dtype=torch.long)]
     return replace(bank, embeddings=unit_norm(found, bank.texts), encoder=None)
@@ -76,7 +76,9 @@ def class_vectors_bank(classes: list[str], file: Path) -> ConceptBank:
         known = {found: name for name, found in match_classes(names, classes).items()}
         if absent := [name for name in classes if name not in known]:
             raise UserError(
-                f"'{file}' has no vector for class {quoted(absent)}: {did_you_mean(absent[0], names[:20_000])}"
+                f"'{file}' has no vector for class {quoted(absent)}: {did_you_mean(absent[0], names[:20_000])}".rstrip(
+                    " :"
+                )
             )
         rows = [names.index(known[name]) for name in classes]
     concepts = tuple(Concept(name, (name,), provenance={"source": str(file)}) for name in classes)

@@ -30,10 +30,11 @@ from cbm.data.given import GivenFeatures, GivenImages
 from cbm.data.images import ImageArray, ImageFiles, Images, file_key
 from cbm.data.lists import is_there
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
-from cbm.data.roles import Keys, Part, find_parts
+from cbm.data.roles import Keys, Part, find_parts, names_in
 from cbm.data.tables import NO, UNKNOWN, YES
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
+from cbm.files.arrays import read_arrays
 from cbm.files.names import one_form
 
 
@@ -97,17 +98,23 @@ def read_features(
     return dataset
 
 
-def given_rows(root: Path, cache: Path = Path("cache")) -> Iterator[GivenImages]:
+def given_rows(
+    root: Path, cache: Path = Path("cache"), features: str | None = None, names: str | None = None
+) -> Iterator[GivenImages]:
     """The features of a file or folder without their labels, split by split.
 
     Args:
         root: the file, or the folder.
         cache: as for ``read_features``.
+        features: name of the features, where there are some of that name.
+        names: name of the images' names, likewise.
 
     Raises:
         UserError: no features are found, or a file cannot be read.
     """
-    parts, _ = find_parts(root, Keys())
+    there = [name for key in read_arrays(root) for name in names_in(key)]
+    features, names = (said if said and one_form(said).casefold() in there else None for said in (features, names))
+    parts, _ = find_parts(root, Keys(features, names=names))
     for key, part in parts.items():
         given = _features(part, root, key, cache)
         yield GivenImages(root, given, _shown(part, given, None, root))
@@ -123,7 +130,9 @@ def _features(part: Part, root: Path, split: str, cache: Path) -> GivenFeatures:
     tensors: list[Tensor] = []
     for array in arrays:
         tensor = array.read()
-        if not isinstance(tensor, Tensor) or tensor.dim() != 2 or not tensor.shape[1]:
+        if not isinstance(tensor, Tensor):
+            raise UserError(f"{array.where} is {tensor.dtype}: expected features [N, D] of floats")
+        if tensor.dim() != 2 or not tensor.shape[1]:
             raise UserError(f"{array.where} is {list(tensor.shape)}: expected features [N, D]")
         if tensors and tensor.shape[1] != tensors[0].shape[1]:
             raise UserError(
@@ -144,13 +153,17 @@ def _features(part: Part, root: Path, split: str, cache: Path) -> GivenFeatures:
 
 def _told_apart(names: list[str]) -> list[str]:
     """Names, with a number after one that stands before: no two images have the same."""
-    if len(set(names)) == len(names):
+    there = set(names)
+    if len(there) == len(names):
         return names
     seen: Counter[str] = Counter()
     found = []
     for name in names:
         seen[name] += 1
-        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+        other = name
+        while seen[name] > 1 and (other := f"{name} ({seen[name]})") in there:
+            seen[name] += 1
+        found.append(other)
     return found
 
 
@@ -188,7 +201,8 @@ def _labels(
     if "labels" not in part.arrays:
         near = "" if keys.labels is None else f"; no array is called '{keys.labels}'"
         raise UserError(
-            f"'{root}' has features but no labels{near}: expected an array (or column) called y, labels or label, or "
+            f"{part.where('features')} are features without labels{near}: expected an array (or column) called y, "
+            "labels or label, or "
             "dataset.args.labels=NAME, or dataset.args.labels_from_paths=true if images lie in a folder per class"
         )
     values, where = part.values("labels"), part.where("labels")
@@ -210,7 +224,11 @@ def _labels(
     numbers = values.dtype.kind == "U" and all(re.fullmatch(r"0|[1-9]\d{0,8}", value.strip()) for value in values)
     if numbers and not set(map(one_form, values)) & set(map(one_form, classes)):
         return values.astype(np.int64)  # a table of numbers is read as text
-    return values if values.dtype.kind == "U" else values.astype(np.int64)
+    if values.dtype.kind != "U":
+        return values.astype(np.int64)
+    if bare := [name for name, value in zip(given.names, values.tolist()) if not one_form(value)]:
+        raise UserError(f"{where}: {len(bare):,} image(s) have no label, first '{bare[0]}'")
+    return values
 
 
 def _class_names(labels: list[np.ndarray]) -> list[str]:

@@ -3,7 +3,7 @@
 import inspect
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -83,7 +83,7 @@ def _setting(key: str, value: Any, kind: Any) -> Any:
     truth = isinstance(value, bool)
     if wanted is str and single and not truth:
         return str(value)
-    if wanted == list[str] and (single or isinstance(value, list | tuple)):
+    if wanted == list[str] and (single or isinstance(value, Sequence)):
         return [str(each) for each in ([value] if single else value)]
     if wanted is bool and truth:
         return value

@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from cbm.data.readers import SPLIT_ALIASES, SPLITS
 from cbm.data.tables import LABELS, PATHS, SPLIT_NAMES
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files.arrays import ARRAYS, BESIDE, Stored, in_number, read_arrays, read_file
 from cbm.files.names import one_form, quoted
 
@@ -26,7 +27,7 @@ ROLES: dict[str, tuple[str, ...]] = {
                  "image_features", "image_embeddings", "image_embeds", "image_emb", "img_emb", "img_embs",
                  "img_features", "clip_features"),
     "labels": ("y", "labels", "targets", "class_id", "label_id", "class_idx", "gt", *LABELS),
-    "classes": ("classes", "class_names", "classnames", "label_names", "categories"),
+    "classes": ("classes", "class_names", "classnames", "label_names", "target_names", "categories"),
     "names": ("names", "name", "paths", "filenames", "files", "image_paths", "image_names", "ids", "keys", "key",
               *PATHS),
     "split": ("splits", *SPLIT_NAMES),
@@ -63,6 +64,11 @@ class Keys:
     subject: str | None = None
 
 
+def _as_numpy(values: Tensor) -> np.ndarray:
+    """Numbers as they are: float64 stays, as float32 has no odd numbers above 2 ** 24."""
+    return (values if values.dtype == torch.float64 else values.float()).numpy()
+
+
 @dataclass
 class Part:
     """The arrays of one split (or of all, as long as they are not divided), by what they hold.
@@ -78,7 +84,7 @@ class Part:
         if role not in self.arrays:
             return None
         read = [array.read() for array in self.arrays[role]]
-        return np.concatenate([each.float().numpy() if isinstance(each, Tensor) else each for each in read])
+        return np.concatenate([_as_numpy(each) if isinstance(each, Tensor) else each for each in read])
 
     def where(self, role: str) -> str:
         """Where the values of a role are, for messages."""
@@ -97,10 +103,12 @@ def find_parts(root: Path, keys: Keys) -> tuple[dict[str, Part], Part]:
         split, plain = _place(key)
         for role in _roles(key, plain, array, keys):
             parts.setdefault(split, Part()).arrays.setdefault(role, []).append(array)
+    _all_there(root, arrays, parts, keys)
     if not any("features" in part.arrays for part in parts.values()):
         _only_matrix(root, arrays, parts)
     for part in parts.values():
         part.arrays = {role: _one_series(role, found) for role, found in part.arrays.items()}
+        _same_numbers(part)
     common = parts.get("", Part())
     divided = {split: part for split, part in parts.items() if "features" in part.arrays}
     if "" in divided and len(divided) > 1:
@@ -115,6 +123,18 @@ def find_parts(root: Path, keys: Keys) -> tuple[dict[str, Part], Part]:
             raise UserError(f"{said[0].where(role)} and {said[1].where(role)} differ: expected the same in every split")
         common.arrays |= {role: said[0].arrays[role]} if said else {}
     return {split: divided[split] for split in ("", *SPLITS) if split in divided}, common
+
+
+def _all_there(root: Path, arrays: Mapping[str, Stored], parts: Mapping[str, Part], keys: Keys) -> None:
+    """Refuse a name that the user says and no array has, instead of going on as if nothing had been said.
+
+    Raises:
+        UserError: there is no such array.
+    """
+    for role in ("features", "names", "split", "subject"):  # labels and concepts are asked for later
+        said = getattr(keys, role)
+        if said is not None and not any(role in part.arrays for part in parts.values()):
+            raise UserError(f"dataset.args.{role}={said}: '{root}' has no such array: {did_you_mean(said, arrays)}")
 
 
 def _place(key: str) -> tuple[str, str]:
@@ -132,13 +152,19 @@ def _place(key: str) -> tuple[str, str]:
     return split, plain
 
 
+def names_in(key: str) -> tuple[str, str, str]:
+    """What an array may be called by: with its file, without it, and without its split and number."""
+    return key.casefold(), key.rpartition("/")[2].casefold(), _place(key)[1]
+
+
 def _roles(key: str, plain: str, array: Stored, keys: Keys) -> list[str]:
     """What an array holds, by its name or by what the user says."""
     last = key.rpartition("/")[2]
     found = []
+    called = names_in(key)
     for role in ("features", "labels", "names", "split", "subject"):
         said = getattr(keys, role)
-        if said is not None and one_form(said).casefold() in (key.casefold(), last.casefold(), plain):
+        if said is not None and one_form(said).casefold() in called:
             found.append(role)
     found += [f"concept {name}" for name in keys.concepts if one_form(name) == one_form(last)]
     if found:
@@ -218,6 +244,36 @@ def _one_series(role: str, found: list[Stored]) -> list[Stored]:
     return found
 
 
+def _numbers(arrays: Sequence[Stored]) -> list[tuple[int, ...]]:
+    """The numbers in which the names of some arrays differ: ``[(0,), (1,)]``."""
+    found = [[int(each) for each in re.findall(r"\d+", array.where)] for array in arrays]
+    return [tuple(column) for column in zip(*(place for place in zip(*found) if len(set(place)) > 1))]
+
+
+def _same_numbers(part: Part) -> None:
+    """Refuse parts that do not go together: one is missing here and another there, or they are of several models.
+
+    Raises:
+        UserError: numbers of labels or names are other than those of the features, or every folder has all labels.
+    """
+    features = part.arrays.get("features", [])
+    for role in ("labels", "names", "split", "subject"):
+        others = part.arrays.get(role, [])
+        if 1 < len(features) == len(others) and (here := _numbers(features)) != (there := _numbers(others)):
+            place = next((i for i, (one, other) in enumerate(zip(here, there)) if one != other), 0)
+            raise UserError(f"{features[place].where} and {others[place].where} have other numbers: is a part missing?")
+    numbers = [each[0] for each in _numbers(features) if len(each) == 1]
+    labels = part.arrays.get("labels", [])
+    apart = len(numbers) == len(labels) > 1 and any(np.diff(numbers) != 1)
+    if apart and len({len(array) for array in labels}) == 1 and "names" not in part.arrays:
+        first, *rest = (np.asarray(array.read()) for array in labels)
+        if all(np.array_equal(first, each) for each in rest):
+            raise UserError(
+                f"{features[0].where} and {features[1].where} have the same labels: are they features of several "
+                "models? name one of the files or folders, dataset.root=..."
+            )
+
+
 def _with_siblings(root: Path, arrays: dict[str, Stored], keys: Keys) -> dict[str, Stored]:
     """With what lies beside a file of features that has no labels itself: ``labels.npy`` or ``features_labels.npy``, a
     table ``metadata.csv`` or ``features.csv``, ``classes.txt``, or the file that ``dataset.args.labels`` names."""
@@ -225,16 +281,21 @@ def _with_siblings(root: Path, arrays: dict[str, Stored], keys: Keys) -> dict[st
     if root.is_dir() or "labels" in roles:
         return arrays
     found, stem = dict(arrays), root.stem.casefold()
+    splits = {_place(key)[0] for key in arrays}
+    split = splits.pop() if len(splits) == 1 else ""
     for file in sorted(root.parent.iterdir()):
         own = file.stem.casefold()
         plain = own.removeprefix(stem).strip("_-.") or METADATA[0]
         said = file.name == keys.labels
         usual = plain in METADATA or any(plain in names for role, names in ROLES.items() if role != "features")
+        if split and _place(plain)[0] == split:  # y_train.npy beside X_train.npy
+            usual |= any(_place(plain)[1] in names for role, names in ROLES.items() if role != "features")
+        usual &= own != stem or file.suffix.lower() in BESIDE  # features.npz beside features.npy is another set
         if file == root or file.suffix.lower() not in ARRAYS + BESIDE or not (said or usual):
             continue
         for name, array in read_file(file).items():
             key = keys.labels if said else f"{plain}/{name}" if name else plain
             if set(_roles(str(key), _place(str(key))[1], array, keys)) - {"features"}:
                 log.info("%s goes with '%s'", array.where, root.name)
-                found[str(key)] = array
+                found[str(key) if split in ("", _place(str(key))[0]) else f"{split}/{key}"] = array
     return found

@@ -8,7 +8,7 @@ import logging
 import re
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -38,7 +38,8 @@ class Stored:
     Attributes:
         where: its file and name, for messages.
         shape: its shape; the width of a column of lists is -1 until it is read.
-        kind: ``f`` floats, ``i`` integers and truth values, ``U`` text, ``O`` what is not read.
+        kind: ``f`` floats, ``i`` integers and truth values, ``U`` text, ``O`` what is not read, ``?`` what holds no
+            names or numbers either (pictures in a table).
         read: function that returns it: a tensor if it holds floats, else a numpy array.
         file: the file that holds it.
     """
@@ -92,11 +93,22 @@ def read_file(file: Path) -> dict[str, Stored]:
         UserError: it cannot be read, or holds objects that would have to be executed.
     """
     try:
-        return _READ[file.suffix.lower()](file)
+        found = _READ[file.suffix.lower()](file)
     except UserError:
         raise
     except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
         raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {_line(error)}") from error
+    return {name: replace(array, read=partial(_read_whole, array)) for name, array in found.items()}
+
+
+def _read_whole(array: Stored) -> "Tensor | np.ndarray":
+    """The values of an array; damage inside a file is found only now."""
+    try:
+        return array.read()
+    except (UserError, MemoryError):
+        raise
+    except Exception as error:
+        raise UserError(f"{array.where} cannot be read: {type(error).__name__}: {_line(error)}") from error
 
 
 def holds_arrays(path: Path) -> bool:
@@ -200,14 +212,23 @@ def _stored(file: Path, name: str, read: Callable[[], np.ndarray], shape: tuple[
     where = _where(file, name)
     kind = {"f": "f", "i": "i", "u": "i", "b": "i", "U": "U", "S": "U"}.get(dtype.kind, "O")
     if kind == "U":
-        return Stored(where, shape, kind, lambda: _text(read()), file)
+        return Stored(where, shape, kind, lambda: _text(read(), where), file)
+    if kind == "O":
+        return Stored(where, shape, kind, lambda: _no_numbers(where, dtype), file)
     if kind != "f":
         return Stored(where, shape, kind, read, file)
     return Stored(where, shape, kind, lambda: _tensor(read()), file)
 
 
-def _text(array: np.ndarray) -> np.ndarray:
-    return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else np.asarray(array)
+def _no_numbers(where: str, dtype: object) -> np.ndarray:
+    raise UserError(f"{where} is of type {dtype}: expected numbers or text")
+
+
+def _text(array: np.ndarray, where: str) -> np.ndarray:
+    try:
+        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else np.asarray(array)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where} holds bytes that are not UTF-8: save text as np.array(names, dtype=str)") from error
 
 
 def _tensor(array: np.ndarray) -> "Tensor":
@@ -293,15 +314,23 @@ def _from_object(file: Path, content: Any, name: str) -> dict[str, Stored]:
 
     if isinstance(content, torch.Tensor):
         tensor = content.detach()
+        if tensor.layout != torch.strided:
+            tensor = tensor.to_dense()
         shape, where = tuple(tensor.shape), _where(file, name)
         if tensor.is_floating_point():
             return {name: Stored(where, shape, "f", lambda: tensor, file)}
+        if tensor.is_complex() or tensor.is_quantized:
+            return {name: Stored(where, shape, "O", lambda: _no_numbers(where, tensor.dtype), file)}
         return {name: Stored(where, shape, "i", lambda: tensor.numpy(), file)}
     if isinstance(content, dict):
         found: dict[str, Stored] = {}
         for key, value in content.items():
             found |= _from_object(file, value, f"{name}/{key}" if name else str(key))
         return found
+    if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(x, torch.Tensor) for x in content):
+        shapes = [tuple(each.shape) for each in content]
+        if [len(shape) for shape in shapes] == [2, 1] and shapes[0][0] == shapes[1][0]:  # torch.save((x, y), FILE)
+            return {**_from_object(file, content[0], "features"), **_from_object(file, content[1], "labels")}
     return _list_of_names(file, name, content)
 
 
@@ -322,12 +351,14 @@ def _parquet(file: Path) -> dict[str, Stored]:
         if arrow.types.is_list(of) or arrow.types.is_large_list(of) or arrow.types.is_fixed_size_list(of):
             width = [of.list_size if arrow.types.is_fixed_size_list(of) else -1]
             kind = "f" if arrow.types.is_floating(of.value_type) else "i" if _whole(of.value_type) else "O"
-        elif arrow.types.is_string(of) or arrow.types.is_large_string(of):
+        elif arrow.types.is_string(of) or arrow.types.is_large_string(of) or arrow.types.is_string_view(of):
             kind = "U"
         elif arrow.types.is_floating(of):
             kind = "f"
         elif _whole(of):
             kind = "i"
+        elif arrow.types.is_nested(of) or arrow.types.is_binary(of) or arrow.types.is_large_binary(of):
+            kind = "?"  # pictures in a column ``image`` are not names
         where = f"'{file}' {column.name}"
         found[column.name] = Stored(
             where, (rows, *width), kind, _column(file, column.name, kind, bool(width), rows), file
@@ -359,13 +390,16 @@ def _values(column: Any, where: str, kind: str, lists: bool) -> np.ndarray:
     """Some rows of a column."""
     if hasattr(column, "dictionary_decode"):
         column = column.dictionary_decode()
-    if kind == "O":
+    if kind in "O?":
         raise UserError(f"{where}: a column of {column.type} is not read")
     if lists:
         return _rectangle(column, where)
     if kind == "U":
         return np.array(["" if text is None else text for text in column.to_pylist()], dtype=str)
-    return column.to_numpy(zero_copy_only=False)
+    values = column.to_numpy(zero_copy_only=False)
+    if values.dtype.kind == "O":  # truth values, some of them missing
+        values = np.array([np.nan if each is None else float(each) for each in values])
+    return values
 
 
 def _joined(parts: Iterator[np.ndarray], rows: int) -> np.ndarray:
@@ -378,6 +412,8 @@ def _joined(parts: Iterator[np.ndarray], rows: int) -> np.ndarray:
     for part in parts:
         if part.shape[1:] != whole.shape[1:]:
             raise UserError(f"rows {end} and after are {part.shape[1:]} wide, those before {whole.shape[1:]}")
+        if part.dtype != whole.dtype:  # numbers that are missing further down make floats of whole ones
+            whole = whole.astype(np.result_type(whole, part))
         whole[end : end + len(part)] = part
         end += len(part)
     return whole
@@ -413,14 +449,32 @@ def _table(file: Path) -> dict[str, Stored]:
 
 
 def _lines(file: Path) -> dict[str, Stored]:
-    names = [line.strip() for line in read_text(file).splitlines() if line.strip()]
+    names = [line.strip() for line in read_text(file).rstrip().splitlines()]  # one left out would move all others
     return {"": Stored(f"'{file}'", (len(names),), "U", lambda: np.array(names, dtype=str), file)}
 
 
 def _json(file: Path) -> dict[str, Stored]:
-    content = read_json(file)
+    content = _in_order(read_json(file))
     named = content if isinstance(content, dict) else {"": content}
     return {key: array for name, value in named.items() for key, array in _list_of_names(file, name, value).items()}
+
+
+def _in_order(content: Any) -> Any:
+    """The names of ``{"0": name, ...}`` or ``{name: 0, ...}`` in the order of their numbers; anything else as it is.
+
+    >>> _in_order({"1": "dog", "0": "cat"}), _in_order({"dog": 1, "cat": 0}), _in_order({"cat": ["fur"]})
+    (['cat', 'dog'], ['cat', 'dog'], {'cat': ['fur']})
+    """
+    if not isinstance(content, dict):
+        return content
+    by_name = all(isinstance(value, int) for value in content.values())
+    pairs = [(str(value), key) if by_name else (str(key), value) for key, value in content.items()]
+    numbers = {number for number, _ in pairs}
+    whole = numbers == {str(number) for number in range(len(content))}
+    named = all(isinstance(name, str) for _, name in pairs)
+    return (
+        [name for _, name in sorted(pairs, key=lambda pair: int(pair[0]))] if content and whole and named else content
+    )
 
 
 _READ: dict[str, Callable[[Path], dict[str, Stored]]] = {

@@ -1,5 +1,6 @@
 """Names with vectors, as vocabularies are passed around: one file that holds both, or vectors alone."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +25,7 @@ def read_vectors(file: Path, key: str | None = None) -> "tuple[list[str] | None,
         key: name of the vectors, if the file holds several (``lvis`` with the names ``lvis_names``).
 
     Raises:
-        UserError: it cannot be read, has no vectors, or has several and none was named.
+        UserError: it cannot be read, has no vectors or not as many as names, or has several and none was named.
     """
     arrays = read_arrays(file)
     matrices = {name: array for name, array in arrays.items() if array.kind == "f" and len(array.shape) == 2}
@@ -36,14 +37,26 @@ def read_vectors(file: Path, key: str | None = None) -> "tuple[list[str] | None,
         have = f"several: {', '.join(matrices)}; say concepts.key=NAME" if matrices else "none"
         raise UserError(f"'{file}': expected one matrix of vectors [K, D], found {have}")
     vectors = matrices[chosen[0]].read()
-    names = _names_of(chosen[0], len(vectors), arrays)
+    names = _names_of(chosen[0], len(vectors), arrays, matrices)
     return (None if names is None else names.read().tolist()), vectors.float()  # type: ignore[union-attr]
 
 
-def _names_of(key: str, count: int, arrays: dict[str, Stored]) -> Stored | None:
-    """The array of names that goes with the vectors ``key``."""
-    texts = {name: array for name, array in arrays.items() if array.kind == "U" and len(array) == count}
-    own = [f"{key}{mark}{name}" for mark in "_./-" for name in NAMES]
-    lower = {name.casefold(): array for name, array in texts.items()}
-    found = next((lower[name.casefold()] for name in (*own, *NAMES) if name.casefold() in lower), None)
-    return found or (next(iter(texts.values())) if len(texts) == 1 else None)
+def _names_of(key: str, count: int, arrays: dict[str, Stored], matrices: Mapping[str, Stored]) -> Stored | None:
+    """The array of names that goes with the vectors ``key``: ``KEY_names``, a usual name, or the only texts as many.
+
+    Raises:
+        UserError: an array that is called so has another number of names.
+    """
+    texts = {name.casefold(): array for name, array in arrays.items() if array.kind in "UO" and len(array.shape) == 1}
+    own = [f"{key}{mark}{name}".casefold() for mark in "_./-" for name in NAMES]
+    usual = [texts[name] for name in (*own, *NAMES) if name in texts]
+    if found := next((array for array in usual if len(array) == count), None):
+        return found
+    others = tuple(f"{name.casefold()}{mark}" for name in matrices if name != key for mark in "_./-")
+    free = [array for name, array in texts.items() if len(array) == count and not name.startswith(others)]
+    if len(free) == 1:
+        return free[0]
+    taken = {len(matrix) for name, matrix in matrices.items() if name != key}
+    if wrong := next((array for array in usual if len(array) not in taken), None):
+        raise UserError(f"{wrong.where} has {len(wrong):,} names, {matrices[key].where} {count:,} vectors")
+    return None

@@ -28,6 +28,8 @@ def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tupl
     own, rest = owners.float(), 1 - owners.float()
     inside, outside = (own * counts[:, None]).sum(0), (rest * counts[:, None]).sum(0)
     gap = (own * sums).sum(0) / inside - (rest * sums).sum(0) / outside  # NaN where a count is zero
+    if len(x) < 2:
+        return gap, torch.full_like(gap, torch.nan)
     _, std = score_moments(x, concepts)
     return gap, gap / std.clamp(min=1e-12)
 

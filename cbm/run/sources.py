@@ -219,17 +219,24 @@ class FeatureSource:
 
     device = "cpu"
 
-    def __init__(self, root: Path, beside: Path):
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number and width of the features."""
+        return len(self.names), self._parts[0].features.dim
+
+    def __init__(self, root: Path, beside: Path, features: str | None = None, names: str | None = None):
         """Open the features.
 
         Args:
             root: the file, or the folder, as ``dataset=features`` reads it; labels are not looked at.
             beside: folder of the file that lists their names.
+            features: name of the features, where there are some of that name.
+            names: name of the images' names, likewise.
 
         Raises:
             UserError: no features are found, or a file cannot be read.
         """
-        self._parts = list(given_rows(root))
+        self._parts = list(given_rows(root, features=features, names=names))
         self._starts = np.cumsum([0, *map(len, self._parts)])
         self.place = os.path.abspath(root)  # noqa: PTH100 - as for images
         self.names = NameList((name for part in self._parts for name in part.names), beside)

@@ -7,12 +7,14 @@ import numpy as np
 from omegaconf import DictConfig
 
 from cbm.concepts.prepare import class_name_bank
+from cbm.config import FEATURES
 from cbm.data import FeatureSplit, ImageDataset, read_dataset
 from cbm.data.encoded import Encoding, encode_splits, reorder_classes
 from cbm.data.features import split_test
 from cbm.data.text_store import text_encoder
 from cbm.editing import DomainEditor, EditContext, load_source_card
 from cbm.files import resolve_path
+from cbm.files.arrays import ARRAYS
 from cbm.layers import require_linear
 from cbm.trained.model import TrainedModel
 
@@ -42,9 +44,11 @@ def support_and_tested(
 def labelled_images(model: TrainedModel, folder: Path, shots: int, seed: int, settings: Encoding) -> FeatureSplit:
     """At most ``shots`` images per class of a folder ``FOLDER/CLASS/*.jpg``, encoded; a class may be absent.
 
+    Features that were made elsewhere do as well (``dataset=features``).
+
     Args:
         model: the model whose encoder reads the images.
-        folder: folder with one folder of images per class.
+        folder: folder with one folder of images per class, or a file or folder of features.
         shots: largest number of images per class.
         seed: random seed for the draw.
         settings: how images are encoded.
@@ -52,13 +56,15 @@ def labelled_images(model: TrainedModel, folder: Path, shots: int, seed: int, se
     Raises:
         UserError: no such folder, or a class that the model does not know.
     """
-    read = reorder_classes(read_dataset("folder", folder.name, folder, {}, to_train=False), model.classes)
+    kind = FEATURES if model.fingerprint is None or folder.suffix.lower() in ARRAYS else "folder"
+    read = reorder_classes(read_dataset(kind, folder.name, folder, {}, to_train=False), model.classes)
     split = next(iter(read.splits.values()))
     order = np.random.default_rng(seed).permutation(len(split))
     rows = np.sort(np.concatenate([order[split.labels[order] == c][:shots] for c in range(len(model.classes))]))
     few = ImageDataset(read.name, model.classes, {"support": split.take(rows)})
     settings = replace(settings, max_skipped=1.0)  # nothing is measured on them
-    return encode_splits(few, model.encoder, settings, ("support",))[1].splits["support"]
+    encoder = None if kind == FEATURES else model.encoder
+    return encode_splits(few, encoder, settings, ("support",))[1].splits["support"]
 
 
 def edit_context(

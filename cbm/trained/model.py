@@ -265,13 +265,22 @@ class TrainedModel:
         images = reorder_classes(read_images(card, Path(cache), whole=whole), self.classes)
         wanted = [name for name in dict.fromkeys(splits) if name != "val" or name in images.splits or len(splits) == 1]
         taken, data = encode_splits(images, encoder, settings, tuple(wanted))
-        self._check_width(next(iter(data.splits.values())).x, f"data set '{taken.name}'")
+        self.check_width(tuple(next(iter(data.splits.values())).x.shape), f"data set '{taken.name}'")
         return taken, data
 
-    def _check_width(self, features: Tensor, whose: str) -> None:
-        if features.dim() != 2 or features.shape[1] != self.dim:
+    def check_width(self, shape: tuple[int, ...], whose: str) -> None:
+        """Refuse features that are not ``[N, D]`` as the model reads them.
+
+        Args:
+            shape: shape of the features.
+            whose: where they are, for the message.
+
+        Raises:
+            UserError: they are of another width.
+        """
+        if len(shape) != 2 or shape[1] != self.dim:
             raise UserError(
-                f"{whose}: features are {list(features.shape)}, this model reads [N, {self.dim}]: expected features of "
+                f"{whose}: features are {list(shape)}, this model reads [N, {self.dim}]: expected features of "
                 "the model that it was trained on"
             )
 
@@ -453,9 +462,16 @@ class TrainedModel:
             UserError: there is no image, one cannot be read, or features are of another width.
         """
         if isinstance(images, np.ndarray) and images.dtype.kind == "f":
-            images = torch.from_numpy(np.ascontiguousarray(images))
+            kind = images.dtype.newbyteorder("=") if images.dtype.itemsize <= 8 else np.dtype(np.float64)
+            images = torch.from_numpy(np.array(images, kind, order="C", copy=None if images.flags.writeable else True))
+        if isinstance(images, np.ndarray) and images.ndim != 1:
+            raise UserError(f"predict takes features [N, {self.dim}] of floats; this array holds {images.dtype}")
         if isinstance(images, Tensor) and images.dim() == 2:
             return self.predict_features(images)
+        if isinstance(images, Tensor) and images.dim() != 4:
+            raise UserError(
+                f"predict: a tensor is {list(images.shape)}, expected features [N, {self.dim}] or images [N, 3, H, W]"
+            )
         if isinstance(images, str | Path | Image.Image):
             raise UserError("predict takes a list of images; expected [image]")
         if len(images) == 0:
@@ -493,7 +509,7 @@ class TrainedModel:
         Raises:
             UserError: there are none, they are of another width, one is NaN or infinite, or a row is zero.
         """
-        self._check_width(features, "predict")
+        self.check_width(tuple(features.shape), "predict")
         if not len(features):
             raise UserError("there is no image to predict; expected features [N, D]")
         x = unit_norm(features, [f"row {i}" for i in range(len(features))])

@@ -31,6 +31,7 @@ def on(folder: Path) -> list[str]:
         (["method=labbo"], "unknown method 'labbo': did you mean 'labo'"),
         (["dataset=bird"], "unknown dataset 'bird': did you mean 'birds'"),
         (["encoder=vit_b23"], "unknown encoder 'vit_b23': did you mean 'vit_b32'"),
+        (["encoder=null"], "encoder=null: say encoder=auto"),
         (["concepts=cifar"], "unknown concepts 'cifar': did you mean 'cifar10'"),
         (["dataset.rot=x"], "unknown setting 'dataset.rot': did you mean 'dataset.root'"),
         (["method.lrr=1"], "unknown setting 'method.lrr': did you mean 'method.lr'"),

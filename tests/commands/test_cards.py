@@ -11,7 +11,7 @@ from conftest import PROJECT, one_line
 from cbm import config
 from cbm.data import READERS
 
-YOURS = {"folder", "csv", "webdataset"}
+YOURS = {"folder", "csv", "webdataset", "features"}
 DOCS = (PROJECT / "docs/datasets.md").read_text()
 TABLE = dict(re.findall(r"^\| `(\w+)` \|(.*)$", DOCS, re.MULTILINE))
 

@@ -105,3 +105,22 @@ def test_vectors_must_be_as_wide_as_the_features(tmp_path: Path, phrases: Path):
     assert width_fits(bank, None) is bank
     with pytest.raises(UserError, match="embeddings of 3 dimensions, the features have 4"):
         width_fits(bank, 4)
+
+
+def test_names_of_other_vectors_are_not_taken(tmp_path: Path):
+    words = np.array(["red", "green", "blue", "grey"])
+    np.savez(tmp_path / "two.npz", a=V, b=2 * V, b_names=words)
+    assert read_bank(tmp_path / "two.npz", "b").texts == words.tolist()
+    with pytest.raises(UserError, match="but no names"):
+        read_bank(tmp_path / "two.npz", "a")
+
+
+def test_names_that_are_not_as_many_or_are_objects_are_not_passed_over(tmp_path: Path, phrases: Path):
+    words = np.array(["soft fur", "a wet nose", "long whiskers", "x"])
+    np.savez(tmp_path / "short.npz", vectors=V, names=words[:3])
+    np.savez(tmp_path / "objects.npz", vectors=V, names=words.astype(object))
+    for file, message in (("short.npz", "names has 3 names, .* vectors 4 vectors"), ("objects.npz", "Python objects")):
+        with pytest.raises(UserError, match=message):
+            read_bank(tmp_path / file)
+        with pytest.raises(UserError, match=message):
+            embedded_by(read_bank(phrases), tmp_path / file)

@@ -12,6 +12,7 @@ from conftest import COLOURS, paint
 from hypothesis import given as drawn
 from hypothesis import settings
 from hypothesis import strategies as st
+from omegaconf import OmegaConf
 
 from cbm.data import given, read_dataset
 from cbm.data.copies import find_copies
@@ -93,7 +94,7 @@ def test_one_file_with_its_labels_beside_it(tmp_path: Path):
     assert_whole(read(tmp_path / "clip.npy"))
     (tmp_path / "clip_labels.npy").rename(tmp_path / "mine.npy")
     assert_whole(read(tmp_path / "clip.npy", labels="mine.npy"))
-    with pytest.raises(UserError, match="has features but no labels: expected an array .* called y, labels or label"):
+    with pytest.raises(UserError, match="clip.npy. are features without labels: expected an array .* called y"):
         read(tmp_path / "clip.npy")
     (tmp_path / "metadata.csv").write_text("label\n" + "\n".join(CLASSES[Y]))
     assert_whole(read(tmp_path / "clip.npy"))
@@ -156,6 +157,41 @@ def test_labels_of_every_form(tmp_path: Path):
     np.save(tmp_path / "t" / "x.npy", X)
     (tmp_path / "t" / "labels.csv").write_text("label\n" + "\n".join(str(9 + y) for y in Y))
     assert_whole(read(tmp_path / "t"), classes=("9", "10", "11"))  # by size, not as text
+
+
+def test_labels_and_classes_as_they_are_found(tmp_path: Path):
+    torch.save((torch.from_numpy(X), torch.from_numpy(Y)), tmp_path / "pair.pt")
+    assert_whole(read(tmp_path / "pair.pt"), classes=("0", "1", "2"))
+    np.savez(tmp_path / "sk.npz", data=X, target=Y, target_names=CLASSES)
+    assert_whole(read(tmp_path / "sk.npz"))
+    np.save(tmp_path / "pair.npy", X)  # beside pair.pt, which is another set
+    with pytest.raises(UserError, match="pair.npy. are features without labels"):
+        read(tmp_path / "pair.npy")
+    root = tmp_path / "folder"
+    root.mkdir()
+    np.save(root / "x.npy", X)
+    np.save(root / "y.npy", Y)
+    for content in ('{"1": "dog", "0": "cat", "2": "emu"}', '{"emu": 2, "cat": 0, "dog": 1}', '["cat", "dog", "emu"]'):
+        (root / "classes.json").write_text(content)
+        assert_whole(read(root))
+    (root / "y.npy").unlink()
+    (root / "labels.txt").write_text("\n".join(CLASSES[Y]) + "\n\n")
+    assert_whole(read(root))
+
+
+def test_a_label_that_is_missing_is_said_and_moves_no_other(tmp_path: Path):
+    np.save(tmp_path / "x.npy", X)
+    lines = CLASSES[Y].tolist()
+    (tmp_path / "labels.txt").write_text("\n".join([lines[0], "", *lines[2:]]))
+    with pytest.raises(UserError, match="1 image.s. have no label, first 'row/0000001'"):
+        read(tmp_path / "x.npy")
+    (tmp_path / "labels.txt").write_text("\n".join([lines[0], "", *lines[1:]]))
+    with pytest.raises(UserError, match="has 13 labels"):
+        read(tmp_path / "x.npy")
+    table = arrow.table({"emb": list(X), "label": arrow.array([None, *lines[1:]])})
+    parquet.write_table(table, tmp_path / "x.parquet")
+    with pytest.raises(UserError, match="1 image.s. have no label, first 'row/0000000'"):
+        read(tmp_path / "x.parquet")
 
 
 @pytest.mark.parametrize(
@@ -277,3 +313,91 @@ def test_many_features_stay_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     split = read(tmp_path / "x.npy").splits["train"]
     found = split.features.unit_rows(rows, [split.images.names[row] for row in rows])
     np.testing.assert_allclose(found.float().numpy(), UNIT[::-1][rows], atol=2e-3)
+
+
+@pytest.mark.parametrize("role", ["features", "names", "split", "subject"])
+def test_a_name_that_is_not_there_is_not_passed_over(tmp_path: Path, role: str):
+    np.savez(tmp_path / "f.npz", X=X, y=Y)
+    with pytest.raises(UserError, match=f"dataset.args.{role}=XX: .* has no such array"):
+        read(tmp_path / "f.npz", **{role: "XX"})
+
+
+def test_lists_of_the_command_line(tmp_path: Path):
+    np.savez(tmp_path / "f.npz", X=X, y=Y)
+    assert_whole(read(tmp_path / "f.npz", classes=OmegaConf.create(CLASSES.tolist())))
+
+
+@pytest.mark.parametrize(
+    ("features_file", "labels_file", "split"),
+    [
+        ("train", "train_labels", "train"),
+        ("emb_test", "emb_test_labels", "test"),
+        ("emb_val", "labels", "val"),
+        ("X_train", "y_train", "train"),
+    ],
+)
+def test_labels_beside_a_file_whose_name_says_its_split(
+    tmp_path: Path, features_file: str, labels_file: str, split: str
+):
+    np.save(tmp_path / f"{features_file}.npy", X)
+    np.save(tmp_path / f"{labels_file}.npy", CLASSES[Y])
+    np.save(tmp_path / "y_other.npy", Y[:3])
+    assert_whole(read(tmp_path / f"{features_file}.npy"), split)
+
+
+def test_parts_that_do_not_go_together(tmp_path: Path):
+    for number in range(3):
+        rows = slice(4 * number, 4 * number + 4)
+        for folder, name, values in (("img_emb", "img_emb", X[rows]), ("label", "label", CLASSES[Y][rows])):
+            (tmp_path / "dump" / folder).mkdir(parents=True, exist_ok=True)
+            np.save(tmp_path / "dump" / folder / f"{name}_{number}.npy", values)
+    assert_whole(read(tmp_path / "dump"))
+    (tmp_path / "dump/img_emb/img_emb_1.npy").unlink()
+    (tmp_path / "dump/label/label_2.npy").unlink()  # as many rows of either, but not the same
+    with pytest.raises(UserError, match="img_emb_2.npy. and .*label_1.npy. have other numbers: is a part missing"):
+        read(tmp_path / "dump")
+    for model in ("b16", "b32"):
+        (tmp_path / "models" / model).mkdir(parents=True)
+        np.save(tmp_path / "models" / model / "features.npy", X)
+        np.save(tmp_path / "models" / model / "labels.npy", Y)
+    with pytest.raises(UserError, match="have the same labels: are they features of several models"):
+        read(tmp_path / "models")
+
+
+@pytest.mark.parametrize(
+    ("labels", "said"),
+    [
+        (np.array([b"caf\xe9", b"tea", b"x"] * 4), "y holds bytes that are not UTF-8"),
+        (Y.astype(complex), "y is of type complex128: expected numbers or text"),
+        (Y.astype("M8[s]"), "y is of type datetime64"),
+    ],
+)
+def test_labels_that_are_none(tmp_path: Path, labels: np.ndarray, said: str):
+    np.savez(tmp_path / "f.npz", X=X, y=labels)
+    with pytest.raises(UserError, match=said):
+        read(tmp_path / "f.npz")
+
+
+def test_large_numbers_stay_apart(tmp_path: Path):
+    np.savez(tmp_path / "f.npz", X=X, y=Y + float(1 << 24))
+    assert_whole(read(tmp_path / "f.npz"), classes=("16777216", "16777217", "16777218"))
+
+
+def test_truth_values_of_which_some_are_missing(tmp_path: Path):
+    several = arrow.table({"emb": X.tolist() * 2000, "label": [True, False] * 11_999 + [True, None]})
+    parquet.write_table(several, tmp_path / "f.parquet")  # the missing one is read after whole batches
+    with pytest.raises(UserError, match="label of 'row/0023999' is nan"):
+        read(tmp_path / "f.parquet")
+
+
+def test_pictures_in_a_table_are_not_names(tmp_path: Path):
+    for value in ({"bytes": b"x", "path": "a.jpg"}, b"x"):
+        parquet.write_table(arrow.table({"emb": X.tolist(), "label": Y, "image": [value] * 12}), tmp_path / "f.parquet")
+        assert_whole(read(tmp_path / "f.parquet"), classes=("0", "1", "2"))
+
+
+def test_names_told_apart_stay_apart(tmp_path: Path):
+    np.savez(tmp_path / "f.npz", X=X, y=Y, names=["a", "a", "a (2)"] * 4)
+    names = read(tmp_path / "f.npz").splits["train"].images.names
+    assert len(set(names)) == 12
+    assert names[:3] == ["a", "a (3)", "a (2)"]

@@ -161,3 +161,14 @@ def test_vectors_with_their_names(tmp_path: Path):
     assert read_vectors(tmp_path / "bare.npy")[0] is None
     names, _ = read_vectors(write(tmp_path / "one.parquet"))
     assert names == NAMES
+
+
+def test_damage_inside_a_file_is_said_when_it_is_read(tmp_path: Path):
+    file = tmp_path / "f.npz"
+    np.savez_compressed(file, X=np.random.default_rng(0).normal(size=(50, 20)))
+    damaged = bytearray(file.read_bytes())
+    damaged[3000:3030] = b"\xff" * 30
+    file.write_bytes(damaged)
+    array = read_arrays(file)["X"]
+    with pytest.raises(UserError, match="X cannot be read: "):
+        array.read()

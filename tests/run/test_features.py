@@ -70,6 +70,14 @@ def test_features_in_explained_model_out(command, module, files: Path):
     assert float((out.logits.argmax(1) == expected).double().mean()) == pytest.approx(metrics["test/accuracy"])
     assert torch.equal(out.logits, model.predict(torch.from_numpy(x[120:])).logits)
     assert len(out.explain(0, top=3)) == 3
+    for form in (">f4", np.longdouble, ">f2"):
+        assert model.predict(x[120:].astype(form)).labels == out.labels
+    for wrong in (x[0].astype(np.float32), x[None].astype(np.float32), torch.from_numpy(x[0]), x.astype(np.int64)):
+        with pytest.raises(cbm.UserError, match=r"features \[N, 16\]"):
+            model.predict(wrong)
+    np.savez("single.npz", X=x[:1], y=[0], classes=CLASSES)
+    status, errors = command("eval", "run=one", "dataset=features", "dataset.root=single.npz", "cache=cache")
+    assert status == 0, errors  # nothing varies in one image, and nothing is said of it
     with pytest.raises(cbm.UserError, match=r"\[160, 3\], this model reads \[N, 16\]"):
         model.predict(x[:, :3])
     for asked in (lambda: model.predict(["a.jpg"]), lambda: model.with_bank(["a new phrase"])):
@@ -97,6 +105,11 @@ def test_features_in_explained_model_out(command, module, files: Path):
     assert "[160, 8], this model reads [N, 16]" in said
     said = one_line(command("eval", "run=one", "cache=cache", "dataset=birds"))
     assert "no encoder is known" in said
+    np.savez("shown.npz", X=x[:40], y=np.load("f.npz")["y"][:40], classes=CLASSES)
+    support = ["editor=test_time", "editor.support=shown.npz", "editor.shots=8", "output=s.json"]
+    status, errors = command("eval", "run=one", "cache=cache", *support)
+    assert status == 0, errors
+    assert json.loads(Path("s.json").read_text())["edits/n_support"] == 32
     Path("one/report.html").unlink()
     status, _, errors = module("report", "one", "--cache", "cache")
     assert status == 0, errors

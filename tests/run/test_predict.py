@@ -441,6 +441,16 @@ def test_files_of_features(module, tmp_path: Path):
     status, _, errors = module("predict", run(), "narrow.npz", "--out", "n.csv")
     assert status == 2
     assert "[50, 3], this model reads" in errors
+    assert not list(Path().glob("n.csv*"))  # the right ones can be given now
     status, _, errors = module("predict", run(), "no.npz", "--out", "n.csv")
     assert status == 2
     assert "no file or folder 'no.npz'" in errors
+
+
+def test_features_of_several_models_in_one_file(tmp_path: Path):
+    x = np.arange(12.0).reshape(4, 3)
+    np.savez("two.npz", X=-x, mine=x, tag=np.array(list("abcd")))
+    source = FeatureSource(Path("two.npz"), tmp_path, "mine", "tag")  # what the run was trained on
+    assert next(source.batches(0, 4, 4)).features.tolist() == x.tolist()
+    assert list(source.names.read()) == list("abcd")
+    assert FeatureSource(Path("two.npz"), tmp_path, "gone").shape == (4, 3)
