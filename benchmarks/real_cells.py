@@ -81,7 +81,7 @@ PROMPTS = {
 EDITED = {"supervised": SEEDS, "posthoc, cav": (0,), "posthoc": (0,)}
 """Models that are edited for another laboratory, and their seeds."""
 EDITORS = ("test_time", "prune", "recentre", "conda", "refit")
-BLOCKS = "test_time, whole attributes"
+BLOCKS, ALONE = "test_time, whole attributes", "conda, without zero-shot"
 SUPPORT = (4, 16)
 DRAWS = 10
 
@@ -354,7 +354,7 @@ def edits(cells: Cells, folder: Path) -> None:
     card.root = str(cells.options.root)
     cache = Path(cells.options.cache)
     for what, seed in ((what, seed) for what, seeds in EDITED.items() for seed in seeds):
-        names = [*EDITORS, *([BLOCKS] if what == "supervised" else [])]
+        names = [*EDITORS, ALONE, *([BLOCKS] if what == "supervised" else [])]
         wanted = [(name, draw, n) for n in SUPPORT for draw in range(DRAWS) for name in names]
         if all(("edit", f"{what}: {name}, draw {draw}", n, seed) in ROWS for name, draw, n in wanted):
             continue
@@ -375,6 +375,7 @@ def edits(cells: Cells, folder: Path) -> None:
                 if key in ROWS:
                     continue
                 given = replace(context, groups=groups) if name == BLOCKS else context
+                given = replace(given, zero_shot=None) if name == ALONE else given
                 proposal = create_editor({"name": name.partition(",")[0], "seed": draw}).propose(given)
                 count = None if proposal.edits is None else len(proposal.edits)
                 ROWS.add(key, right=pack(right(proposal.model, there)), home=pack(right(proposal.model, home)),
@@ -530,22 +531,23 @@ def edit_tables(images: Images) -> None:
         plain = stacked(list(before.values()))
         home = stacked(list(before.values()), "home")
         head(f"{what}: edited for the other laboratory", "labelled per class, editor", "shifted", "change",
-             "change, macro", "draws worse", "home if applied there", "change at home", "edits")  # fmt: skip
+             "change, macro", "draws", "home if applied there", "change at home", "edits of a draw")  # fmt: skip
         line("unedited", cell(images, plain), "", f"({cell(images, plain, True)})", "", cell(images, home), "", "")
         for labelled in SUPPORT:
-            for name in (*EDITORS, BLOCKS):
+            for name in (*EDITORS, ALONE, BLOCKS):
                 rows = [row for row in ROWS.where(what="edit", shots=labelled)
                         if row["variant"].rpartition(", draw")[0] == f"{what}: {name}"]  # fmt: skip
                 if not rows:
                     continue
                 change = np.stack([unpack(row["right"]) - unpack(before[row["seed"]]["right"]) for row in rows])
                 at_home = np.stack([unpack(row["home"]) - unpack(before[row["seed"]]["home"]) for row in rows])
-                worse = sum(images.mean(one) < 0 for one in change)
+                means = [100 * images.mean(one) for one in change]
+                draws = f"{min(means):+.1f} to {max(means):+.1f}, {sum(m < 0 for m in means)} of {len(means)} worse"
                 counts = [row["edits"] for row in rows if row["edits"] is not None]
                 line(f"{labelled}, {name}", f"{100 * stacked(rows).mean():.1f}", cell(images, change, signed=True),
-                     cell(images, change, True, signed=True), f"{worse} of {len(rows)}",
+                     cell(images, change, True, signed=True), draws,
                      f"{100 * stacked(rows, 'home').mean():.1f}", cell(images, at_home, signed=True),
-                     f"{np.mean(counts):.1f}" if counts else "a new model")  # fmt: skip
+                     f"{np.mean(counts):.1f}, none in {counts.count(0)}" if counts else "a new model")  # fmt: skip
 
 
 def table() -> None:
