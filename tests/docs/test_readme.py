@@ -5,6 +5,7 @@ import shlex
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from birds_run import QUICK, shared_folder, small
 from conftest import COLOURS, PROJECT, paint
@@ -33,6 +34,12 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for c, (name, colour) in enumerate(COLOURS.items()):
         for i in range(12):
             paint(folder / "images" / name / f"{i}.png", colour, 50 * c + i)
+    generator, labels = np.random.default_rng(0), np.arange(60) % 3
+    centres, words = generator.normal(size=(3, 16)), [f"word {i}" for i in range(12)]
+    x = {split: centres[labels] + 0.3 * generator.normal(size=(60, 16)) for split in ("train", "test")}
+    named = {"y_train": labels, "y_test": labels, "classes": list(COLOURS)}
+    np.savez(folder / "features.npz", X_train=x["train"], X_test=x["test"], **named)
+    np.savez(folder / "words.npz", names=words, vectors=generator.normal(size=(12, 16)))
     return folder
 
 
