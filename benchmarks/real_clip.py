@@ -203,7 +203,8 @@ def accuracy(row: dict[str, Any], count: int) -> float:
 
 
 def table() -> None:
-    """Print the tables of the page."""
+    """Print the tables of the page, and how exact the heads are."""
+    notes: list[str] = []
     for name in ("food", "cifar"):
         print(f"\n### {name}: every method\n\n| method | 1 shot | 4 shots | 16 shots | all |\n|---|---|---|---|---|")
         for what in METHODS:
@@ -229,7 +230,8 @@ def table() -> None:
                 min((h["exact"] for r in found for h in r["heads"] if h["nec"] == count), default=0) for count in COUNTS
             ]
             fewer = "".join(f"; {low:g} in place of {n} where a path ends" for n, low in zip(COUNTS, few) if low < n)
-            print(f"| {kind} | {' | '.join(cells)} |   <!-- largest gap {gap:.1e}{fewer} -->")
+            print(f"| {kind} | {' | '.join(cells)} |")
+            notes.append(f"{name}, {kind}: largest relative duality gap {gap:.1e}{fewer}")
             if kind != "words":
                 best = {row["split"]: row for row in ROWS.where(set=name, what="words directions")}
                 pairs = [(row, best[row["split"]]) for row in found if row["split"] in best]
@@ -238,7 +240,7 @@ def table() -> None:
                     for count in COUNTS
                 ]
                 print(f"| … draws not below the words | {' | '.join(beaten)} |")
-    print(f"\n{len(ROWS.rows)} rows")
+    print("", *notes, f"{len(ROWS.rows)} rows", sep="\n")
 
 
 if __name__ == "__main__":

@@ -202,8 +202,8 @@ def _labels(
         near = "" if keys.labels is None else f"; no array is called '{keys.labels}'"
         raise UserError(
             f"{part.where('features')} are features without labels{near}: expected an array (or column) called y, "
-            "labels or label, or "
-            "dataset.args.labels=NAME, or dataset.args.labels_from_paths=true if images lie in a folder per class"
+            "labels or label, or dataset.args.labels=NAME, or dataset.args.labels_from_paths=true if images lie in a "
+            "folder per class"
         )
     values, where = part.values("labels"), part.where("labels")
     if len(values) != count:

@@ -27,6 +27,8 @@ def read_vectors(file: Path, key: str | None = None) -> "tuple[list[str] | None,
     Raises:
         UserError: it cannot be read, has no vectors or not as many as names, or has several and none was named.
     """
+    import torch
+
     arrays = read_arrays(file)
     matrices = {name: array for name, array in arrays.items() if array.kind == "f" and len(array.shape) == 2}
     if key is not None and key not in matrices:
@@ -36,9 +38,9 @@ def read_vectors(file: Path, key: str | None = None) -> "tuple[list[str] | None,
     if len(chosen) != 1:
         have = f"several: {', '.join(matrices)}; say concepts.key=NAME" if matrices else "none"
         raise UserError(f"'{file}': expected one matrix of vectors [K, D], found {have}")
-    vectors = matrices[chosen[0]].read()
+    vectors = torch.as_tensor(matrices[chosen[0]].read()).float()
     names = _names_of(chosen[0], len(vectors), arrays, matrices)
-    return (None if names is None else names.read().tolist()), vectors.float()  # type: ignore[union-attr]
+    return (None if names is None else names.read().tolist()), vectors
 
 
 def _names_of(key: str, count: int, arrays: dict[str, Stored], matrices: Mapping[str, Stored]) -> Stored | None:

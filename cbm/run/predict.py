@@ -135,8 +135,9 @@ def table_rows(model: TrainedModel, batch: Batch, top: int) -> list[list[str]]:
         values = found.contributions()
         largest = values.abs().topk(many, dim=1).indices
         adds = values.gather(1, largest).tolist()
+        texts = [] if model.bank is None else model.bank.texts  # made anew whenever it is asked for
         for place, concepts, numbers in zip(good, largest.tolist(), adds):
-            pairs = [(model.bank.texts[k], f"{v:.6g}") if v else ("", "") for k, v in zip(concepts, numbers)]  # type: ignore[union-attr]
+            pairs = [(texts[k], f"{v:.6g}") if v else ("", "") for k, v in zip(concepts, numbers)]
             rows[place][3:-1] = [cell for pair in pairs for cell in pair]
     return rows
 

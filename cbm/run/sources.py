@@ -219,11 +219,6 @@ class FeatureSource:
 
     device = "cpu"
 
-    @property
-    def shape(self) -> tuple[int, int]:
-        """Number and width of the features."""
-        return len(self.names), self._parts[0].features.dim
-
     def __init__(self, root: Path, beside: Path, features: str | None = None, names: str | None = None):
         """Open the features.
 
@@ -241,6 +236,11 @@ class FeatureSource:
         self.place = os.path.abspath(root)  # noqa: PTH100 - as for images
         self.names = NameList((name for part in self._parts for name in part.names), beside)
         self.encoder = hashlib.sha256("|".join(part.features.key for part in self._parts).encode()).hexdigest()
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Number and width of the features."""
+        return len(self.names), self._parts[0].features.dim
 
     def batches(self, start: int, stop: int, size: int) -> Iterator[Batch]:
         """The features from ``start`` to before ``stop``."""

@@ -1,4 +1,4 @@
-"""The page on real cells says what the rows say."""
+"""The pages on real data say what the rows say."""
 
 import importlib
 import os
@@ -10,15 +10,18 @@ import torch
 from conftest import PROJECT
 
 
-def test_every_table_of_the_page_is_what_the_script_prints():
-    command, environment = [sys.executable, "benchmarks/real_cells.py", "table"], {"PYTHONPATH": str(PROJECT)}
+@pytest.mark.parametrize(
+    ("script", "page_of", "least"), [("real_cells", "results_cells", 80), ("real_clip", "results_clip", 30)]
+)
+def test_every_table_of_the_page_is_what_the_script_prints(script: str, page_of: str, least: int):
+    command, environment = [sys.executable, f"benchmarks/{script}.py", "table"], {"PYTHONPATH": str(PROJECT)}
     done = subprocess.run(
         command, cwd=PROJECT, capture_output=True, text=True, check=False, env={**os.environ, **environment}
     )
     assert done.returncode == 0, done.stderr
     printed = {line for line in done.stdout.splitlines() if line.startswith(("|", "**"))}
-    page = {line for line in (PROJECT / "docs" / "results_cells.md").read_text().splitlines() if line.startswith("|")}
-    assert len(page) > 80
+    page = {line for line in (PROJECT / "docs" / f"{page_of}.md").read_text().splitlines() if line.startswith("|")}
+    assert len(page) > least
     assert page - printed == set()
 
 
