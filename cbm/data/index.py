@@ -23,6 +23,7 @@ from cbm.data.old_store import OldStores
 from cbm.data.shards import peek, read_shard, replace_shard, write_new_shard
 from cbm.errors import UserError
 from cbm.files import sweep
+from cbm.files.locks import OPEN_FILES_STAY
 
 log = logging.getLogger(__name__)
 
@@ -217,9 +218,9 @@ def _stem(number: int) -> str:
 
 
 def _read(path: Path) -> _Entries | None:
-    """The index as it was written, mapped into memory."""
+    """The index as it was written, mapped into memory; a copy on Windows, which replaces no file that is mapped."""
     if (shard := read_shard(path)) is None:
         return None
-    columns = {name: tensor.numpy() for name, tensor in shard[0].items()}
+    columns = {name: tensor.numpy().copy() if OPEN_FILES_STAY else tensor.numpy() for name, tensor in shard[0].items()}
     high, low = columns["high"].view(np.uint64), columns["low"].view(np.uint64)
     return _Entries(high, low, columns["shard"], columns["row"], shard[1]["shards"])

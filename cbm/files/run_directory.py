@@ -1,11 +1,10 @@
 """The directory of a run: its name, its state (free, finished or interrupted), and its contents."""
 
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import PARTIAL, open_regular, write_atomically
+from cbm.files.locks import LockHeldError, NoLocksError, lock
 from cbm.files.parsing import read_json, read_yaml
 
 NOT_PART_OF_A_RUN = ("run_dir", "cache", "overwrite", "report", "logger")
@@ -64,10 +64,10 @@ class RunDirectory:
         except OSError as error:
             raise UserError(f"cannot write to run directory '{path}': '.lock': {error.strerror}") from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN):  # others: a file system without locks
-                raise UserError(f"another process is writing to run directory '{path}'") from error
+            with suppress(NoLocksError):
+                lock(self._lock)
+        except LockHeldError as error:
+            raise UserError(f"another process is writing to run directory '{path}'") from error
         self.resumed = (path / "state.json").is_file()
         write_atomically(path / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True).encode())
         self.settings = settings_hash(cfg)

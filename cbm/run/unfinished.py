@@ -1,7 +1,6 @@
 """A table that is written row by row and gets its name when it is whole: it is taken up where it was interrupted."""
 
 import csv
-import fcntl
 import json
 import logging
 import os
@@ -13,6 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from cbm.errors import UserError
 from cbm.files import cannot_write, open_regular, place_new, write_atomically
+from cbm.files.locks import OPEN_FILES_STAY, LockHeldError, NoLocksError, lock
 from cbm.run.sources import NameList
 
 log = logging.getLogger("cbm")
@@ -64,11 +64,13 @@ class Unfinished:
         """Give the file its name."""
         try:
             os.fsync(self.file.fileno())
-            new = place_new(self.path, destination)
+            new = place_new(self.path, destination, release=self.file.close)
         except OSError as error:
             raise cannot_write(destination, error) from error
         if not new:
             raise UserError(f"'{destination}' is there by now: remove it and run the same command again")
+        if OPEN_FILES_STAY:
+            self.file.close()
         self.path.unlink(missing_ok=True)
         self.beside.unlink(missing_ok=True)
 
@@ -89,15 +91,17 @@ def unfinished_table(destination: Path) -> Iterator[Unfinished]:
     with file:
         try:
             # of this process alone: one by flock would live on in the processes that decode images for a killed one
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError) as error:
+            lock(file, own=True)
+        except LockHeldError as error:
             raise UserError(busy) from error
-        except OSError:  # a file system without locks
+        except NoLocksError:
             log.debug("no lock for '%s'", path)
         if not path.exists() or not os.path.samestat(path.stat(), os.fstat(file.fileno())):
             raise UserError(busy)  # it gave the file its name in this moment
         if destination.exists():
             if not path.stat().st_size:
+                if OPEN_FILES_STAY:
+                    file.close()
                 path.unlink()
             raise UserError(f"'{destination}' is there by now: remove it or choose another --out")
         yield Unfinished(path, file)
@@ -168,7 +172,7 @@ def _compare(beside: Path, facts: dict[str, Any], again: str) -> None:
         UserError: they are not, or nobody knows.
     """
     try:
-        before = json.loads(beside.read_text())
+        before = json.loads(beside.read_text(encoding="utf-8"))
         if not isinstance(before, dict):
             raise TypeError
     except (OSError, ValueError, TypeError) as error:
