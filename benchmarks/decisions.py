@@ -34,7 +34,7 @@ class Rows:
 
     def __init__(self, file: Path, keys: Sequence[str]):
         self.file, self.keys = file, tuple(keys)
-        lines = file.read_text().splitlines() if file.is_file() else []
+        lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
         self.rows: list[dict[str, Any]] = [json.loads(line) for line in lines]
 
     def __contains__(self, key: tuple) -> bool:

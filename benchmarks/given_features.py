@@ -36,7 +36,7 @@ def main(folder: Path) -> None:
     print(f"copies of unit norm: {time.perf_counter() - began:.1f} s")
     for name, split in data.splits.items():
         print(f"{name}: {tuple(split.x.shape)} {split.x.dtype}")
-    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     print(f"memory that is not mapped: {int(status['RssAnon'].split()[0]) / 1e6:.1f} GB")
 
 

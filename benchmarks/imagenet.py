@@ -65,7 +65,7 @@ class Stages:
 
 def own_megabytes() -> float:
     """Memory of this process that is not backed by a file."""
-    lines = Path("/proc/self/status").read_text().splitlines()
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
     return int(next(line for line in lines if line.startswith("RssAnon")).split()[1]) / 1024
 
 

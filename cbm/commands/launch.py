@@ -22,10 +22,12 @@ from omegaconf.errors import OmegaConfBaseException
 from cbm import config
 from cbm.errors import UserError, did_you_mean
 from cbm.files.console import set_up_logging
+from cbm.files.streams import print_what_can_be
 
 
 def launch(task: Callable[[DictConfig], object], name: str) -> None:
     """Compose ``configs/NAME.yaml`` with the command line and run ``task(cfg)``; exit status 2 on bad input."""
+    print_what_can_be()
     try:
         config.register()
     except UserError as error:  # a card that cannot be read

@@ -7,6 +7,7 @@ import typer
 from cbm.commands import banks, datasets, features, predict, runs
 from cbm.errors import UserError
 from cbm.files.console import set_up_logging
+from cbm.files.streams import print_what_can_be
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(datasets.app, name="datasets")
@@ -20,6 +21,7 @@ def main() -> None:
     """Run a command; one line and exit status 2 on bad input."""
     if not {"--help", "-h"} & set(sys.argv):
         set_up_logging()
+    print_what_can_be()
     try:
         app()
     except UserError as error:

@@ -254,6 +254,6 @@ def read_concept_folders(root: Path) -> tuple[list[str], "Split"]:
                 raise UserError(f"concept '{folder.name}': folder '{part}' has no images")
             row = np.full(len(folders), np.nan if paired else 0, dtype=np.float32)
             row[a] = value
-            files += [str(picture.relative_to(root)) for picture in pictures]
+            files += [picture.relative_to(root).as_posix() for picture in pictures]
             rows += [row] * len(pictures)
     return names, Split(ImageFiles(root, files), np.zeros(len(files), dtype=np.int64), np.stack(rows))

@@ -89,7 +89,7 @@ def read_awa2(name: str, root: Path) -> ImageDataset:
     files, labels = [], []
     for number, folder in enumerate(classes):
         found = list_images(root / "JPEGImages" / folder)
-        files += [str(path.relative_to(root)) for path in found]
+        files += [path.relative_to(root).as_posix() for path in found]
         labels += [number] * len(found)
     index = np.array(labels, dtype=np.int64)
     concepts = matrix[index].astype(np.float32)

@@ -26,6 +26,7 @@ import os
 import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -545,6 +546,8 @@ def write_birds(
     shutil.rmtree(partial, ignore_errors=True)
     try:
         _write_into(partial, variant, seed, dict(zip(SPLITS, (n_train, n_val, n_test))), size, workers)
+        with suppress(OSError):
+            root.rmdir()  # Windows gives a folder no name that is taken, not even by an empty one
         try:
             partial.rename(root)
         except OSError:

@@ -2,6 +2,7 @@
 
 import multiprocessing
 import os
+import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -19,6 +20,8 @@ from cbm.files.pictures import PLUGINS
 T = TypeVar("T")
 
 UNPACKED = "(is dataset.root the unpacked archive?)"
+START = "fork" if sys.platform == "linux" else "spawn"
+"""How another process begins: a copy of this one, which macOS does badly and Windows not at all, or a new one."""
 TEXT = frozenset([".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml", ".html", ".log"])
 """Endings of what lies beside pictures without being meant as one."""
 
@@ -82,7 +85,7 @@ def read_matlab(file: Path, key: str, convert: Callable[[Any], T]) -> T:
     from scipy.io import loadmat
 
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("fork")) as pool:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(START)) as pool:
             return convert(pool.submit(loadmat, file, squeeze_me=True, variable_names=[key]).result()[key])
     except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error

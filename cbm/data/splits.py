@@ -13,6 +13,7 @@ from cbm.data.dataset import ImageDataset, Split
 from cbm.data.fingerprints import same_rows, to_digests
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.files.names import file_name
 from cbm.files.parsing import read_json
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,10 @@ def complete_splits(
     origin = getattr(train.images, "root", None)
     key = f"{dataset.name}|{origin and Path(origin).absolute()}|{sorted(missing.items())}|{seed}"
     key += f"|{dataset.subject}" * bool(dataset.subject)  # a choice that was drawn without subjects tears them apart
-    file = cache / "splits" / f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}.json"
+    stem = f"{dataset.name}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    file = cache / "splits" / f"{file_name(stem)}.json"
+    if (older := cache / "splits" / f"{stem}.json").is_file():  # its name was not made for every system
+        file = older
     known = _read_choice(file) if file.is_file() else {}
     generator, names = np.random.default_rng(seed), train.images.names
     assigned = np.array([known.get(name, "") for name in names], dtype=object)

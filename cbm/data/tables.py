@@ -5,6 +5,7 @@ import os
 import posixpath
 import unicodedata
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -249,8 +250,9 @@ def _rows(table: Path, records: list[dict[str, str]], roles: Roles) -> list[Row]
 def _key(root: Path, path: str) -> str:
     """A file's path from the root in one spelling, to be compared."""
     path = unicodedata.normalize("NFC", path.strip().replace("\\", "/"))
-    if path.startswith("/"):
-        path = os.path.relpath(path, root.absolute())
+    if path.startswith("/") or Path(path).is_absolute():
+        with suppress(ValueError):  # Windows: it is on another drive
+            path = os.path.relpath(path, root.absolute()).replace(os.sep, "/")
     return posixpath.normpath(path)
 
 

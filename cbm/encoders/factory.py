@@ -28,7 +28,8 @@ def create_encoder(
         UserError: the model or tag is unknown (the message names the nearest), or the weights are not available.
     """
     device = resolve_device(device)
-    schema, _, name = model.rpartition(":")
+    schema, mark, name = model.partition(":")  # the first: a Windows path has another
+    schema, name = (schema, name) if mark else ("", model)
     id = f"{model}/{pretrained}" if pretrained else model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -64,7 +65,8 @@ def _check(model: str, pretrained: str | None) -> tuple[str, str | None]:
     """The model and tag as open_clip expects them; raises an error that names the nearest."""
     import open_clip as library
 
-    schema, _, name = model.rpartition(":")
+    schema, mark, name = model.partition(":")  # the first: a Windows path has another
+    schema, name = (schema, name) if mark else ("", model)
     if schema == "local-dir":
         folder = resolve_path(name)
         if not (folder / "open_clip_config.json").is_file():

@@ -1,5 +1,6 @@
 """Names in one form: composed letters, single spaces. What comes in through any door is compared in this form."""
 
+import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
@@ -8,6 +9,8 @@ UNSEEN = "\u200b\u2060\ufeff\u180e\u00ad\u200e\u200f\u061c\u202a\u202b\u202c\u20
 """Characters without width that tables carry around (hyphens that show at the end of a line, marks of direction)."""
 JOINERS = "\u200c\u200d"
 """Two more, which mean something between letters (and in emoji), but nothing at an end."""
+RESERVED = {"CON", "PRN", "AUX", "NUL", *(f"{port}{number}" for port in ("COM", "LPT") for number in range(1, 10))}
+"""Devices of Windows, after which no file can be called there, with or without an ending."""
 _UNSEEN = str.maketrans("", "", UNSEEN)
 
 
@@ -46,3 +49,14 @@ def quoted(names: Iterable[str], shown: int = 5) -> str:
     """
     names = list(names)
     return ", ".join(f"'{name}'" for name in names[:shown]) + (", ..." if len(names) > shown else "")
+
+
+def file_name(name: str) -> str:
+    """A name as every system takes it for a file, without an ending: as it is on most, ``-`` for what Windows refuses.
+
+    Example:
+        >>> file_name("labo-birds-1f6c8a20"), file_name("a:b/c?"), file_name("NUL"), file_name("end. ")
+        ('labo-birds-1f6c8a20', 'a-b-c-', 'NUL-', 'end')
+    """
+    plain = re.sub(r'[<>:"/\\|?*\x00-\x1f]', "-", name).rstrip(". ") or "-"
+    return f"{plain}-" if plain.partition(".")[0].upper() in RESERVED else plain

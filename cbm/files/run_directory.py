@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from cbm.errors import UserError, did_you_mean
 from cbm.files import PARTIAL, open_regular, write_atomically
 from cbm.files.locks import LockHeldError, NoLocksError, lock
+from cbm.files.names import file_name
 from cbm.files.parsing import read_json, read_yaml
 
 NOT_PART_OF_A_RUN = ("run_dir", "cache", "overwrite", "report", "logger")
@@ -94,7 +95,7 @@ def choose_run_directory(cfg: DictConfig) -> Path:
     """
     code = settings_hash(cfg)
     if cfg.run_dir is None:
-        stem = Path("runs") / f"{cfg.method.name}-{cfg.dataset.name}-{code}"
+        stem = Path("runs") / file_name(f"{cfg.method.name}-{cfg.dataset.name}-{code}")
         number = 1
         while _state(path := stem if number == 1 else stem.with_name(f"{stem.name}-{number}"), code) == "finished":
             number += 1
@@ -125,7 +126,8 @@ def choose_run_directory(cfg: DictConfig) -> Path:
 def finished_run(cfg: DictConfig) -> Path | None:
     """The directory of a finished run with the same settings, under ``run_dir`` or its default name; None without."""
     code = settings_hash(cfg)
-    path = Path("runs") / f"{cfg.method.name}-{cfg.dataset.name}-{code}" if cfg.run_dir is None else Path(cfg.run_dir)
+    name = file_name(f"{cfg.method.name}-{cfg.dataset.name}-{code}")
+    path = Path("runs") / name if cfg.run_dir is None else Path(cfg.run_dir)
     if _state(path, code) != "finished":
         return None
     return path if _read_state(path / "state.json")["settings"] == code else None

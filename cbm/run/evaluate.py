@@ -23,6 +23,7 @@ from cbm.editing import (
 from cbm.editing.domains.correct import correct
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path, write_atomically
+from cbm.files.names import file_name
 from cbm.layers import predict_logits, require_concepts
 from cbm.metrics import classification_metrics
 from cbm.metrics.evaluate import evaluate_split
@@ -53,7 +54,7 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     card = model.card(cfg.dataset)
     dataset, data = model.read((cfg.split,), dataset=cfg.dataset, cache=cfg.cache)
     request = Request(model, data, cfg.split, card, cfg.domain or dataset.name, Path(cfg.cache))
-    name = f"{dataset.name}-{cfg.split}"
+    name = file_name(f"{dataset.name}-{cfg.split}")
     if editor is not None:
         name += f"-{cfg.editor.name}"
         found, how = corrected(request, editor, model.path / "eval" / name), f" corrected by {cfg.editor.name}"

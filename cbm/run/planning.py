@@ -5,12 +5,12 @@ whichever takes longer. Loading, launching and small sizes are not counted; the 
 more than three times as long.
 """
 
-import os
 import time
 from dataclasses import dataclass, fields
 
 from cbm.data.store import IN_MEMORY
 from cbm.errors import UserError, did_you_mean
+from cbm.files.memory import memory_bytes
 from cbm.kernels import choose_plan
 from cbm.methods.labo import MANY_WEIGHTS, LaBoConfig
 
@@ -65,8 +65,8 @@ def measure_here() -> Hardware:
     source, target = torch.randn(2, 2**25)
     flops = 2 * 2048**3 / best(lambda: a @ b)
     bandwidth = 2 * source.nbytes / best(lambda: target.copy_(source))
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return Hardware(f"here, {torch.get_num_threads()} threads", flops, flops, bandwidth, memory, "measured now")
+    here = f"here, {torch.get_num_threads()} threads"
+    return Hardware(here, flops, flops, bandwidth, memory_bytes(), "measured now")
 
 
 @dataclass(frozen=True)

@@ -384,7 +384,7 @@ class Clock:
 def forget_peak() -> None:
     """Start measuring the peak memory of this process (on Linux; elsewhere it is measured from the start)."""
     with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
 
 
 def memory() -> dict[str, float]:
@@ -392,5 +392,6 @@ def memory() -> dict[str, float]:
     status = Path("/proc/self/status")
     if not status.is_file():
         return {}
-    peak = next((line.split()[1] for line in status.read_text().splitlines() if line.startswith("VmHWM")), None)
+    lines = status.read_text(encoding="utf-8", errors="replace").splitlines()
+    peak = next((line.split()[1] for line in lines if line.startswith("VmHWM")), None)
     return {} if peak is None else {"memory/peak_mb": round(int(peak) / 1024, 1)}

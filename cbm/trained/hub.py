@@ -5,6 +5,7 @@ The folder holds ``config.yaml``, ``model.safetensors``, ``bank/``, ``about.json
 holds features of images.
 """
 
+import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ FILES = [
 ]
 
 
+SCHEMA = re.compile(r"(?!.*://)(.{2,}?:(?=/|[A-Za-z]:[\\/]))?(.*)", re.DOTALL)
+"""``local-dir:`` before an absolute path, and the path; a Windows path has a colon of its own."""
+
+
 def without_paths(value: Any) -> Any:
     """Settings without absolute paths: those inside the project become relative to it, others lose their folder."""
     if isinstance(value, dict):
@@ -33,11 +38,12 @@ def without_paths(value: Any) -> Any:
         return [without_paths(entry) for entry in value]
     if not isinstance(value, str):
         return value
-    schema, mark, rest = value.rpartition(":") if ":/" in value and "://" not in value else ("", "", value)
+    found = SCHEMA.fullmatch(value)
+    schema, rest = found.groups("") if found else ("", value)
     path = Path(rest)
     if not path.is_absolute() and not rest.startswith("~"):
         return value
-    return schema + mark + (str(path.relative_to(PROJECT)) if path.is_relative_to(PROJECT) else path.name)
+    return schema + (path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name)
 
 
 def push(save: Callable[[Path], object], repo: str, *, private: bool, message: str) -> str:

@@ -94,3 +94,8 @@ def test_shipped_encoder_configs_name_weights_that_exist(name: str):
 
     settings = OmegaConf.load(config.CONFIGS / "encoder" / f"{name}.yaml")
     assert settings.pretrained in open_clip.list_pretrained_tags_by_model(settings.model)
+
+
+def test_the_colon_of_a_windows_path_is_no_second_prefix():
+    with pytest.raises(UserError, match=r"no open_clip_config.json in 'C:\\clip'"):
+        create_encoder("local-dir:C:\\clip", device="cpu")

@@ -2,7 +2,7 @@ import unicodedata
 
 import pytest
 
-from cbm.files.names import differ_in_case, one_form, quoted
+from cbm.files.names import differ_in_case, file_name, one_form, quoted
 
 SPACES = [" ", "\t", "\u00a0", "\u2003", "\u3000", "\u200b", "\ufeff", "\u2060"]
 
@@ -22,3 +22,16 @@ def test_letters_in_one_form(name: str, form: str):
 def test_case_and_quotation():
     assert differ_in_case(["Straße", "STRASSE", "ab", "AB", "c"]) == [["Straße", "STRASSE"], ["ab", "AB"]]
     assert quoted(["a", "b"]) == "'a', 'b'"
+
+
+@pytest.mark.parametrize("name", ["birds", "Löwen zahn.v2", "-x_+", "console", "COM10"])
+def test_most_names_stay_as_they_are_in_files(name: str):
+    assert file_name(name) == name
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("a:b", "a-b"), ("com1", "com1-"), ("nul.txt", "nul.txt-"), ("..", "-"), ("a\n?", "a--"), ("../up", "..-up")],
+)
+def test_names_of_files_that_windows_refuses(name: str, expected: str):
+    assert file_name(name) == expected

@@ -2,7 +2,7 @@
 
 import json
 import shutil
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
@@ -135,3 +135,9 @@ def test_paths_are_cut():
         "a": ["x.json", "x.json", "x/y.json", "http://a/b", 3]
     }
     assert without_paths("local-dir:/home/me/clip") == "local-dir:clip"
+
+
+def test_paths_of_windows_say_no_more(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("cbm.trained.hub.Path", PureWindowsPath)
+    said = ["C:\\Users\\me\\x.json", "D:/x.json", "local-dir:C:\\Users\\me\\clip", "local-dir:C:/Users/me/clip", "a: b"]
+    assert without_paths(said) == ["x.json", "x.json", "local-dir:clip", "local-dir:clip", "a: b"]
