@@ -8,7 +8,7 @@ from cbm.files.locks import LockHeldError, NoLocksError, lock
 
 
 def test_one_at_a_time_until_it_is_closed(tmp_path: Path):
-    with open(tmp_path / "a", "wb") as first, open(tmp_path / "a", "wb") as second:
+    with (tmp_path / "a").open("wb") as first, (tmp_path / "a").open("wb") as second:
         lock(first)
         with pytest.raises(LockHeldError):
             lock(second)
@@ -19,7 +19,7 @@ def test_one_at_a_time_until_it_is_closed(tmp_path: Path):
 def test_a_lock_of_this_process_alone_ends_with_it(tmp_path: Path):
     """A process that it forked does not hold it, unlike one of the other kind."""
     for own, held in ((True, False), (False, True)):
-        file = open(tmp_path / "a", "wb")
+        file = (tmp_path / "a").open("wb")
         lock(file, own=own)
         read, write = os.pipe()
         if not (child := os.fork()):
@@ -28,7 +28,7 @@ def test_a_lock_of_this_process_alone_ends_with_it(tmp_path: Path):
             os._exit(0)
         os.close(read)
         file.close()
-        with open(tmp_path / "a", "wb") as again:
+        with (tmp_path / "a").open("wb") as again:
             if held:
                 with pytest.raises(LockHeldError):
                     lock(again)
@@ -43,5 +43,5 @@ def test_a_file_system_without_locks(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(95, "Operation not supported")
 
     monkeypatch.setattr(locks.fcntl, "flock", refuse)
-    with open(tmp_path / "a", "wb") as file, pytest.raises(NoLocksError, match="not supported"):
+    with (tmp_path / "a").open("wb") as file, pytest.raises(NoLocksError, match="not supported"):
         lock(file)

@@ -75,8 +75,9 @@ def refusing(method):
 def in_use(path: pathlib.Path) -> bool:
     """Whether this process has a file open or mapped."""
     name = str(path.absolute())
-    opened = [os.readlink(entry.path) for entry in os.scandir("/proc/self/fd") if os.path.islink(entry.path)]
-    mapped = [line.split(maxsplit=5)[-1].strip() for line in open("/proc/self/maps", encoding="utf-8")]
+    opened = [os.path.realpath(entry.path) for entry in os.scandir("/proc/self/fd")]
+    maps = pathlib.Path("/proc/self/maps").read_text(encoding="utf-8").splitlines()
+    mapped = [line.split(maxsplit=5)[-1].strip() for line in maps]
     return name in opened or name in mapped
 
 
@@ -98,17 +99,17 @@ def files(folder: pathlib.Path) -> None:
     (folder / ".partial.fresh").touch()
     (folder / ".partial.old").touch()
     os.utime(folder / ".partial.old", (0, 0))
-    with open(folder / ".partial.held", "wb") as held:
+    with (folder / ".partial.held").open("wb") as held:
         fcntl.flock(held, fcntl.LOCK_EX)
         os.utime(folder / ".partial.held", (0, 0))
         sweep(folder)
     assert sorted(path.name for path in folder.iterdir()) == [".partial.fresh", ".partial.held", "a.txt"]
-    with locked(folder), open(folder / ".folder.lock", "rb") as lock:
+    with locked(folder), (folder / ".folder.lock").open("rb") as lock:
         refused(lambda: fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB), BlockingIOError)
     with locked(folder):
         pass  # it was given back
     (folder / "link").symlink_to("a.txt")
-    assert "a link, not a file" in refused(lambda: open(folder / "link", "rb", opener=open_regular), OSError)
+    assert "a link, not a file" in refused(lambda: open_regular(folder / "link", os.O_RDONLY), OSError)
     assert not place_new(folder / ".partial.fresh", folder / "a.txt")
 
 
@@ -118,7 +119,7 @@ def busy(folder: pathlib.Path) -> None:
 
     from cbm.files import write_atomically
 
-    reader = open(folder / "a.txt", "rb")
+    reader = (folder / "a.txt").open("rb")
     threading.Timer(0.3, reader.close).start()
     write_atomically(folder / "a.txt", b"newest")
     assert (folder / "a.txt").read_bytes() == b"newest"
