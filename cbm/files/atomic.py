@@ -12,21 +12,11 @@ from typing import IO
 
 from cbm.errors import UserError
 
-PROJECT = Path(__file__).resolve().parents[2]
-"""The checkout: relative paths that do not exist where the command runs are looked up here."""
-
 PARTIAL = ".partial."
 """How the names of files begin that are being written, or were when their process was killed."""
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
 """What file systems without hard links say to one."""
-
-
-def resolve_path(path: str | Path) -> Path:
-    """``path`` as given if it exists from here, else inside the project, else as given."""
-    path = Path(path).expanduser()
-    inside = PROJECT / path
-    return inside if not path.exists() and inside.exists() else path
 
 
 def write_atomically(path: Path, content: bytes) -> None:
