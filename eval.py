@@ -1,14 +1,6 @@
-"""Evaluate a trained run: ``python eval.py run=runs/NAME [split=test]`` (see ``--help``)."""
+"""Evaluate a trained run: ``python eval.py run=runs/NAME [split=test]``, the same as ``cbm eval ...``."""
 
-from cbm.commands.launch import launch
-
-
-def main(cfg):
-    """Evaluate as configured; returns the accuracy."""
-    from cbm.run import evaluate
-
-    return evaluate(cfg)[f"{cfg.split}/accuracy"]
-
+from cbm.commands.main import main
 
 if __name__ == "__main__":
-    launch(main, "eval")
+    main("eval")

@@ -1,14 +1,6 @@
-"""Train a concept bottleneck model: ``python train.py method=labo dataset=birds`` (see ``--help``)."""
+"""Train a concept bottleneck model: ``python train.py method=labo dataset=birds``, the same as ``cbm train ...``."""
 
-from cbm.commands.launch import launch
-
-
-def main(cfg):
-    """Train as configured; returns the test accuracy (what a Hydra sweeper optimises)."""
-    from cbm.run import train
-
-    return train(cfg)["test/accuracy"]
-
+from cbm.commands.main import main
 
 if __name__ == "__main__":
-    launch(main, "train")
+    main("train")

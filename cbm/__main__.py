@@ -1,4 +1,4 @@
-"""``python -m cbm``: everything that is not training or evaluating."""
+"""``python -m cbm``: the same as ``cbm``."""
 
 from cbm.commands.main import main
 

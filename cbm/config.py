@@ -7,6 +7,7 @@ file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when
 import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from hydra.core.config_store import ConfigStore
@@ -14,7 +15,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files import PROJECT
+from cbm.files import SHIPPED, named_files
+from cbm.files.shipped import relative_name
 
 T = TypeVar("T")
 
@@ -22,9 +24,9 @@ FEATURES = "features"
 """The reader of features that were made elsewhere."""
 BUNDLED = "local-dir:cbm/encoders/tiny_clip"
 """What ``encoder=auto`` stands for where there are images to encode."""
-CONFIGS = PROJECT / "configs"
-CARDS = PROJECT / "datasets"
-BANKS = PROJECT / "concepts"
+CONFIGS = SHIPPED / "configs"
+CARDS = SHIPPED / "datasets"
+BANKS = SHIPPED / "concepts"
 
 
 @dataclass
@@ -280,13 +282,28 @@ def check_settings(cfg: DictConfig) -> None:
 
 
 def card_names() -> list[str]:
-    """Names of the data set cards in ``datasets/``."""
-    return sorted(card.stem for card in CARDS.glob("*.yaml"))
+    """Names of the data set cards: ``datasets/*.yaml`` of the working folder, and those that come with cbm."""
+    found = named_files(CARDS, "*.yaml")
+    return [name for name, file in found.items() if file.is_relative_to(CARDS) or _looks_like_card(file)]
 
 
-def bank_names() -> list[str]:
-    """Names of the concept banks in ``concepts/``."""
-    return sorted(bank.stem for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")))
+def _looks_like_card(file: Path) -> bool:
+    """Whether a YAML file of a stranger's ``datasets/`` folder is a card, which names a reader."""
+    try:
+        return any(line.startswith("reader:") for line in file.read_text(encoding="utf-8").splitlines())
+    except (OSError, UnicodeDecodeError):
+        return False
+
+
+def bank_files() -> dict[str, Path]:
+    """The concept banks by name: ``concepts/`` of the working folder, and those that come with cbm."""
+    return named_files(BANKS, "*.json", "*.txt")
+
+
+def config_file(group: str, choice: str) -> Path:
+    """The file behind ``group=choice``."""
+    folder = CARDS if group == "dataset" else CONFIGS / group
+    return named_files(folder, "*.yaml")[choice]
 
 
 def load_card(name: str) -> DictConfig:
@@ -340,10 +357,10 @@ def about_card(name: str) -> AboutConfig:
 
 
 def _read_card(name: str) -> dict[str, Any]:
-    if name not in card_names():
+    if name not in (files := named_files(CARDS, "*.yaml")):
         raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
     try:
-        card: Any = OmegaConf.to_container(OmegaConf.load(CARDS / f"{name}.yaml"))
+        card: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
     except Exception as error:  # OmegaConf lets whatever its parser raises through
         raise UserError(f"card datasets/{name}.yaml is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(card, dict):
@@ -428,10 +445,10 @@ def choices(group: str) -> list[str]:
     if group == "dataset":
         return card_names()
     if group == "concepts":
-        return ["auto", "cav", *bank_names()]
+        return ["auto", "cav", *bank_files()]
     if group == "teacher":
         return [name for name in choices("encoder") if name != "auto"]
-    return sorted(file.stem for file in (CONFIGS / group).glob("*.yaml"))
+    return list(named_files(CONFIGS / group, "*.yaml"))
 
 
 def groups() -> list[str]:
@@ -453,9 +470,9 @@ def register() -> None:
         store.store(name, settings, group="dataset")
     for name in ("auto", "cav"):
         store.store(name, {"source": name}, group="concepts")
-    for bank in (*BANKS.glob("*.json"), *BANKS.glob("*.txt")):
-        store.store(bank.stem, {"source": str(bank.relative_to(PROJECT))}, group="concepts")
+    for name, bank in bank_files().items():
+        store.store(name, {"source": relative_name(bank) if bank.is_absolute() else bank.as_posix()}, group="concepts")
     for name in choices("teacher"):
-        encoder = OmegaConf.to_container(OmegaConf.load(CONFIGS / "encoder" / f"{name}.yaml"))
+        encoder = OmegaConf.to_container(OmegaConf.load(config_file("encoder", name)))
         store.store(name, encoder, group="teacher")
     store.store("any", {}, group="teacher")

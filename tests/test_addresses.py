@@ -30,7 +30,7 @@ def test_what_runs(name: str):
     assert found.__module__ == f"cbm.run.{name}"
 
 
-@pytest.mark.parametrize("name", ["PARTIAL", "PROJECT", "cannot_write", "resolve_path", "write_atomically"])
+@pytest.mark.parametrize("name", ["PARTIAL", "SHIPPED", "cannot_write", "resolve_path", "write_atomically"])
 def test_files(name: str):
     assert hasattr(importlib.import_module("cbm.files"), name)
 

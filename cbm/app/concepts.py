@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc
 
 from cbm.app.explorer import Explorer
 from cbm.app.gallery import Tile, tile
@@ -123,4 +122,6 @@ def _owners(explorer: Explorer, column: int, scores: Tensor) -> float | None:
 
 
 def _auroc(scores: Tensor, shown: Tensor) -> float | None:
+    from torchmetrics.functional.classification import binary_auroc
+
     return float(binary_auroc(scores.sigmoid(), shown.int())) if bool(shown.any()) and not bool(shown.all()) else None

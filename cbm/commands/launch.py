@@ -1,4 +1,4 @@
-"""The door of ``train.py`` and ``eval.py``: Hydra underneath, one clear line for every mistake.
+"""``cbm train`` and ``cbm eval``: Hydra underneath, one clear line for every mistake.
 
 Hydra's own messages for a misspelt key or choice are several lines of library speech. ``launch`` lets Hydra raise,
 and says in one line what was wrong and what is near.
@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -20,58 +20,83 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cbm import config
+from cbm.commands.main import stop
 from cbm.errors import UserError, did_you_mean
-from cbm.files.console import set_up_logging
-from cbm.files.streams import print_what_can_be
 
 
-def launch(task: Callable[[DictConfig], object], name: str) -> None:
-    """Compose ``configs/NAME.yaml`` with the command line and run ``task(cfg)``; exit status 2 on bad input."""
-    print_what_can_be()
+def train(cfg: DictConfig) -> float:
+    """Train as configured; returns the test accuracy (what a Hydra sweeper optimises)."""
+    from cbm.run import train
+
+    return train(cfg)["test/accuracy"]
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Evaluate as configured; returns the accuracy."""
+    from cbm.run import evaluate
+
+    return evaluate(cfg)[f"{cfg.split}/accuracy"]
+
+
+TASKS: dict[str, Callable[[DictConfig], object]] = {"train": train, "eval": evaluate}
+
+
+def launch(name: str, overrides: list[str]) -> None:
+    """Compose ``configs/NAME.yaml`` with the command line and run it; exit status 2 on bad input.
+
+    Args:
+        name: ``train`` or ``eval``.
+        overrides: what was typed after it.
+    """
     try:
         config.register()
     except UserError as error:  # a card that cannot be read
-        _stop(str(error))
-    arguments = [_bank_path_to_source(argument) for argument in sys.argv[1:]]
+        stop(error)
+    arguments = [_bank_path_to_source(argument) for argument in overrides]
     if "encoder=null" in arguments:  # Hydra knows no choice of nothing
-        _stop("encoder=null: say encoder=auto (no encoder is loaded for features), or encoder=NAME")
-    sys.argv[1:] = _any_teacher(_reader_settings(arguments, name))
+        stop("encoder=null: say encoder=auto (no encoder is loaded for features), or encoder=NAME")
+    arguments = _any_teacher(_reader_settings(_own_configs(arguments), name))
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
+    typed, task = list(sys.argv), TASKS[name]
 
     @functools.wraps(task)
     def job(cfg: DictConfig) -> object:
-        set_up_logging()
+        sys.argv = typed  # further processes of the training begin with what was typed
         try:
             return task(cfg)
         except UserError as error:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
-                _stop(str(error))
-            print(f"error: {_line(error)} ({' '.join(HydraConfig.get().overrides.task)})", file=sys.stderr)
+                stop(error)
+            which = " ".join(HydraConfig.get().overrides.task)
+            print(f"error: {' '.join(str(error).split())} ({which})", file=sys.stderr)
             raise  # Hydra goes on with the other runs and raises it again at the end
         except KeyboardInterrupt:
-            _stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
+            stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
 
+    sys.argv = [typed[0], *arguments]  # where Hydra reads them
     try:
         hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(job)()
     except UserError:
-        _stop("not every run of the sweep could be made, see above; the same command skips those that were")
+        stop("not every run of the sweep could be made, see above; the same command skips those that were")
     except (HydraException, OmegaConfBaseException) as error:
-        _stop(explain(error, name, sys.argv[1:]))
+        stop(explain(error, name, arguments))
     except AssertionError as error:
         if "Unexpected type" not in str(error) or "None" not in str(error):
             raise
-        _stop(explain_unchosen(sys.argv[1:]))
+        stop(explain_unchosen(arguments))
+    finally:
+        sys.argv = typed
 
 
-def _stop(message: str, status: int = 2) -> NoReturn:
-    print(f"error: {_line(message)}", file=sys.stderr)
-    sys.exit(status)
-
-
-def _line(message: object) -> str:
-    return " ".join(str(message).split())
+def _own_configs(arguments: list[str]) -> list[str]:
+    """``configs/`` of the working folder adds choices: ``configs/encoder/mine.yaml`` is ``encoder=mine``."""
+    own = Path(config.CONFIGS.name)
+    said = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
+    if said or not own.is_dir() or own.samefile(config.CONFIGS):
+        return arguments
+    return [*arguments, f"--config-dir={own.resolve()}"]
 
 
 def _bank_path_to_source(argument: str) -> str:

@@ -1,29 +1,103 @@
-"""``python -m cbm``: everything that is not training or evaluating."""
+"""The door: ``cbm COMMAND``, ``python -m cbm COMMAND``, and ``train.py`` and ``eval.py``, which are two of them.
 
+Nothing heavy is imported before the first line has said what is being done.
+"""
+
+import os
+import re
 import sys
+from typing import Any, NoReturn
 
-import typer
+from cbm import __version__
+from cbm.errors import UserError, did_you_mean
 
-from cbm.commands import banks, datasets, features, predict, runs
-from cbm.errors import UserError
-from cbm.files.console import set_up_logging
-from cbm.files.streams import print_what_can_be
+BEGINS = {
+    "train": "composing the configuration",
+    "eval": "composing the configuration",
+    "adapt": "opening the run, to correct it for another domain",
+    "app": "opening the run for the browser",
+    "cache": "looking at the feature store",
+    "compare": "reading the runs",
+    "concepts diff": "comparing two banks",
+    "concepts conceptnet": "reading ConceptNet",
+    "concepts lint": "checking the bank",
+    "concepts llm": "preparing the questions to the language model",
+    "concepts v2c": "counting concepts in images",
+    "concepts wordnet": "reading WordNet",
+    "datasets": "reading the cards",
+    "datasets check": "checking the data set",
+    "datasets show": "reading the card",
+    "doctor": "looking at this installation",
+    "encode": "reading the data set and the encoder",
+    "export": "opening the run, to export it",
+    "intervene": "opening the run, to ask about its concepts",
+    "plan": "measuring this machine and planning the run",
+    "predict": "opening the run, to classify images",
+    "report": "opening the run, to write its report again",
+    "spurious": "opening the runs, to edit spurious concepts out",
+}
+"""What every command says before its libraries are loaded."""
+QUIET = ("--quiet", "-q")
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(datasets.app, name="datasets")
-app.add_typer(banks.app, name="concepts")
-features.add_to(app)
-predict.add_to(app)
-runs.add_to(app)
 
+def main(*words: str) -> None:
+    """Run a command; one line and exit status 2 on bad input.
 
-def main() -> None:
-    """Run a command; one line and exit status 2 on bad input."""
-    if not {"--help", "-h"} & set(sys.argv):
-        set_up_logging()
-    print_what_can_be()
+    Args:
+        words: the command, if it is not the first of the arguments that were typed.
+    """
+    arguments = [*words, *sys.argv[1:]]
+    if arguments == ["--version"]:
+        print(f"cbm {__version__}")
+        return
+    quiet = any(argument in QUIET for argument in arguments)
+    arguments = [argument for argument in arguments if argument not in QUIET]
+    if not quiet:
+        _say_what_begins(arguments)
+    from cbm.commands.tree import run  # after the first line
+
     try:
-        app()
+        status = run(arguments, quiet)
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        stop(error)
+    except Exception as error:
+        if not hasattr(error, "format_message"):  # what the parser of the command line says has it
+            raise
+        _explain_usage(error, arguments)
+    if status:
+        sys.exit(status)
+
+
+def stop(message: object, status: int = 2) -> NoReturn:
+    """End with one line."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)
+
+
+def _say_what_begins(arguments: list[str]) -> None:
+    """The first line of a command, in the first of several processes only."""
+    from cbm.files.console import process_rank
+
+    asks_for_help = {"--help", "-h", "--cfg", "-c", "--info", "--show-completion"} & set(arguments)
+    completes = any(name.endswith("_COMPLETE") for name in os.environ)
+    if not arguments or asks_for_help or completes or process_rank() != 0:
+        return
+    command = " ".join(arguments[:2]) if " ".join(arguments[:2]) in BEGINS else arguments[0]
+    if command in BEGINS:
+        print(f"cbm {command}: {BEGINS[command]}", file=sys.stderr, flush=True)
+
+
+def _explain_usage(error: Any, arguments: list[str]) -> NoReturn:
+    """One line for a command, option or argument that is wrong or missing."""
+    from cbm.commands.tree import command_names
+
+    if type(error).__name__ == "NoArgsIsHelpError":
+        error.show()
         sys.exit(2)
+    message = error.format_message().strip().rstrip(".")
+    group = arguments[0] if len(arguments) > 1 and arguments[0] in ("concepts", "datasets") else None
+    if match := re.match(r"No such command '([^']*)'", message):
+        message = f"no command '{match[1]}': {did_you_mean(match[1], command_names(group))}"
+    elif context := getattr(error, "ctx", None):
+        message = f"{message[:1].lower()}{message[1:]} ({context.command_path} --help says more)"
+    stop(message)

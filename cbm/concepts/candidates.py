@@ -62,7 +62,8 @@ def candidate_bank(
             encode_text if encoder is not None and encoder.has_text else None,
             fingerprint,
         )
-    shipped = [*sorted(schema.BANKS.glob("*.json")), schema.BANKS / "general.txt"]
+    banks = schema.bank_files()
+    shipped = [*(file for file in banks.values() if file.suffix == ".json"), banks["general"]]
     source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
     own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
     missing = cfg.concepts.missing_classes

@@ -31,7 +31,7 @@ def find_bank(
             the general visual concepts.
         dataset_bank: file named on the data set's card, or None.
         classes: class names of the data set.
-        shipped: files of the banks that come with the project; one of them is ``general.txt``.
+        shipped: files of the banks that come with cbm or lie in the working folder; one of them is ``general``.
         key: name of the vectors in a file that holds several.
 
     Raises:
@@ -42,11 +42,15 @@ def find_bank(
     if dataset_bank is not None:
         return read_bank(Path(dataset_bank))
     for file in (file for file in shipped if file.suffix == ".json"):
-        bank = read_bank(file)
+        try:
+            bank = read_bank(file)
+        except UserError as error:  # of a folder concepts/ that is something else's
+            log.warning("concepts: passed over '%s': %s", file, error)
+            continue
         if set(classes) <= set(match_classes(bank.classes, classes).values()):
             log.info("concepts: %s has phrases for all %d classes", file.name, len(classes))
             return bank
-    general = next(file for file in shipped if file.name == "general.txt")
+    general = next(file for file in shipped if file.stem == "general")
     log.info("concepts: no shipped bank knows these classes; using the general visual concepts (%s)", general.name)
     return read_bank(general)
 

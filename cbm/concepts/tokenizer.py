@@ -13,7 +13,6 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import poisson
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -157,6 +156,8 @@ def chance_count(draws: int, concepts: int, level: float = 0.999) -> int:
         concepts: number of possible concepts.
         level: share of the concepts that stay below the count by chance.
     """
+    from scipy.stats import poisson
+
     return int(poisson.ppf(level, draws / max(1, concepts))) + 1
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from scipy.spatial import ConvexHull, QhullError
 
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.fingerprints import derived
@@ -106,6 +105,8 @@ def measure(mask: np.ndarray, part: Part) -> list[float]:
 
 def solidity(shape: np.ndarray) -> float:
     """Area of a shape ``[H, W]`` bool as a share of its convex hull's."""
+    from scipy.spatial import ConvexHull, QhullError
+
     y, x = np.nonzero(shape)
     corners = np.concatenate([np.stack([x + dx, y + dy], axis=1) for dx in (0, 1) for dy in (0, 1)])
     try:

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cbm.data.encoding import Pictures, Unreadable, encode_shards
+from cbm.data.encoding import Pictures, Unreadable
 from cbm.data.features import unit_norm
 from cbm.data.fingerprints import to_digests
 from cbm.data.images import Images, store_keys
@@ -172,6 +172,8 @@ class FeatureStore:
         zeros = torch.zeros(1, encoder.dim, dtype=DTYPES[dtype])
         stored = _look_up(index, digests, images.names, zeros)
         if len(missing := _first_of_each(digests, stored.missing())):
+            from cbm.data.encoding_loop import encode_shards
+
             encode_shards(
                 index,
                 encoder,

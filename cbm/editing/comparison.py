@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 
 import torch
-from scipy.stats import binomtest
 from torch import Tensor
 
 
@@ -41,6 +40,8 @@ class Comparison:
     @property
     def p_value(self) -> float:
         """p of the exact McNemar test: how often chance would split gained and lost decisions so unevenly."""
+        from scipy.stats import binomtest
+
         changed = len(self.gained) + len(self.lost)
         return float(binomtest(len(self.gained), changed).pvalue) if changed else 1.0
 

@@ -2,22 +2,22 @@
 
 from cbm.files.atomic import (
     PARTIAL,
-    PROJECT,
     cannot_write,
     locked,
     open_regular,
     place_new,
-    resolve_path,
     sweep,
     write_atomically,
     write_in_parts,
 )
+from cbm.files.shipped import SHIPPED, named_files, resolve_path
 
 __all__ = [
     "PARTIAL",
-    "PROJECT",
+    "SHIPPED",
     "cannot_write",
     "locked",
+    "named_files",
     "open_regular",
     "place_new",
     "resolve_path",

@@ -13,9 +13,6 @@ from typing import IO
 from cbm.errors import UserError
 from cbm.files.locks import OPEN_FILES_STAY, PAUSE, LockHeldError, NoLocksError, lock
 
-PROJECT = Path(__file__).resolve().parents[2]
-"""The checkout: relative paths that do not exist where the command runs are looked up here."""
-
 PARTIAL = ".partial."
 """How the names of files begin that are being written, or were when their process was killed."""
 
@@ -35,13 +32,6 @@ NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EI
 
 NO_FOLLOW, NO_WAITING = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 """What keeps ``os.open`` from following links and waiting for pipes; 0 on Windows, which has none such."""
-
-
-def resolve_path(path: str | Path) -> Path:
-    """``path`` as given if it exists from here, else inside the project, else as given."""
-    path = Path(path).expanduser()
-    inside = PROJECT / path
-    return inside if not path.exists() and inside.exists() else path
 
 
 def write_atomically(path: Path, content: bytes) -> None:

@@ -1,17 +1,20 @@
 """``fit_method``: build a method's model, train it, and return the trained classifier."""
 
+import random
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from lightning.pytorch import seed_everything
-from lightning.pytorch.loggers import Logger
+import numpy as np
+import torch
 from torch import nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.config import TrainerConfig
 from cbm.data.features import FeatureData
 from cbm.methods.base import Method
-from cbm.training import ConceptBottleneckModule, fit, write_history
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 
 def fit_method(
@@ -23,7 +26,7 @@ def fit_method(
     seed: int = 0,
     trainer: Any = None,
     run_path: Path | None = None,
-    logger: Logger | None = None,
+    logger: "Logger | None" = None,
 ) -> tuple[nn.Module, ConceptBank | None]:
     """Train a method.
 
@@ -43,10 +46,13 @@ def fit_method(
     Raises:
         UserError: the data or the concepts do not suit the method.
     """
-    seed_everything(seed, verbose=False)
+    for seed_library in (random.seed, np.random.seed, torch.manual_seed):
+        seed_library(seed)
     trainer = TrainerConfig() if trainer is None else trainer
     built = method.build(data, bank, logit_scale)
     if method.trains:
+        from cbm.training import ConceptBottleneckModule, fit, write_history  # Lightning takes seconds to import
+
         module = ConceptBottleneckModule(built.model, method.optimizer, method.loss, method.validate)
         fit(
             module,

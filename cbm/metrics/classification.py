@@ -4,7 +4,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 
 def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
@@ -23,6 +22,8 @@ def classification_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     >>> round(values["accuracy_macro"], 4)
     0.8333
     """
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     classes, predicted = logits.shape[1], logits.argmax(dim=1)
     return {
         "accuracy": float((predicted == labels).double().mean()),

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
 
 
 def concept_label_metrics(
@@ -40,6 +39,8 @@ def cut_metrics(scores: Tensor, truth: Tensor, cuts: Sequence[float]) -> tuple[d
         the accuracy over those with a cut point, and left out without any), ``concepts_matched``; and the M AUROCs
         (NaN where undefined).
     """
+    from torchmetrics.functional.classification import binary_auroc
+
     accuracies, aurocs = [], []
     for k in range(scores.shape[1]):
         known = ~truth[:, k].isnan()
@@ -70,6 +71,8 @@ def concept_probability_metrics(probability: Tensor, truth: Tensor) -> dict[str,
         ``concept_auroc``, the mean over concepts that are present in some images and absent in others;
         ``concept_ece``, the expected calibration error of all answers together (15 bins); ``concepts_matched``.
     """
+    from torchmetrics.functional.classification import binary_auroc, binary_calibration_error
+
     known, probability = ~truth.isnan(), probability.clamp(0, 1)  # torchmetrics takes anything beyond for logits
     right = (probability > 0.5) == (truth == 1)
     aurocs = []

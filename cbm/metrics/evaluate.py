@@ -13,8 +13,6 @@ from cbm.errors import UserError
 from cbm.kernels import class_logits, class_vectors, concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits
 from cbm.metrics import (
-    ConceptAlignment,
-    ImageSparsity,
     classification_metrics,
     concept_probability_metrics,
     effective_concepts,
@@ -105,6 +103,8 @@ def image_sparsity(model: ConceptBottleneck, x: Tensor) -> dict[str, float]:
 
     The means are taken over at most 4,096 images at even distances.
     """
+    from cbm.metrics.image_sparsity import ImageSparsity
+
     sparsity = ImageSparsity()
     for part in spaced(x, 4096).split(256):
         sparsity.update(model.contributions(part, model(part).argmax(dim=1)))
@@ -128,6 +128,8 @@ def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[st
         return {}
     if model.mixing is None:
         return {"alignment": 1.0, "self_rank": 1.0, "mixed_concepts": 1.0}
+    from cbm.metrics.alignment import ConceptAlignment
+
     measured = ConceptAlignment(model.concepts, bank.directions())
     measured.update(x)
     values = {key: float(value) for key, value in measured.compute().items()}

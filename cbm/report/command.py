@@ -35,7 +35,7 @@ def _choices(wanted: dict[str, Any]) -> dict[str, str | None]:
     """The config file each group was read from, or None where it cannot be told."""
     encoder = None
     for name in schema.choices("encoder"):
-        card: Any = OmegaConf.to_container(OmegaConf.load(schema.CONFIGS / "encoder" / f"{name}.yaml"))
+        card: Any = OmegaConf.to_container(OmegaConf.load(schema.config_file("encoder", name)))
         own = wanted["encoder"] or {"model": "auto"}
         if all(card.get(key) == own.get(key) for key in ("model", "pretrained")):
             encoder = name
@@ -52,8 +52,7 @@ def _defaults(group: str, choice: str | None) -> Any:
     base = OmegaConf.to_container(OmegaConf.structured(typed[group])) if group in typed else {}
     if choice is None:
         return base
-    folder = schema.CARDS if group == "dataset" else schema.CONFIGS / group
-    return {**base, **OmegaConf.to_container(OmegaConf.load(folder / f"{choice}.yaml"))}  # type: ignore[dict-item]
+    return {**base, **OmegaConf.to_container(OmegaConf.load(schema.config_file(group, choice)))}  # type: ignore[dict-item]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

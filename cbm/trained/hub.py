@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from cbm.errors import UserError
-from cbm.files import PROJECT
 from cbm.files.network import is_network_error, offline_if_unreachable
+from cbm.files.shipped import relative_name
 
 FILES = [
     "config.yaml",
@@ -31,7 +31,7 @@ SCHEMA = re.compile(r"(?!.*://)(.{2,}?:(?=/|[A-Za-z]:[\\/]))?(.*)", re.DOTALL)
 
 
 def without_paths(value: Any) -> Any:
-    """Settings without absolute paths: those inside the project become relative to it, others lose their folder."""
+    """Settings without absolute paths: what comes with cbm keeps its relative path, others lose their folder."""
     if isinstance(value, dict):
         return {key: without_paths(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple):
@@ -43,7 +43,7 @@ def without_paths(value: Any) -> Any:
     path = Path(rest)
     if not path.is_absolute() and not rest.startswith("~"):
         return value
-    return schema + (path.relative_to(PROJECT).as_posix() if path.is_relative_to(PROJECT) else path.name)
+    return schema + relative_name(path)
 
 
 def push(save: Callable[[Path], object], repo: str, *, private: bool, message: str) -> str:

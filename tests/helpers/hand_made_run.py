@@ -10,7 +10,7 @@ from small_bottleneck import CLASSES, bank, bottleneck
 
 from cbm.config import TrainConfig, load_card
 from cbm.editing import SourceCard
-from cbm.files import PROJECT
+from cbm.files import SHIPPED
 from cbm.layers import save_model
 
 
@@ -20,7 +20,7 @@ def write_run(path: Path, activation=None) -> Path:
     chosen = {"encoder": {"model": "local-dir:/home/me/clip"}, "method": {"name": "posthoc"}}
     cfg = OmegaConf.merge(OmegaConf.structured(TrainConfig), {"dataset": load_card("birds"), **chosen})
     cfg.dataset.root, cfg.run_dir, cfg.cache = "/home/me/birds", str(path), "/home/me/cache"
-    cfg.dataset.bank = str(PROJECT / "concepts" / "birds.json")
+    cfg.dataset.bank = str(SHIPPED / "concepts" / "birds.json")
     (path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     encoder = {"id": "local-dir:/home/me/clip", "fingerprint": "f" * 32, "dim": 12, "logit_scale": 100.0}
     about = {"classes": CLASSES, "encoder": encoder, "verdict": "the concepts carry the decision", "integrity": None}

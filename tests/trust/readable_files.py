@@ -402,7 +402,7 @@ READABLE: dict[str, Readable] = {
     ),
     "prompts": Readable(
         lambda root: (root / "f.yaml").write_bytes(
-            next((config.PROJECT / "concepts" / "prompts").glob("*.yaml")).read_bytes()
+            next((config.SHIPPED / "concepts" / "prompts").glob("*.yaml")).read_bytes()
         ),
         lambda root: load_family(str(root / "f.yaml")), ("f.yaml",),
     ),

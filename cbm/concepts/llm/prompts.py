@@ -8,10 +8,10 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files import PROJECT
+from cbm.files import SHIPPED, named_files
 from cbm.files.parsing import read_yaml
 
-SHIPPED = PROJECT / "concepts" / "prompts"
+FAMILIES = SHIPPED / "concepts" / "prompts"
 
 PLACES = ("class", "superclass")
 """What a prompt may leave open, in braces."""
@@ -69,8 +69,8 @@ def fill(text: str, class_name: str, superclass: str) -> str:
 
 
 def family_names() -> list[str]:
-    """The families that come with the project."""
-    return sorted(file.stem for file in SHIPPED.glob("*.yaml"))
+    """The families that come with cbm, and those in ``concepts/prompts`` of the working folder."""
+    return list(named_files(FAMILIES, "*.yaml"))
 
 
 def load_families(names: str) -> list[Family]:
@@ -97,7 +97,7 @@ def load_family(name: str) -> Family:
     if not (path.suffix in (".yaml", ".yml") or len(path.parts) > 1):
         if name not in family_names():
             raise UserError(f"unknown prompt family '{name}': {did_you_mean(name, family_names())}")
-        path = SHIPPED / f"{name}.yaml"
+        path = named_files(FAMILIES, "*.yaml")[name]
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no prompt file '{path}' {did_you_mean(path.name, siblings)}".rstrip())

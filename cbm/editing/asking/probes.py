@@ -14,8 +14,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
 from torch import Tensor, nn
 
 from cbm.editing.asking.questions import QuestionCurve
@@ -55,6 +53,9 @@ def fit_concept_probe(
         held_concepts: concept labels ``[M, K]`` of these images.
         c: inverse strength of the L2 penalty.
     """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import roc_auc_score
+
     directions, biases, scores = [], [], []
     for k in range(concepts.shape[1]):
         known = ~concepts[:, k].isnan()

@@ -14,7 +14,6 @@ model is surer of than .95 would be told down, and those that go with it would m
 import math
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 
 from cbm.editing.apply import levels
@@ -28,6 +27,8 @@ NUMBERS_AT_ONCE = 2**24
 
 def source_covariance(a: Tensor) -> Tensor:
     """Shrunk covariance ``[K, K]`` of activations ``[M, K]`` (Ledoit and Wolf, 2004), in float64."""
+    from sklearn.covariance import ledoit_wolf
+
     return torch.from_numpy(ledoit_wolf(a.double().numpy())[0])
 
 

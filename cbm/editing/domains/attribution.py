@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-from scipy.stats import gamma
 from torch import Tensor
 
 from cbm.editing.domains.concept_head import ConceptHead
@@ -193,6 +192,8 @@ class _ShiftTest:
         """Which concepts ``[K]`` moved, at a false discovery rate of 0.10."""
         found = self.statistic(a, y).float()
         if self.approximate:  # a gamma distribution with the null's mean and variance
+            from scipy.stats import gamma
+
             mean, var = null.mean(dim=0).clamp(min=1e-12), null.var(dim=0).clamp(min=1e-12)
             p = torch.from_numpy(gamma.sf(found.numpy(), (mean.square() / var).numpy(), scale=(var / mean).numpy()))
         else:

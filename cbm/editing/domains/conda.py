@@ -16,7 +16,6 @@ it); steps are measured in the root mean square of what they change.
 """
 
 import torch
-from sklearn.covariance import ledoit_wolf
 from torch import Tensor
 from torch.nn.functional import cross_entropy, normalize
 
@@ -70,6 +69,8 @@ def adapt_unlabelled(
     Raises:
         UserError: there are no images, or the number of steps is negative.
     """
+    from sklearn.covariance import ledoit_wolf
+
     if not len(x):
         raise UserError("no unlabelled pictures of the other domain to adapt to")
     if steps < 0:

@@ -13,8 +13,6 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 import torch
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from cbm.editing.apply import edited_model
@@ -207,6 +205,9 @@ class Refit(DomainEditor):
             model = context.model.with_weights(torch.zeros(len(bias), a.shape[1]), bias)
             model.residual = None
             return Proposal(model, "the labelled pictures are of one class")
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.preprocessing import StandardScaler
+
         scaler = StandardScaler().fit(a.numpy())
         fitted = LogisticRegression(C=self.c, max_iter=1000).fit(scaler.transform(a.numpy()), y.numpy())
         scale = torch.from_numpy(scaler.scale_)

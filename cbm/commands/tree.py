@@ -1,0 +1,44 @@
+"""All commands, as a tree that the parser of the command line reads."""
+
+import logging
+
+import typer
+
+from cbm.commands import banks, datasets, features, machine, predict, runs, training
+from cbm.files.console import set_up_logging
+from cbm.files.streams import print_what_can_be
+
+app = typer.Typer(
+    help="Concept bottleneck models on frozen image features: train, explain, correct.",
+    epilog="--quiet (-q), with any command: results and errors only. --version: of this installation.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="markdown",
+)
+training.add_to(app)
+app.add_typer(datasets.app, name="datasets")
+app.add_typer(banks.app, name="concepts")
+features.add_to(app)
+predict.add_to(app)
+runs.add_to(app)
+machine.add_to(app)
+
+
+def run(arguments: list[str], quiet: bool) -> int | None:
+    """Run a command; returns its exit status, or None.
+
+    Args:
+        arguments: the command and what follows it.
+        quiet: whether only results and errors are written.
+    """
+    set_up_logging()
+    print_what_can_be()
+    if quiet:
+        logging.getLogger("cbm").setLevel("ERROR")
+    return app(arguments, standalone_mode=False, prog_name="cbm")
+
+
+def command_names(group: str | None) -> list[str]:
+    """The commands, or those of a group."""
+    tree = typer.main.get_command(app)
+    return list((tree.commands[group] if group else tree).commands)  # type: ignore[attr-defined]

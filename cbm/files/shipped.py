@@ -1,0 +1,40 @@
+"""Where things lie: files of the working folder, and those that come with cbm (configs, cards, banks)."""
+
+from pathlib import Path
+
+PACKAGE = Path(__file__).resolve().parents[1]
+"""The folder of the package ``cbm``."""
+SHIPPED = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
+"""The folder with ``configs/``, ``datasets/`` and ``concepts/``: inside an installed package, or the checkout."""
+
+
+def in_checkout() -> bool:
+    """Whether this cbm is a checkout of the repository, not an installed package."""
+    return PACKAGE.parent == SHIPPED
+
+
+def resolve_path(path: str | Path) -> Path:
+    """``path`` as given if it exists from the working folder, else among what comes with cbm, else as given."""
+    path = Path(path).expanduser()
+    place = PACKAGE.parent if path.parts[:1] == (PACKAGE.name,) else SHIPPED
+    return place / path if not path.exists() and (place / path).exists() else path
+
+
+def relative_name(path: Path) -> str:
+    """A name without the folders of this computer: what ``resolve_path`` finds again, or the name of the file alone."""
+    place = PACKAGE.parent if path.is_relative_to(PACKAGE / "encoders") else SHIPPED
+    return path.relative_to(place).as_posix() if path.is_relative_to(place) else path.name
+
+
+def named_files(folder: Path, *patterns: str) -> dict[str, Path]:
+    """Files by name (without its ending): those of a shipped folder, and those of the same folder where the command
+    runs, which hide the shipped ones.
+
+    Args:
+        folder: the shipped folder, such as ``SHIPPED / "datasets"``.
+        patterns: patterns of the files' names, such as ``*.yaml``.
+    """
+    own = folder.relative_to(SHIPPED) if folder.is_relative_to(SHIPPED) else folder
+    places = [folder, *([own] if own.is_dir() and not own.samefile(folder) else [])]
+    found = {file.stem: file for place in places for pattern in patterns for file in sorted(place.glob(pattern))}
+    return dict(sorted(found.items()))
