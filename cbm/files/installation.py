@@ -22,13 +22,13 @@ class Needs:
     """What this package asks for.
 
     Attributes:
-        name: name of the distribution that it was installed as; None in a checkout that is not installed.
+        name: name of the distribution.
         said_in: where that stands, in words.
         always: requirements, such as ``torch>=2.11``.
         extras: requirements by extra.
     """
 
-    name: str | None
+    name: str
     said_in: str
     always: list[str]
     extras: dict[str, list[str]] = field(default_factory=dict)
@@ -51,7 +51,7 @@ def read_needs(distributions: list[str]) -> Needs:
         if not PROJECT_FILE.is_file():
             raise UserError("cbm is not installed, and there is no pyproject.toml beside it: install it with pip")
         project = tomllib.loads(PROJECT_FILE.read_text(encoding="utf-8"))["project"]
-        return Needs(None, str(PROJECT_FILE), project["dependencies"], project.get("optional-dependencies", {}))
+        return Needs(project["name"], str(PROJECT_FILE), project["dependencies"], project.get("optional-dependencies", {}))
     own = metadata.distribution(distributions[0])
     always, extras = [], {name: list[str]() for name in own.metadata.get_all("Provides-Extra") or []}
     for line in own.requires or []:
@@ -79,7 +79,7 @@ def unmet(requirements: list[str], needs: Needs) -> list[str]:
     from packaging.requirements import Requirement
     from packaging.utils import canonicalize_name
 
-    own = {canonicalize_name(name) for name in (needs.name, PACKAGE.name) if name}
+    own = {canonicalize_name(name) for name in (needs.name, PACKAGE.name)}
     found: dict[str, None] = {}
     for line in requirements:
         requirement = Requirement(line)
