@@ -60,6 +60,7 @@ def launch(name: str, overrides: list[str]) -> None:
     if "encoder=null" in arguments:  # Hydra knows no choice of nothing
         stop("encoder=null: say encoder=auto (no encoder is loaded for features), or encoder=NAME")
     arguments = _any_teacher(_reader_settings(_own_configs(arguments), name))
+    arguments.sort(key=lambda argument: "=" in argument and not argument.startswith("-"))  # Hydra wants options first
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
@@ -100,7 +101,7 @@ def _own_configs(arguments: list[str]) -> list[str]:
     said = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
     if said or not own.is_dir() or own.samefile(config.CONFIGS):
         return arguments
-    return [*arguments, f"--config-dir={own.resolve()}"]
+    return [f"--config-dir={own.resolve()}", *arguments]
 
 
 def _bank_path_to_source(argument: str) -> str:
@@ -190,7 +191,7 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str:
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else match.group(1)
         return f"unknown setting '{key}': {did_you_mean(key, known_keys(name, arguments))}"
-    if match := re.search(r"(Value .*?|Cannot convert .*?)\s*full_key: (\S+)", text, re.DOTALL):
+    if match := re.search(r"(Value .*?|Cannot convert .*?|Invalid .*?)\s*full_key: (\S+)", text, re.DOTALL):
         return f"{match.group(2)}: {match.group(1).strip()}"
     if match := re.search(r"Missing mandatory value: (\S+)|full_key: (\S+)", text):
         key = match.group(1) or match.group(2)
