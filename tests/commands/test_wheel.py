@@ -114,16 +114,25 @@ def test_the_explorer_opens(place: Path):
         process.wait()
 
 
-def test_a_script_beside_the_checkout_gets_the_package(tmp_path: Path):
-    """In the parent folder of a checkout named ``cbm`` the folder must not hide the package (an editable install)."""
-    (tmp_path / "cbm" / "cbm").mkdir(parents=True)
-    (tmp_path / "cbm" / "concepts").mkdir()
-    script = tmp_path / "script.py"
-    script.write_text("import cbm\nprint(cbm.__file__)\n")
-    environment = {key: value for key, value in ENVIRONMENT.items() if key != "PYTHONSAFEPATH"}
-    done = subprocess.run(
-        [sys.executable, str(script)], cwd=tmp_path, capture_output=True, text=True, env=environment, check=False
+@pytest.mark.parametrize("installed", [True, False])
+def test_a_script_beside_the_checkout_gets_the_package(installed: bool, tmp_path: Path):
+    """A checkout named ``cbm`` must not hide the package from its parent folder, nor if nothing is installed."""
+    for name in ("__init__.py", "cbm", "concepts", "configs", "datasets"):
+        (tmp_path / "cbm").mkdir(exist_ok=True)
+        (tmp_path / "cbm" / name).symlink_to(PROJECT / name)
+    (tmp_path / "script.py").write_text(
+        "import cbm, cbm.config\nprint(cbm.__version__, 'birds' in cbm.config.card_names())\n"
     )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip().endswith(str(Path("cbm", "__init__.py")))
-    assert str(tmp_path) not in done.stdout
+    command = [sys.executable, str(tmp_path / "script.py")]
+    environment = {key: value for key, value in ENVIRONMENT.items() if key != "PYTHONSAFEPATH"}
+    if not installed:  # the packages that cbm needs, but no .pth files
+        command.insert(1, "-S")
+        environment["PYTHONPATH"] = sysconfig.get_path("purelib")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment, check=False)
+    assert (done.stdout, done.stderr) == (f"{cbm_version()} True\n", "")
+
+
+def cbm_version() -> str:
+    import cbm
+
+    return cbm.__version__
