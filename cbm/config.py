@@ -16,7 +16,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import SHIPPED, named_files
-from cbm.files.shipped import relative_name
+from cbm.files.shipped import install_command, relative_name
 
 T = TypeVar("T")
 
@@ -267,7 +267,7 @@ def check_settings(cfg: DictConfig) -> None:
             installed.
     """
     if cfg.logger.wandb and importlib.util.find_spec("wandb") is None:
-        raise UserError("logger=wandb needs the wandb package: uv pip install -e '.[wandb]' -c constraints.txt")
+        raise UserError(f"logger=wandb needs the wandb package: {install_command('wandb')}")
     for name, value in (("seed", cfg.seed), ("dataset.split_seed", cfg.dataset.split_seed)):
         if value < 0:
             raise UserError(f"{name}={value}: expected 0 or more")

@@ -12,6 +12,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
+        message = message.rstrip(" :,")  # nothing was near, and there was nothing to choose from
         super().__init__(message if len(message) <= LONGEST else f"{message[: LONGEST - 200]} ... {message[-200:]}")
 
 

@@ -4,7 +4,7 @@
     python train.py dataset=birds_spurious method=posthoc run_dir=runs/spurious
     python scripts/screenshots.py runs/first runs/spurious
 
-Needs ``uv pip install -e '.[app,browser]' -c constraints.txt`` and Chromium (Debian: ``apt-get install chromium``).
+Needs ``pip install -e '.[app,browser]' -c constraints.txt`` and Chromium (Debian: ``apt-get install chromium``).
 """
 
 import argparse

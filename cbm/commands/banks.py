@@ -3,6 +3,7 @@
 import json
 import logging
 from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -15,6 +16,7 @@ from cbm.commands.shared import (
     Bank,
     Cache,
     EncoderName,
+    Json,
     Pretrained,
     Root,
     encoder_settings,
@@ -22,6 +24,7 @@ from cbm.commands.shared import (
     not_there,
     out,
     read_card,
+    show,
 )
 from cbm.errors import UserError
 from cbm.files import resolve_path, write_atomically
@@ -57,6 +60,7 @@ def lint(
     pretrained: Pretrained = None,
     cache: Cache = Path("cache"),
     limit: Annotated[int, typer.Option(help="Number of findings shown per kind.")] = 10,
+    as_json: Json = False,
 ) -> None:
     """Report leaked class names, phrases that are not visual or that the encoder cannot read, duplicates, over-long
     phrases, classes without phrases, and (with a data set) concepts the encoder does not detect. Exit status 1 if a
@@ -91,12 +95,16 @@ def lint(
         pieces = tower.pieces(found_bank.texts)
         findings = lint_bank(found_bank, images.classes, pieces=pieces, one_language=tower.one_language)
         findings += undetected(found_bank, embeddings, train.x, train.y, images.classes)
-    kinds = _show_findings(found_bank, findings, limit)
-    raise typer.Exit(1 if "own class name" in kinds else 0)
+    if as_json:
+        known = {"bank": found_bank.name, "concepts": len(found_bank), "classes": len(found_bank.classes)}
+        show(None, {**known, "findings": [asdict(finding) for finding in findings]}, as_json)
+    else:
+        _show_findings(found_bank, findings, limit)
+    raise typer.Exit(1 if any(finding.kind == "own class name" for finding in findings) else 0)
 
 
-def _show_findings(bank: "ConceptBank", findings: "list[Finding]", limit: int) -> set[str]:
-    """Print a table per kind of finding, at most ``limit`` of each; returns the kinds."""
+def _show_findings(bank: "ConceptBank", findings: "list[Finding]", limit: int) -> None:
+    """Print a table per kind of finding, at most ``limit`` of each."""
     kinds: dict[str, list] = {}
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
@@ -107,16 +115,18 @@ def _show_findings(bank: "ConceptBank", findings: "list[Finding]", limit: int) -
         for finding in group[:limit]:
             table.add_row(escape(finding.text), escape(finding.detail))
         out.print(table)
-    return set(kinds)
 
 
 @app.command()
-def diff(before: Bank, after: Bank) -> None:
+def diff(before: Bank, after: Bank, as_json: Json = False) -> None:
     """What changed between two banks: concepts added and removed, owners that differ."""
     from cbm.concepts.lint import diff_banks
     from cbm.concepts.readers import read_bank
 
     changes = diff_banks(read_bank(resolve_path(before)), read_bank(resolve_path(after)))
+    if as_json:
+        owners = {text: {"before": old, "after": new} for text, (old, new) in changes.owners.items()}
+        return show(None, {"added": changes.added, "removed": changes.removed, "owners": owners}, as_json)
     out.print(f"{len(changes.added)} added, {len(changes.removed)} removed, {len(changes.owners)} with other owners")
     for sign, texts in (("+", changes.added), ("-", changes.removed)):
         for text in texts:

@@ -1,6 +1,7 @@
 """``python -m cbm datasets``: the data set cards, and checks of a download."""
 
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -9,7 +10,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from cbm import config as schema
-from cbm.commands.shared import Cache, Card, EncoderName, Pretrained, Root, encoder_settings, out
+from cbm.commands.shared import Cache, Card, EncoderName, Json, Pretrained, Root, encoder_settings, out
+from cbm.commands.shared import show as show_result
 from cbm.errors import UserError
 from cbm.files import resolve_path
 
@@ -23,34 +25,33 @@ app = typer.Typer(help="List the data set cards, or check a download.", invoke_w
 
 
 @app.callback()
-def list_cards(context: typer.Context) -> None:
+def list_cards(context: typer.Context, as_json: Json = False) -> None:
     """List the data set cards (docs/datasets.md says more), or check a download."""
     if context.invoked_subcommand is not None:
         return
     table = Table("name", "data set", "classes", "train / val / test", "concepts", "licence")
-    for name in schema.card_names():
-        about = schema.about_card(name)
+    cards = {name: schema.about_card(name) for name in schema.card_names()}
+    for name, about in cards.items():
         counts = {key: f"{count:,}" for key, count in about.counts.items()}
         pictures = " / ".join(counts.get(split, "-") for split in ("train", "val", "test")) if "train" in counts else ""
         table.add_row(name, about.title, counts.get("classes"), pictures, counts.get("concepts"), about.licence)
-    out.print(table)
+    show_result(table, [{"name": name, **asdict(about)} for name, about in cards.items()], as_json)
 
 
 @app.command()
-def show(name: Card) -> None:
+def show(name: Card, as_json: Json = False) -> None:
     """Say what a data set is, where to get it and how to cite it, and how its card is set."""
-    from dataclasses import asdict
-
     from omegaconf import OmegaConf
 
     card: Any = OmegaConf.to_container(schema.load_card(name))
     table = Table(show_header=False, box=None)
-    for key, value in {**asdict(schema.about_card(name)), **card}.items():
+    entries = {**asdict(schema.about_card(name)), **card}
+    for key, value in entries.items():
         if isinstance(value, dict):
             value = ", ".join(f"{entry} {said}" for entry, said in value.items())
         if value not in (None, ""):
             table.add_row(key, escape(str(value)))
-    out.print(table, highlight=False)
+    show_result(table, entries, as_json)
 
 
 @app.command()
@@ -68,6 +69,7 @@ def check(
     encoder: EncoderName = "tiny_clip",
     pretrained: Pretrained = None,
     similarity: Annotated[float, typer.Option(help="Smallest cosine of two images that look nearly the same.")] = 0.99,
+    as_json: Json = False,
 ) -> None:
     """Check a download: the published numbers of classes and images, missing and broken files, copies in two splits or
     classes, small classes, checksums. Exit status 1 if something is wrong."""
@@ -84,7 +86,7 @@ def check(
     )
     if place is not None:
         verify_checksums(place, about.md5, found)
-    for problem in found.problems:  # at once: what was not whole may not be readable
+    for problem in [] if as_json else found.problems:  # at once: what was not whole may not be readable
         out.print(escape(f"wrong: {problem}"), highlight=False)
     dataset = read_dataset(card.reader, card.name, place, dict(card.args or {}), cache)
     shown = len(found.problems)
@@ -96,7 +98,12 @@ def check(
     verify_copies(dataset, found, cache)
     if near:
         _look_alike(dataset, found, encoder, pretrained, similarity, cache)
-    _show_sizes(dataset, published)
+    sizes = _sizes(dataset, published)
+    if as_json:
+        said = {"problems": found.problems, "doubts": found.doubts, "notes": found.notes}
+        show_result(None, {"name": name, "splits": sizes, **said}, as_json)
+        raise typer.Exit(1 if found.problems else 0)
+    _show_sizes(sizes)
     for kind, sentences in (("note", found.notes), ("doubt", found.doubts), ("wrong", found.problems[shown:])):
         for sentence in sentences:
             out.print(escape(f"{kind}: {sentence}"), highlight=False)
@@ -104,21 +111,37 @@ def check(
     raise typer.Exit(1 if found.problems else 0)
 
 
-def _show_sizes(dataset: "ImageDataset", published: dict[str, int]) -> None:
+def _sizes(dataset: "ImageDataset", published: dict[str, int]) -> list[dict[str, Any]]:
     """How many images every split has, beside the published number."""
     import numpy as np
 
-    table = Table("split", "pictures", "published", "classes", "per class", "concepts")
+    sizes = []
     for split, part in dataset.splits.items():
         counts = np.bincount(part.labels, minlength=len(dataset.classes))
-        expected = f"{published[split]:,}" if split in published else "-"
+        sizes.append(
+            {
+                "split": split,
+                "images": len(part),
+                "published": published.get(split),
+                "classes": int((counts > 0).sum()),
+                "smallest_class": int(counts.min()),
+                "largest_class": int(counts.max()),
+                "concepts": len(dataset.concept_names),
+            }
+        )
+    return sizes
+
+
+def _show_sizes(sizes: list[dict[str, Any]]) -> None:
+    table = Table("split", "images", "published", "classes", "per class", "concepts")
+    for size in sizes:
         table.add_row(
-            split,
-            f"{len(part):,}",
-            expected,
-            str((counts > 0).sum()),
-            f"{counts.min():,} to {counts.max():,}",
-            str(len(dataset.concept_names)),
+            size["split"],
+            f"{size['images']:,}",
+            "-" if size["published"] is None else f"{size['published']:,}",
+            str(size["classes"]),
+            f"{size['smallest_class']:,} to {size['largest_class']:,}",
+            str(size["concepts"]),
         )
     out.print(table)
 

@@ -1,13 +1,13 @@
 """``python -m cbm encode`` and ``plan``: images to features, and what a run will take."""
 
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
 import typer
 from rich.table import Table
 
-from cbm.commands.shared import Cache, Card, EncoderName, Pretrained, Root, encoder_settings, out, read_card
+from cbm.commands.shared import Cache, Card, EncoderName, Json, Pretrained, Root, encoder_settings, out, read_card, show
 from cbm.errors import UserError, did_you_mean
 from cbm.files.console import process_rank
 
@@ -52,6 +52,7 @@ def plan(
         list[str],
         typer.Argument(help="N=images K=concepts, D=512 C=1000 candidates= shots= passes= encoder= dtype= hardware="),
     ],
+    as_json: Json = False,
 ) -> None:
     """Say what a LaBo run will take before it begins: FLOP, least time, memory, disk, the way it is computed."""
     from cbm.run.planning import HARDWARE, Stage, in_bytes, in_time, measure_here, read_job
@@ -67,13 +68,14 @@ def plan(
         table.add_row(
             each.name, f"{each.flop:.1e}", in_time(each.seconds), in_bytes(each.memory), in_bytes(each.disk), each.how
         )
-    out.print(table, highlight=False)
-    out.print(
+    show(table, {"machine": asdict(machine), "stages": [asdict(each) for each in found]}, as_json)
+    said = (
         f"{machine.name} ({machine.source}): {machine.flops / 1e9:,.0f} GFLOP/s in float32, "
         f"{machine.bandwidth / 1e9:,.0f} GB/s, {in_bytes(machine.memory)} of memory. Without controls and re-solved "
         f"heads (controls=false nec=[]). Scores of all pictures on all concepts, {in_bytes(2 * job.N * job.K)} in half "
-        "precision, are never made.",
-        highlight=False,
+        "precision, are never made."
     )
+    if not as_json:
+        out.print(said, highlight=False)
     if peak > machine.memory:
         raise UserError(f"this needs {in_bytes(peak)} of memory, {machine.name} has {in_bytes(machine.memory)}")

@@ -7,6 +7,7 @@ and says in one line what was wrong and what is near.
 import functools
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,14 +15,15 @@ from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException
+from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cbm import config
-from cbm.commands.main import stop
 from cbm.errors import UserError, did_you_mean
+from cbm.files.console import stop
+from cbm.files.shipped import install_command
 
 
 def train(cfg: DictConfig) -> float:
@@ -52,10 +54,13 @@ def launch(name: str, overrides: list[str]) -> None:
         config.register()
     except UserError as error:  # a card that cannot be read
         stop(error)
-    arguments = [_bank_path_to_source(argument) for argument in overrides]
+    arguments = [quoted_path(_bank_path_to_source(argument)) for argument in overrides]
+    if nameless := next((argument for argument in arguments if argument.startswith("=")), None):
+        stop(f"cannot read '{nameless}': expected KEY=VALUE")
     if "encoder=null" in arguments:  # Hydra knows no choice of nothing
         stop("encoder=null: say encoder=auto (no encoder is loaded for features), or encoder=NAME")
     arguments = _any_teacher(_reader_settings(_own_configs(arguments), name))
+    arguments.sort(key=lambda argument: "=" in argument and not argument.startswith("-"))  # Hydra wants options first
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
@@ -96,7 +101,7 @@ def _own_configs(arguments: list[str]) -> list[str]:
     said = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
     if said or not own.is_dir() or own.samefile(config.CONFIGS):
         return arguments
-    return [*arguments, f"--config-dir={own.resolve()}"]
+    return [f"--config-dir={own.resolve()}", *arguments]
 
 
 def _bank_path_to_source(argument: str) -> str:
@@ -106,6 +111,24 @@ def _bank_path_to_source(argument: str) -> str:
         looks_like_file = any("." in part or "/" in part or Path(part).is_dir() for part in value.split(","))
         return f"concepts.source={value}" if looks_like_file else argument
     return argument
+
+
+def quoted_path(argument: str) -> str:
+    """An argument whose value is a path that exists, in the quotes that Hydra wants around any of ``=,[]{}()``.
+
+    Example:
+        >>> quoted_path("method=labo")
+        'method=labo'
+    """
+    key, equals, value = argument.partition("=")
+    special = set(value) & set("=,[]{}()#;:'\"$ ")
+    if not equals or not special or value[:1] in ("'", '"') or not os.path.lexists(Path(value).expanduser()):
+        return argument
+    return _quoted(key, value)
+
+
+def _quoted(key: str, value: str) -> str:
+    return f"{key}='" + value.replace("'", "\\'") + "'"
 
 
 def _any_teacher(arguments: list[str]) -> list[str]:
@@ -142,12 +165,22 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str:
         arguments: the command line overrides.
     """
     text = " ".join(str(cause) for cause in _chain(error))
+    ambiguous = re.search(r"Ambiguous value for argument '(.*?)'\n", text)
+    if isinstance(error, OverrideParseException) or ambiguous:
+        override = ambiguous[1] if ambiguous else error.override  # type: ignore[attr-defined]
+        key, equals, value = override.partition("=")
+        if not equals:
+            return f"cannot read '{override}': expected KEY=VALUE, {did_you_mean(key, known_keys(name, []))}"
+        many = ", or -m for a run with each" if "," in value else ""
+        words = _quoted(key, value)
+        shown = shlex.quote(words) if set(words) & set('"$`\\!') else f'"{words}"'
+        return f"cannot read '{override}': around any of = , # [ ] {{ }} ( ) a value needs quotes, twice: {shown}{many}"
     if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
         group, choice = match.groups()
         if group == "hydra":
             return (
-                f"'{choice}' needs a plugin that is not installed: uv pip install -e '.[sweep]' -c constraints.txt "
-                "(launcher=ray: uv pip install hydra-ray-launcher)"
+                f"'{choice}' needs a plugin that is not installed: {install_command('sweep')} "
+                "(launcher=ray: the package hydra-ray-launcher)"
             )
         any_model = f" (any open_clip model: {group}.model=NAME {group}.pretrained=TAG)"
         hint = any_model if group in ("encoder", "teacher") else ""
@@ -158,7 +191,7 @@ def explain(error: Exception, name: str, arguments: list[str]) -> str:
         full = re.search(r"full_key: (\S+)", text)
         key = full.group(1) if full else match.group(1)
         return f"unknown setting '{key}': {did_you_mean(key, known_keys(name, arguments))}"
-    if match := re.search(r"(Value .*?|Cannot convert .*?)\s*full_key: (\S+)", text, re.DOTALL):
+    if match := re.search(r"(Value .*?|Cannot convert .*?|Invalid .*?)\s*full_key: (\S+)", text, re.DOTALL):
         return f"{match.group(2)}: {match.group(1).strip()}"
     if match := re.search(r"Missing mandatory value: (\S+)|full_key: (\S+)", text):
         key = match.group(1) or match.group(2)

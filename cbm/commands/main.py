@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 
 from cbm import __version__
 from cbm.errors import UserError, did_you_mean
+from cbm.files.console import process_rank, stop
 
 BEGINS = {
     "train": "composing the configuration",
@@ -68,16 +69,8 @@ def main(*words: str) -> None:
         sys.exit(status)
 
 
-def stop(message: object, status: int = 2) -> NoReturn:
-    """End with one line."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
-    sys.exit(status)
-
-
 def _say_what_begins(arguments: list[str]) -> None:
     """The first line of a command, in the first of several processes only."""
-    from cbm.files.console import process_rank
-
     asks_for_help = {"--help", "-h", "--cfg", "-c", "--info", "--show-completion"} & set(arguments)
     completes = any(name.endswith("_COMPLETE") for name in os.environ)
     if not arguments or asks_for_help or completes or process_rank() != 0:

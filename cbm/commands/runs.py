@@ -1,6 +1,7 @@
 """What is asked of finished runs: report, compare, intervene, adapt, spurious, export, app."""
 
 import importlib.util
+import logging
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -8,8 +9,11 @@ from typing import Annotated
 import typer
 from rich.table import Table
 
-from cbm.commands.shared import Cache, Root, Run, names_in, not_there, out
+from cbm.commands.shared import Cache, Json, Root, Run, names_in, not_there, out, show
 from cbm.errors import UserError
+from cbm.files.shipped import install_command
+
+log = logging.getLogger("cbm")
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,6 +36,7 @@ def report(
 def spurious(
     runs: Annotated[list[Path], typer.Argument(help="Finished runs on a data set that names spurious concepts.")],
     cache: Cache = Path("cache"),
+    as_json: Json = False,
 ) -> None:
     """Edit spurious concepts out of trained models: test accuracy before and after, mean and standard error over the
     runs."""
@@ -42,7 +47,7 @@ def spurious(
     for name in found[0]:
         change = [values[name] - values["unedited"] for values in found]
         table.add_row(name, mean_and_error([values[name] for values in found]), mean_and_error(change, signed=True))
-    out.print(table)
+    show(table, [{"run": run, **values} for run, values in zip(runs, found)], as_json)
 
 
 def intervene(
@@ -64,6 +69,7 @@ def intervene(
     cost: Annotated[list[str] | None, typer.Option(help="Cost of asking about a concept or group: NAME=COST.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed for the noise and the random order.")] = 0,
     cache: Cache = Path("cache"),
+    as_json: Json = False,
 ) -> None:
     """Ask about one concept after the other, by several policies: accuracy after each question."""
     from cbm.run.intervene import question_curves
@@ -104,7 +110,11 @@ def intervene(
     for name, curve in curves.items():
         values = [f"{curve.accuracy[step]:.3f}" for step in shown]
         table.add_row(name, *values, f"{curve.area:.3f}", f"{curve.cost[-1]:.1f}")
-    out.print(table)
+    found = {
+        name: {"accuracy": curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
+        for name, curve in curves.items()
+    }
+    show(table, found, as_json)
 
 
 def adapt(
@@ -127,6 +137,7 @@ def adapt(
         typer.Option("--out", help="File for the edits of the first editor in the first draw (eval.py edits=FILE)."),
     ] = None,
     cache: Cache = Path("cache"),
+    as_json: Json = False,
 ) -> None:
     """Correct a model for another domain with a few labelled images: editors side by side."""
     from cbm.run.adapt import adapt as adapted
@@ -171,15 +182,15 @@ def adapt(
             mean_and_error([each.source[name] for each in found]),
             *((str(len(counts)), f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
         )
-    out.print(table)
+    show(table, [{"target": each.target, "source": each.source} for each in found], as_json)
     edits = found[0].proposals[names[0]].edits
-    for edit in edits.edits if edits else ():
+    for edit in edits.edits if edits and not as_json else ():
         out.print(f"  {edit}", markup=False, highlight=False)
     if destination is not None:
         if edits is None:
             raise UserError(f"--out: what {names[0]} does cannot be said as edits; name an editor that edits first")
         edits.save(destination)
-        out.print(f"{len(edits)} edits in {destination}", markup=False, highlight=False)
+        log.info("%d edits in %s", len(edits), destination)
 
 
 def compare(
@@ -188,12 +199,17 @@ def compare(
     destination: Annotated[
         Path | None, typer.Option("--out", help="File for a page with the table and curves.")
     ] = None,
+    as_json: Json = False,
 ) -> None:
     """One table of several runs: mean and standard deviation over seeds."""
     from cbm.report.compare import compare_runs, format_table
 
     rows = compare_runs(runs)
-    print(format_table(rows, style))
+    if as_json:
+        known = [{**row.labels, "seeds": row.seeds, "runs": row.paths, "values": row.values} for row in rows]
+        show(None, known, as_json)
+    else:
+        print(format_table(rows, style))
     if destination is not None:
         from cbm.report.comparison import write_comparison
 
@@ -233,7 +249,7 @@ def explore(
 ) -> None:
     """Open a run in the browser: see why, change it, and see what follows. On this computer only; Ctrl-C ends it."""
     if importlib.util.find_spec("gradio") is None:
-        raise UserError("the explorer needs Gradio: uv pip install -e '.[app]' -c constraints.txt")
+        raise UserError(f"the explorer needs Gradio: {install_command('app')}")
     from cbm.app import Explorer
 
     explorer = Explorer(run.removeprefix("run="), cache, dataset=dataset, root=root, name=split)

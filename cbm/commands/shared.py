@@ -1,11 +1,14 @@
 """What the commands share: the console, the options that several have, and what they mean."""
 
+import json
+import math
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from cbm import config as schema
 from cbm.errors import UserError
@@ -23,9 +26,28 @@ Card = Annotated[str, typer.Argument(help="A data set card (python -m cbm datase
 EncoderName = Annotated[
     str, typer.Option("--encoder", help="Encoder: a config name, or any model spec (local-dir:PATH, ...).")
 ]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for programs, instead of a table.")]
 Pretrained = Annotated[str | None, typer.Option(help="Pretrained tag of an open_clip model.")]
 Root = Annotated[Path | None, typer.Option(help="Folder of the images, if the card does not say.")]
 Run = Annotated[Path, typer.Argument(help="A finished run.")]
+
+
+def show(table: Table | None, records: Any, as_json: bool) -> None:
+    """Print a table for people, or what it was made of as JSON (where numbers that are not finite are null)."""
+    if as_json:
+        print(json.dumps(_finite(records), ensure_ascii=False, indent=1))
+    elif table is not None:
+        out.print(table, highlight=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _finite(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [_finite(entry) for entry in value]
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if isinstance(value, str | int | bool | None) else str(value)
 
 
 def read_card(name: str, root: Path | None, cache: Path) -> "tuple[Any, ImageDataset]":

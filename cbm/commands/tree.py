@@ -1,6 +1,7 @@
 """All commands, as a tree that the parser of the command line reads."""
 
 import logging
+from typing import Any
 
 import typer
 
@@ -40,5 +41,5 @@ def run(arguments: list[str], quiet: bool) -> int | None:
 
 def command_names(group: str | None) -> list[str]:
     """The commands, or those of a group."""
-    tree = typer.main.get_command(app)
-    return list((tree.commands[group] if group else tree).commands)  # type: ignore[attr-defined]
+    tree: Any = typer.main.get_command(app)
+    return list((tree.commands[group] if group else tree).commands)

@@ -17,6 +17,7 @@ from typing import Any
 from cbm.concepts.hygiene import FUNCTION_WORDS, clean_class_names, spoken_name
 from cbm.errors import UserError, did_you_mean
 from cbm.files.parsing import read_yaml
+from cbm.files.shipped import install_command
 
 PATTERNS = ("adjective", "noun", "adjective noun", "has", "part of", "at location", "made of")
 """What a concept may look like: a word, a pair, or one of the published relations before a pair."""
@@ -115,7 +116,7 @@ def _frequent_words(count: int) -> list[str]:
         from better_profanity import profanity
         from wordfreq import top_n_list
     except ImportError as error:
-        raise UserError(f"the vocabulary needs '{error.name}': pip install 'cbm[vocabulary]'") from error
+        raise UserError(f"the vocabulary needs '{error.name}': {install_command('vocabulary')}") from error
     profanity.load_censor_words(whitelist_words=list(CREATURES))
     unprintable = {str(entry._original) for entry in profanity.CENSOR_WORDSET} - CREATURES
     return [
@@ -197,6 +198,6 @@ def _singular(word: str) -> str:
     try:
         from lemminflect import getAllLemmas
     except ImportError as error:
-        raise UserError(f"the vocabulary needs '{error.name}': pip install 'cbm[vocabulary]'") from error
+        raise UserError(f"the vocabulary needs '{error.name}': {install_command('vocabulary')}") from error
     nouns = getAllLemmas(word).get("NOUN", (word,))
     return next((noun for noun in reversed(nouns) if noun != word), word)

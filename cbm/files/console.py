@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections.abc import Iterable
 from functools import cache
+from typing import NoReturn
 
 log = logging.getLogger("cbm")
 
@@ -37,6 +38,12 @@ def set_up_logging() -> None:
     log.setLevel("INFO" if process_rank() == 0 else "ERROR")  # only the first of several processes speaks
     log.propagate = False
     quiet_libraries()
+
+
+def stop(message: object, status: int = 2) -> NoReturn:
+    """End the process with one line."""
+    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    sys.exit(status)
 
 
 def pass_on(said: Iterable[warnings.WarningMessage], whose: str) -> None:

@@ -22,6 +22,8 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from cbm.files.shipped import install_command
+
 VERSION = 2
 """Of the pixels that a file becomes: 1 until f47ba49 (more than 8 bits clipped, EXIF and transparency ignored)."""
 LARGEST = 100_000_000
@@ -268,7 +270,7 @@ def _needs_plugin(file: IO[bytes], name: str) -> str | None:
         and brand[:4] == b"ftyp"
         and brand[4:] in (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1")
     ):
-        return f"'{name}' is HEIC, which needs the pillow-heif package: uv pip install -e '.[heic]' -c constraints.txt"
+        return f"'{name}' is HEIC, which needs the pillow-heif package: {install_command('heic')}"
     return None
 
 
@@ -279,9 +281,7 @@ def _is_dicom(file: IO[bytes], name: str) -> bool:
 
 def _open_dicom(file: IO[bytes], name: str) -> Image.Image:
     if not DICOM:
-        raise OSError(
-            f"'{name}' is DICOM, which needs the pydicom package: uv pip install -e '.[dicom]' -c constraints.txt"
-        )
+        raise OSError(f"'{name}' is DICOM, which needs the pydicom package: {install_command('dicom')}")
     from cbm.files.dicom import read_dicom
 
     file.seek(0)

@@ -1,7 +1,10 @@
 """Where things lie: files of the working folder, and those that come with cbm (configs, cards, banks)."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
+DISTRIBUTION = "clip-concept-bottleneck"
+"""The name under which pip knows this package; it is imported as ``cbm``."""
 PACKAGE = Path(__file__).resolve().parents[1]
 """The folder of the package ``cbm``."""
 SHIPPED = PACKAGE / "shipped" if (PACKAGE / "shipped").is_dir() else PACKAGE.parent
@@ -38,3 +41,17 @@ def named_files(folder: Path, *patterns: str) -> dict[str, Path]:
     places = [folder, *([own] if own.is_dir() and not own.samefile(folder) else [])]
     found = {file.stem: file for place in places for pattern in patterns for file in sorted(place.glob(pattern))}
     return dict(sorted(found.items()))
+
+
+def install_command(extra: str) -> str:
+    """The command that adds an extra to this installation: an editable one from its checkout, others by name.
+
+    Args:
+        extra: an extra of ``pyproject.toml``, such as ``app``.
+    """
+    pip = "uv pip" if find_spec("pip") is None else "pip"
+    if not in_checkout():
+        return f"{pip} install '{DISTRIBUTION}[{extra}]'"
+    if Path("pyproject.toml").is_file() and Path.cwd() == SHIPPED:
+        return f"{pip} install -e '.[{extra}]' -c constraints.txt"
+    return f"{pip} install -e '{SHIPPED}[{extra}]' -c '{SHIPPED / 'constraints.txt'}'"

@@ -14,6 +14,7 @@ import torch
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_in_parts
+from cbm.files.shipped import install_command
 from cbm.trained.portable import PortableModel
 
 FORMATS = {"onnx": ".onnx", "pt2": ".pt2"}
@@ -71,7 +72,7 @@ def _format(path: Path, kind: str | None) -> str:
     if kind not in FORMATS:
         raise UserError(f"export format '{kind}' of '{path}': {did_you_mean(kind, FORMATS)}")
     if kind == "onnx" and not all(importlib.util.find_spec(name) for name in ("onnx", "onnxscript")):
-        raise UserError("ONNX needs two packages: uv pip install -e '.[export]' -c constraints.txt (or write a .pt2)")
+        raise UserError(f"ONNX needs two packages: {install_command('export')} (or write a .pt2)")
     return kind
 
 

@@ -12,8 +12,8 @@ from explored_run import explored
 from cbm.app.effect import effect_on_split
 from cbm.app.session import Session
 
-pytest.importorskip("gradio", reason="the explorer is not installed (pip install 'cbm[app]')")
-playwright = pytest.importorskip("playwright.sync_api", reason="no browser driver (pip install 'cbm[browser]')")
+pytest.importorskip("gradio", reason="the explorer is not installed (the extra app)")
+playwright = pytest.importorskip("playwright.sync_api", reason="no browser driver (the extra browser)")
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 if CHROMIUM is None:
     pytest.skip("no Chromium on this machine", allow_module_level=True)

@@ -1,12 +1,12 @@
 """Concepts written by a language model: ask, keep every answer, filter, write a bank that can be reviewed.
 
-Needs ``pip install 'cbm[llm]'`` (openai, pydantic, tenacity); nothing is imported here, so that the rest of the project
-runs without them.
+Needs the extra ``llm`` (openai, pydantic, tenacity); nothing is imported here, so that the rest runs without them.
 """
 
 import importlib.util
 
 from cbm.errors import UserError
+from cbm.files.shipped import install_command
 
 NEEDS = ("openai", "pydantic", "tenacity")
 
@@ -18,4 +18,4 @@ def check_installed() -> None:
         UserError: one of ``NEEDS`` cannot be imported.
     """
     if missing := [name for name in NEEDS if importlib.util.find_spec(name) is None]:
-        raise UserError(f"concepts from a language model need the package '{missing[0]}': pip install 'cbm[llm]'")
+        raise UserError(f"concepts from a language model need the package '{missing[0]}': {install_command('llm')}")
