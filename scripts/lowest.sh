@@ -32,7 +32,7 @@ fi
 
 # from another folder: what is installed is what runs
 cd "$work"
-"$work/venv/bin/python" -m cbm train shots=2 report=false run_dir=run
+"$work/venv/bin/python" -m cbm train shots=2 report=false controls=false run_dir=run
 "$work/venv/bin/python" -m cbm eval run=run split=val
 images=$(dirname "$(find "$work/datasets" -name "*.png" -path "*test*" -print -quit)")
 "$work/venv/bin/python" -m cbm predict run "$images" --out found.csv

@@ -1,6 +1,7 @@
 """``Encoder``: the base class of all encoders."""
 
 import hashlib
+import re
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 
@@ -145,7 +146,8 @@ def uses_quick_gelu(model: nn.Module) -> bool:
 
 def _fingerprints(model: nn.Module, preprocess: Callable) -> tuple[str, str]:
     """Hash of weights, buffers and the printed preprocessing, without and with the activation if it is QuickGELU."""
-    digest = hashlib.sha256(repr(preprocess).encode())
+    printed = re.sub(r" at 0x[0-9a-fA-F]+", "", repr(preprocess))  # where a function lies is another in every process
+    digest = hashlib.sha256(printed.encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
         digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy())

@@ -51,7 +51,9 @@ def read_needs(distributions: list[str]) -> Needs:
         if not PROJECT_FILE.is_file():
             raise UserError("cbm is not installed, and there is no pyproject.toml beside it: install it with pip")
         project = tomllib.loads(PROJECT_FILE.read_text(encoding="utf-8"))["project"]
-        return Needs(project["name"], str(PROJECT_FILE), project["dependencies"], project.get("optional-dependencies", {}))
+        return Needs(
+            project["name"], str(PROJECT_FILE), project["dependencies"], project.get("optional-dependencies", {})
+        )
     own = metadata.distribution(distributions[0])
     always, extras = [], {name: list[str]() for name in own.metadata.get_all("Provides-Extra") or []}
     for line in own.requires or []:

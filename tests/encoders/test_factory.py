@@ -99,3 +99,24 @@ def test_shipped_encoder_configs_name_weights_that_exist(name: str):
 def test_the_colon_of_a_windows_path_is_no_second_prefix():
     with pytest.raises(UserError, match=r"no open_clip_config.json in 'C:\\clip'"):
         create_encoder("local-dir:C:\\clip", device="cpu")
+
+
+def test_where_a_function_lies_in_memory_is_not_in_the_fingerprint():
+    from torchvision import transforms
+
+    from cbm.encoders.base import Encoder
+
+    def fingerprint(place: list) -> str:
+        def to_rgb(picture):
+            return picture
+
+        place.append(to_rgb)  # it stays, so that the next one lies elsewhere
+        steps = transforms.Compose([to_rgb, transforms.ToTensor()])
+        return Encoder("x", torch.nn.Linear(2, 1, bias=False).requires_grad_(False), steps).fingerprint
+
+    torch.manual_seed(0)
+    kept: list = []
+    first = fingerprint(kept)
+    torch.manual_seed(0)
+    assert fingerprint(kept) == first
+    assert repr(kept[0]) != repr(kept[1])
