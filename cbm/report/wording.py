@@ -32,3 +32,8 @@ def deviations(value: float) -> str:
 def number(value: float) -> str:
     """``23.41``, with a real minus sign."""
     return f"{value:z.2f}".replace("-", "−")
+
+
+def quote(text: str) -> str:
+    """A name in quotation marks: ``“red belly”``."""
+    return f"“{text}”"
