@@ -82,7 +82,7 @@ def encode_shards(
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            callbacks=[RichProgressBar(leave=False)] if progress else [],
+            callbacks=[EncodingBar(label)] if progress else [],
             enable_progress_bar=progress,
             use_distributed_sampler=False,
         )
@@ -140,6 +140,23 @@ class Spent:
         limit = {"model": "the model", "waiting for decoded images": "decoding"}.get(order[0], order[0])
         advice = f": now encoder.num_workers={self.workers}, more may help" if limit == "decoding" else ""
         return f"{shares} (limited by {limit}{advice})"
+
+
+class EncodingBar(RichProgressBar):
+    """The progress bar says what is encoded.
+
+    Args:
+        label: what the pictures are called.
+    """
+
+    def __init__(self, label: str):
+        super().__init__(leave=False)
+        self.label = label
+
+    @property
+    def predict_description(self) -> str:
+        """The words before the bar."""
+        return f"encoding {self.label}"
 
 
 class _Encoding(lightning.LightningModule):

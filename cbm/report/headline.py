@@ -13,7 +13,7 @@ from cbm.report.wording import number, percent
 COUNT = 6
 TOLD_IMAGES = 2048
 """Images on which the accuracy with told concepts is measured, at most (``cbm.metrics.evaluate.told_concepts``)."""
-INTERVALS = "in brackets: 95% intervals (Wilson), how far chance in the draw of the images can move a share"
+INTERVALS = "95% interval (Wilson): how far the draw of the images alone can move a share"
 
 
 @dataclass(frozen=True)
@@ -100,18 +100,17 @@ def _concept_labels(known: dict[str, float]) -> Iterator[Headline]:
 
 
 def _comparisons(integrity: Integrity | None, baselines: dict[str, Any], count: int) -> Iterator[Headline]:
-    meanings = {
-        "linear_probe": ("linear probe", "a linear classifier on the same features, without concepts"),
-        "zero_shot": ("zero-shot", "similarity with the class names, nothing trained"),
-    }
-    probe, names = ("linear_probe", "zero_shot")
-    if probe in baselines:
-        yield _share(meanings[probe][0], baselines[probe]["test/accuracy"], count, meanings[probe][1])
+    accuracy = {name: values["test/accuracy"] for name, values in baselines.items() if "test/accuracy" in values}
+    names = accuracy.get("zero_shot")
+    if "linear_probe" in accuracy:
+        beside = "" if names is None else f"; zero-shot, by the class names alone: {percent(names)}"
+        meaning = f"a linear classifier on the same features, without concepts{beside}"
+        yield _share("linear probe", accuracy["linear_probe"], count, meaning)
+    elif names is not None:
+        yield _share("zero-shot", names, count, "similarity with the class names, nothing trained")
     if integrity is not None:
-        meaning = f"the same method on meaningless concepts; shuffled ones give {percent(integrity.accuracy['shuffled'])}"
+        meaning = f"the same method on meaningless concepts; on shuffled ones {percent(integrity.accuracy['shuffled'])}"
         yield _share("random concepts", integrity.accuracy["random"], count, meaning)
-    if names in baselines:
-        yield _share(meanings[names][0], baselines[names]["test/accuracy"], count, meanings[names][1])
 
 
 def _sparsity(known: dict[str, float]) -> Iterator[Headline]:

@@ -4,9 +4,9 @@ LONGEST = 160
 """Characters of a class or concept name that are shown; the files of the run have all of it."""
 
 
-def clip(text: str) -> str:
+def clip(text: str, longest: int = LONGEST) -> str:
     """A name, cut with an ellipsis if it is very long."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
 def percent(value: float | None, digits: int = 1) -> str:

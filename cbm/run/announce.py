@@ -51,7 +51,7 @@ def say_headline(numbers: list[Headline]) -> None:
         span = each.range and f"({each.range})"
         log.info("  %-26s %6s  %-16s  %s", each.name, each.value, span, each.meaning)
     if any(each.interval for each in numbers):
-        log.info("  %s", INTERVALS)
+        log.info("  in brackets: the %s", INTERVALS)
 
 
 def say_everything(result: RunResult) -> None:
