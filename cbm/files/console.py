@@ -85,7 +85,8 @@ def warn_once(message: str) -> None:
 
 def quiet_libraries() -> None:
     """Silence the log messages of Lightning, open_clip and other libraries."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    rooms = ("pytorch", "fabric", "pytorch.utilities.rank_zero", "pytorch.trainer")  # importing it resets "pytorch"
+    for name in ("lightning", *(f"lightning.{room}" for room in rooms)):
         logging.getLogger(name).setLevel("ERROR")
     for name in ("open_clip", "httpx", "huggingface_hub", "root", "timm"):
         logging.getLogger(name).setLevel("CRITICAL")

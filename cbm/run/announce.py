@@ -1,6 +1,9 @@
 """Show the results of a run on the terminal: the verdict, six numbers in plain words, and the rest on request."""
 
 import logging
+import shutil
+import sys
+import textwrap
 
 from rich.text import Text
 from torch import Tensor
@@ -11,6 +14,9 @@ from cbm.report.result import RunResult
 from cbm.report.verdict import verdict
 
 log = logging.getLogger("cbm")
+
+COLUMN = 54
+"""Where the meaning of a number begins."""
 
 
 def announce(result: RunResult) -> None:
@@ -46,10 +52,13 @@ def say_first(sentence: str, good: bool | None = None) -> None:
 
 
 def say_headline(numbers: list[Headline]) -> None:
-    """Log numbers, one a line: name, value, interval, meaning."""
+    """Log numbers, one a line: name, value, interval, meaning, which is wrapped where a terminal is narrow."""
+    width = shutil.get_terminal_size().columns - COLUMN if sys.stderr.isatty() else 1000
     for each in numbers:
         span = each.range and f"({each.range})"
-        log.info("  %-26s %6s  %-16s  %s", each.name, each.value, span, each.meaning)
+        first = f"  {each.name:<25} {each.value:>6}  {span:<16}"
+        lines = textwrap.wrap(each.meaning, max(width, 20))
+        log.info("%s", "\n".join(f"{start:<{COLUMN}}{line}" for start, line in zip([first, *[""] * len(lines)], lines)))
     if any(each.interval for each in numbers):
         log.info("  in brackets: the %s", INTERVALS)
 

@@ -56,7 +56,7 @@ class TrainingBar(RichProgressBar):
     def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
         """The loss that decides when to stop; the others are in ``log.csv``."""
         found = trainer.progress_bar_metrics.get("val/loss")
-        return {} if found is None else {"validation loss": found}
+        return {} if found is None else {"val loss": found}
 
 
 class AtomicCheckpoint(TorchCheckpointIO):
