@@ -28,10 +28,10 @@ from cbm.encoders.base import LOGIT_SCALE, Encoder
 from cbm.errors import UserError
 from cbm.files import resolve_path, write_atomically
 from cbm.files.console import warn_once
-from cbm.files.without_paths import without_paths
 from cbm.files.names import one_form
 from cbm.files.pictures import VERSION, open_picture, upright_rgb
 from cbm.files.run_directory import open_run, read_about
+from cbm.files.without_paths import without_paths
 from cbm.layers import ConceptBottleneck, load_model, require_concepts, require_linear, save_model
 from cbm.metrics.evaluate import cut_points
 from cbm.trained.export import export_model
