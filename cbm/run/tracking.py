@@ -84,7 +84,8 @@ def run_id(path: Path) -> str:
 def log_results(logger: Any, result: RunResult) -> None:
     """Log the results of a finished run, with its model and bank as artifacts.
 
-    The metrics become the summary of the W&B run; top concepts per class and explained test images become tables, and of up to 100 classes there is a confusion matrix.
+    The metrics become the summary of the W&B run; top concepts per class and explained test images become tables, and
+    of up to 100 classes there is a confusion matrix.
 
     Args:
         logger: logger made by ``create_wandb_logger``.
