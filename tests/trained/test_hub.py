@@ -13,7 +13,8 @@ from small_bottleneck import CLASSES, D
 
 import cbm
 from cbm.editing import Edit
-from cbm.trained.hub import FILES, without_paths
+from cbm.files.without_paths import without_paths
+from cbm.trained.hub import FILES
 
 X = torch.nn.functional.normalize(torch.randn(5, D, generator=torch.Generator().manual_seed(0)), dim=1)
 
