@@ -199,8 +199,9 @@ class TrainConfig:
     nec: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 25, 30])
     """Numbers of concepts per class for which a new head is solved on the method's concepts (the NEC protocol); [] for
     none"""
-    report: bool = True
-    """Whether to write report.html"""
+    report: Any = "short"
+    """What people are shown: short (report.html with its details folded, six numbers on the terminal) | full (the page
+    unfolded, all numbers on the terminal) | none (no page); true is short, false is none"""
 
 
 @dataclass
@@ -227,6 +228,21 @@ class EvalConfig:
     """Device of the encoder: auto | cpu | cuda"""
     output: str | None = None
     """Further JSON file to which the metrics are written"""
+
+
+REPORTS = ("short", "full", "none")
+
+
+def report_form(value: Any) -> str:
+    """The setting ``report``; runs of before said true or false.
+
+    Raises:
+        UserError: it is none of the choices.
+    """
+    form = {True: "short", False: "none", None: "none"}.get(value, value)
+    if form not in REPORTS:
+        raise UserError(f"report={value}: {did_you_mean(str(value), REPORTS)}")
+    return form
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -275,6 +291,7 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(f"dataset.max_skipped={cfg.dataset.max_skipped}: expected a share from 0 to 1")
     if any(count < 1 for count in cfg.nec):
         raise UserError(f"nec={list(cfg.nec)}: expected numbers of concepts per class, 1 or more")
+    report_form(cfg.report)
     for name, allowed in CHOICES.items():
         value = OmegaConf.select(cfg, name)
         if value is not None and value not in allowed:

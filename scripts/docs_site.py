@@ -1,7 +1,8 @@
 """Hooks of ``mkdocs.yml``: the files above ``docs/`` become pages, and links to the code say where it is.
 
-Nothing is written twice: README.md is the site's first page. A link that leaves the site must lead to a file of the
-repository, whose path it then shows; one that leads nowhere is a warning, which ``--strict`` makes an error.
+Nothing is written twice: README.md is the site's first page, with the picture of the explorer at its top. A link that
+leaves the site must lead to a file of the repository, whose path it then shows; one that leads nowhere is a warning,
+which ``--strict`` makes an error.
 """
 
 import logging
@@ -17,14 +18,37 @@ PROJECT = Path(__file__).resolve().parents[1]
 PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(r"(!\[[^\]]*\])\(docs/([^)\s]+)\)")
+STYLE = """
+/* commands are wrapped, not cut at the right edge */
+.md-typeset pre > code { white-space: pre-wrap; overflow-wrap: anywhere; }
+"""
+FROM_DISK = """
+??? note "Reading these pages from the disk"
+    Search needs a server: `mkdocs serve`, or `python -m http.server` in the folder of the site. Everything else works
+    without one.
+"""
 
 
 def on_files(files, config):
-    """Add the pages whose source is above ``docs/``."""
+    """Add the pages whose source is above ``docs/``, and the style."""
     for source, page in PAGES.items():
-        text = PICTURE.sub(r"\1(\2)", (PROJECT / source).read_text(encoding="utf-8"))
+        text = (PROJECT / source).read_text(encoding="utf-8")
+        if page == "index.md":
+            text = explorer_first(text) + FROM_DISK
+        text = PICTURE.sub(r"\1(\2)", text)
         files.append(File.generated(config, page, content=relink(text, source, page)))
+    files.append(File.generated(config, "site.css", content=STYLE))
     return files
+
+
+def explorer_first(markdown: str) -> str:
+    """README.md with its picture of the explorer below the first heading instead of further down."""
+    picture = re.search(r"^!\[[^\]]*\]\(docs/images/explorer_picture\.png\)\n\n", markdown, re.MULTILINE)
+    if picture is None:
+        log.warning("README.md does not show docs/images/explorer_picture.png, the first picture of the site")
+        return markdown
+    heading, rest = markdown.replace(picture[0], "").split("\n", 1)
+    return f"{heading}\n\n{picture[0]}{rest}"
 
 
 def on_page_markdown(markdown, page, config, files):

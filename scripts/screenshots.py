@@ -46,7 +46,7 @@ def settle(page: Page, name: str) -> None:
 
 
 def report(page: Page, run: Path) -> None:
-    """The first lines of a report, and a mistake."""
+    """The first lines of a report, and its first mistake: what put the wrong class ahead of the true one."""
     page.goto((run / "report.html").absolute().as_uri())
     save(page, "report_top")
     save(page.locator("section:has(#mistakes) article.example").first, "report_mistake")

@@ -1,5 +1,6 @@
 """``cbm train`` and ``cbm eval``: Hydra's command line, inside the one of all commands."""
 
+import logging
 from typing import Annotated
 
 import typer
@@ -37,7 +38,8 @@ def train(overrides: Overrides = None) -> None:
     """Train a model: `cbm train method=labo dataset=birds` (`--help`: the choices, `--cfg job`: all settings)."""
     from cbm.commands.launch import launch
 
-    launch("train", overrides or [])
+    loud = logging.getLogger("cbm").isEnabledFor(logging.INFO)
+    launch("train", [*(overrides or []), *([] if loud else ["trainer.progress=false"])])
 
 
 def evaluate(overrides: Overrides = None) -> None:

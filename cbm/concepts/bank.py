@@ -17,6 +17,9 @@ from cbm.files.names import one_form
 from cbm.files.parsing import read_json
 from cbm.files.tensors import read_tensors, write_tensors
 
+OWNERS = "owners"
+"""Key of the provenance that says who chose the owners, if the source of the concepts does not name them."""
+
 
 @dataclass(frozen=True)
 class Concept:
@@ -131,15 +134,24 @@ class ConceptBank:
         embeddings = None if self.embeddings is None else self.embeddings[columns]
         return replace(self, concepts=tuple(self.concepts[k] for k in columns), embeddings=embeddings)
 
-    def owned_by(self, owners: Tensor, classes: list[str]) -> "ConceptBank":
+    @property
+    def owners_chosen(self) -> bool:
+        """Whether a method chose the owners on images; otherwise the source of the concepts names them."""
+        return any(OWNERS in concept.provenance for concept in self.concepts)
+
+    def owned_by(self, owners: Tensor, classes: list[str], chosen_by: str = "") -> "ConceptBank":
         """The same concepts with other owners.
 
         Args:
             owners: which class owns which concept, ``[C, K]`` bool.
             classes: C class names.
+            chosen_by: name of the method that chose them on images; empty if the source of the concepts names them.
         """
         names = [tuple(classes[c] for c in column.nonzero().flatten()) for column in owners.T]
-        return replace(self, concepts=tuple(replace(c, classes=owned) for c, owned in zip(self.concepts, names)))
+        said = {OWNERS: f"chosen by {chosen_by}"} if chosen_by else {}
+        pairs = zip(self.concepts, names)
+        concepts = (replace(c, classes=owned, provenance={**c.provenance, **said}) for c, owned in pairs)
+        return replace(self, concepts=tuple(concepts))
 
     def keep(self, reasons: list[str | None], passed: str) -> "ConceptBank":
         """Drop the concepts that have a reason; the others keep their embeddings.

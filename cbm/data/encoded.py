@@ -15,7 +15,7 @@ from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import Images
 from cbm.data.readers import read_dataset
 from cbm.data.splits import complete_splits, few_shot
-from cbm.data.store import FeatureStore, StoredFeatures
+from cbm.data.store import FeatureStore, StoredFeatures, say_skipped
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
@@ -188,8 +188,11 @@ def encode_splits(
         readable = np.flatnonzero(np.all([features.readable for features in stored], axis=0))
         shots = {"train": settings.shots, "val": settings.val_shots}.get(name, "all")
         setting = "val_shots" if name == "val" else "shots"
-        skipped[name] = len(split) - len(readable)
-        lost.append((label, skipped[name], len(split), stored))
+        unread = np.setdiff1d(np.arange(len(split)), readable)
+        skipped[name] = [str(split.images.names[row]) for row in unread.tolist()]
+        lost.append((label, len(unread), len(split), stored))
+        if given is not None:  # encoding says it itself
+            say_skipped(label, given.errors, len(split))
         subjects = None if split.subjects is None else split.subjects[readable]
         rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting, subjects)]
         split = split if len(rows) == len(split) else split.take(rows)

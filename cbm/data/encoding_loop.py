@@ -77,7 +77,7 @@ def encode_shards(
             logger=False,
             enable_checkpointing=False,
             enable_model_summary=False,
-            callbacks=[RichProgressBar(leave=False)] if progress else [],
+            callbacks=[EncodingBar(label)] if progress else [],
             enable_progress_bar=progress,
             use_distributed_sampler=False,
         )
@@ -98,6 +98,23 @@ def encode_shards(
         speed = len(missing) / (time.perf_counter() - began)
         how = f" in {devices * nodes} processes, of which the first" * many
         log.info("encoded %s %s at %.0f images/s%s: %s", f"{len(missing):,}", label, speed, how, module.spent)
+
+
+class EncodingBar(RichProgressBar):
+    """The progress bar says what is encoded.
+
+    Args:
+        label: what the pictures are called.
+    """
+
+    def __init__(self, label: str):
+        super().__init__(leave=False)
+        self.label = label
+
+    @property
+    def predict_description(self) -> str:
+        """The words before the bar."""
+        return f"encoding {self.label}"
 
 
 class _Encoding(lightning.LightningModule):

@@ -119,7 +119,7 @@ class FeatureData:
             encoder itself is the teacher.
         class_embeddings: embeddings ``[C, E]`` of the class names from the text-image model, for methods that read
             class names.
-        skipped: how many images of each split could not be read, and are not in it.
+        skipped: names of the images of each split that could not be read, and are not in it.
         group_names: values of each group, by its name.
 
     Raises:
@@ -134,7 +134,7 @@ class FeatureData:
     encoder: str | None = None
     teacher: "FeatureData | None" = None
     class_embeddings: Tensor | None = None
-    skipped: dict[str, int] = field(default_factory=dict)
+    skipped: dict[str, list[str]] = field(default_factory=dict)
     group_names: dict[str, list[str]] = field(default_factory=dict)
 
     def __post_init__(self):

@@ -29,6 +29,7 @@ from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files import write_atomically
 from cbm.files.console import warn_once
+from cbm.files.names import quoted
 
 log = logging.getLogger(__name__)
 
@@ -219,10 +220,7 @@ class FeatureStore:
         name, why = next(iter(errors.items()))
         if on_error == "fail" or len(errors) == total:
             raise UserError(f"{label}: {len(errors)} of {total} image(s) cannot be read, first '{name}': {why}")
-        for name, why in list(errors.items())[:20]:
-            warn_once(f"{label}: skipped unreadable image '{name}': {why}")
-        if len(errors) > 20:
-            warn_once(f"{label}: ... and {len(errors) - 20} more unreadable images")
+        say_skipped(label, errors, total)
 
     @staticmethod
     def _describe(folder: Path, encoder: Encoder, precision: str, dtype: str) -> None:
@@ -231,6 +229,21 @@ class FeatureStore:
             return
         about = {"encoder": encoder.id, "encoder_fingerprint": encoder.fingerprint, "precision": precision}
         write_atomically(file, json.dumps({**about, "dtype": dtype, "dim": encoder.dim}, indent=1).encode())
+
+
+def say_skipped(label: str, errors: dict[str, str], total: int) -> None:
+    """Warn, once and in one line, about images that could not be read.
+
+    Args:
+        label: what the images are called.
+        errors: their names, and why; may be empty.
+        total: number of images with them.
+    """
+    if errors:
+        are, why = ("is", "because") if len(errors) == 1 else ("are", "the first because")
+        first = next(iter(errors.values()))
+        said = f"{len(errors):,} of {total:,} images could not be read and {are} skipped: {quoted(errors)}"
+        warn_once(f"{label}: {said} ({why} of {first})")
 
 
 def _look_up(index: FeatureIndex, digests: np.ndarray, names: list[str], zeros: Tensor) -> StoredFeatures:

@@ -20,19 +20,13 @@ ANSWERED = (
 
 def set_up_logging() -> None:
     """Send our log and the warnings of libraries to the terminal, one line each, but for those to developers."""
-    from rich.console import Console
-    from rich.logging import RichHandler
-
     for category in FOR_DEVELOPERS:
         warnings.simplefilter("ignore", category)
     for message in ANSWERED:
         warnings.filterwarnings("ignore", message)
     warnings.showwarning = lambda message, category, *place: log.warning("%s", " ".join(str(message).split()))
     if not log.handlers:
-        console = Console(stderr=True, width=None if sys.stderr.isatty() else 160)
-        handler = RichHandler(
-            console=console, show_path=False, show_time=False, show_level=False, markup=False, highlighter=None
-        )
+        handler = _terminal_handler() if sys.stderr.isatty() else _Plain()
         handler.setFormatter(logging.Formatter("%(message)s"))
         log.addHandler(handler)
     log.setLevel("INFO" if process_rank() == 0 else "ERROR")  # only the first of several processes speaks
@@ -44,6 +38,29 @@ def stop(message: object, status: int = 2) -> NoReturn:
     """End the process with one line."""
     print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
     sys.exit(status)
+
+
+def _terminal_handler() -> logging.Handler:
+    """Lines that break at the width of the terminal, with bold and colour."""
+    from rich.console import Console
+    from rich.logging import RichHandler
+
+    return RichHandler(
+        console=Console(stderr=True),
+        show_path=False,
+        show_time=False,
+        show_level=False,
+        markup=False,
+        highlighter=None,
+    )
+
+
+class _Plain(logging.StreamHandler):
+    """Lines as they are, for files and pipes, to whatever is stderr at the time."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.stream = sys.stderr
+        super().emit(record)
 
 
 def pass_on(said: Iterable[warnings.WarningMessage], whose: str) -> None:
@@ -75,7 +92,8 @@ def warn_once(message: str) -> None:
 
 def quiet_libraries() -> None:
     """Silence the log messages of Lightning, open_clip and other libraries."""
-    for name in ("lightning", "lightning.pytorch", "lightning.fabric", "lightning.pytorch.utilities.rank_zero"):
+    rooms = ("pytorch", "fabric", "pytorch.utilities.rank_zero", "pytorch.trainer")  # importing it resets "pytorch"
+    for name in ("lightning", *(f"lightning.{room}" for room in rooms)):
         logging.getLogger(name).setLevel("ERROR")
     for name in ("open_clip", "httpx", "huggingface_hub", "root", "timm"):
         logging.getLogger(name).setLevel("CRITICAL")

@@ -95,7 +95,7 @@ class LaBo(Method):
         owners = bank.owners(data.classes)
         if not owners.any():
             owners = claim_concepts(bank.directions(), means)
-            bank = bank.owned_by(owners, data.classes)
+            bank = bank.owned_by(owners, data.classes, "labo")
         columns = select_concepts(
             bank.directions(),
             owners,

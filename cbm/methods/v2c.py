@@ -66,7 +66,7 @@ class V2C(Method):
         bank = self.required(bank, "a concept bank")
         owners = bank.owners(data.classes) if self.owners_given else self.token_owners(data, bank)
         columns = owners.any(dim=0).nonzero().flatten()
-        owners, bank = owners[:, columns], bank.owned_by(owners, data.classes).take(columns.tolist())
+        owners, bank = owners[:, columns], bank.owned_by(owners, data.classes, "v2c").take(columns.tolist())
         repaired = self.config.fidelity == "repaired"
         head = AssociationHead(self.start(owners, data))
         scale = fitted_scale(data, bank.directions(), head, logit_scale) if repaired else 100.0

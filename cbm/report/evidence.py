@@ -1,9 +1,12 @@
 """Do the concepts carry the decision, and how good is the model beside simpler ones: the first tables of a report."""
 
 import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from cbm.files.names import quoted
 from cbm.metrics import Integrity
+from cbm.report.wording import clip
 
 METRICS = {
     "accuracy": ("Accuracy", "Share of the test pictures that are classified correctly."),
@@ -124,20 +127,27 @@ OTHER_METRICS = {
 """Further keys: name, meaning, format."""
 
 
-def not_counted(metrics: dict[str, float]) -> str:
+def not_counted(metrics: dict[str, float], names: Mapping[str, Sequence[str]] | None = None) -> str:
     """What ``metrics.json`` says about images that could not be read, in words; empty if all were.
 
+    Args:
+        metrics: contents of ``metrics.json``.
+        names: names of these images, by split; the first ones are added.
+
     Example:
-        >>> not_counted({"data/n_test": 79, "data/n_skipped_test": 1, "data/n_skipped_train": 0})
+        >>> lost = {"data/n_test": 79, "data/n_skipped_test": 1, "data/n_skipped_train": 0}
+        >>> not_counted(lost)
         '1 of 80 test images could not be read and is not counted'
+        >>> not_counted(lost, {"test": ["red/3.png"]})
+        "1 of 80 test images could not be read and is not counted ('red/3.png')"
     """
     said = []
     for split in ("test", "val", "train"):
         if lost := int(metrics.get(f"data/n_skipped_{split}", 0)):
             total = f" of {lost + int(metrics[f'data/n_{split}']):,}" if split == "test" else ""
-            said.append(
-                f"{lost:,}{total} {split} images could not be read and {'is' if lost == 1 else 'are'} not counted"
-            )
+            which = f" ({quoted(clip(name) for name in names[split])})" if names and names.get(split) else ""
+            are = "is" if lost == 1 else "are"
+            said.append(f"{lost:,}{total} {split} images could not be read and {are} not counted{which}")
     return "; ".join(said)
 
 

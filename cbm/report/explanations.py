@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from torch import Tensor
@@ -156,6 +157,8 @@ def _list(items: list[str]) -> str:
 def typical_rows(probabilities: Tensor, labels: Tensor, limit: int = 12) -> list[int]:
     """About one correctly classified picture per class, at even steps of confidence (one: the median).
 
+    The first pictures are of different classes.
+
     Args:
         probabilities: ``[N, C]``.
         labels: ``[N]``.
@@ -167,12 +170,12 @@ def typical_rows(probabilities: Tensor, labels: Tensor, limit: int = 12) -> list
     if len(present) > limit:
         present = [present[i * len(present) // limit] for i in range(limit)]
     each = max(1, min(3, limit // 2 // max(len(present), 1)))
-    rows: list[int] = []
+    found: list[list[int]] = []
     for label in present:
         candidates = (correct & (labels == label)).nonzero().flatten()
         ordered = candidates[confidence[candidates].argsort(stable=True)].tolist()
-        rows += [ordered[p] for p in sorted({(2 * i + 1) * len(ordered) // (2 * each) for i in range(each)})]
-    return rows
+        found.append([ordered[p] for p in sorted({(2 * i + 1) * len(ordered) // (2 * each) for i in range(each)})])
+    return [row for place in zip_longest(*found) for row in place if row is not None]
 
 
 def confident_mistakes(probabilities: Tensor, labels: Tensor, limit: int = 12, per_pair: int = 2) -> list[int]:

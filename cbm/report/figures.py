@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cbm.files import write_atomically
 from cbm.layers import ConceptBottleneck
-from cbm.report.wording import clip
+from cbm.report.wording import LONGEST, clip
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -22,8 +22,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BINS = 15
-CORRELATED = 40
+CORRELATED = 24
 """Concepts of the correlation plot: those that matter most to any class."""
+NAME = 44
+"""Characters of a concept's name beside the plot."""
 BLUE, GREY, RED = "#2f6db3", "#8a8f98", "#c2452d"
 
 
@@ -64,9 +66,9 @@ def as_image(figure: "Figure") -> str:
     return "data:image/svg+xml;base64," + base64.b64encode(svg(figure).encode()).decode()
 
 
-def label(text: str) -> str:
+def label(text: str, longest: int = LONGEST) -> str:
     """Text of others as one line that a figure can show: no control characters, no halves of letters, not endless."""
-    return clip("".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text))
+    return clip("".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text), longest)
 
 
 def add_legend(axes: "Axes", handles: "Sequence[Artist]", names: Sequence[str], **settings: Any) -> None:
@@ -83,16 +85,18 @@ def sparsity_figure(metrics: dict[str, float]) -> "Figure | None":
         return None
     figure, axes = new_figure()
     axes.plot(*zip(*points), "o-", color=BLUE, label="re-solved head")
-    for key, label, colour in (
-        ("test/accuracy_nec5", "own head, cut to 5", BLUE),
-        ("integrity/random_accuracy_nec5", "random concepts, cut to 5", GREY),
-        ("integrity/shuffled_accuracy_nec5", "shuffled concepts, cut to 5", RED),
+    for key, label, colour, marker, size in (  # of other shape and size, so that equal ones do not hide each other
+        ("test/accuracy_nec5", "own head, cut to 5", BLUE, "s", 5),
+        ("integrity/random_accuracy_nec5", "random concepts, cut to 5", GREY, "D", 9),
+        ("integrity/shuffled_accuracy_nec5", "shuffled concepts, cut to 5", RED, "x", 8),
     ):
         if key in metrics:
-            axes.plot([5], [metrics[key]], "D", color=colour, fillstyle="none", label=label)
-    axes.axhline(metrics["test/accuracy"], color=GREY, linestyle=":", label="all concepts")
-    axes.set(xlabel="concepts per class", ylabel="test accuracy", xlim=(0, None))
-    axes.legend(frameon=False, fontsize="small")
+            axes.plot(
+                [5], [metrics[key]], marker, color=colour, fillstyle="none", markersize=size, linestyle="", label=label
+            )
+    axes.axhline(metrics["test/accuracy"], color=GREY, linestyle=":", label="own head, all concepts")
+    axes.set(xlabel="concepts per class", ylabel="test accuracy", xlim=(0, None), ylim=(0, 1.02))
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
     return figure
 
 
@@ -158,14 +162,17 @@ def correlation_figure(model: ConceptBottleneck, texts: Sequence[str], x: Tensor
     distance = (1 - correlation).clamp(min=0)
     distance.fill_diagonal_(0)
     order = leaves_list(linkage(squareform(distance.numpy(), checks=False), "average"))
-    names = [label(texts[k]) for k in columns[order].tolist()]
-    side = max(3.5, 0.19 * len(names) + 2.2)
-    figure, axes = new_figure(side, side - 0.6)
+    names = [label(texts[k], NAME) for k in columns[order].tolist()]
+    numbers = [str(place) for place in range(1, len(names) + 1)]
+    figure, axes = new_figure(max(5.5, 0.23 * len(names) + 4), max(3.0, 0.23 * len(names) + 1))
     axes.grid(visible=False)
     image = axes.imshow(correlation[order][:, order], cmap="RdBu_r", vmin=-1, vmax=1)
-    axes.set_xticks(range(len(names)), names, rotation=90, fontsize=6, parse_math=False)
-    axes.set_yticks(range(len(names)), names, fontsize=6, parse_math=False)
-    figure.colorbar(image, shrink=0.5, label="correlation over test pictures")
+    axes.set_xticks(range(len(names)), numbers, fontsize=9)
+    axes.set_yticks(
+        range(len(names)), [f"{name}  {place}" for name, place in zip(names, numbers)], fontsize=10, parse_math=False
+    )
+    axes.set_xlabel("the same concepts by their numbers")
+    figure.colorbar(image, shrink=0.6, label="correlation over test pictures")
     return figure
 
 

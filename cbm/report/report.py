@@ -10,11 +10,13 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
+from cbm.config import report_form
 from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, spaced
 from cbm.files import write_atomically
+from cbm.files.without_paths import without_paths
 from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, Sigmoid, TopK, predict_logits
-from cbm.metrics import chance_accuracy, class_accuracies, unequal
+from cbm.metrics import class_accuracies
 from cbm.metrics.evaluate import concept_ground_truth
 from cbm.report.classes import ConceptUse, describe_classes
 from cbm.report.command import reproduce_command
@@ -29,9 +31,11 @@ from cbm.report.figures import (
     sparsity_figure,
     write_figures,
 )
+from cbm.report.headline import INTERVALS, headline
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
 from cbm.report.thumbnails import Thumbnail, thumbnail
+from cbm.report.verdict import verdict
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
 from cbm.report.wording import clip
 
@@ -40,6 +44,13 @@ log = logging.getLogger(__name__)
 CLASSES_IN_DETAIL = 40
 CLASSES_IN_MATRIX = 20
 PICTURES = 12
+FIRST_PICTURES = 2
+"""Of them, those that are shown before anything is unfolded."""
+FIDELITY = {
+    "repaired": "the published method with its mistakes repaired: the page of the method says what differs",
+    "paper": "the formulas as they were published",
+    "released": "what the authors' published code computes",
+}
 FIGURES = {
     "accuracy_nec": "Accuracy at equal sparsity",
     "calibration": "Is it right as often as it says?",
@@ -111,16 +122,19 @@ def describe_run(result: RunResult) -> dict[str, Any]:
     mistakes = confident_mistakes(probabilities, test.y, PICTURES)
     rows = accuracy_rows(str(cfg.method.name), metrics, integrity, result.baselines)
     texts = [] if bank is None else [clip(text) for text in bank.texts]
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    shared = OmegaConf.create(without_paths(settings))
     return {
         "method": str(cfg.method.name),
         "dataset": dataset.name,
-        "facts": header_facts(model, bank, data, cfg),
-        "control": cfg.concepts.control,
+        "facts": header_facts(model, bank, data, shared),
+        "unfolded": report_form(cfg.report) == "full",
+        "verdict": verdict(result),
+        "headline": headline(metrics, test.y, integrity=integrity, baselines=result.baselines),
+        "intervals": INTERVALS,
         "metrics": metrics,
-        "largest_class": chance_accuracy(test.y),
-        "macro": float(accuracies.nanmean()) if unequal(test.y) or unequal(data.train.y) else None,
-        "not_counted": not_counted(metrics),
-        "integrity": integrity,
+        "not_counted": not_counted(metrics, without_paths(data.skipped)),
+        "unseen": [clip(classes[c]) for c in accuracies.isnan().nonzero().flatten().tolist()],
         "evidence": () if integrity is None else integrity.evidence,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},
         "rows": rows,
@@ -137,19 +151,23 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "n_test": len(test),
         "classes": describe_classes(classes, predicted, test.y, use, CLASSES_IN_DETAIL),
         "owned_bank": bank is not None and bool(bank.classes),
+        "owners_chosen": bank is not None and bank.owners_chosen,
         "matrix": confusion_shares(predicted, test.y, classes) if len(classes) <= CLASSES_IN_MATRIX else None,
         "ranking": sorted(accuracies[~accuracies.isnan()].tolist()),
         "right": examples(bottleneck, texts, data, dataset, probabilities, typical),
         "wrong": examples(bottleneck, texts, data, dataset, probabilities, mistakes),
+        "first_pictures": FIRST_PICTURES,
         "n_wrong": int((predicted != test.y).sum()),
         "grounded": both_ends(grounded),
         "n_grounded": len(grounded),
         "told": told_rows(metrics),
         "energies": bank and result.energies and describe_energies(result.energies, bank, classes, accuracies),
         "bank": bank,
+        "bank_source": bank and without_paths(bank.source),
         "dropped": [] if bank is None else dropped_groups(bank),
-        "command": reproduce_command(cfg),
-        "config": OmegaConf.to_yaml(cfg, resolve=True),
+        "command": reproduce_command(shared),
+        "config": OmegaConf.to_yaml(shared),
+        "shortened": shared != OmegaConf.create(settings),
         "times": [(name, metrics[key]) for key, name in TIMES.items() if key in metrics],
     }
 
@@ -172,8 +190,8 @@ def draw(result: RunResult) -> dict[str, str]:
 
 def header_facts(
     model: nn.Module, bank: ConceptBank | None, data: FeatureData, cfg: DictConfig
-) -> list[tuple[str, str]]:
-    """What was run, as name and value."""
+) -> list[tuple[str, str, str]]:
+    """What was run, as name, value and, where the value is a word of ours, its meaning."""
     encoder = "none: features were given"
     if cfg.encoder is not None:
         encoder = str(cfg.encoder.model) + (f" ({cfg.encoder.pretrained})" if cfg.encoder.pretrained else "")
@@ -194,7 +212,7 @@ def header_facts(
     facts += [("Shots", shots), ("Seed", str(cfg.seed))]
     if "fidelity" in cfg.method:
         facts.append(("Fidelity", str(cfg.method.fidelity)))
-    return facts
+    return [(name, value, FIDELITY.get(value, "") if name == "Fidelity" else "") for name, value in facts]
 
 
 def what_is_read(activation: Activation) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from cbm.report.wording import clip, deviations, number, percent, signed
+from cbm.report.wording import clip, deviations, number, percent, quote, signed
 
 
 @cache
@@ -23,6 +23,7 @@ def _environment(folder: Path, page: bool) -> Environment:
         "deviations": deviations,
         "number": number,
         "percent": percent,
+        "quote": quote,
         "signed": signed,
     }
     return environment

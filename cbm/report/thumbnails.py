@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from PIL import Image
 
 from cbm.data.images import Images, NoImage
+from cbm.files.without_paths import without_paths
 
 log = logging.getLogger(__name__)
 
@@ -20,7 +21,7 @@ class Thumbnail:
     """An embedded picture.
 
     Attributes:
-        name: how the data set calls the picture.
+        name: how the data set calls the picture, without folders of this computer.
         uri: ``data:image/...;base64,...``, or None if the picture could not be read.
         tiny: it has fewer pixels than the place it is shown in, and should be enlarged with its pixels visible.
         why: what is said where there is no picture.
@@ -34,7 +35,7 @@ class Thumbnail:
 
 def thumbnail(images: Images, row: int) -> Thumbnail:
     """The picture at ``row``: small ones as they are (PNG), others scaled down (JPEG)."""
-    name = images.names[row]
+    name = without_paths(images.names[row])
     try:
         picture = images.open(row, SIDE)
     except NoImage:

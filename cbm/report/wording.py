@@ -4,9 +4,9 @@ LONGEST = 160
 """Characters of a class or concept name that are shown; the files of the run have all of it."""
 
 
-def clip(text: str) -> str:
+def clip(text: str, longest: int = LONGEST) -> str:
     """A name, cut with an ellipsis if it is very long."""
-    return text if len(text) <= LONGEST else text[: LONGEST - 1].rstrip() + "…"
+    return text if len(text) <= longest else text[: longest - 1].rstrip() + "…"
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -32,3 +32,8 @@ def deviations(value: float) -> str:
 def number(value: float) -> str:
     """``23.41``, with a real minus sign."""
     return f"{value:z.2f}".replace("-", "−")
+
+
+def quote(text: str) -> str:
+    """A name in quotation marks: ``“red belly”``."""
+    return f"“{text}”"

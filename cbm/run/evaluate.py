@@ -65,11 +65,12 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     else:
         found, how = plain(request), ""
     content = json.dumps(found.metrics, indent=1).encode()
-    write_atomically(model.path / "eval" / f"{name}.json", content)
+    write_atomically(file := model.path / "eval" / f"{name}.json", content)
     if cfg.output is not None:
         write_atomically(Path(cfg.output), content)
-    print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics, found.labels)
+    print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics, found.labels, cfg.split)
     found.say_more()
+    log.info("all numbers: %s", file)
     return found.metrics
 
 
@@ -137,8 +138,8 @@ def plain(request: Request) -> Evaluated:
 def counted(data: FeatureData, split: str) -> dict[str, float]:
     """How many images of a split were measured, and how many could not be read, if there were such."""
     found = {f"data/n_{split}": float(len(data.splits[split]))}
-    if lost := data.skipped.get(split, 0):
-        found[f"data/n_skipped_{split}"] = float(lost)
+    if lost := data.skipped.get(split):
+        found[f"data/n_skipped_{split}"] = float(len(lost))
     return found
 
 

@@ -3,6 +3,7 @@
 import logging
 import os
 import re
+import secrets
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,17 @@ import torch
 from cbm.concepts.bank import ConceptBank
 from cbm.data import FeatureData
 from cbm.data.images import Images, NoImage
-from cbm.layers import ConceptBottleneck
+from cbm.files import write_atomically
+from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.metrics.sparsity import top_concepts
 from cbm.report.result import RunResult
 
 log = logging.getLogger(__name__)
 
 EXAMPLES = 16  # pictures of either kind
+MATRIX_CLASSES = 100
+"""Most classes of a confusion matrix: W&B draws one row of a table per cell, 10,000 at most."""
+MOST_METADATA = 100  # W&B refuses an artifact with more keys
 SIDE = 224  # pixels of their longer side
 
 
@@ -25,6 +30,8 @@ def create_wandb_logger(
     path: Path, settings: dict[str, Any], *, project: str, entity: str | None, tags: list[str]
 ) -> Any:
     """Lightning's W&B logger, offline unless there is a login or ``WANDB_MODE`` is set.
+
+    An interrupted training that goes on continues its W&B run (``run_id``), and does not begin another one.
 
     Args:
         path: folder that the logger writes to.
@@ -41,15 +48,44 @@ def create_wandb_logger(
     if "WANDB_MODE" not in os.environ and not wandb.login(prompt=False, verify=False):
         mode = {"mode": "offline"}
         log.info("W&B: no login found, logging offline (wandb sync %s/wandb/offline-run-* uploads it later)", path)
+    log.info("W&B gets the test images that are shown, the names of files, and the settings with their paths")
     return WandbLogger(
-        name=path.name, project=project, entity=entity, tags=tags, save_dir=str(path), config=settings, **mode
+        name=path.name,
+        project=project,
+        entity=entity,
+        tags=tags,
+        save_dir=str(path),
+        config=settings,
+        id=run_id(path),
+        resume="allow",
+        **mode,
     )
+
+
+def run_id(path: Path) -> str:
+    """The id of the W&B run of a run directory, kept there for as long as the directory is that run's.
+
+    A sweep's agent says which id it expects (``WANDB_RUN_ID``); that one is taken.
+
+    Args:
+        path: the run directory.
+    """
+    file = path / "wandb" / "id.txt"
+    kept = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    name = os.environ.get("WANDB_RUN_ID") or kept
+    if not re.fullmatch(r"[\w-]{1,64}", name):
+        name = secrets.token_hex(4)
+    if name != kept:
+        file.parent.mkdir(exist_ok=True)
+        write_atomically(file, name.encode())
+    return name
 
 
 def log_results(logger: Any, result: RunResult) -> None:
     """Log the results of a finished run, with its model and bank as artifacts.
 
-    The metrics become the summary of the W&B run; top concepts per class and explained test images become tables.
+    The metrics become the summary of the W&B run; top concepts per class and explained test images become tables, and
+    of up to 100 classes there is a confusion matrix.
 
     Args:
         logger: logger made by ``create_wandb_logger``.
@@ -65,12 +101,15 @@ def log_results(logger: Any, result: RunResult) -> None:
         captions = [f"{row[2]}, called {row[3]} ({row[4]:.0%}): {row[5]}" for row in examples.data]
         shown = [wandb.Image(row[0].image, caption=caption) for row, caption in zip(examples.data, captions)]
         run.log({"examples": examples, "example_pictures": shown})
+    if len(result.data.classes) <= MATRIX_CLASSES:
+        run.log({"confusion_matrix": confusion_matrix(result)})
     for name, axis, points in curves(metrics):
         table = wandb.Table(columns=[axis, "accuracy"], data=points)
         run.log({name: wandb.plot.line(table, axis, "accuracy", title=name.replace("_", " "))})
     if (path / "report.html").is_file():
         run.log({"report": wandb.Html((path / "report.html").read_text(encoding="utf-8"))})
-    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metrics)
+    metadata = dict(list(metrics.items())[:MOST_METADATA])  # the summary has all
+    artifact = wandb.Artifact(f"model-{run.id}", type="model", metadata=metadata)
     artifact.add_file(str(path / "model.safetensors"))
     artifact.add_file(str(path / "config.yaml"))
     run.log_artifact(artifact)
@@ -79,6 +118,19 @@ def log_results(logger: Any, result: RunResult) -> None:
         concepts.add_dir(str(path / "bank"))
         run.log_artifact(concepts)
     run.finish()
+
+
+def confusion_matrix(result: RunResult) -> Any:
+    """A chart: how many test images of every class were called each class."""
+    import wandb
+
+    test = result.data.test
+    return wandb.plot.confusion_matrix(
+        y_true=test.y.tolist(),
+        preds=predict_logits(result.model, test.x).argmax(dim=1).tolist(),
+        class_names=result.data.classes,
+        title="Confusion matrix of the test images",
+    )
 
 
 def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str]) -> Any:

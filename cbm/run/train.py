@@ -24,7 +24,7 @@ from cbm.concepts.candidates import (
     learn_bank,
     learns_concepts,
 )
-from cbm.config import check_settings, choose_encoder
+from cbm.config import check_settings, choose_encoder, report_form
 from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.claims import check_claim
 from cbm.data.encoded import Encoding, encode_splits, read_images
@@ -109,11 +109,11 @@ def train(cfg: DictConfig) -> dict[str, float]:
             integrity = check_integrity(bottleneck, bank, data, candidates, cfg, inputs.logit_scale)
             metrics |= integrity_metrics(integrity)
     baselines = {}
-    if cfg.report:
+    if report_form(cfg.report) != "none":
         tower = text_tower(inputs.encoder, cfg)
         baselines = fit_baselines(method, data, cfg, inputs.encoder, tower, inputs.logit_scale)
     metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
-    metrics |= {f"data/n_skipped_{name}": float(count) for name, count in data.skipped.items()}
+    metrics |= {f"data/n_skipped_{name}": float(len(names)) for name, names in data.skipped.items()}
     metrics["data/n_classes"] = float(len(data.classes))
     if bank is not None:
         metrics["model/n_concepts"] = float(len(bank))
@@ -332,7 +332,7 @@ def about(result: RunResult, encoder: Encoder | None) -> dict[str, Any]:
 
 def show(result: RunResult, logger: Any) -> None:
     """Write the report and log the results; because the run is finished, an error here is only a warning."""
-    if result.cfg.report:
+    if report_form(result.cfg.report) != "none":
         with failing_softly(f"the report could not be written (again: python -m cbm report {result.path})"):
             write_report(result)
     if logger is not None:

@@ -5,15 +5,12 @@ The folder holds ``config.yaml``, ``model.safetensors``, ``bank/``, ``about.json
 holds features of images.
 """
 
-import re
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from cbm.errors import UserError
 from cbm.files.network import is_network_error, offline_if_unreachable
-from cbm.files.shipped import relative_name
 
 FILES = [
     "config.yaml",
@@ -24,26 +21,6 @@ FILES = [
     "metrics.json",
     "README.md",
 ]
-
-
-SCHEMA = re.compile(r"(?!.*://)(.{2,}?:(?=/|[A-Za-z]:[\\/]))?(.*)", re.DOTALL)
-"""``local-dir:`` before an absolute path, and the path; a Windows path has a colon of its own."""
-
-
-def without_paths(value: Any) -> Any:
-    """Settings without absolute paths: what comes with cbm keeps its relative path, others lose their folder."""
-    if isinstance(value, dict):
-        return {key: without_paths(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return [without_paths(entry) for entry in value]
-    if not isinstance(value, str):
-        return value
-    found = SCHEMA.fullmatch(value)
-    schema, rest = found.groups("") if found else ("", value)
-    path = Path(rest)
-    if not path.is_absolute() and not rest.startswith("~"):
-        return value
-    return schema + relative_name(path)
 
 
 def push(save: Callable[[Path], object], repo: str, *, private: bool, message: str) -> str:

@@ -31,11 +31,12 @@ from cbm.files.console import warn_once
 from cbm.files.names import one_form
 from cbm.files.pictures import VERSION, open_picture, upright_rgb
 from cbm.files.run_directory import open_run, read_about
+from cbm.files.without_paths import without_paths
 from cbm.layers import ConceptBottleneck, load_model, require_concepts, require_linear, save_model
 from cbm.metrics.evaluate import cut_points
 from cbm.trained.export import export_model
 from cbm.trained.heat_map import HeatMap, heat_map
-from cbm.trained.hub import pull, push, without_paths
+from cbm.trained.hub import pull, push
 from cbm.trained.model_card import model_card
 from cbm.trained.portable import PortableModel
 

@@ -47,6 +47,18 @@ class SaveResults(Callback):
             torch.save({"best": pl_module.best, "history": pl_module.history}, self.path)
 
 
+class TrainingBar(RichProgressBar):
+    """The progress bar in one line: training stops by itself, so that no last epoch is shown."""
+
+    def _get_train_description(self, current_epoch: int) -> str:  # Lightning has no public place for it
+        return f"training, epoch {current_epoch + 1}"
+
+    def get_metrics(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> dict[str, Any]:
+        """The loss that decides when to stop; the others are in ``log.csv``."""
+        found = trainer.progress_bar_metrics.get("val/loss")
+        return {} if found is None else {"val loss": found}
+
+
 class AtomicCheckpoint(TorchCheckpointIO):
     """Writes checkpoints whole or not at all."""
 
@@ -118,7 +130,7 @@ def fit(
         checkpoint.parent.mkdir(parents=True, exist_ok=True)
         callbacks.append(ResumeCheckpoint(checkpoint, checkpoint_seconds))
     if progress:
-        callbacks.append(RichProgressBar(leave=False))
+        callbacks.append(TrainingBar(leave=False))
     resume = checkpoint if checkpoint is not None and checkpoint.is_file() else None
     if resume and not is_sound(resume):
         log.warning("'%s' is damaged: training begins again", resume)

@@ -427,4 +427,4 @@ def test_skipped_pictures_are_named_once_per_process(
     (colour_folder / "green" / "03.png").write_bytes(b"")
     for _ in range(3):
         encode(FeatureStore(tmp_path / "c"), pixel_encoder, images)
-    assert caplog.text.count("skipped unreadable image 'green/03.png'") == 1
+    assert caplog.text.count("1 of 60 images could not be read and is skipped: 'green/03.png' (because of ") == 1

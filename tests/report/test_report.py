@@ -1,5 +1,6 @@
 """The report: sums that add up, and one page that stands on its own for every kind of run."""
 
+import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -70,13 +71,20 @@ class Run:
             (Evidence("Do they fit?", "they do", "why", True), Evidence("Random?", "no better", "why", False, False)),
         )  # fmt: skip
 
-    def write(self, folder: Path, concepts: bool = True) -> str:
+    def write(
+        self, folder: Path, concepts: bool = True, cfg: DictConfig | None = None, data: dict[str, float] | None = None
+    ) -> str:
         probe = LinearProbe(torch.randn(len(self.data.classes), DIM), torch.zeros(len(self.data.classes)))
         model, bank = (self.model, self.bank) if concepts else (probe.requires_grad_(False), None)
-        metrics = {**evaluate_split(model, bank, self.data, "test"), "time/fit_s": 1.0, "time/total_s": 2.0}
+        metrics = {
+            **evaluate_split(model, bank, self.data, "test"),
+            **(data or {}),
+            "time/fit_s": 1.0,
+            "time/total_s": 2.0,
+        }
         baselines = {"zero_shot": {"test/accuracy": 0.4}, "linear_probe": {"test/accuracy": 0.8, "test/ece": 0.1}}
         integrity = self.integrity if concepts else None
-        cfg = configuration()
+        cfg = cfg or configuration()
         write_report(
             RunResult(
                 folder, cfg, model, bank, self.data, self.dataset, metrics, integrity=integrity, baselines=baselines
@@ -205,7 +213,7 @@ def test_page_has_its_sections_and_stands_on_its_own(birds: Run, tmp_path: Path)
     assert not page.wrong
     assert not page.open
     assert page.sections == [
-        "evidence", "accuracy", "classes", "figures", "examples", "mistakes", "truth", "concepts", "run",
+        "mistakes", "examples", "evidence", "accuracy", "classes", "figures", "truth", "concepts", "run",
     ]  # fmt: skip
     assert {file.stem for file in (tmp_path / "figures").glob("*.svg")} >= {"calibration", "concept_correlation"}
     assert all(target.startswith(("data:image/", "#")) for target in page.asked)
@@ -220,7 +228,7 @@ def test_page_has_its_sections_and_stands_on_its_own(birds: Run, tmp_path: Path)
 def test_model_without_concepts(birds: Run, tmp_path: Path):
     html = birds.write(tmp_path, concepts=False)
     page = Page(html)
-    assert page.sections == ["accuracy", "classes", "figures", "examples", "mistakes", "run"]
+    assert page.sections == ["mistakes", "examples", "accuracy", "classes", "figures", "run"]
     assert not page.wrong
     assert "This model has no concepts" in html
 
@@ -362,12 +370,67 @@ def test_concept_that_no_training_picture_uses_has_no_level(gated: Run, tmp_path
 def test_the_largest_class_alone_and_macro_where_classes_differ(tmp_path: Path):
     run = Run(["a", "b", "c"])
     page = run.write(tmp_path / "equal")
-    assert "<b>33.3%</b><span>largest class alone</span>" in page
-    assert "(macro), as they differ" not in page
+    assert "largest class alone 33.3%" in page
+    assert "<span>mean of the classes</span>" not in page
     rows = np.array([*range(6), 6, 12])  # six of the first class, one of each other
     run.data.splits["test"] = run.data.test.take(rows)
     images = ImageArray(run.dataset.splits["test"].images.pixels[rows], run.data.test.names)
     run.dataset.splits["test"] = Split(images, run.data.test.y.numpy())
     page = run.write(tmp_path / "unequal")
-    assert "<b>75.0%</b><span>largest class alone</span>" in page
-    assert "(macro), as they differ" in page
+    assert "largest class alone 75.0%" in page
+    assert "<span>mean of the classes</span>" in page
+
+
+def test_what_could_not_be_read_or_is_not_tested_is_said(tmp_path: Path):
+    run = Run(["a", "b", "c"])
+    page = run.write(tmp_path)
+    assert "could not be read" not in page
+    assert "No test picture shows" not in page
+    rows = np.arange(12)  # none of the last class
+    run.data.splits["test"] = run.data.test.take(rows)
+    images = ImageArray(run.dataset.splits["test"].images.pixels[rows], run.data.test.names)
+    run.dataset.splits["test"] = Split(images, run.data.test.y.numpy())
+    run.data = replace(run.data, skipped={"test": ["/home/me/pictures/odd.png"], "train": []})
+    page = run.write(tmp_path, data={"data/n_test": 12.0, "data/n_skipped_test": 1.0, "data/n_skipped_train": 0.0})
+    assert "1 of 13 test images could not be read and is not counted (&#39;odd.png&#39;)." in page
+    assert "No test picture shows “c”." in page
+    assert not Page(page).wrong
+
+
+def test_page_says_nothing_about_this_computer(birds: Run, tmp_path: Path):
+    run = Run(["finch", "wren"])
+    names = [f"/home/me/pictures/{n}.png" for n in range(12)]
+    images = ImageArray(run.dataset.splits["test"].images.pixels, names)
+    run.dataset.splits["test"] = Split(images, run.data.test.y.numpy())
+    run.bank = replace(run.bank, source="/home/me/lists/bank.json")
+    cfg = configuration()
+    cfg.dataset.root, cfg.concepts.source = "/home/me/pictures", "~/lists/bank.json"
+    cfg.encoder.model = "local-dir:/home/me/clip"
+    cfg.run_dir, cfg.cache = str(tmp_path), "/home/me/cache"
+    html = run.write(tmp_path, cfg=cfg)
+    for private in ("/home", "~/", str(tmp_path)):
+        assert private not in html
+    for shown in ("dataset.root=pictures", "local-dir:clip", "(bank.json)", "only the last part is shown"):
+        assert shown in html, shown
+    assert "only the last part is shown" not in birds.write(tmp_path)
+
+
+def test_owners_that_the_method_chose_are_not_called_its_own(birds: Run, tmp_path: Path):
+    assert "its own concept" in birds.write(tmp_path)
+    run = Run(["finch", "wren", "owl", "heron"])
+    run.bank = run.bank.owned_by(run.bank.owners(run.data.classes), run.data.classes, "labo")
+    html = run.write(tmp_path)
+    assert "The bank names no classes" in html
+    assert "chosen for another class" in html
+    assert re.search(r"<em>chosen for (finch|wren|owl|heron)</em>", html)
+    for wrong in ("its own concept", ">own: ", "fewest own", "owned by no class", "borrowed"):
+        assert wrong not in html, wrong
+
+
+def test_full_report_is_unfolded(birds: Run, tmp_path: Path):
+    fold = '<details class="fold">'
+    assert birds.write(tmp_path).count(fold) == 7
+    cfg = configuration()
+    for form, count in ((True, 7), ("short", 7), ("full", 0)):  # old runs say true
+        cfg.report = form
+        assert birds.write(tmp_path, cfg=cfg).count(fold) == count

@@ -46,9 +46,10 @@ def test_lost_images_are_counted_and_said(colour_folder: Path, command):
     assert sum(lost.values()) == 3
     assert sum(found[f"data/n_{split}"] for split in lost) == 57
     split = next(split for split in lost if lost[split])
-    said = f"{split} images could not be read"
-    assert said in errors
-    assert said in Path("run/report.html").read_text()
+    assert errors.count("could not be read and") == sum(count > 0 for count in lost.values())  # a line for each split
+    page = Path("run/report.html").read_text()
+    assert f"{split} images could not be read" in page
+    assert all(page.count(f"{name}/03.png") == 1 for name in COLOURS)
 
 
 def test_a_run_says_what_is_doubtful_once(colour_folder: Path, command, caplog: pytest.LogCaptureFixture):

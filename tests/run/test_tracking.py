@@ -12,7 +12,7 @@ from birds_run import QUICK, small
 from conftest import PROJECT
 
 from cbm import config
-from cbm.run.tracking import curves
+from cbm.run.tracking import create_wandb_logger, curves, run_id
 
 pytest.importorskip("wandb")
 
@@ -65,6 +65,14 @@ def test_offline_without_a_login(tmp_path: Path):
     assert float(summary["test/accuracy"]) == pytest.approx(measured["test/accuracy"])
     assert history > 3
     assert artifacts.count("model") == artifacts.count("concept-bank") == 1
+    assert "W&B gets the test images that are shown, the names of files" in result.stderr
+    kept = (tmp_path / "tracked" / "wandb" / "id.txt").read_text()
+    assert next((tmp_path / "tracked" / "wandb").glob("offline-run-*")).name.endswith(f"-{kept}")
+    called = json.loads(next((tmp_path / "tracked").rglob("confusion_matrix_table_*.table.json")).read_text())
+    cells = [dict(zip(called["columns"], row)) for row in called["data"]]
+    right = sum(cell["nPredictions"] for cell in cells if cell["Actual"] == cell["Predicted"])
+    assert sum(cell["nPredictions"] for cell in cells) == measured["data/n_test"]
+    assert right == pytest.approx(measured["test/accuracy"] * measured["data/n_test"])
     for table in ("concepts", "examples", "accuracy_at_equal_sparsity_table"):
         assert json.loads(logged[f"{table}._type"]) == "table-file", sorted(logged)
     assert json.loads(logged["report._type"]) == "html-file"
@@ -79,6 +87,23 @@ def test_offline_without_a_login(tmp_path: Path):
     assert captions[0].startswith(f"{named['class'][0]}, called {named['called'][0]} (")
     assert named["because"][0] in captions[0]
     assert len(named["because"][0].split("; ")) == 5
+
+
+def test_an_interrupted_training_goes_on_as_the_same_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    asked = []
+    monkeypatch.setattr("lightning.pytorch.loggers.WandbLogger", lambda **settings: asked.append(settings))
+    monkeypatch.delenv("WANDB_RUN_ID", raising=False)
+    for folder in ("one", "one", "two"):
+        (tmp_path / folder).mkdir(exist_ok=True)
+        create_wandb_logger(tmp_path / folder, {}, project="p", entity=None, tags=[])
+    assert asked[0]["id"] == asked[1]["id"] != asked[2]["id"]
+    assert {settings["resume"] for settings in asked} == {"allow"}
+    monkeypatch.setenv("WANDB_RUN_ID", "of-the-sweep")
+    assert run_id(tmp_path / "one") == "of-the-sweep"
+    monkeypatch.delenv("WANDB_RUN_ID")
+    assert run_id(tmp_path / "one") == "of-the-sweep"
+    (tmp_path / "two" / "wandb" / "id.txt").write_text("no id/../x")
+    assert run_id(tmp_path / "two").isalnum()
 
 
 def test_curves_are_read_off_the_metrics():

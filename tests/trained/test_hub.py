@@ -13,7 +13,8 @@ from small_bottleneck import CLASSES, D
 
 import cbm
 from cbm.editing import Edit
-from cbm.trained.hub import FILES, without_paths
+from cbm.files.without_paths import without_paths
+from cbm.trained.hub import FILES
 
 X = torch.nn.functional.normalize(torch.randn(5, D, generator=torch.Generator().manual_seed(0)), dim=1)
 
@@ -138,6 +139,6 @@ def test_paths_are_cut():
 
 
 def test_paths_of_windows_say_no_more(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("cbm.trained.hub.Path", PureWindowsPath)
+    monkeypatch.setattr("cbm.files.without_paths.Path", PureWindowsPath)
     said = ["C:\\Users\\me\\x.json", "D:/x.json", "local-dir:C:\\Users\\me\\clip", "local-dir:C:/Users/me/clip", "a: b"]
     assert without_paths(said) == ["x.json", "x.json", "local-dir:clip", "local-dir:clip", "a: b"]

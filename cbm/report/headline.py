@@ -1,0 +1,134 @@
+"""The six numbers that a person reads first, on the terminal and as tiles of the report; ``metrics.json`` has all."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from cbm.metrics import Integrity, chance_accuracy, unequal
+from cbm.metrics.intervals import wilson_interval
+from cbm.report.wording import number, percent
+
+COUNT = 6
+TOLD_IMAGES = 2048
+"""Images on which the accuracy with told concepts is measured, at most (``cbm.metrics.evaluate.told_concepts``)."""
+INTERVALS = "95% interval (Wilson): how far the draw of the images alone can move a share"
+
+
+@dataclass(frozen=True)
+class Headline:
+    """One of the numbers.
+
+    Attributes:
+        name: name of the number.
+        value: the number as it is shown.
+        meaning: explanation in plain words.
+        interval: ends of its 95 % interval over the images; None for what is no share of them.
+    """
+
+    name: str
+    value: str
+    meaning: str
+    interval: tuple[float, float] | None = None
+
+    @property
+    def range(self) -> str:
+        """The interval in words: ``89.7 to 93.5%``; empty without one."""
+        return "" if self.interval is None else f"{100 * self.interval[0]:.1f} to {percent(self.interval[1])}"
+
+
+def headline(
+    metrics: dict[str, float],
+    labels: Tensor,
+    *,
+    split: str = "test",
+    integrity: Integrity | None = None,
+    baselines: dict[str, Any] | None = None,
+) -> list[Headline]:
+    """The first six numbers that there are, the most important first.
+
+    Args:
+        metrics: contents of ``metrics.json``.
+        labels: class indices ``[N]`` of the images.
+        split: name of their split, with which the keys begin.
+        integrity: evidence for the concepts, which has the accuracy on random concepts.
+        baselines: metrics of other classifiers on the same images, by name.
+    """
+    known = {key.removeprefix(f"{split}/"): value for key, value in metrics.items() if key.startswith(f"{split}/")}
+    found = [
+        *_accuracies(known, labels, split, int(metrics.get(f"data/n_skipped_{split}", 0))),
+        *_concept_labels(known),
+        *_comparisons(integrity, baselines or {}, len(labels)),
+        *_sparsity(known),
+        *_further(known, len(labels)),
+    ]
+    return found[:COUNT]
+
+
+def _share(name: str, value: float, count: int, meaning: str) -> Headline:
+    """A share of ``count`` images."""
+    return Headline(name, percent(value), meaning, wilson_interval(value, count))
+
+
+def _accuracies(known: dict[str, float], labels: Tensor, split: str, skipped: int) -> Iterator[Headline]:
+    count, macro = len(labels), known.get("accuracy_macro")
+    if "accuracy" in known:
+        alone = f"largest class alone {percent(chance_accuracy(labels))}"
+        lost = f" ({skipped:,} more could not be read)" if skipped else ""
+        apart = macro is not None and unequal(labels)
+        beside = f"of {count:,} images{lost}; {alone}"
+        beside += f", mean of the classes (macro) {percent(macro)}" if macro is not None and not apart else ""
+        yield _share(f"{split} accuracy", known["accuracy"], count, beside)
+        if apart:
+            meaning = "accuracy within a class, every class counting the same (macro): the classes differ much in size"
+            yield Headline("mean of the classes", percent(macro), meaning)
+    own = known.get("accuracy_nec5")
+    if "accuracy_nec5_resolved" in known:
+        cut = "" if own is None else f"; its own head cut to 5: {percent(own)}"
+        meaning = f"a new head that uses 5 concepts per class (NEC 5){cut}"
+        yield _share("with 5 concepts per class", known["accuracy_nec5_resolved"], count, meaning)
+    elif own is not None:
+        yield _share("with 5 concepts per class", own, count, "every class uses only its five most important concepts")
+
+
+def _concept_labels(known: dict[str, float]) -> Iterator[Headline]:
+    if "concept_auroc" in known and "concepts_matched" in known:
+        many = f"mean of the {int(known['concepts_matched'])} concepts with labels"
+        meaning = f"how well scores find the images that show a concept, {many}; 0.5 is guessing"
+        yield Headline("concept AUROC", number(known["concept_auroc"]), meaning)
+
+
+def _comparisons(integrity: Integrity | None, baselines: dict[str, Any], count: int) -> Iterator[Headline]:
+    accuracy = {name: values["test/accuracy"] for name, values in baselines.items() if "test/accuracy" in values}
+    names = accuracy.get("zero_shot")
+    if "linear_probe" in accuracy:
+        beside = "" if names is None else f"; zero-shot, by the class names alone: {percent(names)}"
+        meaning = f"a linear classifier on the same features, without concepts{beside}"
+        yield _share("linear probe", accuracy["linear_probe"], count, meaning)
+    elif names is not None:
+        yield _share("zero-shot", names, count, "similarity with the class names, nothing trained")
+    if integrity is not None:
+        meaning = f"the same method on meaningless concepts; on shuffled ones {percent(integrity.accuracy['shuffled'])}"
+        yield _share("random concepts", integrity.accuracy["random"], count, meaning)
+
+
+def _sparsity(known: dict[str, float]) -> Iterator[Headline]:
+    if "nec" in known:
+        spread = ""
+        if "nec_effective" in known:
+            spread = f"; the weight is spread as over {known['nec_effective']:.3g} equal ones"
+        meaning = f"concepts with a weight other than zero, mean of the classes{spread}"
+        yield Headline("concepts per class", f"{known['nec']:.3g}", meaning)
+
+
+def _further(known: dict[str, float], count: int) -> Iterator[Headline]:
+    if "concept_accuracy" in known:
+        meaning = "right yes/no answers about the concepts with labels"
+        yield Headline("concept accuracy", percent(known["concept_accuracy"]), meaning)
+    if "intervention_accuracy_100" in known:
+        told, count = known["intervention_accuracy_100"], min(count, TOLD_IMAGES)
+        yield _share("all concepts told", told, count, "accuracy once a person has set every concept with a label")
+    if "ece" in known:
+        meaning = "how far stated probabilities are from the share that is right; 0 is best"
+        yield Headline("calibration error", f"{known['ece']:.3f}", meaning)

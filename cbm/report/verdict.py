@@ -1,0 +1,54 @@
+"""The first sentence about a run: whether its concepts carry the decision, or why nobody can tell."""
+
+from dataclasses import dataclass
+
+from cbm.report.result import RunResult
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said first.
+
+    Attributes:
+        sentence: the verdict, without a full stop and without a capital letter.
+        meaning: explanation of the verdict; may be empty.
+        good: whether it speaks for the concepts; None if nothing was tested.
+    """
+
+    sentence: str
+    meaning: str = ""
+    good: bool | None = None
+
+    @property
+    def capitalised(self) -> str:
+        """The sentence as it stands alone."""
+        return f"{self.sentence[:1].upper()}{self.sentence[1:]}."
+
+
+def verdict(result: RunResult) -> Verdict:
+    """The verdict on a run."""
+    if result.integrity is not None:
+        return Verdict(
+            result.integrity.verdict,
+            "Accuracy alone cannot tell: a linear model on many random directions classifies well too. The evidence is "
+            "below.",
+            result.integrity.carries,
+        )
+    if control := result.cfg.concepts.control:
+        return Verdict(f"this run is a control: its concepts are {control}, and their names mean nothing", "", False)
+    if result.energies is not None:
+        return Verdict(
+            "the concepts of this model were learned from labels",
+            "What each of them is worth is measured against those labels, and by what telling them changes: see below.",
+        )
+    if result.bottleneck is not None:
+        return Verdict(
+            "whether the concepts carry the decision was not checked",
+            "The check fits the same method on random and on shuffled concepts; it is on by default (controls=true) "
+            "for methods that speak through a concept bank.",
+        )
+    return Verdict(
+        "this model has no concepts",
+        "It classifies the features directly, so nothing here can be explained by concepts. It is the black box that a "
+        "bottleneck is measured against.",
+    )
