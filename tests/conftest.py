@@ -5,6 +5,7 @@ import os
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 
+import logging
 import sys
 from pathlib import Path
 
@@ -87,6 +88,7 @@ def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_p
     from cbm.commands import shared
 
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)  # and so again afterwards: commands change it
     monkeypatch.setattr(shared.out, "width", 160, raising=False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -109,6 +111,7 @@ def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_p
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
     """Run train.py or eval.py in this process, from an empty folder: returns (exit status, what it wrote to stderr)."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)  # and so again afterwards: commands change it
 
     def run(script: str, *arguments: str) -> tuple[int, str]:
         import logging
