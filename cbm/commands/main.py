@@ -65,8 +65,7 @@ def main(*words: str) -> None:
         if not hasattr(error, "format_message"):  # what the parser of the command line says has it
             raise
         _explain_usage(error, arguments)
-    if status:
-        sys.exit(status)
+    sys.exit(status or 0)
 
 
 def _say_what_begins(arguments: list[str]) -> None:

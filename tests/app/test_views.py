@@ -8,6 +8,7 @@ import torch
 from birds_run import COUNTS, shared_folder
 from explored_run import explored, trained
 from torch.nn.functional import normalize
+from torchmetrics.functional.classification import binary_auroc
 
 from cbm.app import Explorer, Session
 from cbm.app.adapt import suggest
@@ -19,7 +20,6 @@ from cbm.app.session import EVERYWHERE
 from cbm.concepts.readers import match_concepts
 from cbm.config import load_card
 from cbm.errors import UserError
-from cbm.metrics.concept_labels import binary_auroc
 
 
 def test_pictures_by_class_and_mistakes():

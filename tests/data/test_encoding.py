@@ -112,7 +112,7 @@ def test_what_limits_encoding_is_said(
     slow: str, workers: int,
 ):  # fmt: skip
     """The slow part takes over three seconds, which nothing else comes near."""
-    from cbm.data import encoding
+    from cbm.data import encoding_loop
 
     def slower(function, seconds: float):
         def wait(*arguments):
@@ -127,7 +127,7 @@ def test_what_limits_encoding_is_said(
     elif slow == "decoder":
         encoder.preprocess = slower(encoder.preprocess, 0.06)
     else:
-        monkeypatch.setattr(encoding._Encoding, "_write", slower(encoding._Encoding._write, 4.0))
+        monkeypatch.setattr(encoding_loop._Encoding, "_write", slower(encoding_loop._Encoding._write, 4.0))
     images = read_dataset("folder", "f", colour_folder, {}).splits["train"].images
     with caplog.at_level("INFO"):
         FeatureStore(tmp_path / "cache").encode(

@@ -16,6 +16,7 @@ from cbm.methods import METHODS
 README = (PROJECT / "README.md").read_text()
 BLOCKS = re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
 LINES = [line.rpartition("&& .venv/bin/")[2] for block in BLOCKS for line in block.strip().splitlines()]
+LINES = [line.replace("cbm train ", "python train.py ") for line in LINES]
 COMMANDS = [line for line in LINES if line.startswith("python ") and not line.endswith("pytest")]
 GUIDES = "".join(file.read_text() for file in sorted((PROJECT / "docs" / "guides").glob("*.md")))
 NOT_HERE = ("encoder.pretrained=openai", "ORG/NAME", "/path/to/model")  # encoders to be downloaded, or the reader's own
@@ -25,7 +26,7 @@ COMMANDS += [
     for line in block.strip().splitlines()
     if line not in COMMANDS and not any(name in line for name in NOT_HERE)
 ]
-SETUP = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("uv venv")]
+SETUP = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("python3 -m venv")]
 
 
 @pytest.fixture(scope="module")
@@ -125,7 +126,7 @@ def test_python_example(workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys
 
 def test_there_are_two_set_up_commands():
     assert len(SETUP) == 2
-    assert ".venv/bin/python train.py" in SETUP[0]
+    assert ".venv/bin/cbm train" in SETUP[0]
     assert SETUP[1].endswith("pytest")
 
 

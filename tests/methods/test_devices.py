@@ -11,6 +11,7 @@ import torch
 from pretended_cuda import OnGpu, pretended_cuda
 from torch.nn.functional import normalize
 
+from cbm import training
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.concepts.prepare import class_name_bank
 from cbm.methods import METHODS, create_method
@@ -64,7 +65,7 @@ def fitted(settings):
         if settings["name"] == "zero_shot":
             bank = class_name_bank(data.classes, "a {}", lambda texts: names, "backbone")
     method = create_method(settings)
-    with mock.patch.object(fit_module, "fit", three_steps_on_a_gpu):
+    with mock.patch.object(training, "fit", three_steps_on_a_gpu):
         return fit_module.fit_method(method, data, bank, 100.0)[0], data
 
 

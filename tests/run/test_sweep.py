@@ -11,6 +11,8 @@ import pytest
 from birds_run import QUICK, small
 from conftest import PROJECT, one_line
 
+from cbm.files.shipped import install_command
+
 SETTINGS = [*QUICK[:2], "nec=[]", "report=false", "controls=false", "shots=1"]
 
 
@@ -80,6 +82,6 @@ def test_the_slurm_preset_composes(monkeypatch: pytest.MonkeyPatch):
 @pytest.mark.skipif(importlib.util.find_spec("hydra_plugins.hydra_ray_launcher") is not None, reason="it is installed")
 def test_a_missing_launcher_says_how_to_get_it(command):
     assert one_line(command("train", "-m", "launcher=ray", "seed=0,1")).endswith(
-        "'launcher/ray' needs a plugin that is not installed: uv pip install -e '.[sweep]' -c constraints.txt "
-        "(launcher=ray: uv pip install hydra-ray-launcher)"
+        f"'launcher/ray' needs a plugin that is not installed: {install_command('sweep')} "
+        "(launcher=ray: the package hydra-ray-launcher)"
     )

@@ -8,12 +8,12 @@ import torch
 from conftest import PROJECT, PixelEncoder
 from PIL import Image
 from torch.nn.functional import interpolate, normalize
+from torchmetrics.functional.classification import binary_auroc
 
 from cbm.data.birds import ATTRIBUTES, GROUPS, part_pixels, random_birds, render
 from cbm.encoders import create_encoder
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, LinearHead, LinearProbe
-from cbm.metrics.concept_labels import binary_auroc
 from cbm.trained.heat_map import heat_map
 
 PARTS = ("belly colour", "wing colour", "crown colour", "beak colour")

@@ -32,6 +32,7 @@ from cbm.concepts.llm.client import OTHER_NAMES, Answer, AnswerCache, Asker, End
 from cbm.concepts.llm.generate import Settings, generate, plan
 from cbm.concepts.llm.prompts import family_names, load_families
 from cbm.errors import UserError
+from cbm.files.shipped import install_command
 
 LONG = 600.0
 """Seconds that only a test that fails would wait."""
@@ -484,7 +485,7 @@ def test_a_missing_package_is_named(module, server, monkeypatch: pytest.MonkeyPa
     monkeypatch.setitem(__import__("sys").modules, "openai", None)
     status, _, errors = module("--out", "bank", "--classes", "names.txt", "--model", "tiny")
     assert status == 2
-    assert "'openai': pip install 'cbm[llm]'" in errors
+    assert f"'openai': {install_command('llm')}" in errors
 
 
 def test_credentials_are_not_written_down():
