@@ -43,6 +43,11 @@ def named_files(folder: Path, *patterns: str) -> dict[str, Path]:
     return dict(sorted(found.items()))
 
 
+def typed(command: str) -> str:
+    """What is typed for ``train`` or ``eval``: ``python train.py`` in a checkout, ``cbm train`` elsewhere."""
+    return f"python {command}.py" if in_checkout() else f"cbm {command}"
+
+
 def install_command(extra: str) -> str:
     """The command that adds an extra to this installation: an editable one from its checkout, others by name.
 

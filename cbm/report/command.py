@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cbm import config as schema
+from cbm.files.shipped import typed
 
 NOT_REPEATED = {"run_dir", "cache", "overwrite", "report", "trainer.progress", "trainer.checkpoint_seconds"}
 """Settings that say where a run is written, not what it is."""
@@ -28,7 +29,7 @@ def reproduce_command(cfg: DictConfig) -> str:
         if key not in NOT_REPEATED and not key.startswith("logger.") and (key not in known or known[key] != value):
             new = "+" if key.startswith("dataset.args.") and key not in known else ""  # Hydra wants it said
             words.append(f"{new}{key}={_value(value)}")
-    return " ".join(["python", "train.py", *(shlex.quote(word) for word in words)])
+    return " ".join([typed("train"), *(shlex.quote(word) for word in words)])
 
 
 def _choices(wanted: dict[str, Any]) -> dict[str, str | None]:
