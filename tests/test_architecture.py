@@ -1,8 +1,11 @@
 """Imports go down only, and the rooms that run on a bare GPU machine need nothing but torch."""
 
 import ast
+import importlib.metadata as metadata
+import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -99,6 +102,19 @@ def test_bare_rooms_import_only_torch_and_numpy(room: str):
             if name.startswith("cbm."):
                 assert name.split(".")[1] in ("kernels", "solvers")
                 assert room == "solvers" or name.split(".")[1] == "kernels"
+
+
+def test_every_import_is_a_declared_dependency():
+    """Not one that is there because another package needs it (triton comes with torch where it is of use)."""
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    lines = project["dependencies"] + [line for extra in project["optional-dependencies"].values() for line in extra]
+    declared = {re.split(r"[\[<>=]", line)[0].lower().replace("_", "-") for line in lines} | {"triton", "starlette"}
+    own = set(sys.stdlib_module_names) | {"cbm"}
+    used = {name.split(".")[0] for file in FILES for name in imported(file)} - own - {""}
+    distributions = metadata.packages_distributions()
+    for name in used & set(distributions):
+        assert {each.lower().replace("_", "-") for each in distributions[name]} & declared, name
+    assert {"torch", "scipy", "yaml"} <= used
 
 
 OPTIONAL = [
