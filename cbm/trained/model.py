@@ -4,7 +4,7 @@ import copy
 import json
 import logging
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -46,7 +46,9 @@ HUB = "hf-hub:"
 UNTRAINED = ("zero_shot",)
 """Methods that learn nothing from images: all images are new to them."""
 
-Picture = str | Path | Image.Image
+Picture = str | Path | Image.Image | np.ndarray
+AT_ONCE = 256
+"""Images that are read and encoded together."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ class Prediction:
         Raises:
             UserError: the model has no concepts that a linear head reads.
         """
-        return self._bottleneck().scores(self.features)
+        bottleneck = self._bottleneck()
+        return bottleneck.scores(self.features) if len(self.features) else self._no_rows()
 
     def contributions(self, classes: Tensor | None = None) -> Tensor:
         """Contribution of every concept to the logit of a class, ``[N, K]``.
@@ -97,9 +100,9 @@ class Prediction:
         Raises:
             UserError: the model has no concepts that a linear head reads.
         """
-        return self._bottleneck().contributions(
-            self.features, self.logits.argmax(dim=1) if classes is None else classes
-        )
+        bottleneck = self._bottleneck()
+        classes = self.logits.argmax(dim=1) if classes is None else classes
+        return bottleneck.contributions(self.features, classes) if len(self.features) else self._no_rows()
 
     def explain(self, picture: int, top: int = 10) -> list[tuple[str, float]]:
         """The concepts that changed the predicted logit of one image most, with their contributions.
@@ -114,6 +117,10 @@ class Prediction:
         row = self.contributions()[picture]
         assert self.bank is not None
         return [(self.bank.texts[k], float(row[k])) for k in row.abs().topk(min(top, len(row))).indices]
+
+    def _no_rows(self) -> Tensor:
+        assert self.bank is not None
+        return torch.empty(0, len(self.bank))
 
     def _bottleneck(self) -> ConceptBottleneck:
         return require_linear(self.model, self.bank)
@@ -453,34 +460,37 @@ class TrainedModel:
         """
         return push(lambda folder: save_folder(self, folder, repo), repo, private=private, message=message)
 
-    def predict(self, images: Sequence[Picture] | Tensor | np.ndarray) -> Prediction:
+    def predict(self, images: Picture | Sequence[Picture] | Tensor) -> Prediction:
         """Classify images, or their features.
 
         Args:
-            images: paths or PIL images, preprocessed images ``[N, 3, H, W]``, or features ``[N, D]`` of any norm.
+            images: an image or a list of images: paths, PIL images, or uint8 arrays ``[H, W, 3]``; an array of them
+                ``[N, H, W, 3]``; preprocessed images, a tensor ``[N, 3, H, W]``; or features of any norm, floats
+                ``[N, D]``.
 
         Raises:
-            UserError: there is no image, one cannot be read, or features are of another width.
+            UserError: an image cannot be read, or an array or tensor is none of these.
         """
-        if isinstance(images, np.ndarray) and images.dtype.kind == "f":
+        if isinstance(images, np.ndarray) and images.dtype.kind == "f" and images.ndim == 2:
             kind = images.dtype.newbyteorder("=") if images.dtype.itemsize <= 8 else np.dtype(np.float64)
             images = torch.from_numpy(np.array(images, kind, order="C", copy=None if images.flags.writeable else True))
-        if isinstance(images, np.ndarray) and images.ndim != 1:
-            raise UserError(f"predict takes features [N, {self.dim}] of floats; this array holds {images.dtype}")
-        if isinstance(images, Tensor) and images.dim() == 2:
-            return self.predict_features(images)
-        if isinstance(images, Tensor) and images.dim() != 4:
-            raise UserError(
-                f"predict: a tensor is {list(images.shape)}, expected features [N, {self.dim}] or images [N, 3, H, W]"
-            )
-        if isinstance(images, str | Path | Image.Image):
-            raise UserError("predict takes a list of images; expected [image]")
-        if len(images) == 0:
-            raise UserError("there is no image to predict; expected paths or PIL images")
-        if not isinstance(images, Tensor):
-            images = torch.stack([self.encoder.preprocess(open_image(image, self.encoder.least)) for image in images])
-        features = torch.cat([self.encoder.encode_images(part) for part in images.split(256)])
-        return self.predict_features(features)
+        if isinstance(images, Tensor):
+            if images.dim() == 2:
+                return self.predict_features(images)
+            if images.dim() != 4:
+                raise UserError(
+                    f"predict: a tensor is {list(images.shape)}, expected features [N, {self.dim}] or images "
+                    "[N, 3, H, W]"
+                )
+            parts = [self.encoder.encode_images(part) for part in images.split(AT_ONCE)]
+        else:
+            parts = [self._encode(part) for part in _in_parts(images, self.dim)]
+        return self.predict_features(torch.cat(parts) if parts else torch.empty(0, self.dim))
+
+    def _encode(self, images: Sequence[Picture]) -> Tensor:
+        """Features ``[n, D]`` of a few images."""
+        opened = [self.encoder.preprocess(open_image(image, self.encoder.least)) for image in images]
+        return self.encoder.encode_images(torch.stack(opened))
 
     def heat_map(self, image: Picture, concept: str, method: str | None = None) -> HeatMap:
         """Where an image shows a concept: ``model.heat_map("bird.png", "yellow belly").overlay()``.
@@ -508,13 +518,12 @@ class TrainedModel:
             features: features ``[N, D]`` of the model's own encoder, of any norm.
 
         Raises:
-            UserError: there are none, they are of another width, one is NaN or infinite, or a row is zero.
+            UserError: they are of another width, one is NaN or infinite, or a row is zero.
         """
         self.check_width(tuple(features.shape), "predict")
-        if not len(features):
-            raise UserError("there is no image to predict; expected features [N, D]")
         x = unit_norm(features, [f"row {i}" for i in range(len(features))])
-        return Prediction(self.model(x), self.classes, x, self.model, self.bank)
+        logits = self.model(x) if len(x) else torch.empty(0, len(self.classes))
+        return Prediction(logits, self.classes, x, self.model, self.bank)
 
 
 def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> Path:
@@ -583,18 +592,46 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
     return TrainedModel(path, config, about)
 
 
+def _in_parts(images: Picture | Sequence[Picture], dim: int) -> Iterator[Sequence[Picture]]:
+    """Images, at most ``AT_ONCE`` at a time, so that never all are held as the encoder reads them.
+
+    Raises:
+        UserError: an array that holds neither images nor features.
+    """
+    if isinstance(images, np.ndarray) and images.ndim != 1:  # an array of paths is a list
+        if images.dtype != np.uint8 or images.shape[-1] != 3 or images.ndim not in (3, 4):
+            raise UserError(
+                f"predict: an array is {list(images.shape)} of {images.dtype}, expected images, uint8 [H, W, 3] or "
+                f"[N, H, W, 3], or features [N, {dim}] of floats"
+            )
+        images = [images] if images.ndim == 3 else list(images)
+    elif isinstance(images, str | Path | Image.Image):
+        images = [images]
+    elif not isinstance(images, Sequence | np.ndarray):
+        raise UserError(f"predict: this is a {type(images).__name__}, expected a path, a PIL image, or a list of them")
+    for start in range(0, len(images), AT_ONCE):
+        yield list(images[start : start + AT_ONCE])
+
+
 def open_image(picture: Picture, least: int | None = None) -> Image.Image:
     """An image by its path, or as it is, in upright RGB (``cbm.files.pictures``).
 
     Args:
-        picture: a path or a PIL image.
+        picture: a path, a PIL image, or a uint8 array ``[H, W, 3]``.
         least: pixels along the shorter side that suffice; all by default.
 
     Raises:
         UserError: it cannot be read as an image.
     """
+    if isinstance(picture, np.ndarray):
+        if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+            raise UserError(
+                f"an image is an array {list(picture.shape)} of {picture.dtype}; expected uint8 [H, W, 3], a path or a "
+                "PIL image"
+            )
+        picture = Image.fromarray(picture)
     if not isinstance(picture, str | Path | Image.Image):
-        raise UserError(f"an image is a {type(picture).__name__}; expected a path or a PIL image (Image.fromarray)")
+        raise UserError(f"an image is a {type(picture).__name__}; expected a path, a PIL image or a uint8 array")
     try:
         return upright_rgb(picture) if isinstance(picture, Image.Image) else open_picture(picture, least)
     except Exception as error:  # a broken file can make a decoder raise anything

@@ -14,6 +14,7 @@ import pytest
 import torch
 from birds_run import QUICK, shared_folder, small
 from conftest import PROJECT
+from PIL import Image
 from torch.nn.functional import normalize
 
 import cbm
@@ -89,12 +90,22 @@ def test_what_a_run_leaves_behind(command):
     assert {name for name, _ in out.explain(0, top=3)} <= set(model.bank.texts)
     with pytest.raises(cbm.UserError, match="cannot read image"):
         model.predict(["none.png"])
-    with pytest.raises(cbm.UserError, match="there is no image to predict"):
-        model.predict([])
-    with pytest.raises(cbm.UserError, match=r"predict takes a list of images; expected \[image\]"):
-        model.predict("none.png")
-    with pytest.raises(cbm.UserError, match="an image is a ndarray; expected a path or a PIL image"):
-        model.predict([np.zeros((5, 5, 3))])
+    assert model.predict([]).labels == []
+    assert model.predict([]).scores.shape == (0, len(model.bank))
+    pixels = np.asarray(Image.open(picture).convert("RGB"))
+    for one in (picture, str(picture), Image.open(picture), pixels, pixels[None], [pixels], np.array([str(picture)])):
+        torch.testing.assert_close(model.predict(one).logits, out.logits[:1])
+    for wrong, said in {
+        "none.png": "cannot read image 'none.png'",
+        (5, 5, 3): r"an array is \[5, 5, 3\] of float64, expected images, uint8",
+        (5, 5): r"float64|features are \[5, 5\]",
+    }.items():
+        with pytest.raises(cbm.UserError, match=said):
+            model.predict(wrong if isinstance(wrong, str) else np.zeros(wrong))
+    with pytest.raises(cbm.UserError, match=r"an image is an array \[5, 5\] of uint8; expected uint8 \[H, W, 3\]"):
+        model.predict([np.zeros((5, 5), np.uint8)])
+    with pytest.raises(cbm.UserError, match="predict: this is a int, expected a path"):
+        model.predict(3)
 
     status, errors = command("eval", "run=one", f"cache={small()[1].removeprefix('cache=')}", "output=again.json")
     assert status == 0, errors
