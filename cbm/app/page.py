@@ -20,6 +20,7 @@ from cbm.app.gallery import find_pictures
 from cbm.app.render import TEMPLATES, render
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
 from cbm.errors import UserError
+from cbm.files.shipped import script_command
 from cbm.report.thumbnails import data_uri
 
 ANY_CLASS, ANY_FLIP = "any class", "any other class"
@@ -423,7 +424,13 @@ class Page:
         def save(tab: Session) -> dict:
             path, left_out = tab.save()
             return {
-                self.saved_at: render("saved", path=str(path), run=str(tab.explorer.model.path), left_out=left_out),
+                self.saved_at: render(
+                    "saved",
+                    command=script_command("eval"),
+                    path=str(path),
+                    run=str(tab.explorer.model.path),
+                    left_out=left_out,
+                ),
                 **self._edits(tab),
             }
 
