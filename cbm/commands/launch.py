@@ -25,7 +25,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cbm import config
 from cbm.errors import UserError, did_you_mean
-from cbm.files.console import stop
+from cbm.files.console import stop, stop_without
 from cbm.files.shipped import install_command
 
 log = logging.getLogger("cbm")
@@ -88,6 +88,9 @@ def launch(name: str, overrides: list[str]) -> None:
             which = " ".join(HydraConfig.get().overrides.task)
             print(f"error: {' '.join(str(error).split())} ({which})", file=sys.stderr)
             raise  # Hydra goes on with the other runs and raises it again at the end
+        except ModuleNotFoundError as error:
+            stop_without(error)
+            raise
         except KeyboardInterrupt:
             stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
 

@@ -11,7 +11,7 @@ from typing import Any, NoReturn
 
 from cbm import __version__
 from cbm.errors import UserError, did_you_mean
-from cbm.files.console import open_closed_streams, process_rank, stop, stop_writing
+from cbm.files.console import open_closed_streams, process_rank, stop, stop_without, stop_writing
 
 BEGINS = {
     "train": "composing the configuration",
@@ -72,6 +72,8 @@ def main(*words: str) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             stop_writing(error)
+        if isinstance(error, ModuleNotFoundError):
+            stop_without(error)
         if not hasattr(error, "format_message"):  # what the parser of the command line says has it
             raise
         _explain_usage(error, arguments)

@@ -53,6 +53,12 @@ def stop_writing(error: OSError) -> NoReturn:
     stop(f"cannot write the output: {error.strerror}")
 
 
+def stop_without(error: ModuleNotFoundError) -> None:
+    """End the process with one line because a package is missing; return if it is a module of our own."""
+    if str(error.name).partition(".")[0] != "cbm":
+        stop(f"{error}, which cbm needs: cbm doctor says what is not installed")
+
+
 def _terminal_handler() -> logging.Handler:
     """Lines that break at the width of the terminal, with bold and colour."""
     from rich.console import Console

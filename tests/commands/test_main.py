@@ -158,6 +158,16 @@ def test_output_that_nobody_can_read(streams: str, status: int, said: str):
     assert (done.returncode, done.stderr) == (status, said)
 
 
+def test_a_package_that_is_missing(module, monkeypatch: pytest.MonkeyPatch):
+    from cbm.commands import launch
+
+    monkeypatch.setitem(launch.TASKS, "train", lambda cfg: __import__("no_such_package"))
+    status, _, errors = module("train")
+    assert (status, errors.splitlines()[1:]) == (
+        2, ["error: No module named 'no_such_package', which cbm needs: cbm doctor says what is not installed"]
+    )  # fmt: skip
+
+
 def test_ctrl_c_while_libraries_are_loaded():
     code = (
         "import sys\n"
