@@ -6,6 +6,7 @@ file (``cbm/methods/NAME.py``, class ``Config``) and are checked against it when
 
 import importlib.util
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -317,10 +318,32 @@ def bank_files() -> dict[str, Path]:
     return named_files(BANKS, "*.json", "*.txt")
 
 
-def config_file(group: str, choice: str) -> Path:
-    """The file behind ``group=choice``."""
-    folder = CARDS if group == "dataset" else CONFIGS / group
-    return named_files(folder, "*.yaml")[choice]
+def config_files(group: str) -> dict[str, Path]:
+    """The choices of a group and their files. ``configs/`` of the working folder adds to those that come with cbm, and
+    replaces none: it may belong to another program that has a ``trainer: default`` too (cards do replace cards)."""
+    if group == "dataset":
+        return named_files(CARDS, "*.yaml")
+    found = named_files(CONFIGS / group, "*.yaml")
+    return {name: shipped if (shipped := CONFIGS / group / file.name).is_file() else file
+            for name, file in found.items()}  # fmt: skip
+
+
+def replaced_in_vain() -> list[Path]:
+    """Files in ``configs/`` of the working folder that are called as a choice that comes with cbm, and not used."""
+    own = Path(CONFIGS.name)
+    if not own.is_dir() or own.samefile(CONFIGS):
+        return []
+    return sorted(file for file in own.glob("*/*.yaml") if (CONFIGS / file.relative_to(own)).is_file())
+
+
+def read_choice(group: str, choice: str) -> dict[str, Any]:
+    """The settings behind ``group=choice``, as its file has them.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
+    file = config_files(group)[choice]
+    return _read_settings(file, f"configs/{group}/{file.name}")
 
 
 def load_card(name: str) -> DictConfig:
@@ -376,13 +399,17 @@ def about_card(name: str) -> AboutConfig:
 def _read_card(name: str) -> dict[str, Any]:
     if name not in (files := named_files(CARDS, "*.yaml")):
         raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
+    return _read_settings(files[name], f"card datasets/{name}.yaml")
+
+
+def _read_settings(file: Path, called: str) -> dict[str, Any]:
     try:
-        card: Any = OmegaConf.to_container(OmegaConf.load(files[name]))
+        settings: Any = OmegaConf.to_container(OmegaConf.load(file))
     except Exception as error:  # OmegaConf lets whatever its parser raises through
-        raise UserError(f"card datasets/{name}.yaml is not YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(card, dict):
-        raise UserError(f"card datasets/{name}.yaml: expected KEY: VALUE lines")
-    return card
+        raise UserError(f"{called} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(settings, dict):
+        raise UserError(f"{called}: expected KEY: VALUE lines")
+    return settings
 
 
 class Registry(dict[str, T]):
@@ -465,7 +492,7 @@ def choices(group: str) -> list[str]:
         return ["auto", "cav", *bank_files()]
     if group == "teacher":
         return [name for name in choices("encoder") if name != "auto"]
-    return list(named_files(CONFIGS / group, "*.yaml"))
+    return list(config_files(group))
 
 
 def groups() -> list[str]:
@@ -490,6 +517,6 @@ def register() -> None:
     for name, bank in bank_files().items():
         store.store(name, {"source": relative_name(bank) if bank.is_absolute() else bank.as_posix()}, group="concepts")
     for name in choices("teacher"):
-        encoder = OmegaConf.to_container(OmegaConf.load(config_file("encoder", name)))
-        store.store(name, encoder, group="teacher")
+        with suppress(UserError):  # said if it is chosen
+            store.store(name, read_choice("encoder", name), group="teacher")
     store.store("any", {}, group="teacher")

@@ -20,7 +20,7 @@ from cbm.app.gallery import find_pictures
 from cbm.app.render import TEMPLATES, render
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
 from cbm.errors import UserError
-from cbm.files.shipped import typed
+from cbm.files.shipped import script_command
 from cbm.report.thumbnails import data_uri
 
 ANY_CLASS, ANY_FLIP = "any class", "any other class"
@@ -425,7 +425,11 @@ class Page:
             path, left_out = tab.save()
             return {
                 self.saved_at: render(
-                    "saved", program=typed("eval"), path=str(path), run=str(tab.explorer.model.path), left_out=left_out
+                    "saved",
+                    command=script_command("eval"),
+                    path=str(path),
+                    run=str(tab.explorer.model.path),
+                    left_out=left_out,
                 ),
                 **self._edits(tab),
             }

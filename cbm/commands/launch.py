@@ -4,16 +4,19 @@ Hydra's own messages for a misspelt key or choice are several lines of library s
 and says in one line what was wrong and what is near.
 """
 
+import argparse
 import functools
+import logging
 import os
 import re
 import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException, OverrideParseException
 from hydra.types import RunMode
@@ -22,8 +25,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from cbm import config
 from cbm.errors import UserError, did_you_mean
-from cbm.files.console import stop
+from cbm.files.console import stop, stop_without
 from cbm.files.shipped import install_command
+
+log = logging.getLogger("cbm")
 
 
 def train(cfg: DictConfig) -> float:
@@ -52,8 +57,13 @@ def launch(name: str, overrides: list[str]) -> None:
     """
     try:
         config.register()
-    except UserError as error:  # a card that cannot be read
+        _check_choices(overrides)
+    except UserError as error:  # a card or a choice that cannot be read
         stop(error)
+    if hidden := config.replaced_in_vain():
+        log.warning(
+            "not used, because cbm has a choice of that name: %s; call it otherwise", ", ".join(map(str, hidden))
+        )
     arguments = [quoted_path(_bank_path_to_source(argument)) for argument in overrides]
     if nameless := next((argument for argument in arguments if argument.startswith("=")), None):
         stop(f"cannot read '{nameless}': expected KEY=VALUE")
@@ -64,6 +74,7 @@ def launch(name: str, overrides: list[str]) -> None:
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
+    _check_options(name, arguments)
     typed, task = list(sys.argv), TASKS[name]
 
     @functools.wraps(task)
@@ -77,6 +88,9 @@ def launch(name: str, overrides: list[str]) -> None:
             which = " ".join(HydraConfig.get().overrides.task)
             print(f"error: {' '.join(str(error).split())} ({which})", file=sys.stderr)
             raise  # Hydra goes on with the other runs and raises it again at the end
+        except ModuleNotFoundError as error:
+            stop_without(error)
+            raise
         except KeyboardInterrupt:
             stop("interrupted; run the same command again to go on from the last checkpoint", status=130)
 
@@ -102,6 +116,28 @@ def _own_configs(arguments: list[str]) -> list[str]:
     if said or not own.is_dir() or own.samefile(config.CONFIGS):
         return arguments
     return [f"--config-dir={own.resolve()}", *arguments]
+
+
+def _check_options(name: str, arguments: list[str]) -> None:
+    """Stop with one line at an option that Hydra does not know, whose own answer is a page."""
+
+    class Parser(argparse.ArgumentParser):
+        def error(self, message: str) -> NoReturn:
+            stop(f"{message} (cbm {name} --help says more)")
+
+    parser = get_args_parser()
+    parser.__class__ = Parser
+    parser.parse_args(arguments)
+
+
+def _check_choices(overrides: list[str]) -> None:
+    """Raise a ``UserError`` if the file of a choice cannot be read."""
+    for override in overrides:
+        group, _, names = override.partition("=")
+        for name in names.split(","):
+            file_group = "encoder" if group == "teacher" else group
+            if file_group in config.groups() and name in config.config_files(file_group) and group != "dataset":
+                config.read_choice(file_group, name)
 
 
 def _bank_path_to_source(argument: str) -> str:

@@ -3,6 +3,7 @@
 Nothing heavy is imported before the first line has said what is being done.
 """
 
+import errno
 import os
 import re
 import sys
@@ -10,7 +11,7 @@ from typing import Any, NoReturn
 
 from cbm import __version__
 from cbm.errors import UserError, did_you_mean
-from cbm.files.console import process_rank, stop
+from cbm.files.console import open_closed_streams, process_rank, stop, stop_without, stop_writing
 
 BEGINS = {
     "train": "composing the configuration",
@@ -39,6 +40,8 @@ BEGINS = {
 }
 """What every command says before its libraries are loaded."""
 QUIET = ("--quiet", "-q")
+GROUPS = ("cache", "concepts", "datasets")
+"""Commands that have commands of their own."""
 
 
 def main(*words: str) -> None:
@@ -47,25 +50,41 @@ def main(*words: str) -> None:
     Args:
         words: the command, if it is not the first of the arguments that were typed.
     """
+    open_closed_streams()
     arguments = [*words, *sys.argv[1:]]
-    if arguments == ["--version"]:
-        print(f"cbm {__version__}")
-        return
     quiet = any(argument in QUIET for argument in arguments)
     arguments = [argument for argument in arguments if argument not in QUIET]
+    if arguments[:1] == ["--version"]:
+        print(f"cbm {__version__}")
+        return
+    _end_words_at_equals()
     if not quiet:
         _say_what_begins(arguments)
-    from cbm.commands.tree import run  # after the first line
-
     try:
+        from cbm.commands.tree import run  # after the first line
+
         status = run(arguments, quiet)
+        sys.stdout.flush()
     except UserError as error:
         stop(error)
+    except KeyboardInterrupt:  # while the libraries are loaded
+        stop("interrupted", status=130)
     except Exception as error:
+        if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
+            stop_writing(error)
+        if isinstance(error, ModuleNotFoundError):
+            stop_without(error)
         if not hasattr(error, "format_message"):  # what the parser of the command line says has it
             raise
         _explain_usage(error, arguments)
     sys.exit(status or 0)
+
+
+def _end_words_at_equals() -> None:
+    """Bash takes the ``=`` of ``method=`` for a word: what is completed there begins after it."""
+    words, place = os.environ.get("COMP_WORDS", "").split(), os.environ.get("COMP_CWORD", "")
+    if place.isdecimal() and words[int(place) : int(place) + 1] == ["="]:
+        os.environ["COMP_CWORD"] = str(int(place) + 1)
 
 
 def _say_what_begins(arguments: list[str]) -> None:
@@ -87,7 +106,7 @@ def _explain_usage(error: Any, arguments: list[str]) -> NoReturn:
         error.show()
         sys.exit(2)
     message = error.format_message().strip().rstrip(".")
-    group = arguments[0] if len(arguments) > 1 and arguments[0] in ("concepts", "datasets") else None
+    group = arguments[0] if len(arguments) > 1 and arguments[0] in GROUPS else None
     if match := re.match(r"No such command '([^']*)'", message):
         message = f"no command '{match[1]}': {did_you_mean(match[1], command_names(group))}"
     elif context := getattr(error, "ctx", None):

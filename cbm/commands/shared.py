@@ -69,7 +69,7 @@ def encoder_settings(
     from cbm.encoders import load_encoder
 
     named = encoder in schema.choices("encoder")
-    own = OmegaConf.load(schema.config_file("encoder", encoder)) if named else {"model": encoder}
+    own = schema.read_choice("encoder", encoder) if named else {"model": encoder}
     settings: Any = OmegaConf.merge(OmegaConf.structured(schema.EncoderConfig), own)
     settings.pretrained = pretrained or settings.pretrained
     settings.model = schema.BUNDLED if settings.model == "auto" else settings.model

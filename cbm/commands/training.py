@@ -1,6 +1,7 @@
 """``cbm train`` and ``cbm eval``: Hydra's command line, inside the one of all commands."""
 
 import logging
+import os
 from typing import Annotated
 
 import typer
@@ -21,12 +22,19 @@ def add_to(app: typer.Typer) -> None:
 
 def near(incomplete: str) -> list[str]:
     """Overrides that begin so, for the completion of a shell: ``meth`` to ``method=``, ``method=s`` to its choices."""
+    words = os.environ.get("COMP_WORDS", "").split()[: int(os.environ.get("COMP_CWORD") or 0)]
+    if len(words) > 1 and words[-1] == "=":  # bash takes method=labo for three words, and completes the last
+        return [name for name in _choices(words[-2]) if name.startswith(incomplete)]
     group, equals, _ = incomplete.partition("=")
     if equals:
-        words = [f"{group}={choice}" for choice in config.choices(group)] if group in config.groups() else []
+        words = [f"{group}={choice}" for choice in _choices(group)]
     else:
         words = [f"{name}=" for name in (*config.groups(), *SETTINGS)]
     return [word for word in words if word.startswith(incomplete)]
+
+
+def _choices(group: str) -> list[str]:
+    return config.choices(group) if group in config.groups() else []
 
 
 Overrides = Annotated[

@@ -15,6 +15,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="markdown",
+    context_settings={"help_option_names": ["--help", "-h"]},  # of all commands below it
 )
 training.add_to(app)
 app.add_typer(datasets.app, name="datasets")

@@ -38,7 +38,7 @@ def read_bank(path: Path, key: str | None = None) -> ConceptBank:
         return load_bank(path)
     if not path.is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"no concept bank '{path}' {did_you_mean(path.name, siblings)}".rstrip())
+        raise UserError(f"no concept bank '{path}': {did_you_mean(path.name, siblings)}")
     if path.suffix.lower() in VECTORS:
         return _with_vectors(path, key)
     if key is not None:

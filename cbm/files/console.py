@@ -36,8 +36,27 @@ def set_up_logging() -> None:
 
 def stop(message: object, status: int = 2) -> NoReturn:
     """End the process with one line."""
-    print(f"error: {' '.join(str(message).split())}", file=sys.stderr)
+    print(f"error: {' '.join(str(message).split()).rstrip(' :,')}", file=sys.stderr)
     sys.exit(status)
+
+
+def open_closed_streams() -> None:
+    """Put nothing (``/dev/null``) where the input, the output or the errors were closed (``cbm ... >&-``)."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def stop_writing(error: OSError) -> NoReturn:
+    """End the process with one line because the output cannot be written; what is left of it is given up."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    stop(f"cannot write the output: {error.strerror}")
+
+
+def stop_without(error: ModuleNotFoundError) -> None:
+    """End the process with one line because a package is missing; return if it is a module of our own."""
+    if str(error.name).partition(".")[0] != "cbm":
+        stop(f"{error}, which cbm needs: cbm doctor says what is not installed")
 
 
 def _terminal_handler() -> logging.Handler:
@@ -92,7 +111,8 @@ def warn_once(message: str) -> None:
 
 def quiet_libraries() -> None:
     """Silence the log messages of Lightning, open_clip and other libraries."""
-    rooms = ("pytorch", "fabric", "pytorch.utilities.rank_zero", "pytorch.trainer")  # importing it resets "pytorch"
+    rooms = ("pytorch", "fabric", "pytorch.utilities.rank_zero", "pytorch.trainer",
+             "fabric.utilities.distributed", "fabric.utilities.rank_zero")  # fmt: skip # importing resets the first two
     for name in ("lightning", *(f"lightning.{room}" for room in rooms)):
         logging.getLogger(name).setLevel("ERROR")
     for name in ("open_clip", "httpx", "huggingface_hub", "root", "timm"):

@@ -171,7 +171,7 @@ def open_run(path: Path) -> tuple[Path, DictConfig]:
     path = Path(path)
     if not (path / "config.yaml").is_file():
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"no run in '{path}' {did_you_mean(path.name, siblings)}".rstrip())
+        raise UserError(f"no run in '{path}': {did_you_mean(path.name, siblings)}")
     if not (path / "metrics.json").is_file():
         raise UserError(f"run '{path}' is not finished: run its train.py command again, it goes on where it stopped")
     verify_run(path)

@@ -39,13 +39,17 @@ def named_files(folder: Path, *patterns: str) -> dict[str, Path]:
     """
     own = folder.relative_to(SHIPPED) if folder.is_relative_to(SHIPPED) else folder
     places = [folder, *([own] if own.is_dir() and not own.samefile(folder) else [])]
-    found = {file.stem: file for place in places for pattern in patterns for file in sorted(place.glob(pattern))}
-    return dict(sorted(found.items()))
+    files = [file for place in places for pattern in patterns for file in sorted(place.glob(pattern))]
+    return dict(sorted((file.stem, file) for file in files if file.is_file()))  # no folders, pipes, broken links
 
 
-def typed(command: str) -> str:
-    """What is typed for ``train`` or ``eval``: ``python train.py`` in a checkout, ``cbm train`` elsewhere."""
-    return f"python {command}.py" if in_checkout() else f"cbm {command}"
+def script_command(name: str) -> str:
+    """How to start training or evaluation here: ``python train.py`` in a checkout, ``cbm train`` elsewhere.
+
+    Args:
+        name: ``train`` or ``eval``.
+    """
+    return f"python {name}.py" if in_checkout() else f"cbm {name}"
 
 
 def install_command(extra: str) -> str:

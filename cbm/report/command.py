@@ -7,14 +7,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cbm import config as schema
-from cbm.files.shipped import typed
+from cbm.errors import UserError
+from cbm.files.shipped import script_command
 
 NOT_REPEATED = {"run_dir", "cache", "overwrite", "report", "trainer.progress", "trainer.checkpoint_seconds"}
 """Settings that say where a run is written, not what it is."""
 
 
 def reproduce_command(cfg: DictConfig) -> str:
-    """``python train.py ...`` with every setting of ``cfg`` that is not a default."""
+    """``python train.py ...`` (without a checkout ``cbm train ...``) with all of ``cfg`` that is not a default."""
     wanted: Any = OmegaConf.to_container(cfg, resolve=True)
     words = []
     defaults: dict[str, Any] = dict(OmegaConf.to_container(OmegaConf.structured(schema.TrainConfig)))  # type: ignore[arg-type]
@@ -29,14 +30,17 @@ def reproduce_command(cfg: DictConfig) -> str:
         if key not in NOT_REPEATED and not key.startswith("logger.") and (key not in known or known[key] != value):
             new = "+" if key.startswith("dataset.args.") and key not in known else ""  # Hydra wants it said
             words.append(f"{new}{key}={_value(value)}")
-    return " ".join([typed("train"), *(shlex.quote(word) for word in words)])
+    return " ".join([script_command("train"), *(shlex.quote(word) for word in words)])
 
 
 def _choices(wanted: dict[str, Any]) -> dict[str, str | None]:
     """The config file each group was read from, or None where it cannot be told."""
     encoder = None
     for name in schema.choices("encoder"):
-        card: Any = OmegaConf.to_container(OmegaConf.load(schema.config_file("encoder", name)))
+        try:
+            card = schema.read_choice("encoder", name)
+        except UserError:  # a file of the working folder that is no encoder's
+            continue
         own = wanted["encoder"] or {"model": "auto"}
         if all(card.get(key) == own.get(key) for key in ("model", "pretrained")):
             encoder = name
@@ -53,7 +57,7 @@ def _defaults(group: str, choice: str | None) -> Any:
     base = OmegaConf.to_container(OmegaConf.structured(typed[group])) if group in typed else {}
     if choice is None:
         return base
-    return {**base, **OmegaConf.to_container(OmegaConf.load(schema.config_file(group, choice)))}  # type: ignore[dict-item]
+    return {**base, **schema.read_choice(group, choice)}  # type: ignore[dict-item]
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _finished(paths: list[Path]) -> list[Path]:
         if not inside:
             siblings = path.parent.iterdir() if path.parent.is_dir() else []
             near = did_you_mean(path.name, [s.name for s in siblings if s.is_dir() and s.name != path.name])
-            raise UserError(f"no run in '{path}' {near}".rstrip())
+            raise UserError(f"no run in '{path}': {near}")
         for run in inside:
             if (run / "metrics.json").is_file():
                 verify_run(run, ("config.yaml", "metrics.json"))

@@ -128,7 +128,7 @@ def test_names_from_files_are_text():
         render("picture", name=evil, uri="data:,", tiny=False, heat=None, held="", heat_uri=""),
         render("held", text=evil, unit="sd"),
         render("concept_list", texts=[(0, evil)], count=1, words=evil, held=None),
-        render("saved", program="python eval.py", path=evil, run=evil, left_out=0),
+        render("saved", command="python eval.py", path=evil, run=evil, left_out=0),
     ):
         assert "<img src=x" not in html
         assert "&lt;img src=x" in html

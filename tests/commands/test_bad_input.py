@@ -205,7 +205,7 @@ def test_run_directories(command, folder: Path, tmp_path: Path):
     Path("begun").mkdir()
     Path("begun/state.json").write_text(json.dumps({"settings": "00000000", "finished": False}))
     assert "interrupted run with other settings" in one_line(command("train", *arguments[:-1], "run_dir=begun"))
-    assert "no run in 'hare' did you mean 'here'" in one_line(command("eval", "run=hare"))
+    assert "no run in 'hare': did you mean 'here'" in one_line(command("eval", "run=hare"))
     assert "is not finished" in one_line(unfinished(command))
     assert "split=tset: did you mean 'test'" in one_line(command("eval", "run=here", "split=tset"))
     assert "unknown dataset 'bird'" in one_line(command("eval", "run=here", "dataset=bird"))

@@ -59,7 +59,8 @@ def test_other_processes_and_completions_say_nothing(module, monkeypatch: pytest
 
 
 def test_version(module):
-    assert module("--version") == (0, f"cbm {cbm.__version__}\n", "")
+    for typed in (["--version"], ["-q", "--version"], ["--version", "doctor"]):
+        assert module(*typed) == (0, f"cbm {cbm.__version__}\n", "")
 
 
 @pytest.mark.parametrize(
@@ -67,6 +68,9 @@ def test_version(module):
     [
         (["trian"], "error: no command 'trian': did you mean 'train'?"),
         (["datasets", "chek"], "error: no command 'chek': did you mean 'check'?"),
+        (["cache", "remov"], "error: no command 'remov': did you mean 'remove'?"),
+        (["train", "--foo"], "error: unrecognized arguments: --foo (cbm train --help says more)"),
+        (["train", "--cfg"], "error: argument --cfg/-c: expected one argument (cbm train --help says more)"),
         (["report"], "error: missing argument 'run' (cbm report --help says more)"),
         (["report", "--nope", "x"], "error: no such option: --nope (cbm report --help says more)"),
     ],
@@ -75,7 +79,7 @@ def test_usage_errors_are_one_line(arguments: list[str], line: str, module):
     status, printed, errors = module(*arguments)
     assert (status, printed) == (2, "")
     assert errors.splitlines()[-1] == line
-    assert "Usage" not in errors
+    assert "usage" not in errors.lower()
 
 
 def test_help_names_training_and_is_not_raw(module):
@@ -83,6 +87,9 @@ def test_help_names_training_and_is_not_raw(module):
     assert (status, errors) == (0, "")
     assert all(name in printed for name in ("train", "eval", "--install-completion", "--quiet", "--version"))
     assert "``" not in module("concepts", "v2c", "--help")[1]
+    assert module("-h")[1] == printed
+    assert "--near-duplicates" in module("datasets", "check", "-h")[1]
+    assert module("train", "--help")[1].startswith("cbm train is powered by Hydra")
 
 
 def test_hydra_sees_what_follows_train(module, monkeypatch: pytest.MonkeyPatch):
@@ -110,17 +117,71 @@ def test_completion(typed: str, found: list[str]):
     assert near(typed) == found
 
 
-def test_a_shell_is_told_the_choices():
-    environment = os.environ | {
-        "_CBM_COMPLETE": "complete_bash",
-        "COMP_WORDS": "cbm train method=la",
-        "COMP_CWORD": "2",
-    }
+@pytest.mark.parametrize(
+    ("words", "place", "found"),
+    [
+        ("cbm train method=la", "2", "method=label_free method=labo"),
+        ("cbm\ntrain\nmethod\n=\nla", "4", "label_free labo"),  # bash ends words at =
+        ("cbm\ntrain\nteacher\n=", "3", "resnet18 rn50 siglip_b16 tiny_clip vit_b16 vit_b32 vit_l14"),
+        ("cbm\ntrain\nrun_dir\n=", "3", ""),
+    ],
+)
+def test_a_shell_is_told_the_choices(words: str, place: str, found: str):
+    environment = os.environ | {"_CBM_COMPLETE": "complete_bash", "COMP_WORDS": words, "COMP_CWORD": place}
     code = "import sys; sys.argv = ['cbm']; from cbm.commands.main import main; main()"
     done = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, env=environment, cwd=PROJECT, check=False
     )
-    assert done.stdout.split() == ["method=label_free", "method=labo"]
+    assert done.stdout.split() == found.split()
+
+
+@pytest.mark.skipif(os.name != "posix", reason="closes streams in a shell")
+@pytest.mark.parametrize(
+    ("streams", "status", "said"),
+    [
+        (">&-", 0, "cbm datasets: reading the cards\n"),
+        (">&- <&- 2>&-", 0, ""),
+        (
+            "> /dev/full",
+            2,
+            "cbm datasets: reading the cards\nerror: cannot write the output: No space left on device\n",
+        ),
+    ],
+)
+def test_output_that_nobody_can_read(streams: str, status: int, said: str):
+    if "full" in streams and not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    done = subprocess.run(
+        f'"{sys.executable}" -m cbm datasets {streams}', shell=True, capture_output=True, text=True, cwd=PROJECT,
+        check=False,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (status, said)
+
+
+def test_a_package_that_is_missing(module, monkeypatch: pytest.MonkeyPatch):
+    from cbm.commands import launch
+
+    monkeypatch.setitem(launch.TASKS, "train", lambda cfg: __import__("no_such_package"))
+    status, _, errors = module("train")
+    assert (status, errors.splitlines()[1:]) == (
+        2, ["error: No module named 'no_such_package', which cbm needs: cbm doctor says what is not installed"]
+    )  # fmt: skip
+
+
+def test_ctrl_c_while_libraries_are_loaded():
+    code = (
+        "import sys\n"
+        "class Interrupt:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'cbm.commands.tree':\n"
+        "            raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Interrupt())\n"
+        "sys.argv = ['cbm', 'doctor']\n"
+        "from cbm.commands.main import main\n"
+        "main()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=PROJECT, check=False)
+    assert (done.returncode, done.stderr) == (130, "cbm doctor: looking at this installation\nerror: interrupted\n")
 
 
 def test_tables_as_json(module):

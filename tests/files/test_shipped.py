@@ -1,5 +1,6 @@
 """Where things are looked for: the working folder, then what comes with cbm; and what an extra is installed by."""
 
+import os
 import tomllib
 from pathlib import Path
 
@@ -82,6 +83,45 @@ def test_the_bank_for_the_classes_is_found_among_strange_files(working_folder: P
 def test_a_broken_card_is_named(working_folder: Path, command, module):
     assert "broken" in one_line(command("train", "dataset=broken"))
     assert "is not YAML" in module("datasets", "show", "broken")[2]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_special_files_are_no_cards_banks_or_choices(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A pipe would be waited at for ever."""
+    monkeypatch.chdir(tmp_path)
+    for folder, ending in (("datasets", ".yaml"), ("concepts", ".json"), ("configs/encoder", ".yaml")):
+        (tmp_path / folder / f"folder{ending}").mkdir(parents=True)
+        os.mkfifo(tmp_path / folder / f"pipe{ending}")
+        (tmp_path / folder / f"circle{ending}").symlink_to(f"circle{ending}")
+        (tmp_path / folder / f"nowhere{ending}").symlink_to("nowhere")
+    for group in ("dataset", "concepts", "encoder"):
+        assert not {"pipe", "circle", "nowhere"} & set(config.choices(group))
+    assert config.load_card("folder").reader == "folder"  # the shipped one
+
+
+def test_a_broken_choice_is_named_and_harms_no_other(working_folder: Path, command, module):
+    (working_folder / "configs" / "encoder" / "broken.yaml").write_text("a: [\n")
+    assert command("train", "encoder=mine", "--cfg", "job")[0] == 0
+    for said in (command("train", "encoder=broken"), command("train", "teacher=broken", "method=label_free")):
+        assert "configs/encoder/broken.yaml is not YAML" in one_line(said)
+    assert "configs/encoder/broken.yaml is not YAML" in module("encode", "birds", "--encoder", "broken")[2]
+
+
+def test_configs_of_another_program_replace_nothing(working_folder: Path, command):
+    """Many programs that use Hydra have a ``trainer: default``; the same files count for every command."""
+    for name in ("trainer/default", "encoder/tiny_clip"):
+        (working_folder / "configs" / name).parent.mkdir(exist_ok=True)
+        (working_folder / "configs" / f"{name}.yaml").write_text("_target_: lightning.Trainer\n")
+    status, errors = command("train", "encoder=tiny_clip", "--cfg", "job")
+    assert status == 0
+    assert "configs/encoder/tiny_clip.yaml, configs/trainer/default.yaml" in errors.replace("\\", "/")
+    assert "model" in config.read_choice("encoder", "tiny_clip")
+
+
+def test_how_a_run_is_repeated(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    assert shipped.script_command("train") == "python train.py"
+    monkeypatch.setattr(shipped, "SHIPPED", tmp_path)
+    assert shipped.script_command("train") == "cbm train"
 
 
 class _any:
