@@ -1,6 +1,5 @@
 """What is asked of the machine: ``doctor`` (is this installation all right?) and ``cache`` (what is stored?)."""
 
-import json
 import os
 import platform
 import shutil
@@ -15,10 +14,8 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cbm.commands.shared import Cache, out
+from cbm.commands.shared import Cache, Json, out, show
 from cbm.errors import UserError
-
-Json = Annotated[bool, typer.Option("--json", help="Write the answer as JSON, for programs.")]
 
 NAMED = (
     "torch", "torchvision", "open_clip_torch", "lightning", "transformers", "timm", "triton", "numpy", "scikit-learn",
@@ -54,7 +51,7 @@ def doctor(
             _print_facts(title, found)
     facts["problems"] = problems
     if as_json:
-        print(json.dumps(facts, indent=1, ensure_ascii=False, default=str))
+        show(None, facts, as_json)
     else:
         for problem in problems:
             out.print(f"to do: {escape(problem)}", highlight=False, soft_wrap=True)
@@ -203,8 +200,7 @@ def list_cache(context: typer.Context, cache: Cache = Path("cache"), as_json: Js
              "kept": each.lasting}
             for each in entries
         ]  # fmt: skip
-        print(json.dumps(said, indent=1, ensure_ascii=False))
-        return
+        return show(None, said, as_json)
     table = Table("name", "what", "holds", "size", "last used")
     for each in entries:
         day = datetime.fromtimestamp(each.used).strftime("%Y-%m-%d")
@@ -254,7 +250,7 @@ def remove(
             kept.append(str(error))
     freed = sum(entry.size for entry in gone)
     if as_json:
-        print(json.dumps({"removed": [entry.name for entry in gone], "bytes": freed, "kept": kept}, indent=1))
+        show(None, {"removed": [entry.name for entry in gone], "bytes": freed, "kept": kept}, as_json)
     else:
         out.print(f"{_entries(gone)} removed, {_size(freed)} freed", highlight=False)
     if kept:
