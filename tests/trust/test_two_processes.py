@@ -16,12 +16,14 @@ from cbm.data.shards import read_shard
 SCRIPT = """
 import logging, os, sys
 from pathlib import Path
+import cbm.data.encoding_loop  # what takes seconds to import is there before the forks
 from conftest import PixelEncoder
 from cbm.data import FeatureStore, read_dataset, store
 
 root, cache = Path(sys.argv[1]), Path(sys.argv[2])
 logging.basicConfig(level="INFO")
 store.SHARD_ROWS = 4
+PixelEncoder()
 children = []
 for seed, batch in ((0, 3), (0, 5), (1, 3)):
     if child := os.fork():
@@ -72,11 +74,13 @@ RACE = """
 import json, os, sys, time
 from pathlib import Path
 from conftest import PixelEncoder
+import cbm.data.encoding_loop
 import cbm.files.atomic
 from cbm.data import FeatureStore, read_dataset, store
 
 root, place, lists = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 store.SHARD_ROWS = 8
+encoder = PixelEncoder()
 children = {}
 for me in range(3):  # the libraries are imported once
     if child := os.fork():
@@ -106,7 +110,6 @@ def meet(folder):
     return begin(folder)
 
 cbm.files.atomic._locked_file = meet
-encoder = PixelEncoder()
 original = encoder.image_features
 encoder.image_features = lambda pictures: original(pictures) * (1 + 1e-6 * me)  # what other batches do to the last bits
 everything = read_dataset("folder", "f", root, {}).splits["train"].images
