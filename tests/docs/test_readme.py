@@ -26,6 +26,9 @@ COMMANDS += [
     for line in block.strip().splitlines()
     if line not in COMMANDS and not any(name in line for name in NOT_HERE)
 ]
+WHOLE = ("run_dir=", "experiment=", "report=", "logger=", "method.residual", "method.objective", "method.training")
+"""What is trained with its report and its controls here. The others are methods as they come, of which
+``tests/run/test_mapped.py`` makes both (of ``energy``, ``tests/methods/test_energy.py``)."""
 SETUP = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("python3 -m venv")]
 
 
@@ -57,7 +60,10 @@ def adapted(command: str, workspace: Path) -> list[str]:
             arguments.append(f"cache={shared_folder() / 'cache'}")
         method = next((a.removeprefix("method=") for a in arguments if a.startswith("method=")), "labo")
         arguments += [q for q in QUICK if METHODS[method].trains or not q.startswith("method.")]
+        arguments = ["method.max_epochs=3" if a in QUICK and a.startswith("method.") else a for a in arguments]
         arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
+        if not any(word in command for word in WHOLE):
+            arguments += ["controls=false", "report=none"]
     if arguments[0] == "eval.py":
         if edits := next((a.removeprefix("edits=") for a in arguments if a.startswith("edits=")), None):
             save_edits(Path(edits))
