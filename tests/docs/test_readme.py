@@ -52,6 +52,7 @@ def adapted(command: str, workspace: Path) -> list[str]:
     arguments = shlex.split(command)[1:]
     arguments = [a.replace("/path/to/images", str(workspace / "images")) for a in arguments]
     arguments = ["encoder=tiny_clip" if a.startswith("encoder=") else a for a in arguments]
+    arguments = [a.replace("timm:resnet18", "timm:test_resnet") for a in arguments]  # timm's smallest
     if arguments[0] == "train.py":
         name = next((a.removeprefix("dataset=") for a in arguments if a.startswith("dataset=")), "birds")
         if name.startswith("birds"):
