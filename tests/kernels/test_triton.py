@@ -197,11 +197,12 @@ def test_noise_in_kernels_is_that_of_the_function():
 
 @pytest.mark.parametrize("dtype", TYPES)
 def test_interventions(dtype):
+    n = 21 if ON_GPU else 9  # a program a row: slow where interpreted
     g = torch.Generator().manual_seed(0)
-    order = torch.stack([torch.stack([torch.randperm(40, generator=g)[:9] for _ in range(21)]) for _ in range(2)])
+    order = torch.stack([torch.stack([torch.randperm(40, generator=g)[:9] for _ in range(n)]) for _ in range(2)])
     order[0, 4, 3:] = -1
-    change, logits = torch.randn(2, 21, 9, generator=g), torch.randn(21, 13, generator=g)
-    votes, y = torch.randn(40, 13, generator=g).to(dtype), torch.randint(13, (21,), generator=g)
+    change, logits = torch.randn(2, n, 9, generator=g), torch.randn(n, 13, generator=g)
+    votes, y = torch.randn(40, 13, generator=g).to(dtype), torch.randint(13, (n,), generator=g)
     expected = intervene(
         logits.double(), order, change.double(), votes.double(), y, return_target=True, backend="torch"
     )
