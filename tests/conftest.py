@@ -28,6 +28,27 @@ def paint(path: Path, colour: tuple[int, int, int], seed: int, size: int = 24) -
     Image.fromarray(pixels).save(path)
 
 
+SLOW_FILES = (
+    "kernels/test_interpreter.py", "docs/test_readme.py", "run/test_run.py", "methods/test_sparse.py",
+    "run/test_distributed.py", "run/test_sweep.py", "run/test_concept_sources.py", "methods/test_energy.py",
+    "run/test_mapped.py", "commands/test_wheel.py", "data/test_encoding.py", "trust/test_two_processes.py",
+    "run/test_predict.py", "trust/test_kill.py", "editing/domains/test_attribution.py", "commands/test_main.py",
+    "commands/test_bad_input.py", "run/test_correct.py", "run/test_one_door.py", "app/test_session.py",
+    "run/test_adapt.py", "run/test_tracking.py", "solvers/test_energy.py", "test_architecture.py",
+)  # fmt: skip
+"""The slowest first: whatever begins last has one process work while the others have nothing left to do."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.option.loadscopereorder = False  # xdist begins with the files that have the most tests
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    tests = PROJECT / "tests"
+    place = {tests / name: number for number, name in enumerate(SLOW_FILES)}
+    items.sort(key=lambda item: place.get(item.path, len(place)))
+
+
 @pytest.fixture(autouse=True)
 def everything_is_said_again():
     """Every test is a process of its own to what is said once per process."""

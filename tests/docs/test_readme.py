@@ -26,6 +26,9 @@ COMMANDS += [
     for line in block.strip().splitlines()
     if line not in COMMANDS and not any(name in line for name in NOT_HERE)
 ]
+WHOLE = ("run_dir=", "experiment=", "report=", "logger=", "method.residual", "method.objective", "method.training")
+"""What is trained with its report and its controls here. The others are methods as they come, of which
+``tests/run/test_mapped.py`` makes both (of ``energy``, ``tests/methods/test_energy.py``)."""
 SETUP = [line for block in BLOCKS for line in block.strip().splitlines() if line.startswith("python3 -m venv")]
 
 
@@ -49,6 +52,7 @@ def adapted(command: str, workspace: Path) -> list[str]:
     arguments = shlex.split(command)[1:]
     arguments = [a.replace("/path/to/images", str(workspace / "images")) for a in arguments]
     arguments = ["encoder=tiny_clip" if a.startswith("encoder=") else a for a in arguments]
+    arguments = [a.replace("timm:resnet18", "timm:test_resnet") for a in arguments]  # timm's smallest
     if arguments[0] == "train.py":
         name = next((a.removeprefix("dataset=") for a in arguments if a.startswith("dataset=")), "birds")
         if name.startswith("birds"):
@@ -57,7 +61,10 @@ def adapted(command: str, workspace: Path) -> list[str]:
             arguments.append(f"cache={shared_folder() / 'cache'}")
         method = next((a.removeprefix("method=") for a in arguments if a.startswith("method=")), "labo")
         arguments += [q for q in QUICK if METHODS[method].trains or not q.startswith("method.")]
+        arguments = ["method.max_epochs=3" if a in QUICK and a.startswith("method.") else a for a in arguments]
         arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
+        if not any(word in command for word in WHOLE):
+            arguments += ["controls=false", "report=none"]
     if arguments[0] == "eval.py":
         if edits := next((a.removeprefix("edits=") for a in arguments if a.startswith("edits=")), None):
             save_edits(Path(edits))

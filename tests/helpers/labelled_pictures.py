@@ -22,14 +22,14 @@ def planted(seed: int = 0, unknown: float = 0.0) -> FeatureData:
     return FeatureData(splits, list("abcd"), concept_names=NAMES)
 
 
-def fitted(data: FeatureData, name: str = "energy", **settings):
+def fitted(data: FeatureData, name: str = "energy", epochs: int = 60, **settings):
     torch.manual_seed(0)
     method = create_method({"name": name, "patience": 8, **settings})
     built = method.build(data, ConceptBank("planted", "planted", tuple(map(Concept, NAMES))), 1.0)
     module = ConceptBottleneckModule(built.model, method.optimizer, method.loss, method.validate)
     fit(
         module, data, batch_size=built.batch_size, targets=built.targets, patience=method.config.patience,
-        max_epochs=60, trainer=CPU,
+        max_epochs=epochs, trainer=CPU,
     )  # fmt: skip
     built.model.eval().requires_grad_(False)
     return method, method.finish(built, data), built.bank

@@ -99,7 +99,8 @@ def test_gradients_of_a_mean_over_many_rows(way):
 @pytest.mark.parametrize("take", ["scores", "sampled"])
 def test_small_gradients_of_scores_and_samples_in_float16(take):
     """Entries of 1e-7 that add up to what float16 holds."""
-    t = on(problem(1000, 40, 8, 3, torch.float16))
+    n = 400 if take == "sampled" and not ON_GPU else 1000  # a program a row: slow where interpreted
+    t = on(problem(n, 40, 8, 3, torch.float16))
     t["x"], t["alpha"] = t["x"].abs(), t["alpha"].new_ones(40)
     found = []
     for leaf, backend in ((leaves(exact(t), "concepts"), "torch"), (leaves(t, "concepts"), "triton")):
@@ -119,20 +120,21 @@ def strided(vector):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_layout_of_vectors_and_labels_does_not_matter(dtype):
-    t = on(problem(70, 90, 16, 13, dtype))
+    n = 70 if ON_GPU else 20  # a program a row: slow where interpreted
+    t = on(problem(n, 90, 16, 13, dtype))
     t["alpha"] = torch.full_like(t["alpha"], 1.5)
     views = {name: strided(t[name]) if t[name].ndim == 1 else t[name] for name in t}
     views["alpha"] = torch.tensor(1.5, device=DEVICE).expand(90)
     wide = torch.randn(40, 30, device=DEVICE).to(dtype)
-    ids = torch.arange(0, 140, 2, device=DEVICE)
-    order = torch.stack([torch.randperm(90, generator=torch.Generator().manual_seed(i))[:9] for i in range(70)])[None]
-    order, change, votes = order.to(DEVICE), torch.randn(1, 70, 9, device=DEVICE), torch.randn(90, 13, device=DEVICE)
-    logits = torch.randn(70, 13, device=DEVICE)
+    ids = torch.arange(0, 2 * n, 2, device=DEVICE)
+    order = torch.stack([torch.randperm(90, generator=torch.Generator().manual_seed(i))[:9] for i in range(n)])[None]
+    order, change, votes = order.to(DEVICE), torch.randn(1, n, 9, device=DEVICE), torch.randn(90, 13, device=DEVICE)
+    logits = torch.randn(n, 13, device=DEVICE)
     results = []
-    compact = t, torch.arange(0, 70, 2, device=DEVICE), ids
+    compact = t, torch.arange(0, n, 2, device=DEVICE), ids
     for v, rows, these in (
         compact,
-        (views, torch.arange(70, device=DEVICE)[::2], torch.arange(140, device=DEVICE)[::2]),
+        (views, torch.arange(n, device=DEVICE)[::2], torch.arange(2 * n, device=DEVICE)[::2]),
     ):
         leaf = leaves(v, "head", "alpha", "beta") | ({} if v is t else {n: v[n].detach() for n in ("alpha", "beta")})
         for name in ("alpha", "beta"):

@@ -1,6 +1,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import cache
 
 import pytest
 import torch
@@ -20,10 +21,16 @@ from cbm.solvers.concept_blocks import concept_blocks
 from cbm.solvers.concept_distribution import from_joint
 
 
-def test_a_concept_that_is_told_makes_the_others_better_than_their_own_evidence():
+@cache
+def trained(fidelity: str):
+    """The planted pictures, what was fitted on them once for all tests of this file, and its numbers."""
     data = planted()
-    method, model, bank = fitted(data)
-    values = evaluate_split(model, bank, data, "test")
+    method, model, bank = fitted(data, fidelity=fidelity)
+    return data, method, model, bank, evaluate_split(model, bank, data, "test")
+
+
+def test_a_concept_that_is_told_makes_the_others_better_than_their_own_evidence():
+    data, method, _, bank, values = trained("repaired")
     assert method.facts["joint_weight"] > 0.1
     assert values["test/intervention_others_50"] > values["test/intervention_others_0"] + 0.01
     assert values["test/intervention_accuracy_100"] > values["test/intervention_accuracy_0"] + 0.05
@@ -37,15 +44,13 @@ def test_a_concept_that_is_told_makes_the_others_better_than_their_own_evidence(
 
 
 def test_released_energies_do_not_let_concepts_know_each_other():
-    data = planted()
-    _, model, bank = fitted(data, fidelity="released")
-    values = evaluate_split(model, bank, data, "test")
+    values = trained("released")[-1]
     assert abs(values["test/intervention_others_50"] - values["test/intervention_others_0"]) < 0.02
     assert values["test/intervention_accuracy_100"] > 0.5
 
 
 def test_unknown_labels_and_soft_ones(caplog):
-    _, model, bank = fitted(planted(unknown=0.3))
+    _, model, bank = fitted(planted(unknown=0.3), epochs=10)
     assert evaluate_split(model, bank, planted(), "test")["test/concept_accuracy"] > 0.8
     data = planted()
     directions = torch.nn.functional.normalize(torch.randn(5, data.dim), dim=1)
@@ -58,7 +63,7 @@ def test_unknown_labels_and_soft_ones(caplog):
     assert ((train > 0.5).float().mean(0) - 0.5).abs().max() < 0.01  # the cut is the median
     shifted = pseudo_labels({"train": data.train.x}, directions + torch.randn(data.dim), 0.5)["train"]
     torch.testing.assert_close(shifted, train, atol=1e-3, rtol=0)  # what all concepts of a picture share is taken off
-    _, model, _ = fitted(data, labels="truth", leaky=True)
+    _, model, _ = fitted(data, epochs=1, labels="truth", leaky=True)
     assert model.class_weight == 1
 
 
@@ -111,7 +116,7 @@ def test_a_model_comes_back_as_it_was_saved(tmp_path, fidelity):
 
 
 def test_from_the_command_line(command, tmp_path):
-    common = [*small(), *QUICK, "method.max_epochs=8", "run_dir=runs/e"]
+    common = [*small(), *QUICK, "method.max_epochs=4", "run_dir=runs/e"]
     status, errors = command("train", "method=energy", *common)
     assert status == 0, errors
     metrics = json.loads((tmp_path / "runs/e/metrics.json").read_text())
@@ -133,8 +138,7 @@ def test_from_the_command_line(command, tmp_path):
 
 
 def test_the_page_says_what_the_energies_say():
-    data = planted()
-    _, model, bank = fitted(data)
+    data, _, model, bank, _ = trained("repaired")
     energies = describe_energies(model, bank, data.classes, torch.full((4,), 0.5))
     known = from_joint(model.joint())
     assert energies.rows[2][1][3][0] == pytest.approx(float(known.concept_given_class()[3, 2]))
@@ -155,7 +159,7 @@ def test_pictures_that_show_two_of_a_group_are_evaluated_all_the_same():
         split.concepts[:, 1] = 1 - split.concepts[:, 0]
     data = replace(data, concept_groups={"pair": NAMES[:2]})
     data.val.concepts[3, :2], data.test.concepts[5, :2] = 1.0, 0.0
-    _, model, bank = fitted(data)
+    _, model, bank = fitted(data, epochs=10)
     assert len(model.blocks.values) == 7
     told = model.blocks.without_contradictions(data.test.concepts[4:7])
     assert told.isnan().tolist() == [[False] * 8, [True] * 2 + [False] * 6, [False] * 8]
@@ -188,9 +192,7 @@ def test_released_losses_read_every_concept_as_a_binary_variable():
 
 
 def test_the_strict_accuracy_of_released_energies_is_not_the_leaky_one():
-    data = planted()
-    _, model, bank = fitted(data, fidelity="released")
-    values = evaluate_split(model, bank, data, "test")
+    values = trained("released")[-1]
     assert values["test/accuracy_leaky"] == values["test/accuracy"]
     assert values["test/accuracy_strict"] == values["test/intervention_accuracy_0"]
     assert values["test/accuracy_strict"] != values["test/accuracy_leaky"]

@@ -42,7 +42,7 @@ def records(folder: Path):
 def test_offline_without_a_login(tmp_path: Path):
     kept = {key: value for key, value in os.environ.items() if not key.startswith("WANDB")}
     environment = {**kept, "HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
-    arguments = [*small(), *QUICK, "logger=wandb", "controls=false", "run_dir=tracked"]
+    arguments = [*small(), *QUICK, "method.max_epochs=5", "logger=wandb", "controls=false", "run_dir=tracked"]
     result = subprocess.run(
         [sys.executable, str(PROJECT / "train.py"), *arguments], cwd=tmp_path, env=environment, capture_output=True,
         text=True, check=False,

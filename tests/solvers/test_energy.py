@@ -246,21 +246,21 @@ def test_conditional_probabilities_agree_with_each_other_and_with_sampling():
     assert counted.pairs()[0].tolist() == [1.0, 0.5]
 
 
-def fitted(seed: int, objective: str, steps: int = 600) -> EnergyBottleneck:
+def fitted(seed: int, objective: str, steps: int, lr: float, rows: int) -> EnergyBottleneck:
     x, c, y = ising(seed).draw(8000, seed)
     torch.manual_seed(seed)
     model = EnergyBottleneck(16, 4, concept_blocks(8), hidden=64, mean=x.mean(0), std=x.std(0))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
-        rows = torch.randint(len(x), (512,))
-        logits = model.concept_logits(x[rows])
-        loss = torch.nn.functional.cross_entropy(model.class_scores(x[rows]), y[rows])
-        loss = loss + concept_loss(logits, c[rows], model.blocks)
+        chosen = torch.randint(len(x), (rows,))
+        logits = model.concept_logits(x[chosen])
+        loss = torch.nn.functional.cross_entropy(model.class_scores(x[chosen]), y[chosen])
+        loss = loss + concept_loss(logits, c[chosen], model.blocks)
         if objective == "joint":
-            loss = loss + pseudo_likelihood(model.joint(), complete_states(c[rows], logits, model.blocks), y[rows])
+            loss = loss + pseudo_likelihood(model.joint(), complete_states(c[chosen], logits, model.blocks), y[chosen])
         else:
-            loss = loss + conditional_loss(model.joint(), c[rows], y[rows])
+            loss = loss + conditional_loss(model.joint(), c[chosen], y[chosen])
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -274,7 +274,10 @@ def test_trained_together_concepts_move_their_partners_and_trained_as_released_t
     truth = (world.log_prior - world.log_prior.logsumexp(0)).exp().T.float()  # p(c | y) [M, U]
     order = (world.vectors @ 2.0 ** torch.arange(8)).long()
     distance = {}
-    models = {name: fitted(seed, name, steps) for name, steps in (("joint", 600), ("conditional", 200))}
+    models = {
+        "joint": fitted(seed, "joint", steps=300, lr=1.5e-2, rows=256),
+        "conditional": fitted(seed, "conditional", steps=200, lr=5e-3, rows=512),
+    }
     for name, model in models.items():
         learned = from_joint(model.joint())
         mine = (learned.weights / learned.weights.sum(1, keepdim=True))[
@@ -285,7 +288,7 @@ def test_trained_together_concepts_move_their_partners_and_trained_as_released_t
     assert distance["conditional"] > 0.5
 
     model = models["joint"]
-    x, c, _ = world.draw(1000, 99)
+    x, c, _ = world.draw(500, 99)
     free = model.infer(x)
     for (known, partner), sign in {(0, 1): 1, (4, 5): -1}.items():
         clamp = torch.full_like(c, NAN)

@@ -58,6 +58,8 @@ def start(folder: Path) -> int:
     try:
         runpy.run_path(str(PROJECT / "train.py"), run_name="__main__")
         status = 0
+    except SystemExit as stop:
+        status = int(stop.code or 0)
     finally:
         os._exit(status)
 

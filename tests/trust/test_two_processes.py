@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,12 +16,14 @@ from cbm.data.shards import read_shard
 SCRIPT = """
 import logging, os, sys
 from pathlib import Path
+import cbm.data.encoding_loop  # what takes seconds to import is there before the forks
 from conftest import PixelEncoder
 from cbm.data import FeatureStore, read_dataset, store
 
 root, cache = Path(sys.argv[1]), Path(sys.argv[2])
 logging.basicConfig(level="INFO")
 store.SHARD_ROWS = 4
+PixelEncoder()
 children = []
 for seed, batch in ((0, 3), (0, 5), (1, 3)):
     if child := os.fork():
@@ -70,14 +71,33 @@ def test_the_same_pictures_and_other_encoders(tmp_path: Path, colour_folder: Pat
 
 
 RACE = """
-import json, sys, time
+import json, os, sys, time
 from pathlib import Path
 from conftest import PixelEncoder
+import cbm.data.encoding_loop
 import cbm.files.atomic
 from cbm.data import FeatureStore, read_dataset, store
 
-root, place, me, lists = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
+root, place, lists = Path(sys.argv[1]), Path(sys.argv[2]), json.loads(sys.argv[3])
 store.SHARD_ROWS = 8
+encoder = PixelEncoder()
+children = {}
+for me in range(3):  # the libraries are imported once
+    if child := os.fork():
+        children[child] = me
+    else:
+        children = {}
+        break
+if children:
+    while children:
+        child, status = os.wait()
+        del children[child]
+        if status:  # the others would wait for one that has failed
+            for other in children:
+                os.kill(other, 9)
+            sys.exit(1)
+    sys.exit(0)
+
 meetings = []
 begin = cbm.files.atomic._locked_file
 
@@ -90,7 +110,6 @@ def meet(folder):
     return begin(folder)
 
 cbm.files.atomic._locked_file = meet
-encoder = PixelEncoder()
 original = encoder.image_features
 encoder.image_features = lambda pictures: original(pictures) * (1 + 1e-6 * me)  # what other batches do to the last bits
 everything = read_dataset("folder", "f", root, {}).splits["train"].images
@@ -114,19 +133,11 @@ def test_three_that_write_at_the_same_moment(tmp_path: Path, colour_folder: Path
     for number in range(len(LISTS)):
         (tmp_path / str(number) / "meeting").mkdir(parents=True)
     paths = os.pathsep.join([str(PROJECT), str(PROJECT / "tests")])
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", RACE, str(colour_folder), str(tmp_path), str(me), json.dumps(LISTS)],
-            env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}, stderr=subprocess.PIPE, text=True,
-        )
-        for me in range(3)
-    ]  # fmt: skip
-    while (codes := [process.poll() for process in processes]).count(None):
-        if any(codes):  # the others would wait for one that has failed
-            for process in processes:
-                process.kill()
-        time.sleep(0.05)
-    assert codes == [0, 0, 0], [process.communicate()[1] for process in processes]
+    result = subprocess.run(
+        [sys.executable, "-c", RACE, str(colour_folder), str(tmp_path), json.dumps(LISTS)], capture_output=True,
+        text=True, check=False, env=os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
     encoder = PixelEncoder()
     encoder.image_features = None  # nothing is left to encode
     everything = read_dataset("folder", "f", colour_folder, {}).splits["train"].images
