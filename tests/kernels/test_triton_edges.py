@@ -120,7 +120,7 @@ def strided(vector):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_layout_of_vectors_and_labels_does_not_matter(dtype):
-    n = 70 if ON_GPU else 20  # a program a row: slow where interpreted
+    n = 70
     t = on(problem(n, 90, 16, 13, dtype))
     t["alpha"] = torch.full_like(t["alpha"], 1.5)
     views = {name: strided(t[name]) if t[name].ndim == 1 else t[name] for name in t}
