@@ -8,25 +8,23 @@ import argparse
 import functools
 import logging
 import os
-import re
-import shlex
 import sys
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import hydra
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
-from hydra.errors import HydraException, OverrideParseException
+from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 
 from cbm import config
-from cbm.errors import UserError, did_you_mean
+from cbm.commands.explain import explain, explain_unchosen
+from cbm.commands.overrides import for_hydra
+from cbm.errors import UserError
 from cbm.files.console import stop, stop_without
-from cbm.files.shipped import install_command
 
 log = logging.getLogger("cbm")
 
@@ -64,13 +62,11 @@ def launch(name: str, overrides: list[str]) -> None:
         log.warning(
             "not used, because cbm has a choice of that name: %s; call it otherwise", ", ".join(map(str, hidden))
         )
-    arguments = [quoted_path(_bank_path_to_source(argument)) for argument in overrides]
-    if nameless := next((argument for argument in arguments if argument.startswith("=")), None):
+    if nameless := next((override for override in overrides if override.startswith("=")), None):
         stop(f"cannot read '{nameless}': expected KEY=VALUE")
-    if "encoder=null" in arguments:  # Hydra knows no choice of nothing
+    if "encoder=null" in overrides:  # Hydra knows no choice of nothing
         stop("encoder=null: say encoder=auto (no encoder is loaded for features), or encoder=NAME")
-    arguments = _any_teacher(_reader_settings(_own_configs(arguments), name))
-    arguments.sort(key=lambda argument: "=" in argument and not argument.startswith("-"))  # Hydra wants options first
+    arguments = for_hydra(overrides, name)
     # threads that wait sleep: spinning ones make small steps ten times slower where another process wants the core
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # let errors reach us instead of being printed by Hydra
@@ -109,15 +105,6 @@ def launch(name: str, overrides: list[str]) -> None:
         sys.argv = typed
 
 
-def _own_configs(arguments: list[str]) -> list[str]:
-    """``configs/`` of the working folder adds choices: ``configs/encoder/mine.yaml`` is ``encoder=mine``."""
-    own = Path(config.CONFIGS.name)
-    said = any(argument.startswith(("--config-dir", "-cd")) for argument in arguments)
-    if said or not own.is_dir() or own.samefile(config.CONFIGS):
-        return arguments
-    return [f"--config-dir={own.resolve()}", *arguments]
-
-
 def _check_options(name: str, arguments: list[str]) -> None:
     """Stop with one line at an option that Hydra does not know, whose own answer is a page."""
 
@@ -138,139 +125,3 @@ def _check_choices(overrides: list[str]) -> None:
             file_group = "encoder" if group == "teacher" else group
             if file_group in config.groups() and name in config.config_files(file_group) and group != "dataset":
                 config.read_choice(file_group, name)
-
-
-def _bank_path_to_source(argument: str) -> str:
-    """``concepts=FILE`` means ``concepts.source=FILE`` unless FILE is the name of a shipped bank."""
-    key, equals, value = argument.partition("=")
-    if key == "concepts" and equals and not set(value.split(",")) <= set(config.choices("concepts")):
-        looks_like_file = any("." in part or "/" in part or Path(part).is_dir() for part in value.split(","))
-        return f"concepts.source={value}" if looks_like_file else argument
-    return argument
-
-
-def quoted_path(argument: str) -> str:
-    """An argument whose value is a path that exists, in the quotes that Hydra wants around any of ``=,[]{}()``.
-
-    Example:
-        >>> quoted_path("method=labo")
-        'method=labo'
-    """
-    key, equals, value = argument.partition("=")
-    special = set(value) & set("=,[]{}()#;:'\"$ ")
-    if not equals or not special or value[:1] in ("'", '"') or not os.path.lexists(Path(value).expanduser()):
-        return argument
-    return _quoted(key, value)
-
-
-def _quoted(key: str, value: str) -> str:
-    return f"{key}='" + value.replace("'", "\\'") + "'"
-
-
-def _any_teacher(arguments: list[str]) -> list[str]:
-    """``teacher.model=NAME`` works without a choice of ``teacher=``, and so does ``teacher=null``, the default."""
-    arguments = [a for a in arguments if a != "teacher=null"]
-    if any(a.startswith("teacher.") for a in arguments) and not any(a.startswith("teacher=") for a in arguments):
-        return [*arguments, "teacher=any"]
-    return arguments
-
-
-def _reader_settings(arguments: list[str], name: str) -> list[str]:
-    """``dataset.args.KEY=VALUE`` works for every setting of a reader, not for those only that its card names.
-
-    The reader refuses what it does not know. A regular expression is taken as it is written.
-    """
-    chosen = name == "train" or any(argument.startswith("dataset=") for argument in arguments)
-    found = []
-    for argument in arguments:
-        key, equals, value = argument.partition("=")
-        if key == "dataset.args.subject_pattern" and value[:1] not in ("'", '"', ""):
-            quoted = value.replace("'", "\\'")
-            argument = f"{key}='{quoted}'"
-        setting = chosen and equals and key.startswith("dataset.args.")
-        found.append(f"++{argument}" if setting else argument)
-    return found
-
-
-def explain(error: Exception, name: str, arguments: list[str]) -> str:
-    """One line for an exception of Hydra or OmegaConf.
-
-    Args:
-        error: what was raised while composing.
-        name: the config being composed (``train`` or ``eval``).
-        arguments: the command line overrides.
-    """
-    text = " ".join(str(cause) for cause in _chain(error))
-    ambiguous = re.search(r"Ambiguous value for argument '(.*?)'\n", text)
-    if isinstance(error, OverrideParseException) or ambiguous:
-        override = ambiguous[1] if ambiguous else error.override  # type: ignore[attr-defined]
-        key, equals, value = override.partition("=")
-        if not equals:
-            return f"cannot read '{override}': expected KEY=VALUE, {did_you_mean(key, known_keys(name, []))}"
-        many = ", or -m for a run with each" if "," in value else ""
-        words = _quoted(key, value)
-        shown = shlex.quote(words) if set(words) & set('"$`\\!') else f'"{words}"'
-        return f"cannot read '{override}': around any of = , # [ ] {{ }} ( ) a value needs quotes, twice: {shown}{many}"
-    if match := re.search(r"Could not find '(\w+)/([^']*)'", text):
-        group, choice = match.groups()
-        if group == "hydra":
-            return (
-                f"'{choice}' needs a plugin that is not installed: {install_command('sweep')} "
-                "(launcher=ray: the package hydra-ray-launcher)"
-            )
-        any_model = f" (any open_clip model: {group}.model=NAME {group}.pretrained=TAG)"
-        hint = any_model if group in ("encoder", "teacher") else ""
-        return f"unknown {group} '{choice}': {did_you_mean(choice, config.choices(group))}{hint}"
-    if match := re.search(r"Key '([^']+)' (?:is not in struct|not in)", text) or re.search(
-        r"Could not override '([^']+)'", text
-    ):
-        full = re.search(r"full_key: (\S+)", text)
-        key = full.group(1) if full else match.group(1)
-        return f"unknown setting '{key}': {did_you_mean(key, known_keys(name, arguments))}"
-    if match := re.search(r"(Value .*?|Cannot convert .*?|Invalid .*?)\s*full_key: (\S+)", text, re.DOTALL):
-        return f"{match.group(2)}: {match.group(1).strip()}"
-    if match := re.search(r"Missing mandatory value: (\S+)|full_key: (\S+)", text):
-        key = match.group(1) or match.group(2)
-        return f"'{key}' is needed: say {key}=..."
-    return next((str(cause) for cause in _chain(error) if str(cause)), type(error).__name__).split("\nfull_key")[0]
-
-
-def explain_unchosen(arguments: list[str]) -> str:
-    """One line for a setting of a group of which nothing was chosen (``dataset.root=...`` without ``dataset=...``)."""
-    settings = [a.partition("=")[0] for a in arguments if "=" in a]
-    for setting in settings:
-        group = setting.partition(".")[0]
-        if group != setting and group in config.groups() and group not in settings:
-            return (
-                f"'{setting}' belongs to a {group}: say {group}=... too ({', '.join(config.choices(group)[:6])}, ...)"
-            )
-    return "a setting of something that was not chosen"
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    found = []
-    while error is not None:
-        found.append(error)
-        error = error.__cause__ or error.__context__
-    return found
-
-
-def known_keys(name: str, arguments: list[str]) -> list[str]:
-    """Every setting that exists in the configuration chosen by the group choices among ``arguments``."""
-    chosen = [a for a in arguments if "=" in a and a.partition("=")[0] in config.groups() and "," not in a]
-    try:
-        with hydra.initialize_config_dir(str(config.CONFIGS), version_base="1.3"):
-            composed = hydra.compose(name, overrides=chosen)
-    except (HydraException, OmegaConfBaseException):
-        return known_keys(name, []) if chosen else []  # what was chosen may be what is wrong
-    keys: list[str] = []
-
-    def walk(settings: dict[Any, Any], prefix: str) -> None:
-        for key, value in settings.items():
-            keys.append(f"{prefix}{key}")
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}.")
-
-    container: Any = OmegaConf.to_container(composed)
-    walk(container, "")
-    return keys

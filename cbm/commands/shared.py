@@ -104,3 +104,11 @@ def make_folder(folder: Path) -> None:
 def names_in(options: str) -> list[str]:
     """The names in a list that is separated by commas."""
     return [name.strip() for name in options.split(",")]
+
+
+def readable_size(count: float) -> str:
+    """Bytes as a readable size."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:,.1f} {unit}"
+    return f"{count:,.0f} B"

@@ -122,6 +122,11 @@ def links_in(cache: Path) -> list[Path]:
     return sorted(path for path in cache.iterdir() if path.is_symlink()) if cache.is_dir() else []
 
 
+def count_entries(found: list[Entry]) -> str:
+    """``1 entry`` or ``3 entries``."""
+    return "1 entry" if len(found) == 1 else f"{len(found)} entries"
+
+
 def choose(entries: list[Entry], names: list[str]) -> list[Entry]:
     """The entries that are called so, or whose names alone begin so.
 

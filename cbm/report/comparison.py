@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from cbm.files import write_atomically
 from cbm.report.compare import EQUAL, SIGNIFICANT, Row, cell, columns, title
-from cbm.report.figures import add_legend, as_image, new_figure
+from cbm.report.figures import add_legend, as_image, new_figure, svg
 from cbm.report.templates import load_template
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
         ]
         tables.append((name, labels, [title(key) for key in metrics], lines))
         drawn = [(curve_figure(members, *settings), caption) for caption, settings in CURVES.items()]
-        figures[name] = [(as_image(figure), caption) for figure, caption in drawn if figure is not None]
+        figures[name] = [(as_image(svg(figure)), caption) for figure, caption in drawn if figure is not None]
     page = load_template(Path(__file__).parent / "comparison.html").render(
         rows=rows,
         runs=sum(len(row.paths) for row in rows),

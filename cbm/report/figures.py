@@ -61,9 +61,9 @@ def svg(figure: "Figure") -> str:
     return content[content.index("<svg") :]
 
 
-def as_image(figure: "Figure") -> str:
-    """The figure as an address that holds it, for pages that load nothing."""
-    return "data:image/svg+xml;base64," + base64.b64encode(svg(figure).encode()).decode()
+def as_image(drawn: str) -> str:
+    """An ``<svg>`` element as an address that holds it, for pages that load nothing."""
+    return "data:image/svg+xml;base64," + base64.b64encode(drawn.encode()).decode()
 
 
 def label(text: str, longest: int = LONGEST) -> str:
@@ -176,10 +176,12 @@ def correlation_figure(model: ConceptBottleneck, texts: Sequence[str], x: Tensor
     return figure
 
 
-def write_figures(folder: Path, figures: "dict[str, Figure]") -> None:
-    """Write every figure to ``folder/NAME.svg``."""
-    for name, figure in figures.items():
-        write_atomically(folder / f"{name}.svg", f'<?xml version="1.0" encoding="utf-8"?>\n{svg(figure)}'.encode())
+def write_figures(folder: Path, figures: "dict[str, Figure]") -> dict[str, str]:
+    """Write every figure to ``folder/NAME.svg``; returns them as ``<svg>`` elements."""
+    drawn = {name: svg(figure) for name, figure in figures.items()}
+    for name, element in drawn.items():
+        write_atomically(folder / f"{name}.svg", f'<?xml version="1.0" encoding="utf-8"?>\n{element}'.encode())
+    return drawn
 
 
 def _series(metrics: dict[str, float], pattern: str) -> list[tuple[int, float]]:

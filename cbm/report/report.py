@@ -184,8 +184,8 @@ def draw(result: RunResult) -> dict[str, str]:
     if bottleneck is not None and result.bank is not None:
         drawn["concept_correlation"] = correlation_figure(bottleneck, result.bank.texts, spaced(test.x, 2000))
     figures = {name: figure for name, figure in drawn.items() if figure is not None}
-    write_figures(result.path / "figures", figures)
-    return {FIGURES[name]: as_image(figure) for name, figure in figures.items()}
+    written = write_figures(result.path / "figures", figures)
+    return {FIGURES[name]: as_image(element) for name, element in written.items()}
 
 
 def header_facts(
