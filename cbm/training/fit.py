@@ -19,7 +19,7 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, RichProgressBar
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
-from torch.multiprocessing import ProcessRaisedException
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
@@ -42,9 +42,10 @@ class SaveResults(Callback):
         warnings.simplefilter("ignore")
 
     def on_train_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        """Write the file, in one process only."""
+        """Write the file, in one process only; the others wait, so that none ends before it is there."""
         if trainer.is_global_zero:
             torch.save({"best": pl_module.best, "history": pl_module.history}, self.path)
+        trainer.strategy.barrier("results")
 
 
 class TrainingBar(RichProgressBar):
@@ -168,6 +169,13 @@ def fit(
             if found := re.search(r"cbm\.errors\.UserError: (.*)", str(error)):
                 raise UserError(found[1]) from error
             raise
+        except ProcessExitedException as error:
+            if not results.is_file():
+                raise UserError(
+                    f"a process of the training ended ({error}; out of memory?): run the same command again, it goes "
+                    "on from the last checkpoint"
+                ) from error
+            log.debug("a process that had finished training did not end well: %s", error)  # gloo, now and then
         if many:
             found_best = torch.load(results, weights_only=True)
             module.best, module.history = found_best["best"], found_best["history"]

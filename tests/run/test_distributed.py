@@ -14,7 +14,7 @@ from conftest import PROJECT
 from cbm.training.batches import Batches, FeatureSplit
 
 SCRIPT = textwrap.dedent("""
-    import json, sys
+    import json, os, sys
     import torch
     from torch.nn.functional import normalize
     from cbm.data import FeatureData, FeatureSplit
@@ -33,7 +33,17 @@ SCRIPT = textwrap.dedent("""
     def diverging(model):
         return torch.optim.SGD(trained(model), lr=float("inf"))
 
-    def run(devices, optimizer, checkpoint=None):
+    class Aborting(ConceptBottleneckModule):
+        def teardown(self, stage):
+            if self.global_rank == 1:
+                os.abort()  # as the library for messages between processes does at times, when all is done
+
+    class Killed(ConceptBottleneckModule):
+        def on_train_epoch_end(self):
+            if self.global_rank == 1:
+                os.abort()
+
+    def run(devices, optimizer, kind=ConceptBottleneckModule):
         g = torch.Generator().manual_seed(0)
         centres = torch.randn(4, 8, generator=g)
         splits = {}
@@ -44,21 +54,22 @@ SCRIPT = textwrap.dedent("""
         data = FeatureData(splits, list("abcd"))
         head = AssociationHead(torch.randn(4, 30, generator=g))
         concepts = normalize(torch.randn(30, 8, generator=g), dim=1)
-        module = ConceptBottleneckModule(ConceptBottleneck(concepts, head, scale=5.0, learn_scale=True), optimizer)
+        module = kind(ConceptBottleneck(concepts, head, scale=5.0, learn_scale=True), optimizer)
         trainer = {"accelerator": "cpu", "devices": devices, "precision": "32-true"}
         fit(module, data, batch_size=34, patience=3, max_epochs=4, trainer=trainer)
         return module
 
     if __name__ == "__main__":
         result = {}
-        for optimizer in (adam, association):
-            one, two = run(1, optimizer), run(2, optimizer)
+        for optimizer, kind in ((adam, ConceptBottleneckModule), (association, Aborting)):
+            one, two = run(1, optimizer), run(2, optimizer, kind)
             off = float((one.model.head.logits - two.model.head.logits).abs().max())
             result[optimizer.__name__] = [off, one.history, two.history]
-        try:
-            run(2, diverging)
-        except UserError as error:
-            result["diverging"] = str(error)
+        for name, optimizer, kind in (("diverging", diverging, ConceptBottleneckModule), ("killed", adam, Killed)):
+            try:
+                run(2, optimizer, kind)
+            except UserError as error:
+                result[name] = str(error)
         print(json.dumps(result))
 """)
 
@@ -80,6 +91,7 @@ def test_two_processes_train_what_one_trains(tmp_path: Path):
             assert a["step"] == b["step"]
             assert a["val/loss"] == pytest.approx(b["val/loss"], abs=1e-5)
     assert result["diverging"].startswith("training diverged: the loss is ")
+    assert result["killed"].startswith("a process of the training ended (process 1 terminated with signal SIGABRT")
 
 
 @pytest.mark.parametrize("world", [2, 3, 5])
