@@ -55,8 +55,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Say what a LaBo run will take before it begins: FLOP, least time, memory, disk, the way it is computed."""
-    from cbm.run.planning import HARDWARE, Stage, in_bytes, in_time, measure_here, read_job
-    from cbm.run.planning import plan as stages
+    from cbm.methods.planning import HARDWARE, Stage, in_bytes, in_time, measure_here, read_job
+    from cbm.methods.planning import plan as stages
 
     job, name = read_job(sizes)
     machine = measure_here() if name == "here" else HARDWARE[name]

@@ -19,10 +19,10 @@ import torch
 from cbm.files import write_atomically
 from cbm.files.pictures import VERSION
 from cbm.layers.require import linear_or_none
+from cbm.methods.planning import in_time
 from cbm.report.explanations import explain
 from cbm.report.predictions import Shown, predictions_page
 from cbm.report.thumbnails import thumbnail
-from cbm.run.planning import in_time
 from cbm.run.sources import Batch, Source
 from cbm.run.unfinished import failure, take_up, unfinished_table
 from cbm.trained import TrainedModel

@@ -3,7 +3,7 @@ import pytest
 from cbm.data.store import IN_MEMORY
 from cbm.errors import UserError
 from cbm.kernels import choose_plan
-from cbm.run.planning import HARDWARE, Hardware, Job, plan, read_job
+from cbm.methods.planning import HARDWARE, Hardware, Job, plan, read_job
 
 SLOW = Hardware("slow", 1e9, 1e9, 1e9, 8e9, "made up")
 
