@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from cbm.errors import UserError
-from cbm.files.shipped import PACKAGE
+from cbm.files.shipped import DISTRIBUTION, PACKAGE, in_checkout
 
 ROOT = PACKAGE.parent
 PROJECT_FILE = ROOT / "pyproject.toml"
@@ -35,8 +35,15 @@ class Needs:
 
 
 def own_distributions() -> list[str]:
-    """The installed distributions that have a package ``cbm``: one, unless there is another of that name."""
-    return sorted(set(metadata.packages_distributions().get(PACKAGE.name, [])))
+    """The installed distributions that have a package ``cbm``: one, unless there is another of that name.
+
+    What an older installation left in a checkout (``cbm.egg-info``) is none.
+    """
+    named = set(metadata.packages_distributions().get(PACKAGE.name, []))
+    if in_checkout():
+        named = {name for name in named if Path(str(metadata.distribution(name).locate_file(""))).resolve() != ROOT}
+    installed = {DISTRIBUTION} if version_of(DISTRIBUTION) is not None else set()
+    return sorted(named | installed)
 
 
 def read_needs(distributions: list[str]) -> Needs:
