@@ -51,10 +51,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(autouse=True)
 def everything_is_said_again():
-    """Every test is a process of its own to what is said once per process."""
+    """Every test is a process of its own to what is said once per process, and to what commands do to the log."""
     from cbm.files.console import warn_once
 
     warn_once.cache_clear()
+    log = logging.getLogger("cbm")
+    log.propagate = True
+    log.setLevel(logging.NOTSET)
 
 
 @pytest.fixture
@@ -109,7 +112,6 @@ def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_p
     from cbm.commands import shared
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)  # and so again afterwards: commands change it
     monkeypatch.setattr(shared.out, "width", 160, raising=False)
 
     def run(*arguments: str) -> tuple[int, str, str]:
@@ -132,7 +134,6 @@ def module(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_p
 def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path):
     """Run train.py or eval.py in this process, from an empty folder: returns (exit status, what it wrote to stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(logging.getLogger("cbm"), "propagate", True)  # and so again afterwards: commands change it
 
     def run(script: str, *arguments: str) -> tuple[int, str]:
         import logging
