@@ -57,7 +57,7 @@ def everything_is_said_again():
     warn_once.cache_clear()
     log = logging.getLogger("cbm")
     log.propagate = True
-    log.setLevel(logging.NOTSET)
+    log.setLevel(logging.INFO)
 
 
 @pytest.fixture
