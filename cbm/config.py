@@ -301,8 +301,14 @@ def check_settings(cfg: DictConfig) -> None:
 
 def card_names() -> list[str]:
     """Names of the data set cards: ``datasets/*.yaml`` of the working folder, and those that come with cbm."""
+    return [name for name, file in card_files().items() if file.is_relative_to(CARDS) or _looks_like_card(file)]
+
+
+def card_files() -> dict[str, Path]:
+    """Cards by name. A file of the working folder hides a shipped card of its name only if it is a card itself."""
     found = named_files(CARDS, "*.yaml")
-    return [name for name, file in found.items() if file.is_relative_to(CARDS) or _looks_like_card(file)]
+    shipped = {file.stem: file for file in CARDS.glob("*.yaml") if file.is_file()}
+    return found | {name: file for name, file in shipped.items() if not _looks_like_card(found[name])}
 
 
 def _looks_like_card(file: Path) -> bool:
@@ -322,7 +328,7 @@ def config_files(group: str) -> dict[str, Path]:
     """The choices of a group and their files. ``configs/`` of the working folder adds to those that come with cbm, and
     replaces none: it may belong to another program that has a ``trainer: default`` too (cards do replace cards)."""
     if group == "dataset":
-        return named_files(CARDS, "*.yaml")
+        return card_files()
     found = named_files(CONFIGS / group, "*.yaml")
     return {name: shipped if (shipped := CONFIGS / group / file.name).is_file() else file
             for name, file in found.items()}  # fmt: skip
@@ -397,7 +403,7 @@ def about_card(name: str) -> AboutConfig:
 
 
 def _read_card(name: str) -> dict[str, Any]:
-    if name not in (files := named_files(CARDS, "*.yaml")):
+    if name not in (files := card_files()):
         raise UserError(f"unknown dataset '{name}': {did_you_mean(name, card_names())}")
     return _read_settings(files[name], f"card datasets/{name}.yaml")
 

@@ -47,6 +47,7 @@ def working_folder(tmp_path: Path) -> Path:
         "datasets/mine.yaml": "name: mine\nreader: folder\nroot: images\n",
         "datasets/cifar10.yaml": "name: cifar10\nreader: folder\nroot: images\n",
         "datasets/coco.yaml": "path: ../coco\nnames: {0: person}\n",
+        "datasets/imagenet.yaml": "path: ../imagenet\ntrain: images\n",
         "datasets/broken.yaml": "a: [\n",
         "concepts/words.json": '{"red": ["red surface", "warm colour"], "blue": ["blue surface", "cold colour"]}',
         "concepts/other.json": '{"version": 2, "tool": []}',
@@ -68,6 +69,8 @@ def test_cards_banks_and_choices_of_the_working_folder(working_folder: Path, com
     assert {"mine", "birds"} <= set(config.card_names())
     assert not {"coco", "broken"} & set(config.card_names())
     assert config.load_card("cifar10").reader == "folder"  # the working folder's own
+    assert config.load_card("imagenet").reader == "imagenet"  # what another program calls so is no card
+    assert "imagenet" in config.card_names()
 
 
 def test_the_bank_for_the_classes_is_found_among_strange_files(working_folder: Path, command):
