@@ -171,6 +171,21 @@ class LoggerConfig:
 
 
 @dataclass
+class EvidenceConfig:
+    """What is asked of the concepts after training (``cbm.metrics.integrity``)."""
+
+    reader: str | None = None
+    """An independent text encoder that reads the names (a choice of encoder=, or its model, such as local-dir:PATH); null:
+    the classes that phrases were written for say what they mean"""
+    prompt: str = "{}"
+    """Sentence in which the reader sees a phrase or class name ("a {}")"""
+    draws: int = 199
+    """Permutations of the names for every p-value"""
+    random_draws: int = 20
+    """Sets of random directions on which a head with five concepts per class is solved, for comparison; 0 for none"""
+
+
+@dataclass
 class TrainConfig:
     """Everything ``train.py`` accepts."""
 
@@ -196,7 +211,8 @@ class TrainConfig:
     cache: str = "cache"
     """Folder of the feature store and of the splits that were drawn"""
     controls: bool = True
-    """Whether to fit the same method on random and on shuffled concepts too, for the integrity check"""
+    """Whether to test the concepts (evidence): what their names say, and what the same method does on meaningless ones"""
+    evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     nec: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 25, 30])
     """Numbers of concepts per class for which a new head is solved on the method's concepts (the NEC protocol); [] for
     none"""
@@ -292,6 +308,9 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(f"dataset.max_skipped={cfg.dataset.max_skipped}: expected a share from 0 to 1")
     if any(count < 1 for count in cfg.nec):
         raise UserError(f"nec={list(cfg.nec)}: expected numbers of concepts per class, 1 or more")
+    for name, least in (("draws", 19), ("random_draws", 0)):
+        if cfg.evidence[name] < least:
+            raise UserError(f"evidence.{name}={cfg.evidence[name]}: expected {least} or more")
     report_form(cfg.report)
     for name, allowed in CHOICES.items():
         value = OmegaConf.select(cfg, name)

@@ -131,3 +131,19 @@ def diff_banks(before: ConceptBank, after: ConceptBank) -> BankDiff:
             if key in old and set(old[key].classes) != set(new[key].classes)
         },
     )
+
+
+LITTLE_WORDS = frozenset("a an the is are that has have with of its it".split())
+"""Words that do not tell two phrases apart."""
+
+
+def near_copies(texts: Sequence[str]) -> list[int]:
+    """Places of the phrases that another phrase repeats but for word order, little words and plurals.
+
+    >>> near_copies(["a red belly", "belly that is red", "red bellies", "red breast"])
+    [0, 1, 2]
+    """
+    forms = [frozenset(re.sub(r"ie?s$|y$|s$", "", word) for word in normalise_text(text).split()
+                       if word not in LITTLE_WORDS) for text in texts]  # fmt: skip
+    counts = Counter(forms)
+    return [place for place, form in enumerate(forms) if counts[form] > 1]

@@ -46,6 +46,8 @@ class Method:
         uses_teacher: whether another text-image model may score the concepts (``data.teacher``).
         facts: numbers about the fit, written to ``metrics.json`` as ``method/NAME``.
         reads_class_names: whether ``build`` needs ``data.class_embeddings``.
+        reads_owners: whether the fit depends on which class owns which concept. One that does not gives the same model
+            whatever the names of its directions, so shuffled names are no control of it.
     """
 
     Config: ClassVar[type]
@@ -53,6 +55,7 @@ class Method:
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
     reads_class_names: bool = False
+    reads_owners: bool = False
 
     def __init__(self, config: Any):
         self.config = config

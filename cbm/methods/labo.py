@@ -10,7 +10,7 @@ under both.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,7 +23,8 @@ from cbm.errors import UserError
 from cbm.kernels import class_logits, score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
 from cbm.methods.base import Built, Method, one_of, register_method, trained
-from cbm.solvers import AssociationAdam
+from cbm.methods.named_head import bare_bottleneck, check_lam, with_named_head
+from cbm.solvers import AssociationAdam, fit_scale
 
 SCORES = ("posterior_entropy", "mutual_information", "negative_entropy")
 COVERAGES = ("facility_cosine", "facility_cos2", "maxpool", "none")
@@ -36,6 +37,11 @@ class LaBoConfig:
 
     fidelity: str = "repaired"
     """repaired | paper"""
+    head: str = "association"
+    """association: a distribution over the concepts for every class | names: one non-negative gain on what every name
+    says of the classes"""
+    names_lam: float = 0.3
+    """Pull of the names head towards the reader, who listens to every name alike"""
     concepts_per_class: int = 50
     """Concepts selected for every class"""
     score: Any = None
@@ -75,6 +81,7 @@ class LaBo(Method):
     """Concepts written per class, selected to be discriminative and diverse; logits = scale * x T^T softmax(W)^T."""
 
     Config = LaBoConfig
+    reads_owners = True
 
     def __init__(self, config: LaBoConfig):
         super().__init__(config)
@@ -84,6 +91,8 @@ class LaBo(Method):
                 setattr(config, name, value)
         one_of("method.score", config.score, SCORES)
         one_of("method.coverage", config.coverage, COVERAGES)
+        self.trains = one_of("method.head", config.head, ("association", "names")) == "association"
+        check_lam("names_lam", config.names_lam)
         for name in ("score_weight", "scale"):
             if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
                 raise UserError(f"method.{name}={value}: expected a number above 0, or null")
@@ -107,6 +116,10 @@ class LaBo(Method):
             score_weight=self.config.score_weight,
         )
         bank = bank.take(columns.tolist())
+        if self.config.head == "names":
+            bare = bare_bottleneck(data, bank.directions())
+            model, self.facts = with_named_head(bare, bank, data, self.config.names_lam)
+            return Built(model, bank)
         head = AssociationHead(owner_prior(owners[:, columns], self.config.own_mass))
         scale = self.config.scale or 100.0
         if self.config.learn_scale and self.config.scale is None:
@@ -122,9 +135,19 @@ class LaBo(Method):
         )
         return Built(model, bank, self.config.batch_size)
 
+    def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
+        """Phrases that nobody wrote for a class keep the owners that were claimed: images would own any direction."""
+        return self, used_names(candidates, used) if used.owners_chosen else candidates
+
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """Adam at a constant rate, as published."""
         return association_optimizer(model, self.config.lr)
+
+
+def used_names(candidates: ConceptBank, used: ConceptBank) -> ConceptBank:
+    """The candidates that a model uses, with their own directions and the owners that they have in the model."""
+    row = {text: k for k, text in enumerate(candidates.texts)}
+    return replace(candidates.take(row[text] for text in used.texts), concepts=used.concepts)
 
 
 def association_optimizer(model: ConceptBottleneck, lr: float) -> torch.optim.Optimizer:
@@ -147,22 +170,3 @@ def fitted_scale(data: FeatureData, concepts: Tensor, head: AssociationHead, sta
     vectors = head.vectors(concepts).detach()
     few = 16384  # plenty for one number
     return fit_scale(class_logits(spaced(data.train.x, few), vectors), spaced(data.train.y, few), start)
-
-
-def fit_scale(similarity: Tensor, labels: Tensor, start: float) -> float:
-    """The factor on ``[N, C]`` similarities with the lowest cross-entropy: convex in one number, found by bisection.
-
-    Args:
-        similarity: similarities ``[N, C]`` of images and classes.
-        labels: class indices ``[N]``.
-        start: factor in the middle of the range that is searched, from a thousandth to a thousand times as large
-            (perfectly separated training images have no best factor).
-    """
-    similarity = (similarity - similarity.mean(dim=1, keepdim=True)).double()
-    target = similarity[torch.arange(len(labels)), labels].mean()
-    low, high = start / 1000, start * 1000
-    for _ in range(40):
-        middle = (low * high) ** 0.5
-        slope = ((middle * similarity).softmax(dim=1) * similarity).sum(dim=1).mean() - target
-        low, high = (low, middle) if slope > 0 else (middle, high)
-    return (low * high) ** 0.5

@@ -24,6 +24,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.layers import LinearProbe
 from cbm.methods.base import Built, Method, one_of, register_method, trained
+from cbm.methods.named_head import bare_bottleneck, check_lam, with_named_head
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
 
 
@@ -33,6 +34,10 @@ class PosthocConfig(SparseHeadConfig):
 
     fidelity: str = "repaired"
     """repaired | paper | released"""
+    head: str = "sparse"
+    """sparse: an elastic net | names: one non-negative gain on what every name says of the classes"""
+    names_lam: float = 0.3
+    """Pull of the names head towards the reader, who listens to every name alike"""
     residual: bool = False
     """PCBM-h: add a linear map from the features, trained with the concept path frozen"""
     residual_l2: float = 1e-3
@@ -55,14 +60,19 @@ class Posthoc(Method):
     def __init__(self, config: PosthocConfig):
         super().__init__(config)
         one_of("method.fidelity", config.fidelity, ("repaired", "paper", "released"))
+        one_of("method.head", config.head, ("sparse", "names"))
         check_sparse_head(config)
+        check_lam("names_lam", config.names_lam)
+        self.reads_owners = config.head == "names"
         self.trains = config.residual
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Solve the sparse head; a residual starts at zero and is trained. Arguments as for ``Method.build``."""
         bank = self.required(bank, "a concept bank")
         directions, config = bank.directions(), self.config
-        if config.fidelity == "repaired":
+        if config.head == "names":
+            model, self.facts = with_named_head(bare_bottleneck(data, directions), bank, data, config.names_lam)
+        elif config.fidelity == "repaired":
             model = fit_sparse_head(data, directions, config)
         else:
             unit = torch.ones(len(bank))

@@ -38,6 +38,7 @@ from cbm.kernels import concept_scores, gumbel_topk_gate, score_moments, topk_ga
 from cbm.layers import ConceptBottleneck, LinearHead, TopK
 from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
 from cbm.methods.base import Built, Method, one_of, register_method, trained
+from cbm.methods.named_head import check_lam, what_names_say, with_named_head
 from cbm.solvers import ProximalAdam, solve_mixing
 
 log = logging.getLogger(__name__)
@@ -58,6 +59,10 @@ class SparseConfig:
     """The layer W: learned | identity | random (the last two frozen, to compare with)"""
     k: Any = None
     """Number of concepts per image that the head reads, or 'all'; null: 5 for the repaired gumbel, else all"""
+    head: str = "linear"
+    """linear: trained with the layer | names: afterwards one non-negative gain on what every name says of the classes"""
+    names_lam: float = 0.3
+    """Pull of the names head towards the reader, who listens to every name alike"""
     weight: float | None = None
     """Weight of the objective beside the cross-entropy; null: 10 for the repaired gumbel and similarity, else 1"""
     ce_to_mixing: bool = True
@@ -160,6 +165,9 @@ class Sparse(Method):
         super().__init__(config)
         one_of("method.objective", config.objective, OBJECTIVES)
         one_of("method.mixing", config.mixing, ("learned", "identity", "random"))
+        one_of("method.head", config.head, ("linear", "names"))
+        check_lam("names_lam", config.names_lam)
+        self.reads_owners = config.head == "names"
         self.repaired = one_of("method.fidelity", config.fidelity, ("repaired", "paper", "released")) == "repaired"
         self.gumbel_gate = self.repaired and config.objective == "gumbel"
         if config.mixing != "learned" and config.objective != "none":
@@ -198,6 +206,8 @@ class Sparse(Method):
         """
         bank = self.required(bank, "a concept bank")
         config, count = self.config, len(bank)
+        if config.head == "names":
+            what_names_say(bank, data.classes)  # an error before the training, not after
         if config.k != "all" and config.k > count:
             raise UserError(f"method.k={config.k}: bank '{bank.name}' has {count} concepts")
         if config.mixing != "identity" and count > LARGEST:
@@ -316,4 +326,8 @@ class Sparse(Method):
                 solved.kkt,
                 solved.steps,
             )
-        return model.bottleneck().calibrate(data.train.x)
+        bottleneck = model.bottleneck().calibrate(data.train.x)
+        if self.config.head == "names" and built.bank is not None:
+            bottleneck, facts = with_named_head(bottleneck, built.bank, data, self.config.names_lam)
+            self.facts |= facts
+        return bottleneck

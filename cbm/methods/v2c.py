@@ -9,7 +9,7 @@ for owned concepts with at most two shots and at random with more, and multiplie
 """
 
 import logging
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from cbm.data.features import FeatureData
 from cbm.kernels import score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
 from cbm.methods.base import Built, Method, one_of, register_method
-from cbm.methods.labo import association_optimizer, fitted_scale
+from cbm.methods.labo import association_optimizer, fitted_scale, used_names
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +52,7 @@ class V2C(Method):
     """Concepts counted among the tokens of the training images; logits = scale * x T^T softmax(W)^T."""
 
     Config = V2CConfig
+    reads_owners = True
 
     def __init__(self, config: V2CConfig):
         super().__init__(config)
@@ -78,10 +79,9 @@ class V2C(Method):
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
         """The method on the names that were used, with the owners they had: images would own any direction."""
-        row = {text: k for k, text in enumerate(candidates.texts)}
         control = V2C(self.config)
         control.owners_given = True
-        return control, replace(candidates.take(row[text] for text in used.texts), concepts=used.concepts)
+        return control, used_names(candidates, used)
 
     def token_owners(self, data: FeatureData, bank: ConceptBank) -> Tensor:
         """The concepts most frequent in each class, ``[C, M]`` bool.

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 from cbm.metrics.classification import chance_accuracy, class_accuracies, classification_metrics, mcnemar, unequal
 from cbm.metrics.concept_labels import concept_label_metrics, concept_probability_metrics
 from cbm.metrics.grounding import concept_gaps, grounding_gap
-from cbm.metrics.integrity import Evidence, Integrity, weigh_integrity
+from cbm.metrics.integrity import Evidence, Integrity
 from cbm.metrics.intervention import InterventionCurve, intervention_curve
 from cbm.metrics.sparsity import effective_concepts, nonzero_concepts, top_concepts, truncated_weights
 
@@ -35,7 +35,6 @@ __all__ = [
     "top_concepts",
     "truncated_weights",
     "unequal",
-    "weigh_integrity",
 ]
 
 

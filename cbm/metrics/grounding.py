@@ -1,4 +1,9 @@
-"""Grounding: does a concept score higher on images of the classes that own it?"""
+"""Grounding: does a concept score higher on images of the classes that own it?
+
+That is association with a class, not truth: phrases that are false of every image of a class can go with it as well.
+"""
+
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -41,3 +46,84 @@ def grounding_gap(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tup
     """
     gap, standard = concept_gaps(x, y, concepts, owners)
     return float(gap.nanmean()), float(standard.nanmean())
+
+
+@dataclass(frozen=True)
+class Association:
+    """The grounding gaps of a bank, beside those under owners that are dealt out anew.
+
+    Attributes:
+        gap: mean gap, in standard deviations of the scores.
+        low: lower end of its 95 % interval over classes (the concepts of a class are drawn together).
+        high: upper end.
+        null: mean gap under permuted owners.
+        null_sd: its standard deviation over the draws.
+        p: share of the draws, and the owners as they are, with so large a gap.
+    """
+
+    gap: float
+    low: float
+    high: float
+    null: float
+    null_sd: float
+    p: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether concepts go with their owners: significantly, and by at least 0.2 sd (Cohen's "small" effect)."""
+        return self.p < 0.05 and self.low > 0 and self.gap >= 0.2
+
+
+def association(
+    x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor, *, draws: int = 199, seed: int = 0
+) -> Association | None:
+    """Whether concepts score higher on images of their owners than they would under the owners of other concepts.
+
+    Args:
+        x: unit-norm features ``[N, D]``.
+        y: class indices ``[N]``.
+        concepts: concept directions ``[K, D]`` of the model.
+        owners: which class owns which concept, ``[C, K]`` bool; not chosen on these images.
+        draws: permutations of the owners.
+        seed: random seed.
+
+    Returns:
+        The comparison; None if no concept has a gap.
+    """
+    gaps = concept_gaps(x, y, concepts, owners)[1]
+    known = ~gaps.isnan()
+    if not known.any():
+        return None
+    generator = torch.Generator().manual_seed(seed)
+    counts = torch.bincount(y, minlength=len(owners)).double()
+    sums = (class_sums(x, y, len(owners)) @ concepts.T).double() / score_moments(x, concepts)[1].clamp(min=1e-12)
+    own = owners.T.double()  # [K, C]
+    null = torch.stack(
+        [_mean_gap(sums, counts, own[torch.randperm(len(own), generator=generator)]) for _ in range(draws)]
+    )
+    mean = float(gaps[known].mean())
+    low, high = _interval_over_classes(gaps[known], owners[:, known].int().argmax(dim=0), generator)
+    as_good = int((null >= mean - 1e-9).sum())
+    return Association(
+        mean, low, high, float(null.nanmean()), float(null[~null.isnan()].std()), (1 + as_good) / (1 + draws)
+    )
+
+
+def _mean_gap(sums: Tensor, counts: Tensor, own: Tensor) -> Tensor:
+    """Mean gap of scores with these sums ``[C, K]`` over the images of a class, under owners ``[K, C]``."""
+    inside = own @ counts
+    owned = (own.T * sums).sum(dim=0)
+    return (owned / inside - (sums.sum(dim=0) - owned) / (counts.sum() - inside)).nanmean()
+
+
+def _interval_over_classes(gaps: Tensor, classes: Tensor, generator: torch.Generator) -> tuple[float, float]:
+    """95 % interval ``(low, high)`` of a mean over concepts: classes are drawn again, 1,000 times, with theirs."""
+    count = int(classes.max()) + 1
+    totals = torch.zeros(2, count, dtype=torch.float64)
+    totals[0].index_add_(0, classes, gaps.double())
+    totals[1].index_add_(0, classes, torch.ones_like(gaps).double())
+    present = totals[:, totals[1] > 0]
+    drawn = torch.randint(present.shape[1], (1000, present.shape[1]), generator=generator)
+    means = present[0, drawn].sum(dim=1) / present[1, drawn].sum(dim=1)
+    low, high = means.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return low, high

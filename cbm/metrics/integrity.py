@@ -1,14 +1,24 @@
-"""Do the concepts carry the decision? Accuracy cannot tell: a bottleneck of random directions classifies well too."""
+"""What a run can say about its concepts: a table of named tests, and the strongest true sentence about them.
+
+Accuracy says nothing about names, because a linear head on many random directions classifies well too; nor does a score
+that goes with a class, because false statements can. So every test is named for what it tests (specifics in the modules
+that compute it), has a null hypothesis where there can be one, and may be untestable: then it says why, and decides
+nothing.
+"""
 
 import math
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from cbm.layers import ConceptBottleneck
-from cbm.metrics.classification import mcnemar
+from cbm.metrics.grounding import Association
+from cbm.metrics.reader import Reading
+from cbm.metrics.truth import Truth
+
+Status = Literal["passed", "failed", "untested", "fact"]
 
 
 @dataclass(frozen=True)
@@ -16,18 +26,33 @@ class Evidence:
     """One test of the concepts.
 
     Attributes:
+        key: short name: names, association, truth, contradiction, leak, outside, or that of a fact.
         question: question that the test answers.
-        finding: result of the test with its numbers.
+        finding: result of the test with its numbers, as a clause.
         meaning: reason for the test, in one sentence.
-        passed: whether the result supports the concepts.
-        decisive: whether the verdict needs this test to pass.
+        status: ``passed``, ``failed``, ``untested``, or ``fact`` for a number that decides nothing.
+        value: the number; None without one.
+        null: the same number if the names meant nothing; None without one.
+        interval: ends of the 95 % interval of ``value``, or None.
+        p: p-value of ``value`` against ``null``, or None.
+        detail: what belongs in the table and not in a sentence; may be empty.
     """
 
+    key: str
     question: str
     finding: str
     meaning: str
-    passed: bool
-    decisive: bool = True
+    status: Status
+    value: float | None = None
+    null: float | None = None
+    interval: tuple[float, float] | None = None
+    p: float | None = None
+    detail: str = ""
+
+    @property
+    def passed(self) -> bool:
+        """Whether the test was passed."""
+        return self.status == "passed"
 
 
 @dataclass(frozen=True)
@@ -35,130 +60,296 @@ class Integrity:
     """The evidence for and against the concepts of a model.
 
     Attributes:
-        accuracy: accuracy of the model (``real``) and of the same method on ``random`` and on ``shuffled`` concepts.
-        nec5: accuracy of the same three if every class uses only its five most important concepts.
-        gap: mean grounding gap of the same three, in standard deviations.
+        evidence: the tests and their results.
+        accuracy: accuracy of the model (``real``), and of the same method on ``random`` and on ``shuffled`` concepts as
+            far as these were fitted.
+        nec5: accuracy of the same if every class keeps the five most important concepts of its own head.
+        random_resolved: accuracies of certified heads with five concepts per class on as many random directions as
+            there are concepts, one of every draw.
         deleted: accuracy with every concept held at its reference value.
-        renamed: accuracy if the names are shuffled after training and every concept is scored by its new name.
+        renamed: accuracy if the scores are dealt out anew after training.
         chance: share of the largest class.
         outside: share of the decision that bypasses the concepts (0 without a residual).
-        evidence: the tests and their results.
     """
 
-    accuracy: dict[str, float]
-    nec5: dict[str, float]
-    gap: dict[str, float]
-    deleted: float
-    renamed: float
-    chance: float
-    outside: float
     evidence: tuple[Evidence, ...]
+    accuracy: dict[str, float] = field(default_factory=dict)
+    nec5: dict[str, float] = field(default_factory=dict)
+    random_resolved: tuple[float, ...] = ()
+    deleted: float = math.nan
+    renamed: float = math.nan
+    chance: float = math.nan
+    outside: float = 0.0
+
+    def test(self, key: str) -> Evidence | None:
+        """The test of this name, or None."""
+        return next((each for each in self.evidence if each.key == key), None)
+
+    def status(self, key: str) -> str:
+        """Result of a test; ``untested`` if there is none."""
+        found = self.test(key)
+        return "untested" if found is None else found.status
 
     @property
     def carries(self) -> bool:
-        """Whether the concepts carry the decision: every decisive test is passed."""
-        return all(test.passed for test in self.evidence if test.decisive)
+        """Whether the concepts carry the decision: their names say the class, they are true of the images, no class
+        name is among them, and nothing bypasses them."""
+        return all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak"))
+
+    @property
+    def good(self) -> bool | None:
+        """True if the concepts carry the decision, False if a test was failed, None if not all could be tested."""
+        if self.carries:
+            return True
+        tests = ("names", "association", "truth", "leak", "outside")
+        return False if any(self.status(key) == "failed" for key in tests) else None
 
     @property
     def verdict(self) -> str:
-        """The verdict in one line."""
-        failed = [test for test in self.evidence if test.decisive and not test.passed]
-        if failed:
-            return "the concepts do not carry the decision: " + "; ".join(test.finding for test in failed)
-        caveats = [test.finding for test in self.evidence if not test.passed]
-        return "; ".join(["the concepts carry the decision", *(f"but {finding}" for finding in caveats)])
+        """The strongest true sentence about the concepts, without a capital letter and without a full stop."""
+        return "; ".join([self._strongest(), *self._reservations()])
+
+    def _strongest(self) -> str:
+        names, association, truth = (self.test(key) for key in ("names", "association", "truth"))
+        if self.carries and names and truth:
+            return f"the concepts carry the decision: {names.finding}, and {truth.finding}"
+        if names and names.status == "passed":
+            return f"class-associated: {names.finding}"
+        if truth and truth.status == "passed":
+            return f"the concepts are what they say: {truth.finding}"
+        if names and names.status == "failed":
+            return f"the names say nothing about the classes: {names.finding}"
+        if association and association.status == "passed":
+            return f"class-associated: {association.finding}"
+        return "nothing is shown about the names of the concepts"
+
+    def _reservations(self) -> list[str]:
+        """What is not shown, or speaks against the concepts, if the first clause has not said it."""
+        said = []
+        for key, what in WHAT_IS_SHOWN.items():
+            found = self.test(key)
+            if found is None or found.status in ("passed", "fact") or found.finding in self._strongest():
+                continue
+            if found.status == "failed":
+                said.append(f"but {found.finding}")
+            elif what:
+                said.append(f"not shown: {what} ({found.finding})")
+        return said
 
 
-def integrity_from_json(content: dict[str, Any]) -> Integrity:
-    """The inverse of ``dataclasses.asdict``."""
-    return Integrity(**{**content, "evidence": tuple(Evidence(**test) for test in content["evidence"])})
+WHAT_IS_SHOWN = {
+    "names": "that the names say the class",
+    "truth": "that the phrases are true of the images",
+    "association": "",
+    "leak": "",
+    "outside": "",
+}
+"""What each test shows, in the order of the verdict; empty if the verdict need not say that it was not tested."""
 
 
-def weigh_integrity(
-    correct: dict[str, Tensor],
-    correct_nec5: dict[str, Tensor],
-    gaps: dict[str, Tensor],
-    *,
-    deleted: float,
-    renamed: float,
-    chance: float,
-    outside: float,
-) -> Integrity:
-    """Test the concepts of a model.
+def integrity_from_json(content: dict[str, Any]) -> Integrity | None:
+    """The inverse of ``dataclasses.asdict``; None for evidence of another form (runs of versions before 0.2)."""
+    try:
+        tests = tuple(
+            Evidence(**{**test, "interval": test["interval"] and tuple(test["interval"])})
+            for test in content["evidence"]
+        )
+        draws = tuple(content["random_resolved"])
+        return Integrity(**{**content, "evidence": tests, "random_resolved": draws})
+    except (TypeError, KeyError):
+        return None
 
-    The concepts carry the decision if their names fit (a concept scores at least 0.2 standard deviations, Cohen's
-    "small" effect, and significantly more on the images of its owners than it would under a shuffled name), if names
-    shuffled after training lose half of the accuracy above chance, if five concepts per class keep half of it, if
-    deleting all concepts leaves chance, and if less than a tenth of the decision bypasses them. If random concepts do
-    as well with five per class, this does not refute the concepts, only accuracy as evidence for them; it is reported
-    beside the verdict.
+
+def names_test(readings: list[Reading], why_not: str) -> Evidence:
+    """Do the names say the class?
 
     Args:
-        correct: which test images ``[N]`` are classified correctly, by ``real``, ``random`` and ``shuffled``.
-        correct_nec5: which test images ``[N]`` are classified correctly with five concepts per class, likewise.
-        gaps: grounding gaps ``[K]`` in standard deviations, likewise; NaN if undefined.
-        deleted: accuracy with every concept held at its reference value.
-        renamed: accuracy with shuffled names.
-        chance: share of the largest class in the split.
-        outside: share of the decision that bypasses the concepts.
+        readings: by the owners of the phrases, by another text encoder, or both; the last one decides.
+        why_not: why nobody can read, if nobody can.
     """
-    accuracy, nec5 = (
-        {name: float(right.float().mean()) for name, right in group.items()} for group in (correct, correct_nec5)
+    question = "Do the names say the class?"
+    meaning = (
+        "A reader who sees only the five words an image gets, and knows what words mean from text alone, should name "
+        "the class more often than with the words exchanged. Nothing is trained, so no direction can be re-labelled."
     )
-    gap = {name: float(values.nanmean()) for name, values in gaps.items()}
-    above = accuracy["real"] - chance
-    p_names = welch(gaps["real"], gaps["shuffled"])
-    p_random = mcnemar(correct_nec5["real"], correct_nec5["random"])
-    names = Evidence(
-        "Do the names fit?",
-        "no concept says which classes it belongs to: whether the names fit is not tested",
-        "A concept should score higher on pictures of the classes it was written for than under another's name.",
-        False,
-        decisive=False,
+    if not readings:
+        return Evidence("names", question, f"cannot be tested: {why_not}", meaning, "untested")
+    best = readings[-1]
+    by = "" if best.by == "owners" else " by another text encoder"
+    finding = (
+        f"a reader of five words{by} gets {best.accuracy:.1%} ({100 * best.low:.1f} to {best.high:.1%}; names exchanged: "
+        f"{100 * best.null:.0f} ± {best.null_sd:.1%}, {p_value(best.p)})"
     )
-    if not math.isnan(gap["real"]):
-        names = replace(
-            names,
-            finding=f"concepts score {gap['real']:+.2f} sd on pictures of their owners, {gap['shuffled']:+.2f} sd "
-            f"under shuffled names ({p_value(p_names)})",
-            passed=gap["real"] - gap["shuffled"] >= 0.2 and p_names < 0.05,
-            decisive=True,
+    status: Status = "passed" if best.passed else "failed"
+    return Evidence(
+        "names", question, finding, meaning, status, best.accuracy, best.null, (best.low, best.high), best.p
+    )
+
+
+def association_test(found: Association | None, why_not: str) -> Evidence:
+    """Do concepts score higher on images of the classes they were written for?"""
+    question = "Do concepts go with their classes?"
+    meaning = (
+        "A phrase should score higher on images of the classes it was written for than the phrases of other classes "
+        "do. False statements about a class can go with it too, so this is association, not truth."
+    )
+    if found is None:
+        return Evidence("association", question, f"cannot be tested: {why_not}", meaning, "untested")
+    finding = (
+        f"concepts score {found.gap:+.2f} sd on images of their owners ({found.low:+.2f} to {found.high:+.2f}; owners "
+        f"exchanged: {found.null:+.2f} ± {found.null_sd:.2f}, {p_value(found.p)})"
+    )
+    status: Status = "passed" if found.passed else "failed"
+    return Evidence(
+        "association", question, finding, meaning, status, found.gap, found.null, (found.low, found.high), found.p
+    )
+
+
+def truth_test(overall: Truth | None, within: Truth | None) -> Evidence:
+    """Are concepts what they say, where the data set labels some?
+
+    Args:
+        overall: scores against labels over all images.
+        within: the same within every class; None if no label varies within a class.
+    """
+    question = "Are they true of the images?"
+    meaning = (
+        "Where the data set says which images show a concept, its score must find them (AUROC 0.5 is guessing), also "
+        "among images of one class, where the class is no help."
+    )
+    if overall is None:
+        return Evidence(
+            "truth", question, "cannot be tested: the data set labels none of the concepts", meaning, "untested"
         )
-    evidence = (
-        names,
+    many = int((~overall.auroc.isnan()).sum())
+    finding = (
+        f"they find the images that show them (AUROC {overall.mean:.3f} over {many} concepts with labels; names "
+        f"exchanged: {overall.null:.2f} ± {overall.null_sd:.2f}"
+    )
+    finding += f"; within a class {within.mean:.3f})" if within is not None else ")"
+    passed = overall.passed and (within is None or within.passed)
+    if not passed:
+        finding = finding.replace("they find", "they do not find", 1)
+        if overall.passed and within is not None:
+            finding += ": they follow the class, not what they say"
+    error = float(overall.auroc[~overall.auroc.isnan()].std() / many**0.5) if many > 1 else math.nan
+    interval = None if math.isnan(error) else (overall.mean - 1.96 * error, min(1.0, overall.mean + 1.96 * error))
+    status: Status = "passed" if passed else "failed"
+    return Evidence("truth", question, finding, meaning, status, overall.mean, overall.null, interval, overall.p)
+
+
+def contradiction_test(told: dict[str, float], share: float, why_not: str = "") -> Evidence:
+    """Does the encoder tell a phrase from its negation?
+
+    Args:
+        told: AUROC of the difference between a phrase's score and its negation's for images of its owners, by phrase.
+        share: share of these phrases whose AUROC is significantly above 0.5.
+        why_not: why it cannot be tested.
+    """
+    question = "Told from their negations?"
+    meaning = (
+        "A phrase should beat “no …” by more on images of its classes than on others. Where it does not, the encoder "
+        "hears the words and not the sentence, and a bank of denials would score as well."
+    )
+    if not told:
+        return Evidence("contradiction", question, f"cannot be tested: {why_not}", meaning, "untested")
+    finding = f"the encoder tells {share:.0%} of {len(told)} phrases from their negations"
+    worst = ", ".join(f"“{text}” ({told[text]:.2f})" for text in sorted(told, key=told.__getitem__)[:5])
+    status: Status = "passed" if share >= 0.5 else "failed"
+    detail = f"the worst, with their AUROC: {worst}"
+    return Evidence("contradiction", question, finding, meaning, status, share, 0.05, detail=detail)
+
+
+def leak_test(naming: list[str], copies: int, count: int) -> Evidence:
+    """Are there class names or near-copies among the concepts?
+
+    Args:
+        naming: phrases that contain a class name.
+        copies: phrases that have a near-copy in the bank.
+        count: number of concepts.
+    """
+    meaning = (
+        "A phrase that contains a class name explains nothing, and near-copies of one phrase make a few concepts look "
+        "like many."
+    )
+    parts = []
+    if naming:
+        parts.append(f"{len(naming)} of {count} phrases name a class (“{naming[0]}”)")
+    if copies:
+        parts.append(f"{copies} of {count} have a near-copy in the bank")
+    finding = " and ".join(parts) or "no phrase names a class, and none has a near-copy"
+    failed = len(naming) > 0.1 * count or copies > 0.5 * count
+    status: Status = "failed" if failed else "passed"
+    return Evidence("leak", "No class names, no copies?", finding, meaning, status, len(naming) / max(count, 1))
+
+
+def outside_test(share: float) -> Evidence:
+    """Does less than a tenth of the decision bypass the concepts?"""
+    return Evidence(
+        "outside",
+        "Nothing passes by the concepts?",
+        f"{share:.0%} of the decision does not pass through the concepts",
+        "A residual that bypasses the bottleneck can decide whatever the concepts say.",
+        "passed" if share <= 0.1 else "failed",
+        share,
+    )
+
+
+def sparsity_fact(resolved: float | None, random: tuple[float, ...]) -> Evidence:
+    """Accuracy with five concepts per class beside random directions.
+
+    Args:
+        resolved: accuracy of a certified head with five concepts per class.
+        random: the same on random directions, one of every draw.
+    """
+    meaning = (
+        "With many directions to choose from, meaningless ones classify well too. This is shown, not tested: it is no "
+        "evidence for names."
+    )
+    finding = "not measured"
+    if resolved is not None:
+        finding = f"a new head with 5 concepts per class gets {resolved:.1%}"
+    mean = None
+    if random:
+        draws = torch.tensor(random)
+        mean = float(draws.mean())
+        spread = f" ± {float(draws.std()):.1%}" if len(draws) > 1 else ""
+        finding += (
+            f"; on random directions {mean:.1%}{spread} ({float(draws.min()):.1%} to {float(draws.max()):.1%} in "
+            f"{len(draws)} draws)"
+        )
+    return Evidence("sparsity", "Better than random directions?", finding, meaning, "fact", resolved, mean)
+
+
+def other_facts(accuracy: float, deleted: float, renamed: float, chance: float) -> list[Evidence]:
+    """What every working head passes, and therefore decides nothing.
+
+    Args:
+        accuracy: accuracy of the model.
+        deleted: accuracy with every concept held at its reference value.
+        renamed: accuracy if scores are dealt out anew after training.
+        chance: share of the largest class.
+    """
+    return [
         Evidence(
-            "Does it matter which concept is which?",
-            f"with the names dealt out anew after training {renamed:.1%} of {accuracy['real']:.1%} accuracy is left",
-            "If the decision rests on what the concepts say, swapping what they mean must destroy it.",
-            above > 0 and renamed - chance <= above / 2,
-        ),
-        Evidence(
-            "Can it be read?",
-            f"five concepts per class keep {nec5['real']:.1%} of {accuracy['real']:.1%} accuracy",
-            "A decision spread over hundreds of small weights is not explained by naming the largest.",
-            above > 0 and nec5["real"] - chance >= above / 2,
-        ),
-        Evidence(
+            "deleted",
             "Lost without its concepts?",
             f"{deleted:.1%} accuracy is left with every concept deleted; chance is {chance:.1%}",
-            "With every concept held at one value the model should know no more than the most frequent class.",
-            deleted <= chance + 0.05,
+            "True of every head without a residual: what is left is the largest class.",
+            "fact",
+            deleted,
+            chance,
         ),
         Evidence(
-            "Nothing passes by the concepts?",
-            f"{outside:.0%} of the decision does not pass through the concepts",
-            "A residual that bypasses the bottleneck can decide whatever the concepts say.",
-            outside <= 0.1,
+            "renamed",
+            "Does it matter which score is which?",
+            f"with the scores dealt out anew after training {renamed:.1%} of {accuracy:.1%} accuracy is left",
+            "True of every head that listens to its scores, whatever they are called.",
+            "fact",
+            renamed,
+            accuracy,
         ),
-        Evidence(
-            "Better than random concepts?",
-            f"with five concepts per class {compare(nec5['real'], nec5['random'], p_random)}",
-            "Where random directions classify as well, accuracy is no evidence that the concepts mean something.",
-            nec5["real"] > nec5["random"] and p_random < 0.05,
-            decisive=False,
-        ),
-    )
-    return Integrity(accuracy, nec5, gap, deleted, renamed, chance, outside, evidence)
+    ]
 
 
 @torch.no_grad()
@@ -180,32 +371,6 @@ def renamed_accuracy(model: ConceptBottleneck, x: Tensor, y: Tensor, draws: int 
         dealt[:, other] = weights
         right += float((model.logits(x, dealt).argmax(1) == y).float().mean())
     return right / draws
-
-
-def welch(a: Tensor, b: Tensor) -> float:
-    """Two-sided p of Welch's test that two samples (NaN left out) have the same mean; normal approximation.
-
-    Args:
-        a: first sample ``[n]``.
-        b: second sample ``[m]``.
-    """
-    a, b = a[~a.isnan()].double(), b[~b.isnan()].double()
-    if len(a) < 2 or len(b) < 2:
-        return 1.0
-    error = float((a.var() / len(a) + b.var() / len(b)).sqrt())
-    return math.erfc(abs(float(a.mean() - b.mean())) / max(error, 1e-300) / math.sqrt(2))
-
-
-def compare(mine: float, other: float, p: float) -> str:
-    """Words for a comparison: ``random concepts do better (84% against 70%, p < 0.001)``.
-
-    Args:
-        mine: accuracy of the model.
-        other: accuracy of the other model.
-        p: p-value of the difference.
-    """
-    how = "cannot be told apart" if p >= 0.05 else ("do worse" if mine > other else "do better")
-    return f"random concepts {how} ({other:.1%} against {mine:.1%}, {p_value(p)})"
 
 
 def p_value(p: float) -> str:

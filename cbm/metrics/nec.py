@@ -56,11 +56,20 @@ def resolve_heads(
         num_classes: number of classes C.
         targets: numbers of concepts per class.
     """
-    if not targets:
-        return []
-    scores = LinearScores(train.x, model.concepts)
+    return solve_heads(LinearScores(train.x, model.concepts), train.y, num_classes, targets) if targets else []
+
+
+def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list[int]) -> list[SparseHead]:
+    """Solve a sparse head on standardised scores for every number of concepts per class.
+
+    Args:
+        scores: scores of the training images.
+        y: their class indices ``[N]``.
+        num_classes: number of classes C.
+        targets: numbers of concepts per class.
+    """
     path = elastic_net_path(
-        scores, train.y, num_classes=num_classes, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3
+        scores, y, num_classes=num_classes, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3
     )
     heads = []
     for target, point in path.at_nec.items():

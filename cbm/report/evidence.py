@@ -1,4 +1,4 @@
-"""Do the concepts carry the decision, and how good is the model beside simpler ones: the first tables of a report."""
+"""What is shown about the concepts, and how good the model is beside simpler ones: the first tables of a report."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -83,6 +83,33 @@ OTHER_METRICS = {
         "Effective concepts per class",
         "How many equally strong concepts would spread a class's weight as widely.",
         "{:.1f}",
+    ),
+    "reader_accuracy": (
+        "Reader of five words",
+        "How often somebody who sees only the five words an image gets, and knows from text alone what words mean, names "
+        "the class. Nothing is trained.",
+        "{:.1%}",
+    ),
+    "name_value": (
+        "Name value",
+        "Reader accuracy above that of exchanged names: what the names are worth, in points. Only names can earn it.",
+        "{:+.1%}",
+    ),
+    "code_zero_shot": (
+        "Code zero-shot (no evidence)",
+        "The five words read by the text vectors that made their directions. Random directions do as well (next line), so "
+        "it says nothing about names.",
+        "{:.1%}",
+    ),
+    "code_zero_shot_random": (
+        "Code zero-shot of random directions",
+        "The same for as many random directions with the covariance of the words.",
+        "{:.1%}",
+    ),
+    "truth_auroc_within": (
+        "Concept AUROC within a class",
+        "The same among images of one class only, where the class is no help; 0.5 is guessing.",
+        "{:.3f}",
     ),
     "image_l0": (
         "Concepts per picture",
@@ -206,6 +233,8 @@ def accuracy_rows(
             ("shuffled", "every name gets another concept's direction"),
             ("random", "every concept is a random direction"),
         ):
+            if control not in integrity.accuracy:
+                continue
             values = {"accuracy": integrity.accuracy[control], "accuracy_nec5": integrity.nec5[control]}
             rows.append(AccuracyRow(f"{control} concepts", f"same method; {meaning}", values))
     meanings = {

@@ -58,6 +58,7 @@ def headline(
     known = {key.removeprefix(f"{split}/"): value for key, value in metrics.items() if key.startswith(f"{split}/")}
     found = [
         *_accuracies(known, labels, split, int(metrics.get(f"data/n_skipped_{split}", 0))),
+        *_names(known),
         *_concept_labels(known),
         *_comparisons(integrity, baselines or {}, len(labels)),
         *_sparsity(known),
@@ -92,6 +93,14 @@ def _accuracies(known: dict[str, float], labels: Tensor, split: str, skipped: in
         yield _share("with 5 concepts per class", own, count, "every class uses only its five most important concepts")
 
 
+def _names(known: dict[str, float]) -> Iterator[Headline]:
+    if "reader_accuracy" in known:
+        null = f"{100 * known['reader_null']:.0f} ± {percent(known['reader_null_sd'])} with the names exchanged"
+        meaning = f"reads the five words an image gets, nothing trained; {null}"
+        interval = (known["reader_accuracy_low"], known["reader_accuracy_high"])
+        yield Headline("a reader of the names", percent(known["reader_accuracy"]), meaning, interval)
+
+
 def _concept_labels(known: dict[str, float]) -> Iterator[Headline]:
     if "concept_auroc" in known and "concepts_matched" in known:
         many = f"mean of the {int(known['concepts_matched'])} concepts with labels"
@@ -108,9 +117,10 @@ def _comparisons(integrity: Integrity | None, baselines: dict[str, Any], count: 
         yield _share("linear probe", accuracy["linear_probe"], count, meaning)
     elif names is not None:
         yield _share("zero-shot", names, count, "similarity with the class names, nothing trained")
-    if integrity is not None:
-        meaning = f"the same method on meaningless concepts; on shuffled ones {percent(integrity.accuracy['shuffled'])}"
-        yield _share("random concepts", integrity.accuracy["random"], count, meaning)
+    if integrity is not None and "random" in integrity.accuracy:
+        shuffled = integrity.accuracy.get("shuffled")
+        beside = "" if shuffled is None else f"; on shuffled ones {percent(shuffled)}"
+        yield _share("random concepts", integrity.accuracy["random"], count, f"the same method on meaningless concepts{beside}")
 
 
 def _sparsity(known: dict[str, float]) -> Iterator[Headline]:

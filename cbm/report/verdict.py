@@ -1,4 +1,4 @@
-"""The first sentence about a run: whether its concepts carry the decision, or why nobody can tell."""
+"""The first sentence about a run: the strongest true thing about its concepts, or why nobody can tell."""
 
 from dataclasses import dataclass
 
@@ -30,9 +30,9 @@ def verdict(result: RunResult) -> Verdict:
     if result.integrity is not None:
         return Verdict(
             result.integrity.verdict,
-            "Accuracy alone cannot tell: a linear model on many random directions classifies well too. The evidence is "
-            "below.",
-            result.integrity.carries,
+            "Accuracy alone cannot tell: a linear model on many random directions classifies well too. Every test is in "
+            "the table of evidence below.",
+            result.integrity.good,
         )
     if control := result.cfg.concepts.control:
         return Verdict(f"this run is a control: its concepts are {control}, and their names mean nothing", "", False)
@@ -43,9 +43,9 @@ def verdict(result: RunResult) -> Verdict:
         )
     if result.bottleneck is not None:
         return Verdict(
-            "whether the concepts carry the decision was not checked",
-            "The check fits the same method on random and on shuffled concepts; it is on by default (controls=true) "
-            "for methods that speak through a concept bank.",
+            "the concepts were not tested",
+            "The tests ask what the names say, whether it is true, and what the same method does on meaningless "
+            "concepts; they are on by default (controls=true) for methods that speak through a concept bank.",
         )
     return Verdict(
         "this model has no concepts",

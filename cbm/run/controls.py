@@ -1,70 +1,78 @@
-"""The evidence beside every result: the same method on random and on shuffled concepts, and simple baselines."""
+"""What stands beside every result: the same method on meaningless concepts, random directions, and simple baselines."""
 
-import math
+import logging
 from typing import Any
 
+import torch
 from omegaconf import DictConfig
+from torch.nn import functional as F
 
 from cbm.concepts import CONTROLS, ConceptBank, apply_control
 from cbm.concepts.candidates import class_bank
 from cbm.data import FeatureData
 from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
-from cbm.layers import ConceptBottleneck, predict_logits
+from cbm.kernels import class_logits, class_vectors
 from cbm.methods import Method, create_method, fit_method
-from cbm.metrics import chance_accuracy
-from cbm.metrics.evaluate import deleted_logits, evaluate_split, outside_share, truncated_logits
-from cbm.metrics.grounding import concept_gaps
-from cbm.metrics.integrity import Integrity, renamed_accuracy, weigh_integrity
+from cbm.metrics.evaluate import accuracy, evaluate_split
+from cbm.metrics.nec import solve_heads
+from cbm.solvers import LinearScores
+
+log = logging.getLogger("cbm")
+
+LARGE = 3e10
+"""Numbers times classes (``N * D * C``) of a pass over the training images from which fewer random draws are made."""
 
 
-def check_integrity(
-    model: ConceptBottleneck,
-    bank: ConceptBank,
-    data: FeatureData,
-    candidates: ConceptBank,
-    cfg: DictConfig,
-    logit_scale: float,
-) -> Integrity:
-    """Fit the same method on random and on shuffled concepts and weigh the evidence (``cbm.metrics.integrity``).
+def fit_controls(
+    candidates: ConceptBank, used: ConceptBank, data: FeatureData, cfg: DictConfig, logit_scale: float
+) -> dict[str, tuple[Any, Any]]:
+    """The same method on random and on shuffled concepts, by the name of the control.
 
     Args:
-        model: the trained bottleneck.
-        bank: the concepts that it uses.
+        candidates: the concepts that the method chose from.
+        used: the concepts that the model uses.
         data: encoded splits.
-        candidates: the concepts that it chose from.
         cfg: a ``cbm.config.TrainConfig``.
         logit_scale: factor that the encoder puts on cosines.
+
+    Returns:
+        Models and their banks; not ``shuffled`` for a method that never reads owners, whose model would be the same.
     """
-    fitted: dict[str, tuple[Any, Any]] = {"real": (model, bank)}
+    fitted = {}
     for control in CONTROLS:
-        method, names = create_method(cfg.method).as_control(candidates, bank)
+        method, names = create_method(cfg.method).as_control(candidates, used)
+        if control == "shuffled" and not method.reads_owners:
+            continue
         fitted[control] = fit_method(
             method, data, apply_control(names, control, cfg.seed), logit_scale, seed=cfg.seed, trainer=cfg.trainer
         )
-    test, classes = data.test, data.classes
-    return weigh_integrity(
-        {name: predict_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
-        {name: truncated_logits(m, test.x).argmax(1) == test.y for name, (m, _) in fitted.items()},
-        {name: concept_gaps(test.x, test.y, m.concepts, b.owners(classes))[1] for name, (m, b) in fitted.items()},
-        deleted=float((deleted_logits(model, test.x).argmax(1) == test.y).float().mean()),
-        renamed=renamed_accuracy(model, test.x, test.y),
-        chance=chance_accuracy(test.y),
-        outside=outside_share(model, test.x),
-    )
+    return fitted
 
 
-def integrity_metrics(integrity: Integrity) -> dict[str, float]:
-    """The integrity check as metrics with keys ``integrity/...``."""
-    values = {"integrity/carries": float(integrity.carries), "integrity/deleted_accuracy": integrity.deleted}
-    values["integrity/renamed_accuracy"] = integrity.renamed
-    values["integrity/outside_share"] = integrity.outside
-    for control in CONTROLS:
-        values[f"integrity/{control}_accuracy"] = integrity.accuracy[control]
-        values[f"integrity/{control}_accuracy_nec5"] = integrity.nec5[control]
-        if not math.isnan(integrity.gap[control]):
-            values[f"integrity/{control}_grounding_gap_std"] = integrity.gap[control]
-    return values
+def random_heads(count: int, data: FeatureData, draws: int, seed: int, nec: int = 5) -> tuple[float, ...]:
+    """Test accuracies of certified heads with few concepts per class on random directions, one of every draw.
+
+    Args:
+        count: number of directions K.
+        data: encoded splits.
+        draws: number of draws; fewer where a pass over the training images is long.
+        seed: random seed.
+        nec: concepts per class.
+    """
+    size = len(data.train) * data.dim * len(data.classes)
+    allowed = max(3, int(draws * min(1.0, LARGE / size)))
+    if allowed < draws:
+        log.info("evidence: %d sets of random directions instead of %d, for the training set is large", allowed, draws)
+    found = []
+    for draw in range(min(draws, allowed)):
+        generator = torch.Generator().manual_seed(7919 * (draw + 1) + seed)
+        directions = F.normalize(torch.randn(count, data.dim, generator=generator), dim=1)
+        scores = LinearScores(data.train.x, directions)
+        head = solve_heads(scores, data.train.y, len(data.classes), [nec])[0]
+        vectors = class_vectors(directions, head.weight, bias=head.bias)
+        found.append(accuracy(class_logits(data.test.x, *vectors), data.test.y))
+    return tuple(found)
 
 
 def fit_baselines(
@@ -88,8 +96,7 @@ def fit_baselines(
     Returns:
         Metrics by name of the baseline.
     """
-    named = cfg.concepts.class_embeddings is not None or (encoder is not None and encoder.has_text)
-    names = ["zero_shot", "linear_probe"] if named else ["linear_probe"]
+    names = ["zero_shot", "linear_probe"] if has_class_texts(cfg, encoder) else ["linear_probe"]
     results = {}
     for name in names:
         baseline = create_method({"name": name})
@@ -101,3 +108,8 @@ def fit_baselines(
         model, bank = fit_method(baseline, data, bank, logit_scale, seed=cfg.seed, trainer=cfg.trainer)
         results[name] = evaluate_split(model, bank, data, "test")
     return results
+
+
+def has_class_texts(cfg: DictConfig, encoder: Encoder | None) -> bool:
+    """Whether class names can be embedded in the space of the features."""
+    return cfg.concepts.class_embeddings is not None or (encoder is not None and encoder.has_text)

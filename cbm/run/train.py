@@ -44,7 +44,9 @@ from cbm.report import write_report
 from cbm.report.evidence import not_counted
 from cbm.report.result import RunResult
 from cbm.run.announce import announce
-from cbm.run.controls import check_integrity, fit_baselines, integrity_metrics
+from cbm.run.controls import fit_baselines
+from cbm.run.evidence import Subject, gather_evidence
+from cbm.run.reader import load_reader, with_reading
 from cbm.run.tracking import create_wandb_logger, log_results
 
 log = logging.getLogger("cbm")
@@ -101,13 +103,18 @@ def train(cfg: DictConfig) -> dict[str, float]:
     for head in heads:
         metrics |= {f"nec/resolved{head.target}_{key}": getattr(head, key) for key in ("nec", "gap", "kkt")}
     integrity = None
+    tower = text_tower(inputs.teacher or inputs.encoder, cfg)
     with clock("controls"):
         bottleneck = linear_or_none(model, bank)
-        if cfg.controls and method.concepts_from == "bank" and bottleneck is None:
-            log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
-        elif cfg.controls and method.concepts_from == "bank" and bottleneck and candidates and bank:
-            integrity = check_integrity(bottleneck, bank, data, candidates, cfg, inputs.logit_scale)
-            metrics |= integrity_metrics(integrity)
+        if cfg.controls and method.concepts_from in ("bank", "labels") and bank:
+            if bottleneck is None:
+                log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
+            else:
+                subject = Subject(bottleneck, bank, data, cfg, inputs.teacher or inputs.encoder, tower)
+                again = candidates if method.concepts_from == "bank" else None
+                resolved = metrics.get("test/accuracy_nec5_resolved")
+                integrity, found = gather_evidence(subject, again, resolved, inputs.logit_scale)
+                metrics |= found
     baselines = {}
     if report_form(cfg.report) != "none":
         tower = text_tower(inputs.encoder, cfg)
@@ -157,6 +164,7 @@ class Inputs:
         teacher: text-image model that scores the concepts, if it is not the encoder.
         candidates: the concepts to choose from; None if there are none, or if they are learned from images.
         concept_images: images that concepts are learned from, or None.
+        reader: independent text encoder that reads the names of the concepts, or None.
     """
 
     images: ImageDataset
@@ -164,6 +172,7 @@ class Inputs:
     teacher: Encoder | None
     candidates: ConceptBank | None
     concept_images: ConceptImages | None
+    reader: Encoder | None = None
 
     @property
     def logit_scale(self) -> float:
@@ -191,7 +200,8 @@ def gather(method: Method, cfg: DictConfig, images: ImageDataset, clock: "Clock"
             class_bank(cfg, images.classes, encoder, text_tower(reader, cfg))  # what is wrong with it is found now
         candidates = candidate_bank(method.concepts_from, cfg, images, reader, text_tower(reader, cfg))
         shown = concept_images(cfg, images) if learns_concepts(method.concepts_from, cfg) else None
-    return Inputs(images, encoder, teacher, candidates, shown)
+        independent = load_reader(cfg, encoder, teacher)
+    return Inputs(images, encoder, teacher, candidates, shown, independent)
 
 
 def encode(
@@ -218,6 +228,9 @@ def encode(
     if inputs.concept_images is not None:
         with clock("concepts"):
             candidates = learn_bank(inputs.concept_images, data, inputs.encoder, cfg)
+    if inputs.reader is not None and candidates is not None:
+        with clock("concepts"):
+            candidates = with_reading(candidates, data.classes, inputs.reader, cfg)
     return dataset, data, candidates
 
 

@@ -10,21 +10,27 @@ from cbm.solvers.discriminability import (
     posterior_entropy,
 )
 from cbm.solvers.logistic import fit_logistic
+from cbm.solvers.name_tied import NameTied, solve_name_tied
 from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
+from cbm.solvers.scale import fit_scale
 from cbm.solvers.scores import LinearScores
+from cbm.solvers.sparse_code import sparse_code
 from cbm.solvers.sparse_mixing import SparseMixing, solve_mixing
 from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths
+from cbm.solvers.sparse_scores import SparseScores
 from cbm.solvers.submodular import greedy_select
 
 __all__ = [
     "AssociationAdam",
     "ConceptMatrix",
     "LinearScores",
+    "NameTied",
     "ProximalAdam",
     "SparseMixing",
     "SparsePath",
     "SparsePoint",
+    "SparseScores",
     "class_similarity",
     "cms_scores",
     "concept_matrix",
@@ -34,9 +40,12 @@ __all__ = [
     "elastic_net_paths",
     "fit_logistic",
     "fit_projection",
+    "fit_scale",
     "greedy_select",
     "mutual_information",
     "negative_entropy",
     "posterior_entropy",
     "solve_mixing",
+    "solve_name_tied",
+    "sparse_code",
 ]
