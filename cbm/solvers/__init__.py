@@ -1,6 +1,7 @@
 """Solvers: functions from tensors to tensors, without modules, files or progress bars."""
 
 from cbm.solvers.association_adam import AssociationAdam
+from cbm.solvers.codes import Codes
 from cbm.solvers.concept_matrix import ConceptMatrix, cms_scores, concept_matrix
 from cbm.solvers.discriminability import (
     class_similarity,
@@ -13,12 +14,14 @@ from cbm.solvers.logistic import fit_logistic
 from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
 from cbm.solvers.scores import LinearScores
+from cbm.solvers.sparse_code import penalty_for_count, sparse_code
 from cbm.solvers.sparse_mixing import SparseMixing, solve_mixing
 from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths
 from cbm.solvers.submodular import greedy_select
 
 __all__ = [
     "AssociationAdam",
+    "Codes",
     "ConceptMatrix",
     "LinearScores",
     "ProximalAdam",
@@ -37,6 +40,8 @@ __all__ = [
     "greedy_select",
     "mutual_information",
     "negative_entropy",
+    "penalty_for_count",
     "posterior_entropy",
     "solve_mixing",
+    "sparse_code",
 ]
