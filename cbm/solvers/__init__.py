@@ -1,6 +1,7 @@
 """Solvers: functions from tensors to tensors, without modules, files or progress bars."""
 
 from cbm.solvers.association_adam import AssociationAdam
+from cbm.solvers.codes import Codes
 from cbm.solvers.concept_matrix import ConceptMatrix, cms_scores, concept_matrix
 from cbm.solvers.discriminability import (
     class_similarity,
@@ -15,7 +16,7 @@ from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
 from cbm.solvers.scale import fit_scale
 from cbm.solvers.scores import LinearScores
-from cbm.solvers.sparse_code import sparse_code
+from cbm.solvers.sparse_code import penalty_for_count, sparse_code
 from cbm.solvers.sparse_mixing import SparseMixing, solve_mixing
 from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths
 from cbm.solvers.sparse_scores import SparseScores
@@ -23,6 +24,7 @@ from cbm.solvers.submodular import greedy_select
 
 __all__ = [
     "AssociationAdam",
+    "Codes",
     "ConceptMatrix",
     "LinearScores",
     "NameTied",
@@ -44,6 +46,7 @@ __all__ = [
     "greedy_select",
     "mutual_information",
     "negative_entropy",
+    "penalty_for_count",
     "posterior_entropy",
     "solve_mixing",
     "solve_name_tied",
