@@ -69,6 +69,14 @@ def unit_norm(features: Tensor, names: list[str]) -> Tensor:
     return F.normalize(features, dim=1)
 
 
+def mean_feature(x: Tensor) -> Tensor:
+    """Mean ``[D]`` of features ``[N, D]``, float32 from float64 sums."""
+    total = torch.zeros(x.shape[1], dtype=torch.float64)
+    for part in x.split(65536):
+        total += part.double().sum(dim=0)
+    return (total / len(x)).float()
+
+
 def spaced(x: Tensor, count: int) -> Tensor:
     """``x`` ``[N, ...]``, or ``count`` of its rows at even distances."""
     return x if len(x) <= count else x[torch.arange(count) * len(x) // count]

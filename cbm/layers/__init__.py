@@ -2,6 +2,7 @@
 
 from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
+from cbm.layers.codes import SparseCode
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
 from cbm.layers.predict import predict_logits
@@ -21,6 +22,7 @@ __all__ = [
     "LinearProbe",
     "ReleasedEnergyBottleneck",
     "Sigmoid",
+    "SparseCode",
     "TopK",
     "energies_or_none",
     "has_concepts",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
-from cbm.kernels import fused_bottleneck_logits, topk_concepts, topk_gate
+from cbm.kernels import concept_scores, fused_bottleneck_logits, topk_concepts, topk_gate
 from cbm.kernels.scores import ACTIVATIONS as POINTWISE
 from cbm.kernels.scores import Activation as Function
 
@@ -33,6 +33,10 @@ class Activation(nn.Module):
     def forward(self, scores: Tensor) -> Tensor:
         """Scores ``[N, K]`` to activations ``[N, K]``."""
         raise NotImplementedError
+
+    def encode(self, x: Tensor, concepts: Tensor) -> Tensor:
+        """Activations ``[N, K]`` of images; arguments as for ``logits``."""
+        return self(concept_scores(x, concepts))
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """Logits ``phi(x T^T - offset) W^T + b``, ``[N, C]``.
@@ -117,6 +121,3 @@ class Sigmoid(Pointwise):
     """The probability of a concept whose score is its log-odds."""
 
     function: Function = "sigmoid"
-
-
-ACTIVATIONS: dict[str, type[Activation]] = {kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid)}

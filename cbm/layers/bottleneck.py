@@ -90,7 +90,7 @@ class ConceptBottleneck(nn.Module):
 
     def activations(self, x: Tensor) -> Tensor:
         """Activations ``[N, K]``, which the head reads."""
-        return self.scores(x) if self.activation is None else self.activation(self.scores(x))
+        return self.scores(x) if self.activation is None else self.activation.encode(x, self.concepts)
 
     @torch.no_grad()
     def weights(self) -> Tensor:
@@ -185,6 +185,12 @@ class ConceptBottleneck(nn.Module):
         ).requires_grad_(False)
         other.residual = self.residual
         return other.train(self.training)
+
+    def with_activation(self, activation: Activation) -> "ConceptBottleneck":
+        """A copy with the same concepts and head (and residual), and another activation."""
+        other = copy.copy(self)
+        other._modules = {**self._modules, "activation": activation}
+        return other
 
     def concept_path(self) -> "ConceptBottleneck":
         """A copy without the residual."""

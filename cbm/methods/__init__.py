@@ -8,6 +8,7 @@ from cbm.methods import (  # noqa: F401  they register themselves
     linear_probe,
     posthoc,
     sparse,
+    splice,
     supervised,
     v2c,
     zero_shot,

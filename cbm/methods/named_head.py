@@ -41,7 +41,7 @@ def what_names_say(bank: ConceptBank, classes: list[str]) -> Tensor:
 
 
 def with_named_head(
-    model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, lam: float
+    model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, lam: float, scores: LinearScores | None = None
 ) -> tuple[ConceptBottleneck, dict[str, float]]:
     """The model with a name-tied head on its activations.
 
@@ -50,6 +50,7 @@ def with_named_head(
         bank: the concepts of its columns.
         data: encoded splits.
         lam: strength of the pull towards the reader, who listens to every name alike.
+        scores: activations of the training images, if they are known already.
 
     Returns:
         The model, and numbers about the fit.
@@ -58,7 +59,7 @@ def with_named_head(
         UserError: nothing is known of what the names say.
     """
     says = what_names_say(bank, data.classes)
-    scores = activation_scores(model, data.train.x)
+    scores = activation_scores(model, data.train.x) if scores is None else scores
     head = solve_name_tied(scores, data.train.y, says, lam=lam)
     weight, bias = scores.on_raw(head.weight(says), head.bias)
     used = int((head.gain > 0).sum())

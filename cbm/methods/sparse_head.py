@@ -1,7 +1,7 @@
 """The sparse final layer of post-hoc and label-free bottlenecks: few concepts per class, chosen by validation."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
-from cbm.kernels import class_logits, score_moments
+from cbm.kernels import class_logits, class_vectors, score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.metrics import class_accuracies
 from cbm.solvers import LinearScores, SparsePoint, elastic_net_path
@@ -76,6 +76,34 @@ def fit_sparse_head(
     """
     mean, spread = score_moments(data.train.x, directions)
     scores = LinearScores(data.train.x, directions, mean=mean, std=spread if std is None else std)
+
+    def classify(weight: Tensor, bias: Tensor) -> Tensor:
+        return class_logits(data.val.x, *class_vectors(directions, weight, bias=bias))
+
+    head = solve_sparse_head(scores, data, config, classify, link=link)
+    return ConceptBottleneck(directions, head, reference=mean, spread=spread)
+
+
+def solve_sparse_head(
+    scores: LinearScores,
+    data: FeatureData,
+    config: SparseHeadConfig,
+    classify: Callable[[Tensor, Tensor], Tensor],
+    *,
+    link: Link = "softmax",
+) -> LinearHead:
+    """Solve the elastic-net path on any scores of the training images and keep the point that validation chooses.
+
+    Args:
+        scores: scores of the training images.
+        data: encoded splits.
+        config: settings of the head.
+        classify: from weights ``[C, K]`` and biases ``[C]`` of the raw scores to logits of the validation images.
+        link: ``softmax``, or ``ova`` for one logistic loss per class.
+
+    Returns:
+        The head, in units of the raw scores.
+    """
     accuracy: list[float] = []
     chance = 1 / len(data.val.y.unique())
 
@@ -84,7 +112,7 @@ def fit_sparse_head(
 
         Not while every image gets the same class: then the path has not begun.
         """
-        logits = class_logits(data.val.x, *scores.vectors(newest[0].weight(), newest[0].bias))
+        logits = classify(*scores.on_raw(newest[0].weight(), newest[0].bias))
         accuracy.append(float(class_accuracies(logits.argmax(dim=1), data.val.y, len(data.classes)).nanmean()))
         best = max(accuracy)
         return best > chance + 1e-6 and accuracy.index(best) < len(accuracy) - PATIENCE
@@ -106,8 +134,7 @@ def fit_sparse_head(
     chosen = sparsest_good(accuracy, informative_images(data.val.y), counts, chance)
     point = path.points[chosen]
     _say(point, accuracy[chosen], f"point {chosen + 1} of {len(path.points)}")
-    weight, bias = scores.on_raw(point.weight(), point.bias)
-    return ConceptBottleneck(directions, LinearHead(weight, bias), reference=mean, spread=spread)
+    return LinearHead(*scores.on_raw(point.weight(), point.bias))
 
 
 def _say(point: SparsePoint, accuracy: float, place: str) -> None:

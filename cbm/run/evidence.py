@@ -16,7 +16,7 @@ from cbm.concepts.lint import near_copies
 from cbm.concepts.negation import negate
 from cbm.concepts.readers import match_concepts
 from cbm.data import FeatureData
-from cbm.data.features import spaced
+from cbm.data.features import mean_feature, spaced
 from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
 from cbm.kernels import concept_scores
@@ -92,11 +92,14 @@ class Subject:
 
     @property
     def of_texts(self) -> bool:
-        """Whether the model's concepts are the directions of its bank."""
+        """Whether the model's concepts are the directions of its bank, as they are or without what all share."""
         known, concepts = self.bank.embeddings, self.model.concepts
         if known is None or known.shape != concepts.shape or self.model.mixing is not None:
             return False
-        return bool((cosine_similarity(known.float(), concepts.float()) > 0.999).all())
+        return any(
+            bool((cosine_similarity(each, concepts.float()) > 0.999).all())
+            for each in (known.float(), centre_directions(known))
+        )
 
 
 def gather_evidence(
@@ -149,7 +152,7 @@ def read_names(subject: Subject) -> tuple[FewWords, list[Reading]]:
     data, bank, cfg = subject.data, subject.bank, subject.cfg
     x, y = spaced(data.test.x, AT_MOST), spaced(data.test.y, AT_MOST)
     if subject.of_texts:
-        words = few_words(x, subject.model.concepts, training_mean(data))
+        words = few_words(x, bank.directions(), mean_feature(data.train.x))
     else:
         words = strongest_words(subject.model, x)
     known: list[tuple[str, Tensor]] = []
@@ -159,11 +162,6 @@ def read_names(subject: Subject) -> tuple[FewWords, list[Reading]]:
         known.append((str(bank.said_by), bank.says))
     draws, seed = cfg.evidence.draws, cfg.seed
     return words, [read(words, says, y, by, draws=draws, seed=seed) for by, says in known]
-
-
-def training_mean(data: FeatureData) -> Tensor:
-    """Mean feature ``[D]`` of the training images."""
-    return torch.stack([part.float().sum(dim=0) for part in data.train.x.split(65536)]).sum(dim=0) / len(data.train)
 
 
 def compare_with_labels(subject: Subject) -> tuple[Truth | None, Truth | None]:
@@ -243,7 +241,7 @@ def code_metrics(subject: Subject, words: FewWords) -> dict[str, float]:
     if classes.shape[1] != data.dim:
         return {}
     x, y = spaced(data.test.x, AT_MOST), spaced(data.test.y, AT_MOST)
-    concepts = subject.model.concepts.float()
+    concepts = subject.bank.directions().float()
     unit = torch.nn.functional.normalize(concepts, dim=1)
     texts = torch.nn.functional.normalize(classes - unit.mean(dim=0), dim=1).T
     generator = torch.Generator().manual_seed(subject.cfg.seed)
@@ -251,7 +249,7 @@ def code_metrics(subject: Subject, words: FewWords) -> dict[str, float]:
     values = {}
     for name, directions, said in (
         ("", concepts, words),
-        ("_random", random, few_words(x, random, training_mean(data))),
+        ("_random", random, few_words(x, random, mean_feature(data.train.x))),
     ):
         own = centre_directions(directions) @ texts
         values[f"test/code_zero_shot{name}"] = reader_accuracy(said, own - own.mean(dim=1, keepdim=True), y)
