@@ -175,7 +175,7 @@ class EvidenceConfig:
     """What is asked of the concepts after training (``cbm.metrics.integrity``)."""
 
     reader: str | None = None
-    """An independent text encoder that reads the names (a choice of encoder=, or its model, such as local-dir:PATH); null:
+    """An independent text encoder that reads the names (a choice of encoder=, or a model such as local-dir:PATH); null:
     the classes that phrases were written for say what they mean"""
     prompt: str = "{}"
     """Sentence in which the reader sees a phrase or class name ("a {}")"""
@@ -211,7 +211,7 @@ class TrainConfig:
     cache: str = "cache"
     """Folder of the feature store and of the splits that were drawn"""
     controls: bool = True
-    """Whether to test the concepts (evidence): what their names say, and what the same method does on meaningless ones"""
+    """Whether to test the concepts: what their names say, and what the same method does on meaningless ones"""
     evidence: EvidenceConfig = field(default_factory=EvidenceConfig)
     nec: list[int] = field(default_factory=lambda: [5, 10, 15, 20, 25, 30])
     """Numbers of concepts per class for which a new head is solved on the method's concepts (the NEC protocol); [] for

@@ -14,6 +14,7 @@ from cbm.editing import Edit, EditedEnergies, EditSet, logit_change
 from cbm.editing.apply import levels
 from cbm.editing.edits import LEVELS
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid
+from cbm.report.explanations import SumOfWords, sums_of_words
 
 CLASSES, FOR, AGAINST, FOUND = 6, 8, 6, 12
 
@@ -79,6 +80,7 @@ class Decision:
         others_count: number of these concepts.
         outside: part of the logit that bypasses the concepts (a residual).
         total: the logit.
+        words: the picture as a sum of words; None without a sparse code.
     """
 
     called: str
@@ -92,6 +94,7 @@ class Decision:
     others_count: int = 0
     outside: float = 0.0
     total: float = 0.0
+    words: SumOfWords | None = None
 
     @property
     def largest(self) -> float:
@@ -156,10 +159,11 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
     """The logit of a class as a sum of bars."""
     old, new, level = contributions(session, model, c)
     order = new.argsort(descending=True, stable=True).tolist()
+    explorer = session.explorer
     visible = float(new.abs().max()) / 50  # bars shorter than 1/50 of the longest are not shown
     columns = [k for k in order[:FOR] if new[k] > visible]
     columns += [k for k in order[::-1][:AGAINST] if new[k] < -visible][::-1]
-    edited = [session.explorer.bank.index(text) for text in dict.fromkeys(e.concept for e in session.here.edits)]
+    edited = [explorer.bank.index(text) for text in dict.fromkeys(e.concept for e in session.here.edits)]
     columns += [k for k in edited[-FOUND:] if k not in columns]
     columns += [session.concept] if session.concept is not None and session.concept not in columns else []
     rest = new.clone()
@@ -173,6 +177,7 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
         others_count=int((rest != 0).sum()),
         outside=total - base - float(new.sum()),
         total=total,
+        words=next(iter(sums_of_words(model, explorer.bank.texts, session.picture.x[None]) or []), None),
     )
 
 

@@ -133,7 +133,7 @@ def diff_banks(before: ConceptBank, after: ConceptBank) -> BankDiff:
     )
 
 
-LITTLE_WORDS = frozenset("a an the is are that has have with of its it".split())
+LITTLE_WORDS = frozenset({"a", "an", "the", "is", "are", "that", "has", "have", "with", "of", "its", "it"})
 """Words that do not tell two phrases apart."""
 
 

@@ -1,6 +1,6 @@
 """Editing a trained bottleneck: edits of its concepts, and their effect on the decisions."""
 
-from cbm.editing.apply import edited_logits, edited_model, logit_change
+from cbm.editing.apply import edited_logits, edited_model, logit_change, returned_share, without_words
 from cbm.editing.asking.policies import POLICIES, CoopWeights
 from cbm.editing.asking.probes import (
     ConceptProbe,
@@ -62,6 +62,7 @@ __all__ = [
     "propagate",
     "prune",
     "refit_head",
+    "returned_share",
     "signed",
     "source_card",
     "source_covariance",
@@ -69,4 +70,5 @@ __all__ = [
     "tell_in_turn",
     "to_activations",
     "to_logits",
+    "without_words",
 ]

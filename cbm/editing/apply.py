@@ -13,8 +13,9 @@ from torch import Tensor
 from cbm.concepts import ConceptBank
 from cbm.editing.edits import LEVELS, EditSet
 from cbm.editing.energies import EditedEnergies
+from cbm.errors import UserError
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, predict_logits
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, SparseCode, predict_logits
 from cbm.layers.activations import Sigmoid
 
 Editable = ConceptBottleneck | EnergyBottleneck
@@ -82,8 +83,8 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
 def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
     """The activation that a value of ``set`` stands for.
 
-    "present" and "absent" are the 95 % and 5 % points of the training images, or .95 and .05 if activations are
-    probabilities.
+    "present" and "absent" are the 95 % and 5 % points of the training images; .95 and .05 if activations are
+    probabilities; the typical weight of a word in use and 0 if they are a sparse code.
 
     Args:
         model: the bottleneck.
@@ -97,6 +98,8 @@ def levels(model: ConceptBottleneck) -> Tensor:
     """Activations ``[2, K]`` that stand for absent and for present concepts."""
     if isinstance(model.activation, Sigmoid):
         return torch.tensor([[0.05], [0.95]]).expand(-1, len(model.concepts)).to(model.reference)
+    if isinstance(model.activation, SparseCode):
+        return torch.stack([torch.zeros_like(model.reference), model.activation.typical.to(model.reference)])
     return torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
 
 
@@ -151,7 +154,52 @@ def edited_model(
     change = logit_change(model, acting, texts, classes)
     weights = model.weights().clone()
     weights[:, change.columns] += change.weights
-    return model.with_weights(weights, model.biases() + change.offset)
+    return without_words(model, acting, texts).with_weights(weights, model.biases() + change.offset)
+
+
+def without_words(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str]) -> ConceptBottleneck:
+    """The model in which pictures are written without the words of edits that say ``resolve``; itself without any.
+
+    Args:
+        model: the bottleneck.
+        edits: the edits.
+        texts: texts of the K concepts.
+
+    Raises:
+        UserError: the model has no sparse code.
+    """
+    columns = [list(texts).index(edit.concept) for edit in edits.edits if edit.resolve]
+    if not columns:
+        return model
+    if not isinstance(model.activation, SparseCode):
+        raise UserError(
+            "resolve: only a model of sparse codes (method=splice) can write pictures anew without a word; elsewhere "
+            "other concepts do not change when one is removed"
+        )
+    return model.with_activation(model.activation.without(columns))
+
+
+@torch.no_grad()
+def returned_share(model: ConceptBottleneck, x: Tensor, column: int) -> Tensor:
+    """Which part of what a word adds to the predicted class comes back by other words if pictures are written anew
+    without it, ``[N]``: 0 if nothing takes its place, 1 if other words say the same; NaN where the word adds nothing.
+
+    Args:
+        model: a bottleneck with a sparse code.
+        x: unit-norm features ``[N, D]``.
+        column: column of the word.
+
+    Raises:
+        UserError: the model has no sparse code.
+    """
+    if not isinstance(model.activation, SparseCode):
+        raise UserError("nothing comes back in a model without a sparse code (method=splice)")
+    votes = model.weights()[model(x).argmax(dim=1)]
+    before = model.activations(x)
+    change = (model.with_activation(model.activation.without([column])).activations(x) - before) * votes
+    removed = votes[:, column] * before[:, column]
+    change[:, column] = 0.0
+    return torch.where(removed.abs() > 1e-9, change.sum(dim=1) / removed, torch.nan)
 
 
 @torch.no_grad()
@@ -202,7 +250,9 @@ def edited_logits(
             found[index] = predict_logits(EditedEnergies(model, acting, bank.texts), x[index])
             continue
         change = logit_change(model, acting, bank.texts, classes)
-        found[index] += _activations(model, x[index], change.columns) @ change.weights.T + change.offset
+        if (anew := without_words(model, acting, bank.texts)) is not model:
+            found[index] = predict_logits(anew, x[index])
+        found[index] += _activations(anew, x[index], change.columns) @ change.weights.T + change.offset
     return found
 
 

@@ -8,7 +8,8 @@ data set, hospital or camera). Edits act in their order.
     mask      the activation becomes its average over the training images, so that the concept says nothing
     scale     the activation is multiplied by ``value``
     shift     ``value`` is added to the activation
-    remove    the weights become 0, so that no class uses the concept; the average image keeps its logits
+    remove    the weights become 0, so that no class uses the concept; the average image keeps its logits (with
+              ``resolve`` a model of sparse codes writes images anew without the word)
     reweight  one standard deviation of the concept adds ``value`` to a logit; the average image keeps its logits
 """
 
@@ -47,6 +48,8 @@ class Edit:
         who: author of the edit.
         when: date and time, ISO 8601.
         domain: name of the domain (a data set or a site) whose images change; None for all.
+        resolve: of ``remove`` in a model of sparse codes: whether pictures are written anew without the word, so that
+            other words may say what it said. By default the word's weight is set to zero and the others stay.
 
     Raises:
         UserError: an unknown operation, or a value that is missing, not a number, or not wanted.
@@ -61,6 +64,7 @@ class Edit:
     who: str | None = None
     when: str | None = None
     domain: str | None = None
+    resolve: bool | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "concept", one_form(self.concept))
@@ -78,6 +82,10 @@ class Edit:
                 raise UserError(f"{named}: value is {self.value!r}; expected {expected}")
         elif isinstance(self.value, bool) or not isinstance(self.value, int | float) or not abs(self.value) < math.inf:
             raise UserError(f"{named}: value is {self.value!r}; expected a finite number")
+        if self.resolve is not None and not isinstance(self.resolve, bool):
+            raise UserError(f"{named}: resolve is {self.resolve!r}; expected true or false")
+        if self.resolve and (self.op != "remove" or self.classes is not None):
+            raise UserError(f"{named}: resolve writes pictures anew without a word, for all classes: only 'remove' can")
         for name in ("classes", "samples"):
             if getattr(self, name) is not None and not getattr(self, name):
                 raise UserError(f"{named}: the list '{name}' is empty; leave it out to mean all")
@@ -97,6 +105,7 @@ class Edit:
         text = f"{self.op} '{self.concept}'"
         if self.value is not None:
             text += f" to {self.value if isinstance(self.value, str) else format(self.value, 'g')}"
+        text += " and write pictures without it" if self.resolve else ""
         text += "" if self.classes is None else f" for {', '.join(self.classes)}"
         if self.samples is not None:
             text += f" on {self.samples[0] if len(self.samples) == 1 else f'{len(self.samples)} pictures'}"

@@ -14,8 +14,8 @@ RADII = ("fit", "picture", "unit")
 
 
 class SparseCode(Activation):
-    """Weights of the words that sum up to a picture, ``x = mean + sum_k z_k c_k + rest`` (SpLiCE; Bhalla et al., NeurIPS
-    2024): exact sparse codes over the concept directions, most of them exactly zero.
+    """Weights of the words that sum up to a picture, ``x = mean + sum_k z_k c_k + rest``: exact sparse codes over the
+    concept directions, most of them exactly zero (SpLiCE; Bhalla et al., NeurIPS 2024).
 
     Args:
         offset: zeros ``[K]`` (nothing is subtracted from a code).
@@ -77,7 +77,7 @@ class SparseCode(Activation):
             sign="free" if bool(self.free) else "nonnegative",
             refit=bool(self.refit) and not int(self.k),
             allowed=None if bool(self.allowed.all()) else self.allowed,
-            **choice,  # type: ignore[arg-type]
+            **choice,
         )
         factor = length
         if RADII[int(self.radius)] != "fit":

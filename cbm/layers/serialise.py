@@ -15,9 +15,7 @@ from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
 from cbm.solvers.concept_blocks import ConceptBlocks
 
-ACTIVATIONS: dict[str, type[Activation]] = {
-    kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid, SparseCode)
-}
+ACTIVATIONS: dict[str, type[Activation]] = {kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid, SparseCode)}
 ENERGIES = {kind.__name__: kind for kind in (EnergyBottleneck, ReleasedEnergyBottleneck)}
 
 

@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 def what_names_say(bank: ConceptBank, classes: list[str]) -> Tensor:
-    """What the names say of the classes ``[K, C]``: as an independent reader understands them, if one was asked, else by
-    the classes that the phrases were written for.
+    """What the names say of the classes ``[K, C]``: as an independent reader understands them, if one was asked; else
+    by the classes that the phrases were written for.
 
     Args:
         bank: the concepts.

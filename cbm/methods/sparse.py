@@ -60,7 +60,7 @@ class SparseConfig:
     k: Any = None
     """Number of concepts per image that the head reads, or 'all'; null: 5 for the repaired gumbel, else all"""
     head: str = "linear"
-    """linear: trained with the layer | names: afterwards one non-negative gain on what every name says of the classes"""
+    """linear: trained with the layer | names: afterwards one non-negative gain on what every name says of classes"""
     names_lam: float = 0.3
     """Pull of the names head towards the reader, who listens to every name alike"""
     weight: float | None = None

@@ -199,8 +199,8 @@ class Splice(Method):
             return 4 * says.T / spread, torch.zeros(says.shape[1])  # a temperature changes no decision
         if data.class_embeddings is None or data.class_embeddings.shape[1] != data.dim:
             raise UserError(
-                "method.untrained=zero_shot compares pictures with class names: it needs an encoder that reads text, or "
-                "embeddings of the class names (concepts.class_embeddings=FILE)"
+                "method.untrained=zero_shot compares pictures with class names: it needs an encoder that reads text, "
+                "or embeddings of the class names (concepts.class_embeddings=FILE)"
             )
         texts = normalize(data.class_embeddings.float(), dim=1)
         return logit_scale * texts @ words.T, logit_scale * texts @ mean
@@ -224,7 +224,9 @@ def on_codes(codes: Codes) -> Callable[[Tensor, Tensor], Tensor]:
     def classify(weight: Tensor, bias: Tensor) -> Tensor:
         if not columns.shape[1]:
             return bias.expand(len(columns), -1)
-        return bias + embedding_bag(columns, weight.T.contiguous(), per_sample_weights=codes.values.to(weight), mode="sum")
+        return bias + embedding_bag(
+            columns, weight.T.contiguous(), per_sample_weights=codes.values.to(weight), mode="sum"
+        )
 
     return classify
 

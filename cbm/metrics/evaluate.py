@@ -21,6 +21,7 @@ from cbm.metrics import (
     nonzero_concepts,
     truncated_weights,
 )
+from cbm.metrics.codes import code_metrics
 from cbm.metrics.concept_labels import best_threshold, cut_metrics
 from cbm.metrics.nec import SparseHead
 
@@ -63,7 +64,7 @@ def evaluate_split(
         values["nec"] = nonzero_concepts(model.weights())
         values["nec_effective"] = effective_concepts(model.importance())
         values |= {f"image_{key}": value for key, value in image_sparsity(model, split.x).items()}
-        values |= alignment(model, bank, split.x)
+        values |= alignment(model, bank, split.x) | code_metrics(model, spaced(split.x, 4096))
         gap, gap_std = grounding_gap(split.x, split.y, model.concepts, bank.owners(data.classes))
         values["grounding_gap"], values["grounding_gap_std"] = gap, gap_std
         values |= concept_ground_truth(model, bank, split, data, cuts)[0]

@@ -177,8 +177,8 @@ def names_test(readings: list[Reading], why_not: str) -> Evidence:
     best = readings[-1]
     by = "" if best.by == "owners" else " by another text encoder"
     finding = (
-        f"a reader of five words{by} gets {best.accuracy:.1%} ({100 * best.low:.1f} to {best.high:.1%}; names exchanged: "
-        f"{100 * best.null:.0f} ± {best.null_sd:.1%}, {p_value(best.p)})"
+        f"a reader of five words{by} gets {best.accuracy:.1%} ({100 * best.low:.1f} to {best.high:.1%}; names "
+        f"exchanged: {100 * best.null:.0f} ± {best.null_sd:.1%}, {p_value(best.p)})"
     )
     status: Status = "passed" if best.passed else "failed"
     return Evidence(

@@ -72,7 +72,8 @@ def strongest_words(model: ConceptBottleneck, x: Tensor, count: int = WORDS) -> 
     """
     unit = model.spread.clamp(min=1e-12)
     found = [
-        ((model.activations(part) - model.reference) / unit).topk(min(count, len(unit)), dim=1) for part in x.split(1024)
+        ((model.activations(part) - model.reference) / unit).topk(min(count, len(unit)), dim=1)
+        for part in x.split(1024)
     ]
     return FewWords(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]).clamp(min=0))
 

@@ -52,8 +52,8 @@ def concept_truth(
     Args:
         scores: scores ``[N, M]``.
         labels: labels ``[N, M]`` of the same concepts: 1, 0, or NaN if unknown.
-        strata: class indices ``[N]``: images are compared with others of their class only (van Elteren's weights n1 n0);
-            None compares all.
+        strata: class indices ``[N]``: images are compared with others of their class only (weights n1 n0 of van
+            Elteren); None compares all.
         draws: permutations of the names.
         seed: random seed of the permutations.
 
@@ -97,8 +97,8 @@ def auroc_matrix(scores: Tensor, labels: Tensor, strata: Tensor | None = None) -
         strata: class indices ``[N]``, see ``concept_truth``.
 
     Returns:
-        AUROC ``[J, M]`` float64, NaN for a label without both values; and the variance ``[M]`` of each column if a score
-        has nothing to do with the label (without ties).
+        AUROC ``[J, M]`` float64, NaN for a label without both values; and the variance ``[M]`` of each column if a
+        score has nothing to do with the label (without ties).
     """
     strata = torch.zeros(len(scores), dtype=torch.long) if strata is None else strata
     wins = torch.zeros(scores.shape[1], labels.shape[1], dtype=torch.float64)

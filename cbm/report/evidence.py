@@ -86,8 +86,8 @@ OTHER_METRICS = {
     ),
     "reader_accuracy": (
         "Reader of five words",
-        "How often somebody who sees only the five words an image gets, and knows from text alone what words mean, names "
-        "the class. Nothing is trained.",
+        "How often somebody who sees only the five words an image gets, and knows from text alone what words mean, "
+        "names the class. Nothing is trained.",
         "{:.1%}",
     ),
     "name_value": (
@@ -97,8 +97,8 @@ OTHER_METRICS = {
     ),
     "code_zero_shot": (
         "Code zero-shot (no evidence)",
-        "The five words read by the text vectors that made their directions. Random directions do as well (next line), so "
-        "it says nothing about names.",
+        "The five words read by the text vectors that made their directions. Random directions do as well (next line), "
+        "so it says nothing about names.",
         "{:.1%}",
     ),
     "code_zero_shot_random": (
@@ -111,6 +111,24 @@ OTHER_METRICS = {
         "The same among images of one class only, where the class is no help; 0.5 is guessing.",
         "{:.3f}",
     ),
+    "code_l0": ("Words per picture", "Words in the sum that stands for a picture, mean.", "{:.1f}"),
+    "code_r2": (
+        "Said by the words",
+        "Share of the pictures' differences from their mean that the words say; the rest no word explains. No evidence "
+        "for names: random directions like the pictures say more.",
+        "{:.0%}",
+    ),
+    "code_cosine": (
+        "Cosine of picture and sum",
+        "How near the sum of words, with the mean, comes to a picture.",
+        "{:.3f}",
+    ),
+    "code_cosine_mean_only": (
+        "Cosine without any word",
+        "The same for the mean alone: where this scale begins.",
+        "{:.3f}",
+    ),
+    "code_used": ("Words in use", "Share of the words that some picture uses.", "{:.0%}"),
     "image_l0": (
         "Concepts per picture",
         "Numbers other than zero among what the concepts add to the logit of the predicted class, mean over the "

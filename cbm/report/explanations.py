@@ -7,7 +7,8 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, SparseCode
+from cbm.metrics.codes import said_share
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,53 @@ class Breakdown:
         """Length of the longest bar."""
         outside = abs(self.outside) if self.passes_by else 0.0
         return max([abs(c.value) for c in self.shown] + [abs(self.others), outside, 1e-12])
+
+
+@dataclass(frozen=True)
+class SumOfWords:
+    """A picture as a sum of a few words, and the rest that no word explains.
+
+    Attributes:
+        words: words with their weights, the largest first.
+        others: sum of the weights that are not shown.
+        others_count: how many words that are.
+        rest: length of what no word explains, in the unit of the weights.
+        said: share of the picture's squared distance from the mean picture that the words say.
+    """
+
+    words: list[tuple[str, float]]
+    others: float
+    others_count: int
+    rest: float
+    said: float
+
+    @property
+    def largest(self) -> float:
+        """Length of the longest bar."""
+        return max([abs(weight) for _, weight in self.words] + [abs(self.others), self.rest, 1e-12])
+
+
+@torch.no_grad()
+def sums_of_words(model: ConceptBottleneck, texts: list[str], x: Tensor, shown: int = 8) -> list[SumOfWords] | None:
+    """Every picture as a sum of words; None for a model without a sparse code.
+
+    Args:
+        model: the bottleneck.
+        texts: K words.
+        x: unit-norm features ``[N, D]``.
+        shown: how many words are named.
+    """
+    if not isinstance(layer := model.activation, SparseCode):
+        return None
+    codes = layer.code(x, model.concepts)
+    rest = ((x.float() - layer.mean) - codes.reconstruct(model.concepts)).norm(dim=1).tolist()
+    found = []
+    for columns, values, length, said in zip(codes.columns, codes.values, rest, said_share(model, x).tolist()):
+        used = [(texts[k], v) for k, v in zip(columns.tolist(), values.tolist()) if k >= 0]
+        used.sort(key=lambda pair: -abs(pair[1]))
+        others = sum(weight for _, weight in used[shown:])
+        found.append(SumOfWords(used[:shown], others, max(0, len(used) - shown), length, said))
+    return found
 
 
 @torch.no_grad()

@@ -120,7 +120,9 @@ def _comparisons(integrity: Integrity | None, baselines: dict[str, Any], count: 
     if integrity is not None and "random" in integrity.accuracy:
         shuffled = integrity.accuracy.get("shuffled")
         beside = "" if shuffled is None else f"; on shuffled ones {percent(shuffled)}"
-        yield _share("random concepts", integrity.accuracy["random"], count, f"the same method on meaningless concepts{beside}")
+        yield _share(
+            "random concepts", integrity.accuracy["random"], count, f"the same method on meaningless concepts{beside}"
+        )
 
 
 def _sparsity(known: dict[str, float]) -> Iterator[Headline]:

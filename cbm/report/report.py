@@ -15,14 +15,22 @@ from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, spaced
 from cbm.files import write_atomically
 from cbm.files.without_paths import without_paths
-from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, Sigmoid, TopK, predict_logits
+from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, Sigmoid, SparseCode, TopK, predict_logits
 from cbm.metrics import class_accuracies
 from cbm.metrics.evaluate import concept_ground_truth
 from cbm.report.classes import ConceptUse, describe_classes
 from cbm.report.command import reproduce_command
 from cbm.report.energies import describe_energies, told_rows
 from cbm.report.evidence import METRICS, OTHER_METRICS, accuracy_rows, not_counted, resolved_rows
-from cbm.report.explanations import Breakdown, blame, confident_mistakes, explain, typical_rows
+from cbm.report.explanations import (
+    Breakdown,
+    SumOfWords,
+    blame,
+    confident_mistakes,
+    explain,
+    sums_of_words,
+    typical_rows,
+)
 from cbm.report.figures import (
     as_image,
     calibration_figure,
@@ -80,6 +88,7 @@ class Example:
         why: the predicted logit as a sum; None without concepts.
         lead: predicted minus other logit as a sum; None without concepts.
         sentence: description of a mistake in words; empty without concepts.
+        words: the picture as a sum of words; None without a sparse code.
     """
 
     picture: Thumbnail
@@ -91,6 +100,7 @@ class Example:
     why: Breakdown | None = None
     lead: Breakdown | None = None
     sentence: str = ""
+    words: SumOfWords | None = None
 
 
 def write_report(result: RunResult) -> Path:
@@ -226,6 +236,9 @@ def what_is_read(activation: Activation) -> str:
         return "probabilities of the concepts"
     if isinstance(activation, Cube):
         return "cubes of the scores"
+    if isinstance(activation, SparseCode):
+        count = f"exactly {int(activation.k)} words" if int(activation.k) else "a few words"
+        return f"{count} whose sum comes nearest to the picture"
     return type(activation).__name__
 
 
@@ -237,6 +250,8 @@ def unit_of_weights(model: ConceptBottleneck) -> str:
         return "the concept's being certain"
     if isinstance(model.activation, Largest):
         return "having the largest score"
+    if isinstance(model.activation, SparseCode):
+        return "one unit of the word's weight in the picture"
     unit_norm = bool(((model.concepts.norm(dim=1) - 1).abs() < 1e-3).all())
     return "one unit of cosine" if unit_norm else "one unit of the concept's score"
 
@@ -267,10 +282,12 @@ def examples(
     other = torch.where(predicted == labels, best[:, 1], labels)
     whys: list[Breakdown | None] = [None] * len(rows)
     leads: list[Breakdown | None] = [None] * len(rows)
+    sums: list[SumOfWords] | None = None
     if model is not None:
         x = data.test.x[index]
         whys[:] = explain(model, texts, x, predicted)
         leads[:] = explain(model, texts, x, predicted, other)
+        sums = sums_of_words(model, texts, x)
     found = []
     for n, row in enumerate(rows):
         called, true, compared = (clip(data.classes[int(c[n])]) for c in (predicted, labels, other))
@@ -286,6 +303,7 @@ def examples(
                 why=whys[n],
                 lead=lead,
                 sentence=blame(lead, called, true) if lead is not None and predicted[n] != labels[n] else "",
+                words=None if sums is None else sums[n],
             )
         )
     return found

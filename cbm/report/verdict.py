@@ -30,8 +30,8 @@ def verdict(result: RunResult) -> Verdict:
     if result.integrity is not None:
         return Verdict(
             result.integrity.verdict,
-            "Accuracy alone cannot tell: a linear model on many random directions classifies well too. Every test is in "
-            "the table of evidence below.",
+            "Accuracy alone cannot tell: a linear model on many random directions classifies well too. Every test is "
+            "in the table of evidence below.",
             result.integrity.good,
         )
     if control := result.cfg.concepts.control:

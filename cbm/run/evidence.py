@@ -1,4 +1,4 @@
-"""Gather the evidence for and against the concepts of a trained model (``cbm.metrics.integrity`` says what it shows)."""
+"""Gather the evidence for and against the concepts of a trained model; ``cbm.metrics.integrity`` says what it shows."""
 
 import logging
 import math
@@ -126,7 +126,7 @@ def gather_evidence(
     models = {"real": model, **{name: fit[0] for name, fit in fitted.items()}}
     right = {name: accuracy(predict_logits(m, test.x), test.y) for name, m in models.items()}
     cut = {name: accuracy(truncated_logits(m, test.x), test.y) for name, m in models.items()}
-    random = ()
+    random: tuple[float, ...] = ()
     if resolved is not None and candidates is not None:
         random = random_heads(len(bank), data, cfg.evidence.random_draws, seed)
     outside, deleted = outside_share(model, test.x), accuracy(deleted_logits(model, test.x), test.y)
@@ -257,7 +257,7 @@ def code_metrics(subject: Subject, words: FewWords) -> dict[str, float]:
 
 
 def covariance_root(directions: Tensor) -> Tensor:
-    """A matrix R ``[D, D]`` with which standard normal rows times R have the covariance of ``directions`` ``[K, D]``."""
+    """A matrix R ``[D, D]``: standard normal rows times R have the covariance of ``directions`` ``[K, D]``."""
     values, axes = torch.linalg.eigh(torch.cov(directions.T.double()))
     return (values.clamp(min=0).sqrt()[:, None] * axes.T).float()
 

@@ -113,8 +113,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
                 subject = Subject(bottleneck, bank, data, cfg, inputs.teacher or inputs.encoder, tower)
                 again = candidates if method.concepts_from == "bank" else None
                 resolved = metrics.get("test/accuracy_nec5_resolved")
-                integrity, found = gather_evidence(subject, again, resolved, inputs.logit_scale)
-                metrics |= found
+                integrity, measured = gather_evidence(subject, again, resolved, inputs.logit_scale)
+                metrics |= measured
     baselines = {}
     if report_form(cfg.report) != "none":
         tower = text_tower(inputs.encoder, cfg)

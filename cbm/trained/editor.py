@@ -19,11 +19,22 @@ from cbm.editing import (
     energy_guided_edits,
     load_edits,
     margin_edits,
+    returned_share,
     signed,
+    without_words,
 )
 from cbm.editing.prune import ALIKE
 from cbm.errors import UserError, did_you_mean
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, predict_logits, require_concepts, require_linear, save_model
+from cbm.files.console import warn_once
+from cbm.layers import (
+    ConceptBottleneck,
+    EnergyBottleneck,
+    SparseCode,
+    predict_logits,
+    require_concepts,
+    require_linear,
+    save_model,
+)
 from cbm.trained.model import Picture, Prediction, TrainedModel
 
 Names = str | Sequence[str] | None
@@ -90,6 +101,10 @@ class Editor:
         Raises:
             UserError: an unknown concept or class, or a value that is not allowed.
         """
+        layer = getattr(self.bottleneck, "activation", None)
+        if isinstance(layer, SparseCode) and not bool(layer.free) and not isinstance(value, str) and value < 0:
+            warn_once(f"set '{concept}': a word's weight is never below 0 in this model, so it is set to 0")
+            value = 0.0
         edit = Edit("set", concept, value, _tuple(classes), _tuple(samples), why=why)
         return self.apply(self.exclusively(edit) if exclusive else edit)
 
@@ -103,9 +118,46 @@ class Editor:
         """Multiply a concept's activation by ``value``; other arguments as for ``set``."""
         return self.apply(Edit("scale", concept, value, _tuple(classes), _tuple(samples), why=why))
 
-    def remove(self, concept: str, *, classes: Names = None, samples: Names = None, why: str | None = None) -> "Editor":
-        """Make all classes, or some, ignore a concept; arguments as for ``set``."""
-        return self.apply(Edit("remove", concept, None, _tuple(classes), _tuple(samples), why=why))
+    def remove(
+        self,
+        concept: str,
+        *,
+        classes: Names = None,
+        samples: Names = None,
+        why: str | None = None,
+        resolve: bool = False,
+    ) -> "Editor":
+        """Make all classes, or some, ignore a concept.
+
+        Args:
+            concept: text of the concept.
+            classes: classes that ignore it; all by default.
+            samples: names of the images that the edit changes; all by default.
+            why: reason, kept with the edit.
+            resolve: in a model of sparse codes, write images anew without the word, so that other words may say what it
+                said (``returned`` tells how much); by default its weight is zero and the others stay.
+
+        Raises:
+            UserError: an unknown concept or class, or ``resolve`` in a model without a sparse code.
+        """
+        edit = Edit("remove", concept, None, _tuple(classes), _tuple(samples), why=why, resolve=resolve or None)
+        if isinstance(self.bottleneck, ConceptBottleneck):
+            EditSet((edit,)).check(self.bank.texts, self.model.classes)
+            without_words(self.bottleneck, EditSet((edit,)), self.bank.texts)
+        return self.apply(edit)
+
+    def returned(self, concept: str, x: Tensor) -> Tensor:
+        """Which part of what a word adds to the decision comes back by other words, if images are written anew without
+        it: ``[N]``, NaN where it adds nothing (``cbm.editing.apply.returned_share``).
+
+        Args:
+            concept: text of the word.
+            x: unit-norm features ``[N, D]``.
+
+        Raises:
+            UserError: an unknown concept, or a model without a sparse code.
+        """
+        return returned_share(require_linear(self.bottleneck), x, self.bank.index(concept))
 
     def reweight(
         self, concept: str, value: float, *, classes: Names = None, samples: Names = None, why: str | None = None

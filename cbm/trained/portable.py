@@ -8,6 +8,7 @@ from cbm.kernels import class_vectors
 from cbm.kernels.scores import ACTIVATIONS as POINTWISE
 from cbm.layers.activations import Largest, Pointwise, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
+from cbm.layers.codes import SparseCode
 from cbm.layers.probe import LinearProbe
 from cbm.layers.require import require_linear
 
@@ -45,6 +46,11 @@ class PortableModel(nn.Module):
             raise UserError(
                 f"a {type(model).__name__} decides by inference over concepts, which cannot be exported: "
                 "bottlenecks (labo, posthoc, label_free, sparse, ...) and linear probes can"
+            )
+        if isinstance(getattr(model, "activation", None), SparseCode):
+            raise UserError(
+                "a model of sparse codes solves a problem for every picture, which cannot be exported: load it with "
+                "cbm.load, or train method=posthoc on the same words"
             )
         if top_k is not None:
             _check_top_k(model, top_k)
