@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-SWEEPS = 8  # of coordinate descent between two linear systems
+SWEEPS = 5  # of coordinate descent between two linear systems
 ROUNDS = 40  # of both; nearly all problems need one
 
 
@@ -65,47 +65,69 @@ class SmallLasso:
         A weight that would move off zero by no more than rounding stays there: of two equal words one is used.
         """
         tiny = rounding(z.dtype)
-        gram = self.gram.permute(1, 2, 0).contiguous()
-        z, cost, gradient = z.T.contiguous(), self.cost.T.contiguous(), self.gradient(z).T.contiguous()
+        weights, gradient = z.T.contiguous(), self.gradient(z).T.contiguous()
         curve = self.gram.diagonal(dim1=1, dim2=2).T.clamp(min=1e-12).contiguous()
-        inverse = 1 / curve
+        inverse, cost = 1 / curve, self.cost.T.contiguous()
+        each = [t.unbind() for t in (self.gram.permute(1, 2, 0).contiguous(), weights, gradient, curve, inverse, cost)]
         for _ in range(SWEEPS):
-            for j in range(len(z)):
-                best = torch.addcmul(gradient[j], z[j], curve[j])
+            for gram, weight, pull, bend, factor, price in zip(*each):
+                best = torch.addcmul(pull, weight, bend)
                 if self.signed:
-                    best = F.hardshrink(best - best.clamp(-cost[j], cost[j]), tiny)
+                    best = F.hardshrink(best - best.clamp(-price, price), tiny)
                 else:
-                    best = F.threshold(best - cost[j], tiny, 0.0)
-                best *= inverse[j]
-                gradient.addcmul_(gram[j], z[j] - best)
-                z[j] = best
-        return z.T.contiguous()
+                    best = F.threshold(best.sub_(price), tiny, 0.0)
+                best.mul_(factor)
+                gradient.addcmul_(gram, weight.sub_(best))
+                weight.copy_(best)
+        return weights.T.contiguous()
 
     def _on_support(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The exact optimum with the support and signs of z, and where it is the optimum over all variables [n].
+        """The exact optimum with a support within that of z, and where it is the optimum over all variables [n].
 
-        Elsewhere weights of the wrong sign are set to zero and the result is kept if its objective is below that of z.
+        Weights of the wrong sign in the solution of the linear system leave the support and it is solved once more, as
+        long as there are any.
         """
-        sign = z.sign()
-        found, regular = self._linear_system(sign)
-        wrong = (found * sign < 0) & ((self.cost > 0) if self.signed else True)
-        found = found.masked_fill(wrong, 0.0)
-        gradient = self.gradient(found)
-        excess = (gradient.abs() if self.signed else gradient) - self.cost
-        still = ((excess <= 2 * rounding(z.dtype)) | (found != 0)).all(dim=1)
-        solved = regular & ~wrong.any(dim=1) & still
-        better = regular & (self.objective(found, gradient) < self.objective(z, self.gradient(z)))
-        return torch.where((solved | better)[:, None], found, z), solved
+        z, solved = z.clone(), torch.zeros(len(z), dtype=torch.bool, device=z.device)
+        rows, part = torch.arange(len(z), device=z.device), self
+        while len(rows):
+            before = z[rows]
+            found, regular = part._linear_system(before.sign())
+            wrong = (found * before < 0) & ((part.cost > 0) if self.signed else True) & regular[:, None]
+            after = torch.where(regular[:, None], found, before)
+            gradient = part.gradient(found)
+            excess = (gradient.abs() if self.signed else gradient) - part.cost
+            still = ((excess <= 2 * rounding(z.dtype)) | (found != 0)).all(dim=1)
+            more = wrong.any(dim=1)
+            solved[rows] = regular & still & ~more
+            z[rows] = part._towards(before, after, wrong) if bool(more.any()) else after
+            if not bool(more.any()):
+                break
+            rows, part = rows[more], part[more]
+        return z, solved
+
+    def _towards(self, before: Tensor, after: Tensor, wrong: Tensor) -> Tensor:
+        """From one point towards another that is better but for some weights of the wrong sign: the better of stopping
+        at the first zero, which lowers the objective for sure, and of going all the way with those weights at zero.
+        """
+        reach = torch.where(wrong, before / (before - after), torch.inf)
+        share = reach.amin(dim=1, keepdim=True)
+        first = torch.where(reach <= share, 0.0, before + share.clamp(max=1) * (after - before))
+        trimmed = after.masked_fill(wrong, 0.0)
+        values = (self.objective(point, self.gradient(point)) for point in (first, trimmed))
+        return torch.where((next(values) < next(values))[:, None], first, trimmed)
 
     def _linear_system(self, sign: Tensor) -> tuple[Tensor, Tensor]:
-        """Solutions of ``G z = b - cost * sign`` on the supports [n, m], and where there is one [n]."""
+        """Solutions of ``G z = b - cost * sign`` on the supports [n, m], and where there is one [n].
+
+        A little is added to the diagonal: where the variables are dependent, the solution is far away in the direction
+        in which the objective falls, and `_towards` it one of them becomes zero.
+        """
         on = sign != 0
         width = int(on.sum(dim=1).max())
         regular = torch.ones(len(on), dtype=torch.bool, device=on.device)
         if width == 0:
             return torch.zeros_like(sign), regular
-        order = on.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
-        on = on.gather(1, order)
+        order, on = leading(on, width)
         gram = self.gram.gather(1, order[:, :, None].expand(-1, -1, self.gram.shape[2]))
         gram = gram.gather(2, order[:, None, :].expand(-1, width, -1))
         right = (self.pull - self.cost * sign).gather(1, order).masked_fill(~on, 0.0)[:, :, None]
@@ -120,6 +142,15 @@ class SmallLasso:
         regular = (failed == 0) & found.isfinite().all(dim=1)
         found = found.masked_fill(~regular[:, None], 0.0)
         return torch.zeros_like(sign).scatter_(1, order, found), regular
+
+
+def leading(on: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Where the entries stand that are ``on`` [n, m], in order: [n, width], and which of these places are in use."""
+    count = on.sum(dim=1, keepdim=True)
+    slot = (on.cumsum(dim=1) - 1).masked_fill(~on, width)
+    places = torch.arange(on.shape[1], device=on.device).expand(on.shape)
+    order = torch.zeros(len(on), width + 1, dtype=torch.long, device=on.device).scatter_(1, slot, places)
+    return order[:, :width], torch.arange(width, device=on.device) < count
 
 
 def rounding(dtype: torch.dtype) -> float:

@@ -26,15 +26,16 @@ from torch.nn import functional as F
 from cbm.kernels.shapes import check_k, check_matrix, check_vector, compute_dtype
 from cbm.kernels.topk import topk_concepts
 from cbm.solvers.codes import Codes
-from cbm.solvers.small_lasso import SmallLasso, rounding
+from cbm.solvers.small_lasso import SmallLasso, leading, rounding
 
 Sign = Literal["nonnegative", "free"]
 
-_START = 24  # words of the first working set
+_START = 16  # words of the first working set
 _ADD = 8  # words that may join it at a pass, or half of those in use if that is more
 _MOST_PASSES = 100
+_REFINEMENTS = 2  # passes without a new word, which only make weights more exact
 _ROW_BYTES = {"cpu": 2**23, "cuda": 2**28}  # pictures that are solved together
-_SET_BYTES = {"cpu": 2**23, "cuda": 2**29}  # their working sets
+_SET_BYTES = {"cpu": 2**24, "cuda": 2**29}  # their working sets
 
 
 def sparse_code(
@@ -216,7 +217,8 @@ class _Words:
         check_vector("penalty", penalty, size)
         allowed = None if allowed is None else allowed.to(device)
         if penalty is None:
-            return cls(dictionary, None, torch.empty(0, dtype=torch.long, device=device), allowed, signed, dtype)
+            nothing = torch.empty(0, dtype=torch.long, device=device)
+            return cls(dictionary, None, nothing, _without_repeats(dictionary, allowed), signed, dtype)
         penalty = penalty.to(device, dtype)
         if not bool((penalty >= 0).all()):
             raise ValueError(f"penalty reaches down to {float(penalty.min())}; expected factors >= 0")
@@ -288,7 +290,7 @@ def _lasso(x: Tensor, words: _Words, lam: float, tol: float) -> _Found:
         empty = ~(values[:, 0] > lam)
         found.put(rows[empty], columns[empty, :0], x.new_zeros(int(empty.sum()), 0))
         rows, columns = rows[~empty], columns[~empty]
-    z = torch.zeros_like(columns, dtype=x.dtype)
+    z, idle = torch.zeros_like(columns, dtype=x.dtype), torch.zeros_like(rows)
     while len(rows):
         cold = found.passes == 1
         z, residual = _solve_sets(x[rows], columns, z, words, lam, cold)
@@ -302,11 +304,12 @@ def _lasso(x: Tensor, words: _Words, lam: float, tol: float) -> _Found:
         fresh = above & ~known
         room = ((z != 0).sum(dim=1) // 2).clamp(min=_ADD)
         fresh &= fresh.cumsum(dim=1) <= room[:, None]
-        done = (gap <= tol) | ~fresh.any(dim=1)
+        idle = (idle + 1).masked_fill(fresh.any(dim=1), 0)
+        done = (gap <= tol) | (idle > _REFINEMENTS)
         if found.passes > _MOST_PASSES:
             done = torch.ones_like(done)
         found.put(rows[done], columns[done], z[done])
-        rows, columns, z = rows[~done], columns[~done], z[~done]
+        rows, columns, z, idle = rows[~done], columns[~done], z[~done], idle[~done]
         fresh, candidates = fresh[~done], candidates[~done]
         stays = torch.cat([(z != 0) | torch.isin(columns, words.free), fresh], dim=1)
         columns = torch.cat([columns, candidates], dim=1)
@@ -343,9 +346,7 @@ def _pursue(x: Tensor, words: _Words, k: int) -> _Found:
     return found
 
 
-def _solve_sets(
-    x: Tensor, columns: Tensor, z: Tensor, words: _Words, lam: float, cold: bool
-) -> tuple[Tensor, Tensor]:
+def _solve_sets(x: Tensor, columns: Tensor, z: Tensor, words: _Words, lam: float, cold: bool) -> tuple[Tensor, Tensor]:
     """The optimum on the working sets ``columns`` [n, m] of pictures x [n, D], from z: weights and residuals.
 
     Sets of like size are solved together. ``cold``: z says nothing yet.
@@ -358,19 +359,21 @@ def _solve_sets(
         if len(words.free):
             cost.masked_fill_(torch.isin(own, words.free), 0.0)
         cost.masked_fill_(own < 0, torch.inf)
-        gram, pull = torch.bmm(atoms, atoms.mT), torch.bmm(atoms, x[part, :, None])[:, :, 0]
-        problem = SmallLasso(gram, pull, cost, words.signed)
-        guess = z[part, :width]
+        gram, guess = torch.bmm(atoms, atoms.mT), z[part, :width, None]
+        left = x[part, :, None] - torch.bmm(atoms.mT, guess)
+        pull = torch.bmm(gram, guess) + torch.bmm(atoms, left)  # b, so that the gradient at the guess is exact
+        problem = SmallLasso(gram, pull[:, :, 0], cost, words.signed)
+        guess = guess[:, :, 0]
         weights = problem.solve(problem.descend(guess) if cold else guess)
         z[part, :width] = weights
-        residual[part] = x[part] - torch.bmm(weights[:, None, :], atoms)[:, 0]
+        residual[part] = x[part] - torch.bmm(atoms.mT, weights[:, :, None])[:, :, 0]
     return z, residual
 
 
 def _alike(columns: Tensor, wide: int) -> Iterator[tuple[Tensor, int]]:
     """Rows whose working sets fill a budget of memory together, and the size of the largest; the widest first."""
     sizes, order = (columns >= 0).sum(dim=1).sort(descending=True, stable=True)
-    budget, start = _SET_BYTES.get(columns.device.type, 2**23) // 4, 0
+    budget, start = _SET_BYTES.get(columns.device.type, 2**24) // 4, 0
     while start < len(order):
         width = max(1, int(sizes[start]))
         stop = start + max(1, budget // (width * wide + 4 * width * width))
@@ -381,7 +384,7 @@ def _alike(columns: Tensor, wide: int) -> Iterator[tuple[Tensor, int]]:
 def _certificate(
     x: Tensor, residual: Tensor, z: Tensor, columns: Tensor, highest: Tensor, words: _Words, lam: float
 ) -> tuple[Tensor, Tensor]:
-    """Duality gap and violation [n], in float64: the residual, scaled until no word exceeds ``lam``, is a dual point."""
+    """Duality gap and violation [n] in float64: the residual, scaled until no word exceeds ``lam``, is a dual point."""
     exact, weight = residual.double(), z.double().abs()
     own, shared = exact.square().sum(dim=1), (x.double() * exact).sum(dim=1)
     highest = highest.double()
@@ -414,19 +417,22 @@ def _finish(
 
 def _join(parts: list[tuple[Tensor, Tensor, Tensor, Tensor, int]]) -> Codes:
     """Blocks of pictures put together, as narrow as the longest code."""
-    values, columns, gaps, violations, passes = (list(each) for each in zip(*parts))
+    values, columns, gaps, violations, passes = zip(*parts)
     width = max(int((each >= 0).sum(dim=1).max()) for each in columns)
-    columns = _stack([each[:, :width] for each in columns], -1)
-    values = _stack([each[:, :width] for each in values], 0)
-    return Codes(values, columns, torch.cat(gaps), torch.cat(violations), max(passes))
+    return Codes(
+        _stack([each[:, :width] for each in values], 0),
+        _stack([each[:, :width] for each in columns], -1),
+        torch.cat(gaps),
+        torch.cat(violations),
+        max(passes),
+    )
 
 
 def _pack(stays: Tensor, columns: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
     """The entries that stay, moved to the left and padded to the longest row."""
     width = int(stays.sum(dim=1).max())
-    order = stays.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, :width]
-    gone = ~stays.gather(1, order)
-    return columns.gather(1, order).masked_fill(gone, -1), values.gather(1, order).masked_fill(gone, 0)
+    order, kept = leading(stays, width)
+    return columns.gather(1, order).masked_fill(~kept, -1), values.gather(1, order).masked_fill(~kept, 0)
 
 
 def _stack(blocks: list[Tensor], fill: int) -> Tensor:
@@ -438,6 +444,25 @@ def _stack(blocks: list[Tensor], fill: int) -> Tensor:
         full[start : start + len(block), : block.shape[1]] = block
         start += len(block)
     return full
+
+
+def _without_repeats(dictionary: Tensor, allowed: Tensor | None) -> Tensor | None:
+    """``allowed`` without the words that equal an earlier one bit by bit: what they share could be split at will."""
+    may = torch.arange(len(dictionary), device=dictionary.device) if allowed is None else allowed.nonzero()[:, 0]
+    if len(may) < 2:
+        return allowed
+    key, order = dictionary[may, 0].sort(stable=True)
+    same = key[1:] == key[:-1]
+    alike = may[order[F.pad(same, (1, 0)) | F.pad(same, (0, 1))]].sort().values  # words that share their first number
+    if not len(alike):
+        return allowed
+    group = dictionary[alike].unique(dim=0, return_inverse=True)[1]
+    group, order = group.sort(stable=True)
+    repeats = alike[order[1:][group[1:] == group[:-1]]]
+    if not len(repeats):
+        return allowed
+    allowed = torch.ones(len(dictionary), dtype=torch.bool, device=dictionary.device) if allowed is None else allowed
+    return allowed.index_fill(0, repeats, False)
 
 
 def _check_finite(name: str, value: Tensor) -> None:

@@ -131,16 +131,16 @@ def test_empty_codes():
     lam=st.sampled_from([0.01, 0.1, 0.5]), signed=st.booleans(), twins=st.booleans(),
 )  # fmt: skip
 def test_any_problem(seed, n, d, k, lam, signed, twins):
-    x, words = random(n, d, k, seed)
+    x, words = random(n, d, k, seed, torch.float64)
     if twins:
         words = torch.cat([words, words, torch.zeros(2, d)])
-    codes = sparse_code(x, words, lam=lam, sign="free" if signed else "nonnegative")
+    codes = sparse_code(x, words, lam=lam, sign="free" if signed else "nonnegative", tol=1e-9)
     assert no_word_twice(codes)
     truth = true_gap(x, words, codes.dense(len(words)), lam, signed)
-    assert float(truth.max()) <= 2e-6
-    assert bool((codes.gap >= truth - 3e-7).all())
+    assert float(truth.max()) <= 1e-9
+    assert bool((codes.gap >= truth - 1e-12).all())
     assert signed or bool((codes.values >= 0).all())
-    assert not twins or int(codes.columns.max()) < k  # of two equal words the first
+    assert not (codes.columns >= k).any()  # of two equal words the first
 
 
 def test_chunks_orders_and_repetitions():
@@ -218,8 +218,7 @@ def test_pursuit_is_a_loop_of_nnls(signed):
         assert (codes.count == k).all()
         assert codes.gap.isnan().all()
         left = (x - codes.reconstruct(words)) @ words.T
-        unused = left.masked_fill(codes.dense(400) != 0, -1)
-        assert float((codes.violation - (unused.abs() if signed else unused).amax(1).clamp(min=0)).abs().max()) < 0.6
+        assert float((codes.violation - (left.abs() if signed else left).amax(1)).abs().max()) < 1e-9
     single = sparse_code(x.float(), words.float(), k=12, sign=sign)
     assert float((single.dense(400) - codes.dense(400)).abs().max()) < 1e-5
 
@@ -260,7 +259,10 @@ def test_allowed_equals_a_dictionary_without_the_word():
     for setting in ({"lam": 0.15}, {"k": 5}, {"lam": 0.1, "sign": "free"}):
         z = sparse_code(x, words, allowed=allowed, **setting).dense(200)
         assert not z[:, ~allowed].any()
-        assert float((z[:, allowed] - sparse_code(x, words[allowed], **setting).dense(int(allowed.sum()))).abs().max()) < 1e-5
+        assert (
+            float((z[:, allowed] - sparse_code(x, words[allowed], **setting).dense(int(allowed.sum()))).abs().max())
+            < 1e-5
+        )
     none = sparse_code(x, words, lam=0.1, allowed=torch.zeros(200, dtype=torch.bool))
     assert not none.count.any()
     assert not sparse_code(x, words, k=3, allowed=torch.zeros(200, dtype=torch.bool)).count.any()
@@ -295,14 +297,14 @@ def test_penalties_per_word(signed):
 def test_hundreds_of_signed_words_in_use():
     """What Z-CBM's penalty leads to: sets grow with what is in use."""
     words = correlated(1024, 256)
-    x = normalize(torch.randn(6, 256, generator=torch.Generator().manual_seed(2)), dim=1)
-    codes = sparse_code(x, words, lam=0.004, sign="free")
+    x = normalize(torch.randn(3, 256, generator=torch.Generator().manual_seed(2)), dim=1)
+    codes = sparse_code(x, words, lam=0.01, sign="free")
     assert int(codes.count.min()) > 150
     assert codes.passes < 30
-    best = by_sklearn(x, words, 0.004, signed=True)
-    worse = objective(x, words, codes.dense(1024), 0.004) - objective(x, words, best, 0.004)
+    best = by_sklearn(x, words, 0.01, signed=True)
+    worse = objective(x, words, codes.dense(1024), 0.01) - objective(x, words, best, 0.01)
     assert float(worse.max()) < 2e-6
-    assert float(true_gap(x, words, codes.dense(1024), 0.004, True).max()) < 5e-6
+    assert float(true_gap(x, words, codes.dense(1024), 0.01, True).max()) < 5e-6
 
 
 def test_nothing_is_as_large_as_pictures_times_words():
