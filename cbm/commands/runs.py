@@ -201,12 +201,25 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """One table of several runs: mean and standard deviation over seeds."""
+    """One table of several runs: mean and standard deviation over seeds, compared on the test images they share."""
     from cbm.report.compare import compare_runs, format_table
 
     rows = compare_runs(runs)
     if as_json:
-        known = [{**row.labels, "seeds": row.seeds, "runs": row.paths, "values": row.values} for row in rows]
+        known = [
+            {
+                **row.labels,
+                "seeds": row.seeds,
+                "runs": row.paths,
+                "values": row.values,
+                "intervals": row.intervals,
+                "best": sorted(row.best),
+                "equal": sorted(row.equal),
+                "family": row.judged.family,
+                "not_compared": row.judged.unpaired,
+            }
+            for row in rows
+        ]
         show(None, known, as_json)
     else:
         print(format_table(rows, style))

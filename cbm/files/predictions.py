@@ -1,4 +1,4 @@
-"""``predictions.parquet``: what a model decided about every image of a split, kept so that others can be compared on it.
+"""``predictions.parquet``: what a model decided about every image of a split, so that others can be compared on them.
 
 One row per image: ``image`` (its name in the data set), ``subject`` where the data set has them, ``label`` and
 ``decision`` (class names), ``confidence`` (the probability of the decision, float32), ``label_probability`` and
@@ -27,6 +27,10 @@ MOST = 4_000_000
 TOP = 5
 OTHER = "decision_"
 """How the columns of further heads begin."""
+
+
+class NoPredictionsError(UserError):
+    """A run has no predictions, as it was made before they were kept."""
 
 
 @dataclass(frozen=True)
@@ -68,8 +72,8 @@ class Predictions:
     def fingerprint(self) -> str:
         """Stands for the images and their classes, in any order: runs can be paired where it is the same."""
         named = sorted(f"{image}\0{self.classes[label]}" for image, label in zip(self.images, self.labels.tolist()))
-        content = "\n".join([self.dataset, self.split, *named])
-        return hashlib.blake2b(content.encode(errors="surrogatepass"), digest_size=16).hexdigest()
+        content = _text("\n".join([self.dataset, self.split, *named]))
+        return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
     def order(self) -> np.ndarray:
         """Rows ``[N]`` in the order of the images' names, in which runs of one fingerprint stand beside each other."""
@@ -118,7 +122,8 @@ def read_predictions(run: Path) -> Predictions:
     A run that was made before predictions were kept has them once ``eval.py`` has measured its test split again.
 
     Raises:
-        UserError: there are none, or they are damaged.
+        NoPredictionsError: there are none.
+        UserError: they are damaged.
     """
     if (file := run / PREDICTIONS).is_file():
         verify_run(run, (PREDICTIONS,))
@@ -126,7 +131,7 @@ def read_predictions(run: Path) -> Predictions:
     name = file_name(f"{read_config(run).dataset.name}-test")
     if (again := run / "eval" / f"{name}.parquet").is_file():
         return read_predictions_file(again)
-    raise UserError(
+    raise NoPredictionsError(
         f"run '{run}' was made before predictions were kept (it has no {PREDICTIONS}): run python eval.py run={run}"
     )
 

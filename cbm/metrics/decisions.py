@@ -22,7 +22,7 @@ from cbm.metrics.bootstrap import (
     calibration_error,
     mean_of,
     mean_of_classes,
-    percentile_interval,
+    noise_of_calibrated,
     reflected_interval,
     share_interval,
 )
@@ -118,7 +118,8 @@ def headline_intervals(found: Decisions, name: str) -> dict[str, float]:
     spans = {key: share_interval(float(each.mean()), drawn.get(key), units.count) for key, each in right.items()}
     macro, error = (float(statistics[key](once)[0]) for key in ("accuracy_macro", "ece"))
     spans["accuracy_macro"] = share_interval(macro, drawn["accuracy_macro"], units.count)
-    spans["ece"] = reflected_interval(error, drawn["ece"])
+    low, high = reflected_interval(error, drawn["ece"])
+    spans["ece"] = (0.0 if error <= noise_of_calibrated(confidence) else low, high)
     if found.scores is not None and found.truth is not None:
         spans["concept_auroc"] = auroc_interval(found.scores.numpy(), found.truth.numpy(), subjects)
     values = {"ece_debiased": max(0.0, 2 * error - float(drawn["ece"].mean()))}
