@@ -37,6 +37,8 @@ def settings_hash(cfg: DictConfig) -> str:
         raise UserError(f"'{key}' contains '${{', which a written configuration cannot keep: say it in other words")
     settings = {key: value for key, value in settings.items() if key not in NOT_PART_OF_A_RUN}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in ("progress", "checkpoint_seconds")}
+    if settings["trainer"].get("threads") is None:  # runs of before do not say it
+        settings["trainer"].pop("threads", None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 

@@ -147,6 +147,24 @@ def share_interval(share: float, values: np.ndarray | None, units: int) -> tuple
     return (low, high) if high - low > 1e-9 else wilson_interval(min(max(share, 0.0), 1.0), units)
 
 
+def accuracy_intervals(right: np.ndarray, units: Units) -> dict[str, tuple[float, float]]:
+    """The 95 % intervals of the accuracy and of the mean of the classes (``accuracy``, ``accuracy_macro``).
+
+    Args:
+        right: whether every image is decided rightly, ``[N]`` bool.
+        units: what is drawn.
+    """
+    statistics = {"accuracy_macro": mean_of_classes(right, units.labels)}
+    if units.subjects is not None:
+        statistics["accuracy"] = mean_of(right)
+    drawn = bootstrap(units, statistics)
+    macro = float(statistics["accuracy_macro"](np.ones((1, len(right)), dtype=np.float32))[0])
+    return {
+        "accuracy": share_interval(float(right.mean()), drawn.get("accuracy"), units.count),
+        "accuracy_macro": share_interval(macro, drawn["accuracy_macro"], units.count),
+    }
+
+
 def reflected_interval(value: float, values: np.ndarray) -> tuple[float, float]:
     """The 95 % interval ``2 * value - quantiles`` of a number that is 0 or more and that draws make larger.
 
@@ -214,7 +232,7 @@ def auroc_interval(scores: np.ndarray, truth: np.ndarray, subjects: np.ndarray |
         return math.nan, math.nan
     auroc = float(np.mean(aurocs))
     if subjects is not None:
-        total = np.bincount(np.unique(subjects, return_inverse=True)[1], weights=total)
+        total = np.bincount(np.unique(subjects, return_inverse=True)[1], weights=total).astype(np.float64)
     units = max(int((total != 0).sum()), 2)
     error = math.sqrt(units / (units - 1) * float((total**2).sum())) / len(aurocs)
     if error == 0 or not 0 < auroc < 1:

@@ -174,11 +174,12 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     one_model = (
         None if edits.samples or gate is not None else edited_model(bottleneck, edits, bank.texts, classes, domain)
     )
-    metrics = decided_metrics(request, request.data, comparison, one_model)
+    decisions = decisions_of(request, request.data, comparison, one_model)
+    metrics = decided_metrics(request, request.data, comparison, one_model, decisions)
     log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
     if elsewhere := sorted(edits.domains - {domain}):
         log.info("pictures of '%s': edits of '%s' do not act (domain= says otherwise)", domain, elsewhere[0])
-    return Evaluated(metrics, Decisions(comparison.after, split), lambda: say_changes(comparison))
+    return Evaluated(metrics, decisions, lambda: say_changes(comparison))
 
 
 def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated:
@@ -198,7 +199,8 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
     correction = correct(context, tested, editor)
     one_model = None if correction.proposal.gate is not None else correction.proposal.model
     rest = replace(data, splits={**data.splits, request.split: tested})
-    metrics = decided_metrics(request, rest, correction.comparison, one_model) | correction.metrics()
+    decisions = decisions_of(request, rest, correction.comparison, one_model)
+    metrics = decided_metrics(request, rest, correction.comparison, one_model, decisions) | correction.metrics()
     write_correction(folder, correction, str(model.path))
 
     def say_more() -> None:
@@ -206,11 +208,24 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
         log.info("%s", correction.summary())
         log.info("edits and a page to read: %s", folder)
 
-    return Evaluated(metrics, Decisions(correction.comparison.after, tested), say_more)
+    return Evaluated(metrics, decisions, say_more)
+
+
+def decisions_of(
+    request: Request, data: FeatureData, comparison: Comparison, one_model: torch.nn.Module | None
+) -> Decisions:
+    """What was decided about every image after edits; arguments as of ``decided_metrics``."""
+    if one_model is None:
+        return Decisions(comparison.after, data.splits[request.split])
+    return replace(decide(one_model, request.model.bank, data, request.split), logits=comparison.after)
 
 
 def decided_metrics(
-    request: Request, data: FeatureData, comparison: Comparison, one_model: torch.nn.Module | None
+    request: Request,
+    data: FeatureData,
+    comparison: Comparison,
+    one_model: torch.nn.Module | None,
+    decisions: Decisions,
 ) -> dict[str, float]:
     """Metrics of the decisions after edits, all computed from the logits that decided.
 
@@ -220,6 +235,7 @@ def decided_metrics(
         comparison: logits before and after.
         one_model: the model that decides about all images; None if a gate or edits of single images mix several models.
             Then numbers that describe one model (accuracy at equal sparsity, concepts per image, ...) are left out.
+        decisions: what was decided about every image, for the intervals.
     """
     split = request.split
     metrics = {}
@@ -228,7 +244,7 @@ def decided_metrics(
         metrics = evaluate_split(one_model, request.model.bank, data, split, cuts=cuts)
     decided = classification_metrics(comparison.after, comparison.y)
     metrics |= {f"{split}/{key}": value for key, value in decided.items()}
-    metrics |= headline_intervals(Decisions(comparison.after, data.splits[split]), split)
+    metrics |= headline_intervals(decisions, split)
     metrics |= comparison.metrics()
     return metrics | counted(data, split)
 

@@ -75,6 +75,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     method = create_method(cfg.method)  # wrong settings are found before anything is read
     check_settings(cfg)
     check_teacher(method, cfg)
+    if cfg.trainer.threads is not None:
+        torch.set_num_threads(cfg.trainer.threads)
     images = read_training_images(cfg)
     path = choose_run_directory(cfg)
     clock = Clock()
