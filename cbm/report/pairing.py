@@ -194,10 +194,10 @@ def notes(rows: Sequence[tuple[str, str, Judgement]], equal: str) -> list[str]:
         images = max(each.images for each in members)
         if images:
             sizes = {size for each in members for size in each.family.values()}
-            family = f"{min(sizes)} to {max(sizes)}" if len(sizes) > 1 else str(max(sizes))
+            family = f"{min(sizes)} to {max(sizes)} comparisons" if len(sizes) > 1 else f"{max(sizes)} comparison(s)"
             said.append(
                 f"{dataset}: {equal} not significantly worse than the best, paired on the same {images:,} test images "
-                f"(p ≥ {SIGNIFICANT} after Holm over the {family} comparisons of a column)"
+                f"(p ≥ {SIGNIFICANT} after Holm over the {family} of a column)"
             )
         reasons: dict[str, list[str]] = {}
         for name, method, each in rows:

@@ -67,7 +67,7 @@ def test_real_differences_stay_and_the_family_is_counted(tmp_path: Path):
     assert rows["near"].judged.family["test/accuracy"] == 9
     assert "test/accuracy" in rows["near"].equal
     assert "test/accuracy" not in rows["far"].equal
-    assert "over the 9 comparisons of a column" in format_table(list(rows.values()), "markdown")
+    assert "over the 9 comparison(s) of a column" in format_table(list(rows.values()), "markdown")
 
 
 def test_seeds_are_a_second_level(tmp_path: Path):
