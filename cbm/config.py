@@ -153,6 +153,9 @@ class TrainerConfig:
     devices: Any = 1
     precision: str = "32-true"
     max_epochs: int = 1000
+    threads: int | None = None
+    """Threads of torch on the processor; null: as many as it takes by itself. Another number adds numbers up in another
+    order, which can change results"""
     progress: bool = True
     """Whether progress bars are shown"""
     checkpoint_seconds: float = 30.0
@@ -306,6 +309,8 @@ def check_settings(cfg: DictConfig) -> None:
             raise UserError(f"{name}={value}: expected 0 or more")
     if not 0 <= cfg.dataset.max_skipped <= 1:
         raise UserError(f"dataset.max_skipped={cfg.dataset.max_skipped}: expected a share from 0 to 1")
+    if cfg.trainer.threads is not None and cfg.trainer.threads < 1:
+        raise UserError(f"trainer.threads={cfg.trainer.threads}: expected 1 or more, or null")
     if any(count < 1 for count in cfg.nec):
         raise UserError(f"nec={list(cfg.nec)}: expected numbers of concepts per class, 1 or more")
     for name, least in (("draws", 19), ("random_draws", 0)):

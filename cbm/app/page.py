@@ -203,7 +203,8 @@ class Page:
             self.accept = gr.Button("Apply these edits", size="sm", variant="primary", visible=False)
 
     def _effect_tab(self) -> None:
-        gr.HTML(f"<p class='quiet'>The edits of this tab, on all {len(self.explorer.split):,} pictures.</p>")
+        which = f"all {len(self.explorer.split):,} pictures of the {self.explorer.name} split"
+        gr.HTML(f"<p class='quiet'>The edits of this tab, on {which}.</p>")
         self.run = gr.Button("Run the edits over the split", variant="primary")
         self.effect = choice(elem_id="effect")
 

@@ -4,7 +4,7 @@ import importlib.util
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.table import Table
@@ -12,6 +12,9 @@ from rich.table import Table
 from cbm.commands.shared import Cache, Json, Root, Run, names_in, not_there, out, show
 from cbm.errors import UserError
 from cbm.files.shipped import install_command
+
+if TYPE_CHECKING:
+    from cbm.run.adapt import Adaptation
 
 log = logging.getLogger("cbm")
 
@@ -141,8 +144,6 @@ def adapt(
 ) -> None:
     """Correct a model for another domain with a few labelled images: editors side by side."""
     from cbm.run.adapt import adapt as adapted
-    from cbm.run.adapt import overlap
-    from cbm.run.spurious import mean_and_error
 
     names = names_in(editors)
     found = adapted(
@@ -156,33 +157,12 @@ def adapt(
         guard=guard,
         protect=tuple(protect or ()),
     )
-    title = f"{shots} labelled images per class, {draws} draw(s)"
-    table = Table(
-        "",
-        "accuracy",
-        "change",
-        "worse",
-        "source domain",
-        "edits",
-        "concepts",
-        "overlap",
-        title=title,
-        caption="accuracy in percent; worse, edits: number of draws; source domain: accuracy if applied there too",
-    )
-    for name in found[0].target:
-        there = [each.target[name] for each in found]
-        change = [each.target[name] - each.target["unedited"] for each in found]
-        proposals = [each.proposals[name] for each in found if name in each.proposals]
-        counts = [len({edit.concept for edit in p.edits.edits}) for p in proposals if p.edits]
-        table.add_row(
-            name,
-            mean_and_error(there),
-            mean_and_error(change, signed=True),
-            str(sum(c < 0 for c in change)),
-            mean_and_error([each.source[name] for each in found]),
-            *((str(len(counts)), f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
-        )
-    show(table, [{"target": each.target, "source": each.source} for each in found], as_json)
+    table = adaptation_table(found, f"{shots} labelled images per class, {draws} draw(s)")
+    known = [
+        {"target": each.target, "balanced": each.balanced, "intervals": each.intervals, "source": each.source}
+        for each in found
+    ]
+    show(table, known, as_json)
     edits = found[0].proposals[names[0]].edits
     for edit in edits.edits if edits and not as_json else ():
         out.print(f"  {edit}", markup=False, highlight=False)
@@ -193,6 +173,51 @@ def adapt(
         log.info("%d edits in %s", len(edits), destination)
 
 
+OVER_DRAWS = (
+    "in brackets: 95% interval over the tested images; ±: standard error over draws, which share most of their tested "
+    "images: it says how much the labelled images matter, not how sure a number is"
+)
+
+
+def adaptation_table(found: "list[Adaptation]", title: str) -> Table:
+    """The editors side by side: means over the draws, plain and balanced, with intervals over the tested images."""
+    from cbm.run.adapt import mean_interval, overlap
+    from cbm.run.spurious import mean_and_error
+
+    table = Table(
+        "",
+        "accuracy",
+        "change",
+        "worse",
+        "balanced",
+        "change",
+        "source domain",
+        "edits",
+        "concepts",
+        "overlap",
+        title=title,
+        caption=f"accuracy in percent; balanced: mean of the classes; {OVER_DRAWS}; worse, edits: number of draws; "
+        "source domain: accuracy if applied there too",
+    )
+    for name in found[0].target:
+        there = [each.target[name] for each in found]
+        change = [each.target[name] - each.target["unedited"] for each in found]
+        balanced = [each.balanced[name] - each.balanced["unedited"] for each in found]
+        proposals = [each.proposals[name] for each in found if name in each.proposals]
+        counts = [len({edit.concept for edit in p.edits.edits}) for p in proposals if p.edits]
+        table.add_row(
+            name,
+            f"{mean_and_error(there)} {mean_interval(found, name, 'accuracy')}",
+            mean_and_error(change, signed=True),
+            str(sum(c < 0 for c in change)),
+            f"{mean_and_error([each.balanced[name] for each in found])} {mean_interval(found, name, 'accuracy_macro')}",
+            mean_and_error(balanced, signed=True),
+            mean_and_error([each.source[name] for each in found]),
+            *((str(len(counts)), f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
+        )
+    return table
+
+
 def compare(
     runs: Annotated[list[Path], typer.Argument(help="Run directories.")],
     style: Annotated[str, typer.Option(help="rich, markdown, latex or csv.")] = "rich",
@@ -201,12 +226,25 @@ def compare(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """One table of several runs: mean and standard deviation over seeds."""
+    """One table of several runs: mean and standard deviation over seeds, compared on the test images they share."""
     from cbm.report.compare import compare_runs, format_table
 
     rows = compare_runs(runs)
     if as_json:
-        known = [{**row.labels, "seeds": row.seeds, "runs": row.paths, "values": row.values} for row in rows]
+        known = [
+            {
+                **row.labels,
+                "seeds": row.seeds,
+                "runs": row.paths,
+                "values": row.values,
+                "intervals": row.intervals,
+                "best": sorted(row.best),
+                "equal": sorted(row.equal),
+                "family": row.judged.family,
+                "not_compared": row.judged.unpaired,
+            }
+            for row in rows
+        ]
         show(None, known, as_json)
     else:
         print(format_table(rows, style))

@@ -20,6 +20,8 @@ NOT_PART_OF_A_RUN = ("run_dir", "cache", "overwrite", "report", "logger")
 """Settings that do not change what is trained: the same run may go on with others."""
 READ_BACK = ("config.yaml", "metrics.json", "about.json", "bank/bank.json")
 """What later commands read of a finished run, beside files that carry their own checksum."""
+PREDICTIONS = "predictions.parquet"
+"""What was decided about every test image (``cbm.files.predictions``); a run may be without."""
 FOLDERS = ("bank", "checkpoints", "eval", "figures", "wandb")
 """What is written into below a run directory."""
 
@@ -35,6 +37,8 @@ def settings_hash(cfg: DictConfig) -> str:
         raise UserError(f"'{key}' contains '${{', which a written configuration cannot keep: say it in other words")
     settings = {key: value for key, value in settings.items() if key not in NOT_PART_OF_A_RUN}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in ("progress", "checkpoint_seconds")}
+    if settings["trainer"].get("threads") is None:  # runs of before do not say it
+        settings["trainer"].pop("threads", None)
     return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
@@ -76,7 +80,8 @@ class RunDirectory:
 
     def finish(self) -> None:
         """Mark the run as finished, with the checksums of what is read back; what was kept for resuming goes."""
-        checksums = {name: _checksum(self.path / name) for name in READ_BACK if (self.path / name).is_file()}
+        names = (*READ_BACK, PREDICTIONS)
+        checksums = {name: _checksum(self.path / name) for name in names if (self.path / name).is_file()}
         self.write_json("state.json", {"settings": self.settings, "finished": True, "checksums": checksums})
         shutil.rmtree(self.path / "checkpoints", ignore_errors=True)
 

@@ -67,8 +67,16 @@ def mcnemar(correct_a: Tensor, correct_b: Tensor) -> float:
     Returns:
         Probability that the images on which exactly one is right would split so unevenly if both were equally good.
     """
-    only_a = int((correct_a & ~correct_b).sum())
-    only_b = int((correct_b & ~correct_a).sum())
+    return mcnemar_p(int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum()))
+
+
+def mcnemar_p(only_a: int, only_b: int) -> float:
+    """The same from the numbers of images on which only A is right, and only B.
+
+    Example:
+        >>> mcnemar_p(3, 0)
+        0.25
+    """
     n, k = only_a + only_b, min(only_a, only_b)
     if n == 0:
         return 1.0

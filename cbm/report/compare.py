@@ -7,7 +7,7 @@ import logging
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +15,22 @@ from omegaconf import OmegaConf
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files.run_directory import read_about, read_config, read_metrics, verify_run
+from cbm.report.pairing import Contender, Judgement, judge, notes
 
 log = logging.getLogger(__name__)
 
 COLUMNS = {
     "test/accuracy": "accuracy",
     "test/accuracy_macro": "macro",
-    "test/accuracy_nec5": "acc@5",
-    "test/accuracy_nec5_resolved": "acc@5 re-solved",
-    "test/accuracy_nec_avg_resolved": "acc@avg re-solved",
+    "test/accuracy_nec5_resolved": "with 5 concepts",
+    "test/accuracy_nec_avg_resolved": "with 5 to 30, mean",
+    "test/accuracy_nec5": "own head cut to 5",
     "test/ece": "ECE",
     "test/concept_accuracy": "concept acc.",
     "test/concept_auroc": "concept AUROC",
     "test/grounding_gap_std": "grounding gap [sd]",
-    "integrity/random_accuracy_nec5": "random concepts acc@5",
-    "integrity/shuffled_accuracy_nec5": "shuffled acc@5",
+    "integrity/random_accuracy_nec5": "random, own head cut to 5",
+    "integrity/shuffled_accuracy_nec5": "shuffled, own head cut to 5",
     "test/image_l0": "concepts/picture",
     "test/self_rank": "names kept",
     "top10_stability": "top-10 stability",
@@ -68,10 +69,8 @@ NOT_RANKED = (
     "integrity/shuffled_accuracy_nec5",
 )
 """Columns that are never marked as best: a model that learns no names keeps them all."""
-SIGNIFICANT = 0.05
-"""Significance level of a paired t-test over the seeds that a row shares with the best one, three or more."""
 EQUAL = "≈"
-"""Stands behind a number that is not significantly worse than the best."""
+"""Stands behind a number that is not significantly worse than the best (``cbm.report.pairing``)."""
 LABELS = ("method", "dataset", "encoder", "concepts", "shots", "settings")
 
 
@@ -85,20 +84,27 @@ class Row:
         values: metric to its value in every run that has it; ``STABILITY`` has one value for all runs.
         seeds: seeds of the runs.
         paths: directories of the runs.
+        intervals: metric to the ends of its 95 % interval over test images, mean over the runs.
         best: metrics in which no row of the same data set and shots is better.
-        equal: metrics in which a better row is not significantly better.
+        judged: what a comparison on the test images says.
     """
 
     labels: dict[str, str]
     values: dict[str, list[float]]
     seeds: tuple[int, ...]
     paths: tuple[Path, ...]
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
     best: frozenset[str] = frozenset()
-    equal: frozenset[str] = frozenset()
+    judged: Judgement = field(default_factory=Judgement)
 
     def mean(self, key: str) -> float | None:
         """Mean of a metric, or None if no run has it."""
         return statistics.fmean(self.values[key]) if self.values.get(key) else None
+
+    @property
+    def equal(self) -> frozenset[str]:
+        """Metrics in which a better row is not significantly better."""
+        return self.judged.equal - self.best
 
 
 def compare_runs(paths: list[Path]) -> list[Row]:
@@ -126,11 +132,28 @@ def compare_runs(paths: list[Path]) -> list[Row]:
             | {STABILITY: _stability([path for path, _, _ in group])},
             tuple(settings["seed"] for _, settings, _ in group),
             tuple(path for path, _, _ in group),
+            _intervals([metrics for _, _, metrics in group]),
         )
         for group in members
     ]
     rows.sort(key=lambda row: (row.labels["dataset"], _shots(row), -(row.mean("test/accuracy") or 0.0)))
-    return [replace(row, best=_best(row, rows), equal=_equal(row, rows)) for row in rows]
+    judged = judge([_contender(row) for row in rows])
+    return [replace(row, best=_best(row, rows), judged=each) for row, each in zip(rows, judged)]
+
+
+def _contender(row: Row) -> Contender:
+    means = {key: mean for key in COLUMNS if (mean := row.mean(key)) is not None}
+    return Contender(row.labels["dataset"], row.labels["shots"], dict(zip(row.seeds, row.paths)), means)
+
+
+def _intervals(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """The ends of every metric's interval, mean over the runs; metrics that a run has none of are left out."""
+    found = {}
+    for key in COLUMNS:
+        ends = [[run[f"{key}_{end}"] for run in runs if f"{key}_{end}" in run] for end in ("low", "high")]
+        if all(len(each) == len(runs) for each in ends):
+            found[key] = (statistics.fmean(ends[0]), statistics.fmean(ends[1]))
+    return found
 
 
 def _finished(paths: list[Path]) -> list[Path]:
@@ -267,38 +290,6 @@ def _best(row: Row, rows: list[Row]) -> frozenset[str]:
     return frozenset(best)
 
 
-def _equal(row: Row, rows: list[Row]) -> frozenset[str]:
-    """The metrics in which a row is worse than the best of its data set and shots, but not significantly so."""
-    rivals = [r for r in rows if all(r.labels[key] == row.labels[key] for key in ("dataset", "shots"))]
-    equal = set()
-    for key in COLUMNS:
-        if key in NOT_RANKED or key == STABILITY or not row.values.get(key):
-            continue
-        sign = -1 if key in LOWER_IS_BETTER else 1
-        top = max((r for r in rivals if r.values.get(key)), key=lambda r: sign * (r.mean(key) or 0.0))
-        p = _paired(row, top, key)
-        if top is not row and p is not None and p >= SIGNIFICANT:
-            equal.add(key)
-    return frozenset(equal - _best(row, rows))
-
-
-def _paired(row: Row, other: Row, key: str) -> float | None:
-    """The p-value of a paired t-test over the seeds of both rows; None with fewer than three that have the metric."""
-    mine, theirs = (
-        dict(zip(each.seeds, each.values[key])) if len(each.values[key]) == len(each.seeds) else {}
-        for each in (row, other)
-    )
-    shared = sorted(mine.keys() & theirs.keys())
-    if len(shared) < 3:
-        return None
-    differences = [theirs[seed] - mine[seed] for seed in shared]
-    if max(differences) - min(differences) < 1e-12:  # the same difference every time: no doubt about it
-        return 1.0 if abs(differences[0]) < 1e-12 else 0.0
-    from scipy.stats import ttest_rel
-
-    return float(ttest_rel([theirs[seed] for seed in shared], [mine[seed] for seed in shared]).pvalue)
-
-
 # -------------------------------------------------------------------------------------------------------------- writing
 
 
@@ -318,6 +309,16 @@ def format_table(rows: list[Row], style: str = "rich") -> str:
     return styles[style](rows)
 
 
+def table_notes(rows: list[Row]) -> list[str]:
+    """What the intervals and marks of a table mean, in sentences; none where there are neither."""
+    said = notes([(row.labels["dataset"], row.labels["method"], row.judged) for row in rows], EQUAL)
+    if any(row.intervals for row in rows):
+        said.insert(
+            0, "in brackets: the 95% interval over the test images; ±: standard deviation over seeds (how many)"
+        )
+    return said
+
+
 def columns(rows: list[Row]) -> tuple[list[str], list[str]]:
     """Labels that say something, and metrics that somebody has."""
     labels = [key for key in LABELS if any(row.labels[key] for row in rows)]
@@ -329,14 +330,16 @@ def _number(key: str, value: float) -> str:
 
 
 def cell(row: Row, key: str) -> str:
-    """``53.4 ± 0.6 (3)``, with ≈ if it may be as good as the best; one run without ±; accuracies in per cent."""
+    """``53.4 ± 0.6 (3) [50.1, 56.7]``, ≈ if it may be as good as the best; one run without ±; shares in per cent."""
     values = row.values.get(key)
     if not values:
         return "–"
-    mean = _number(key, statistics.fmean(values))
-    if len(values) == 1:
-        return mean
-    return f"{mean} ± {_number(key, statistics.stdev(values))} ({len(values)})" + f" {EQUAL}" * (key in row.equal)
+    shown = _number(key, statistics.fmean(values))
+    if len(values) > 1:
+        shown += f" ± {_number(key, statistics.stdev(values))} ({len(values)})"
+    if key in row.intervals:
+        shown += f" [{', '.join(_number(key, end) for end in row.intervals[key])}]"
+    return shown + f" {EQUAL}" * (key in row.equal)
 
 
 def title(key: str) -> str:
@@ -369,6 +372,8 @@ def _rich(rows: list[Row]) -> str:
         if shared:
             console.print(Text("all with " + "; ".join(f"{key} {rows[0].labels[key]}" for key in shared), "dim"))
         console.print(table)
+        for note in table_notes(rows):
+            console.print(Text(note, "dim"))
     return capture.get()
 
 
@@ -378,7 +383,8 @@ def _markdown(rows: list[Row]) -> str:
     for row in rows:
         cells = [f"**{cell(row, key)}**" if key in row.best else cell(row, key) for key in metrics]
         lines.append([row.labels[key].replace("|", "\\|") for key in labels] + cells)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    said = "".join(f"\n{note}\n" for note in table_notes(rows))
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines) + said
 
 
 def _latex(rows: list[Row]) -> str:
@@ -407,19 +413,23 @@ def _escape(text: str) -> str:
 
 
 def _csv(rows: list[Row]) -> str:
-    """Mean, standard deviation and number of runs in columns of their own; numbers as they are, not in per cent.
+    """Mean, standard deviation and number of runs in columns of their own, and the ends of the interval over images
+    where there is one; numbers as they are, not in per cent.
 
     ``STABILITY`` is one number for all runs of a row.
     """
     labels, metrics = columns(rows)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*labels, *(f"{key}{suffix}" for key in metrics for suffix in ("", "/sd", "/n")), "seeds"])
+    ends = [key for key in metrics if any(key in row.intervals for row in rows)]
+    suffixes = {key: ("", "/sd", "/n", *(("/low", "/high") if key in ends else ())) for key in metrics}
+    writer.writerow([*labels, *(f"{key}{suffix}" for key in metrics for suffix in suffixes[key]), "seeds"])
     for row in rows:
         cells: list[object] = []
         for key in metrics:
             values = row.values.get(key) or []
             sd = statistics.stdev(values) if len(values) > 1 else ""
             cells += [statistics.fmean(values) if values else "", sd, len(values)]
+            cells += row.intervals.get(key, ("", "")) if key in ends else ()
         writer.writerow([*(row.labels[key] for key in labels), *cells, " ".join(map(str, row.seeds))])
     return text.getvalue()

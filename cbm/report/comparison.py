@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cbm.files import write_atomically
-from cbm.report.compare import EQUAL, SIGNIFICANT, Row, cell, columns, title
+from cbm.report.compare import EQUAL, Row, cell, columns, table_notes, title
 from cbm.report.figures import add_legend, as_image, new_figure, svg
 from cbm.report.templates import load_template
 
@@ -45,7 +45,7 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
         tables=tables,
         figures=figures,
         equal=EQUAL,
-        level=SIGNIFICANT,
+        notes=table_notes(rows),
     )
     write_atomically(path, page.encode())
 

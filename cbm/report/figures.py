@@ -84,11 +84,11 @@ def sparsity_figure(metrics: dict[str, float]) -> "Figure | None":
     if not points:
         return None
     figure, axes = new_figure()
-    axes.plot(*zip(*points), "o-", color=BLUE, label="re-solved head")
+    axes.plot(*zip(*points), "o-", color=BLUE, label="new head with so many")
     for key, label, colour, marker, size in (  # of other shape and size, so that equal ones do not hide each other
-        ("test/accuracy_nec5", "own head, cut to 5", BLUE, "s", 5),
-        ("integrity/random_accuracy_nec5", "random concepts, cut to 5", GREY, "D", 9),
-        ("integrity/shuffled_accuracy_nec5", "shuffled concepts, cut to 5", RED, "x", 8),
+        ("test/accuracy_nec5", "own head cut to 5", BLUE, "s", 5),
+        ("integrity/random_accuracy_nec5", "random concepts, own head cut to 5", GREY, "D", 9),
+        ("integrity/shuffled_accuracy_nec5", "shuffled concepts, own head cut to 5", RED, "x", 8),
     ):
         if key in metrics:
             axes.plot(

@@ -1,6 +1,6 @@
 """The six numbers that a person reads first, on the terminal and as tiles of the report; ``metrics.json`` has all."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,12 +8,17 @@ from torch import Tensor
 
 from cbm.metrics import Integrity, chance_accuracy, unequal
 from cbm.metrics.intervals import wilson_interval
-from cbm.report.wording import number, percent
+from cbm.report.wording import percent
 
 COUNT = 6
 TOLD_IMAGES = 2048
 """Images on which the accuracy with told concepts is measured, at most (``cbm.metrics.evaluate.told_concepts``)."""
-INTERVALS = "95% interval (Wilson): how far the draw of the images alone can move a share"
+INTERVALS = "95% interval: how far another draw of the images (of subjects, where they are known) can move the number"
+
+
+def thousandths(value: float) -> str:
+    """``0.927``."""
+    return f"{value:.3f}"
 
 
 @dataclass(frozen=True)
@@ -24,18 +29,23 @@ class Headline:
         name: name of the number.
         value: the number as it is shown.
         meaning: explanation in plain words.
-        interval: ends of its 95 % interval over the images; None for what is no share of them.
+        interval: ends of its 95 % interval over the images; None where there is none.
+        form: how the ends are shown.
     """
 
     name: str
     value: str
     meaning: str
     interval: tuple[float, float] | None = None
+    form: Callable[[float], str] = percent
 
     @property
     def range(self) -> str:
         """The interval in words: ``89.7 to 93.5%``; empty without one."""
-        return "" if self.interval is None else f"{100 * self.interval[0]:.1f} to {percent(self.interval[1])}"
+        if self.interval is None:
+            return ""
+        low, high = map(self.form, self.interval)
+        return f"{low.removesuffix('%')} to {high}"
 
 
 def headline(
@@ -67,9 +77,15 @@ def headline(
     return found[:COUNT]
 
 
-def _share(name: str, value: float, count: int, meaning: str) -> Headline:
-    """A share of ``count`` images."""
-    return Headline(name, percent(value), meaning, wilson_interval(value, count))
+def _share(name: str, value: float, count: int, meaning: str, interval: tuple[float, float] | None = None) -> Headline:
+    """A share of ``count`` images, with Wilson's interval if none is known."""
+    return Headline(name, percent(value), meaning, interval or wilson_interval(value, count))
+
+
+def _interval(known: dict[str, float], key: str) -> tuple[float, float] | None:
+    """The interval of a metric, if it was measured; runs of before have none."""
+    ends = known.get(f"{key}_low"), known.get(f"{key}_high")
+    return None if ends[0] is None or ends[1] is None else (ends[0], ends[1])
 
 
 def _accuracies(known: dict[str, float], labels: Tensor, split: str, skipped: int) -> Iterator[Headline]:
@@ -80,17 +96,19 @@ def _accuracies(known: dict[str, float], labels: Tensor, split: str, skipped: in
         apart = macro is not None and unequal(labels)
         beside = f"of {count:,} images{lost}; {alone}"
         beside += f", mean of the classes (macro) {percent(macro)}" if macro is not None and not apart else ""
-        yield _share(f"{split} accuracy", known["accuracy"], count, beside)
+        yield _share(f"{split} accuracy", known["accuracy"], count, beside, _interval(known, "accuracy"))
         if apart:
             meaning = "accuracy within a class, every class counting the same (macro): the classes differ much in size"
-            yield Headline("mean of the classes", percent(macro), meaning)
+            yield Headline("mean of the classes", percent(macro), meaning, _interval(known, "accuracy_macro"))
     own = known.get("accuracy_nec5")
     if "accuracy_nec5_resolved" in known:
         cut = "" if own is None else f"; its own head cut to 5: {percent(own)}"
         meaning = f"a new head that uses 5 concepts per class (NEC 5){cut}"
-        yield _share("with 5 concepts per class", known["accuracy_nec5_resolved"], count, meaning)
+        value, span = known["accuracy_nec5_resolved"], _interval(known, "accuracy_nec5_resolved")
+        yield _share("with 5 concepts per class", value, count, meaning, span)
     elif own is not None:
-        yield _share("with 5 concepts per class", own, count, "every class uses only its five most important concepts")
+        meaning = "every class uses only its five most important concepts, with the weights it has"
+        yield _share("own head cut to 5", own, count, meaning, _interval(known, "accuracy_nec5"))
 
 
 def _names(known: dict[str, float]) -> Iterator[Headline]:
@@ -105,7 +123,8 @@ def _concept_labels(known: dict[str, float]) -> Iterator[Headline]:
     if "concept_auroc" in known and "concepts_matched" in known:
         many = f"mean of the {int(known['concepts_matched'])} concepts with labels"
         meaning = f"how well scores find the images that show a concept, {many}; 0.5 is guessing"
-        yield Headline("concept AUROC", number(known["concept_auroc"]), meaning)
+        value, span = known["concept_auroc"], _interval(known, "concept_auroc")
+        yield Headline("concept AUROC", thousandths(value), meaning, span, thousandths)
 
 
 def _comparisons(integrity: Integrity | None, baselines: dict[str, Any], count: int) -> Iterator[Headline]:
@@ -143,4 +162,6 @@ def _further(known: dict[str, float], count: int) -> Iterator[Headline]:
         yield _share("all concepts told", told, count, "accuracy once a person has set every concept with a label")
     if "ece" in known:
         meaning = "how far stated probabilities are from the share that is right; 0 is best"
-        yield Headline("calibration error", f"{known['ece']:.3f}", meaning)
+        if "ece_debiased" in known:
+            meaning += f"; {thousandths(known['ece_debiased'])} without what the noise of few images adds"
+        yield Headline("calibration error", thousandths(known["ece"]), meaning, _interval(known, "ece"), thousandths)

@@ -24,8 +24,10 @@ from cbm.editing.domains.correct import correct
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path, write_atomically
 from cbm.files.names import file_name
+from cbm.files.predictions import write_predictions
 from cbm.layers import predict_logits, require_concepts
 from cbm.metrics import classification_metrics
+from cbm.metrics.decisions import Decisions, decide, headline_intervals, to_keep
 from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.nec import load_heads
 from cbm.report.correction import write_correction
@@ -43,7 +45,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         cfg: a ``cbm.config.EvalConfig``.
 
     Returns:
-        The metrics, also written to ``RUN/eval/DATASET-SPLIT.json``.
+        The metrics, also written to ``RUN/eval/DATASET-SPLIT.json``; what was decided about every image is in
+        ``RUN/eval/DATASET-SPLIT.parquet`` (``cbm.files.predictions``).
 
     Raises:
         UserError: the run or split does not exist, the classes differ, or the encoder's weights differ from those that
@@ -64,11 +67,13 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         found, how = edited(request, resolve_path(cfg.edits), gate), f" with {cfg.edits}"
     else:
         found, how = plain(request), ""
+    kept = to_keep(found.decisions, model.classes, dataset.name, cfg.split)
+    write_predictions(model.path / "eval" / f"{name}.parquet", kept)
     content = json.dumps(found.metrics, indent=1).encode()
     write_atomically(file := model.path / "eval" / f"{name}.json", content)
     if cfg.output is not None:
         write_atomically(Path(cfg.output), content)
-    print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics, found.labels, cfg.split)
+    print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics, found.decisions.split.y, cfg.split)
     found.say_more()
     log.info("all numbers: %s", file)
     return found.metrics
@@ -118,12 +123,12 @@ class Evaluated:
 
     Attributes:
         metrics: all numbers of the file that is written, computed from the same decisions.
-        labels: class indices ``[N]`` of the images that were decided.
+        decisions: what was decided about every image.
         say_more: function that logs further findings.
     """
 
     metrics: dict[str, float]
-    labels: torch.Tensor
+    decisions: Decisions
     say_more: Callable[[], None] = lambda: None
 
 
@@ -132,7 +137,9 @@ def plain(request: Request) -> Evaluated:
     model, heads = request.model, load_heads(request.model.path / "nec.safetensors")
     cuts = model.cut_points(request.cache)
     metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads, cuts)
-    return Evaluated(metrics | counted(request.data, request.split), request.data.splits[request.split].y)
+    decisions = decide(model.model, model.bank, request.data, request.split, heads)
+    metrics |= headline_intervals(decisions, request.split)
+    return Evaluated(metrics | counted(request.data, request.split), decisions)
 
 
 def counted(data: FeatureData, split: str) -> dict[str, float]:
@@ -167,12 +174,12 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     one_model = (
         None if edits.samples or gate is not None else edited_model(bottleneck, edits, bank.texts, classes, domain)
     )
-    metrics = decided_metrics(request, request.data, comparison, one_model)
-
+    decisions = decisions_of(request, request.data, comparison, one_model)
+    metrics = decided_metrics(request, request.data, comparison, one_model, decisions)
     log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
     if elsewhere := sorted(edits.domains - {domain}):
         log.info("pictures of '%s': edits of '%s' do not act (domain= says otherwise)", domain, elsewhere[0])
-    return Evaluated(metrics, comparison.y, lambda: say_changes(comparison))
+    return Evaluated(metrics, decisions, lambda: say_changes(comparison))
 
 
 def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated:
@@ -192,7 +199,8 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
     correction = correct(context, tested, editor)
     one_model = None if correction.proposal.gate is not None else correction.proposal.model
     rest = replace(data, splits={**data.splits, request.split: tested})
-    metrics = decided_metrics(request, rest, correction.comparison, one_model) | correction.metrics()
+    decisions = decisions_of(request, rest, correction.comparison, one_model)
+    metrics = decided_metrics(request, rest, correction.comparison, one_model, decisions) | correction.metrics()
     write_correction(folder, correction, str(model.path))
 
     def say_more() -> None:
@@ -200,11 +208,24 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
         log.info("%s", correction.summary())
         log.info("edits and a page to read: %s", folder)
 
-    return Evaluated(metrics, correction.comparison.y, say_more)
+    return Evaluated(metrics, decisions, say_more)
+
+
+def decisions_of(
+    request: Request, data: FeatureData, comparison: Comparison, one_model: torch.nn.Module | None
+) -> Decisions:
+    """What was decided about every image after edits; arguments as of ``decided_metrics``."""
+    if one_model is None:
+        return Decisions(comparison.after, data.splits[request.split])
+    return replace(decide(one_model, request.model.bank, data, request.split), logits=comparison.after)
 
 
 def decided_metrics(
-    request: Request, data: FeatureData, comparison: Comparison, one_model: torch.nn.Module | None
+    request: Request,
+    data: FeatureData,
+    comparison: Comparison,
+    one_model: torch.nn.Module | None,
+    decisions: Decisions,
 ) -> dict[str, float]:
     """Metrics of the decisions after edits, all computed from the logits that decided.
 
@@ -214,6 +235,7 @@ def decided_metrics(
         comparison: logits before and after.
         one_model: the model that decides about all images; None if a gate or edits of single images mix several models.
             Then numbers that describe one model (accuracy at equal sparsity, concepts per image, ...) are left out.
+        decisions: what was decided about every image, for the intervals.
     """
     split = request.split
     metrics = {}
@@ -222,6 +244,7 @@ def decided_metrics(
         metrics = evaluate_split(one_model, request.model.bank, data, split, cuts=cuts)
     decided = classification_metrics(comparison.after, comparison.y)
     metrics |= {f"{split}/{key}": value for key, value in decided.items()}
+    metrics |= headline_intervals(decisions, split)
     metrics |= comparison.metrics()
     return metrics | counted(data, split)
 

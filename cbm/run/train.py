@@ -34,10 +34,12 @@ from cbm.encoders import load_encoder
 from cbm.encoders.base import LOGIT_SCALE, Encoder
 from cbm.errors import UserError
 from cbm.files.pictures import VERSION
-from cbm.files.run_directory import RunDirectory, choose_run_directory, finished_run, read_metrics
+from cbm.files.predictions import write_predictions
+from cbm.files.run_directory import PREDICTIONS, RunDirectory, choose_run_directory, finished_run, read_metrics
 from cbm.layers import ConceptBottleneck, linear_or_none, save_model
 from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
+from cbm.metrics.decisions import decide, headline_intervals, to_keep
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
@@ -75,6 +77,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     method = create_method(cfg.method)  # wrong settings are found before anything is read
     check_settings(cfg)
     check_teacher(method, cfg)
+    if cfg.trainer.threads is not None:
+        torch.set_num_threads(cfg.trainer.threads)
     images = read_training_images(cfg)
     path = choose_run_directory(cfg)
     clock = Clock()
@@ -99,6 +103,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
     with clock("nec"):
         heads = resolve_nec(model, bank, data, list(cfg.nec))
     metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
+    decisions = decide(model, bank, data, "test", heads)
+    metrics |= headline_intervals(decisions, "test")
     metrics |= facts
     for head in heads:
         metrics |= {f"nec/resolved{head.target}_{key}": getattr(head, key) for key in ("nec", "gap", "kkt")}
@@ -127,6 +133,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics |= {"time/total_s": round(time.perf_counter() - began, 3), **clock.metrics(), **memory()}
 
     result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines)
+    write_predictions(path / PREDICTIONS, to_keep(decisions, data.classes, dataset.name, "test"))
     save(run, result, inputs.encoder)
     show(result, logger)
     return metrics
@@ -339,7 +346,11 @@ def about(result: RunResult, encoder: Encoder | None) -> dict[str, Any]:
         "verdict": integrity and "; ".join(filter(None, (integrity.verdict, not_counted(result.metrics)))),
         "integrity": integrity and asdict(integrity),
         "baselines": result.baselines,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torch_threads": torch.get_num_threads(),
+        },
     }
 
 

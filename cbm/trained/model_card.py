@@ -17,7 +17,8 @@ CONCEPTS = 5
 MEASURED = {
     "test/accuracy": "accuracy",
     "test/accuracy_macro": "accuracy, mean over classes",
-    "test/accuracy_nec5": "accuracy with the five strongest concepts per class",
+    "test/accuracy_nec5_resolved": "accuracy with 5 concepts per class (a new sparse head on these concepts)",
+    "test/accuracy_nec5": "accuracy of its own head cut to 5",
     "test/concept_accuracy": "concept accuracy",
     "test/ece": "expected calibration error",
 }

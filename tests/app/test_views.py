@@ -132,3 +132,13 @@ def test_names_from_files_are_text():
     ):
         assert "<img src=x" not in html
         assert "&lt;img src=x" in html
+
+
+def test_the_page_says_which_split_it_shows():
+    """Edits are chosen on validation pictures; on test pictures it says what that would do to their numbers."""
+    known = dict(run="one", method="labo", dataset="birds", pictures=120, classes=20, concepts=30, accuracy=0.5)
+    assert "120 pictures of the <b>val</b> split" in render("header", split="val", **known)
+    assert "choose on --split val" not in render("header", split="val", **known)
+    test = render("header", split="test", **known)
+    assert "120 pictures of the <b>test</b> split" in test
+    assert "choose on --split val" in test

@@ -26,10 +26,10 @@ def test_accuracy_over_concepts_per_class():
     metrics = {"test/accuracy_nec10_resolved": 0.8, "test/accuracy_nec5_resolved": 0.7, "test/accuracy": 0.9,
                "test/accuracy_nec5": 0.6, "integrity/random_accuracy_nec5": 0.2}  # fmt: skip
     drawn = lines(sparsity_figure(metrics))
-    assert drawn["re-solved head"] == [[5, 0.7], [10, 0.8]]
-    assert drawn["own head, cut to 5"] == [[5, 0.6]]
-    assert drawn["random concepts, cut to 5"] == [[5, 0.2]]
-    assert "shuffled concepts, cut to 5" not in drawn
+    assert drawn["new head with so many"] == [[5, 0.7], [10, 0.8]]
+    assert drawn["own head cut to 5"] == [[5, 0.6]]
+    assert drawn["random concepts, own head cut to 5"] == [[5, 0.2]]
+    assert "shuffled concepts, own head cut to 5" not in drawn
     assert sparsity_figure({"test/accuracy": 0.9}) is None
 
 

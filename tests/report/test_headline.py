@@ -58,5 +58,20 @@ def test_other_methods_and_splits():
     assert names({"val/accuracy": 0.9}, split="val") == ["val accuracy"]
     assert names({"val/accuracy": 0.9}) == []
     energy = headline(BASE | {"test/concept_auroc": 0.92, "test/concepts_matched": 31.0}, LABELS)[1]
-    assert (energy.name, energy.value) == ("concept AUROC", "0.92")
+    assert (energy.name, energy.value) == ("concept AUROC", "0.920")
     assert "31 concepts" in energy.meaning
+
+
+def test_measured_intervals_are_shown_and_the_cut_head_has_its_own_name():
+    metrics = BASE | {
+        "test/accuracy_low": 0.7, "test/accuracy_high": 0.95, "test/accuracy_nec5": 0.6, "test/ece_low": 0.01,
+        "test/ece_high": 0.09, "test/ece_debiased": 0.03, "test/concept_auroc": 0.9998, "test/concepts_matched": 3.0,
+        "test/concept_auroc_low": 0.9991, "test/concept_auroc_high": 1.0,
+    }  # fmt: skip
+    found = {each.name: each for each in headline(metrics, LABELS)}
+    assert found["test accuracy"].range == "70.0 to 95.0%"  # of subjects: wider than Wilson's of images
+    assert found["concept AUROC"].range == "0.999 to 1.000"
+    assert found["calibration error"].range == "0.010 to 0.090"
+    assert "0.030 without" in found["calibration error"].meaning
+    assert "with 5 concepts per class" not in found  # that is a new head, which this run did not solve
+    assert found["own head cut to 5"].value == "60.0%"

@@ -42,6 +42,15 @@ def test_another_camera(command, module, small_cards, tmp_path):
     assert status == 0, errors
     for name in ("unedited", "test_time", "prune", "recentre", "conda", "refit"):
         assert name in out
+    for word in ("balanced", "95% interval over the tested images", "standard error over draws, which share most"):
+        assert word in " ".join(out.split())
+    status, out, errors = adapt("one", "birds_shift", "--shots", "2", "--editors", "refit", "--json")
+    assert status == 0, errors
+    (draw,) = json.loads(out)
+    for name in ("unedited", "refit"):
+        for key, values in (("accuracy", draw["target"]), ("accuracy_macro", draw["balanced"])):
+            low, high = draw["intervals"][name][key]
+            assert low < values[name] < high
     assert load_edits("edits.yaml").domains <= {"birds_shift"}
     for arguments, message in (
         (("one", "birds_shift", "--guard", "strikt"), "unknown guard 'strikt': did you mean 'strict'"),

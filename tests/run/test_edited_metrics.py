@@ -83,7 +83,11 @@ def test_all_numbers_are_of_the_decision(command, run: Path, how: str):
     assert found["test/accuracy_macro"] == pytest.approx(balanced_accuracy_score(truth, logits.argmax(1)), abs=1e-6)
     assert found["test/loss"] == pytest.approx(log_loss(truth, logits.softmax(1).numpy()), abs=1e-4)
     assert found["test/ece"] == pytest.approx(classification_metrics(logits.float(), split.y)["ece"], abs=1e-4)
-    assert {key for key in found if key.startswith("test/")} == {f"test/{key}" for key in OF_LOGITS}
+    spans = {f"{key}_{end}" for key in ("accuracy", "accuracy_macro", "ece") for end in ("low", "high")}
+    expected = {f"test/{key}" for key in (*OF_LOGITS, *spans, "ece_debiased")}
+    assert {key for key in found if key.startswith("test/")} == expected
+    for key in ("accuracy", "accuracy_macro"):
+        assert found[f"test/{key}_low"] < found[f"test/{key}"] < found[f"test/{key}_high"]
 
 
 def test_edits_of_all_images_are_one_model_and_keep_its_numbers(command, run: Path):

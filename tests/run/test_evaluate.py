@@ -81,7 +81,7 @@ def test_the_largest_class_is_said_beside_the_accuracy(command, tmp_path: Path):
     assert f"  mean of the classes {macro:.1f}%" in re.sub(r"(\S) +", r"\1 ", errors)
     page = Path("one/report.html").read_text()
     assert said in page
-    assert f"<b>{macro:.1f}%</b><span>mean of the classes</span>" in page
+    assert re.search(rf"<b>{macro:.1f}%<i>[\d.]+ to [\d.]+%</i></b><span>mean of the classes</span>", page)
 
 
 def test_checks_say_what_they_do(module, colour_folder: Path):

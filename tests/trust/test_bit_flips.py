@@ -16,6 +16,7 @@ from cbm.data.vocabulary_store import VocabularyStore
 from cbm.editing import load_gate, load_source_card
 from cbm.editing.domains.gate import Gate
 from cbm.errors import UserError
+from cbm.files.predictions import read_predictions
 from cbm.files.run_directory import read_metrics
 from cbm.files.tensors import read_tensors, write_tensors
 from cbm.metrics.nec import load_heads
@@ -38,6 +39,8 @@ def everything(run: Path) -> str:
     heads = load_heads(run / "nec.safetensors")
     tensors = [*model.model.state_dict().items(), ("embeddings", model.bank.directions()), ("x", card.x), ("y", card.y)]
     tensors += [(str(head), head.weight) for head in heads]
+    kept = read_predictions(run)
+    tensors += [(name, torch.from_numpy(getattr(kept, name))) for name in ("decisions", "confidence", "probabilities")]
     words = [model.classes, model.bank.concepts, model.bank.dropped, model.config, read_metrics(run)]
     return str(words) + str([(name, tensor.double().tolist()) for name, tensor in tensors])
 
@@ -52,7 +55,7 @@ def test_every_file_of_a_run(command):
     files = [path for path in run.rglob("*") if path.is_file() and path.name not in ("log.csv", ".lock")]
     assert {path.name for path in files} == {
         "config.yaml", "metrics.json", "about.json", "state.json", "bank.json", "embeddings.safetensors",
-        "model.safetensors", "nec.safetensors", "source_card.safetensors",
+        "model.safetensors", "nec.safetensors", "source_card.safetensors", "predictions.parquet",
     }  # fmt: skip
     for file in files:
         content = file.read_bytes()

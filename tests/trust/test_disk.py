@@ -56,5 +56,6 @@ def test_a_disk_that_is_full_at_every_write(command, colour_folder: Path, monkey
     for part in (
         "cache/splits", "cache/features", "cache/text", "config.yaml", "state.json", "last.ckpt", "log.csv",
         "model.safetensors", "source_card.safetensors", "bank.json", "about.json", "metrics.json",
+        "predictions.parquet",
     ):  # fmt: skip
         assert any(part.replace("cache", "small") in path for path in failed), (part, failed)
