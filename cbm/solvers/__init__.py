@@ -10,6 +10,7 @@ from cbm.solvers.discriminability import (
     negative_entropy,
     posterior_entropy,
 )
+from cbm.solvers.greedy_projection import greedy_projection
 from cbm.solvers.logistic import fit_logistic
 from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
@@ -37,6 +38,7 @@ __all__ = [
     "elastic_net_paths",
     "fit_logistic",
     "fit_projection",
+    "greedy_projection",
     "greedy_select",
     "mutual_information",
     "negative_entropy",
