@@ -102,7 +102,7 @@ def admm(task: Task, rho: float = 5.0) -> Iterator[Tensor]:
         yield z.T
 
 
-def follow_admm(task: Task, most: int = 1000) -> tuple[float, Tensor, int]:
+def follow_admm(task: Task, most: int = 500) -> tuple[float, Tensor, int]:
     """CPU seconds until every picture is within the gap (or ``most`` iterations), the codes, and the iterations."""
     spent, steps = 0.0, admm(task)
     for count in range(10, most + 1, 10):
@@ -258,7 +258,7 @@ def main() -> None:
         f"2,000 pictures of 512 dimensions; medians of {ROUNDS} rounds, the solvers in turn, ADMM once. scikit-learn, "
         f"celer and skglm solve the first {ALONE} pictures one by one, ADMM the first {TOGETHER} together: scaled.",
         "ADMM: SpLiCE's iteration (rho 5, random start, C x anew in every iteration), stopped at the first multiple of "
-        "50 iterations at which every gap is within 1e-6, or after 1,000; its objective is of the projected iterate.",
+        "50 iterations at which every gap is within 1e-6, or after 500; its objective is of the projected iterate.",
         "The signed rows are Z-CBM's penalty (alpha 1e-5) on its 2,048 words: a near copy of the picture, not a "
         "sparse code. skglm stops by the violation of the optimality conditions, not by the gap.",
     ]

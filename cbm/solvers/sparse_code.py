@@ -32,7 +32,7 @@ from cbm.solvers.small_lasso import SmallLasso, leading, rounding
 Sign = Literal["nonnegative", "free"]
 
 _START = 16  # words of the first working set
-_ADD = 8  # words that may join it at a pass, or half of those in use if that is more
+_ADD = 16  # words that may join it at a pass, or half of those in use if that is more
 _MOST_PASSES = 100
 _FEW = 250  # pictures on which a penalty is looked for before all of them are
 _REFINEMENTS = 2  # passes without a new word, which only make weights more exact
@@ -165,9 +165,7 @@ def _spread(x: Tensor, rows: int) -> Tensor:
     return x if len(x) <= rows else x[torch.linspace(0, len(x) - 1, rows).long()]
 
 
-def _approach(
-    x: Tensor, dictionary: Tensor, count: float, lam: float, power: float, steps: int
-) -> tuple[float, float]:
+def _approach(x: Tensor, dictionary: Tensor, count: float, lam: float, power: float, steps: int) -> tuple[float, float]:
     """The best of some penalties, each taken from the ones before as if the count fell like ``lam^-power``."""
     best, before = (math.inf, lam), (0.0, lam)
     for _ in range(steps):
