@@ -284,7 +284,8 @@ def remarks() -> list[str]:
         f"2,000 pictures of 512 dimensions; medians of {ROUNDS} rounds, the solvers in turn, ADMM once. scikit-learn, "
         f"celer and skglm solve the first {ALONE} pictures one by one, ADMM the first {TOGETHER} together: scaled.",
         "ADMM: SpLiCE's iteration (rho 5, random start, C x anew in every iteration), stopped at the first multiple of "
-        "50 iterations at which every gap is within 1e-6, or after 500, where its ratio is a lower bound; its objective is of the projected iterate.",
+        "50 iterations at which every gap is within 1e-6, or after 500, where its ratio is a lower bound; its "
+        "objective is of the projected iterate.",
         "The signed rows are Z-CBM's penalty (alpha 1e-5) on 2,048 words, 8 pictures scaled: a near copy, not a "
         "sparse code. skglm stops by the violation of the optimality conditions, not by the gap.",
     ]
