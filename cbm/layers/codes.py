@@ -4,7 +4,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import normalize
 
 from cbm.layers.activations import Activation
 from cbm.solvers import Codes, sparse_code
@@ -99,13 +99,7 @@ class SparseCode(Activation):
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """Logits from the columns of the head whose words an image uses; arguments as for ``Activation.logits``."""
-        found = self.code(x, concepts)
-        table = weights.T.contiguous()
-        if not found.columns.shape[1]:
-            logits = table.new_zeros(len(x), table.shape[1])
-        else:
-            columns, values = found.columns.clamp(min=0), found.values.to(table)
-            logits = embedding_bag(columns, table, per_sample_weights=values, mode="sum")
+        logits = self.code(x, concepts).reconstruct(weights.T)
         return logits if bias is None else logits + bias
 
     def without(self, columns: Iterable[int]) -> "SparseCode":

@@ -19,12 +19,11 @@ length 1, and nothing is refitted.
 
 import logging
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import normalize
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, mean_feature, spaced
@@ -35,7 +34,7 @@ from cbm.methods.base import Built, Method, one_of, register_method
 from cbm.methods.named_head import check_lam, what_names_say, with_named_head
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, solve_sparse_head
 from cbm.metrics.reader import centre_directions
-from cbm.solvers import Codes, SparseScores, penalty_for_count
+from cbm.solvers import Codes, SparseScores, greedy_projection, penalty_for_count
 
 log = logging.getLogger(__name__)
 
@@ -143,7 +142,8 @@ class Splice(Method):
             model, facts = with_named_head(model, bank, data, self.config.names_lam, scores)
             self.facts |= facts
         elif self.config.head == "sparse":
-            head = solve_sparse_head(scores, data, self.sparse, on_codes(layer.code(data.val.x, words)))
+            tried = layer.code(data.val.x, words)
+            head = solve_sparse_head(scores, data, self.sparse, lambda w, b: tried.reconstruct(w.T) + b)
             model = model.with_weights(head.weight(), head.bias)  # type: ignore[arg-type]
         else:
             model = model.with_weights(*self._untrained(data, bank, words, mean, codes, logit_scale))
@@ -161,8 +161,6 @@ class Splice(Method):
         for part in x.split(16384):
             away = normalize(part.float() - mean, dim=1).double()
             moment += away.T @ away
-        from cbm.solvers import greedy_projection
-
         columns = greedy_projection(moment / len(x), words, min(self.config.words, len(words)))
         log.info("splice: kept %d of %d words, which reconstruct the training pictures best", len(columns), len(words))
         kept = bank.take(columns.tolist())
@@ -195,7 +193,7 @@ class Splice(Method):
         """Weights ``[C, K]`` and biases ``[C]`` that no label has taught."""
         if not self.reads_class_names:
             says = what_names_say(bank, data.classes)
-            spread = float(on_codes(codes)(says.T, torch.zeros(says.shape[1])).std()) or 1.0
+            spread = float(codes.reconstruct(says).std()) or 1.0
             return 4 * says.T / spread, torch.zeros(says.shape[1])  # a temperature changes no decision
         if data.class_embeddings is None or data.class_embeddings.shape[1] != data.dim:
             raise UserError(
@@ -215,20 +213,6 @@ class Splice(Method):
         self.facts |= {"code_empty": float((count == 0).double().mean()), "code_passes": float(codes.passes)}
         if self.config.k is None:
             self.facts |= {"code_gap_max": float(codes.gap.max()), "code_violation_max": float(codes.violation.max())}
-
-
-def on_codes(codes: Codes) -> Callable[[Tensor, Tensor], Tensor]:
-    """A function from weights ``[C, K]`` and biases ``[C]`` to the logits ``[N, C]`` of pictures with these codes."""
-    columns = codes.columns.clamp(min=0)
-
-    def classify(weight: Tensor, bias: Tensor) -> Tensor:
-        if not columns.shape[1]:
-            return bias.expand(len(columns), -1)
-        return bias + embedding_bag(
-            columns, weight.T.contiguous(), per_sample_weights=codes.values.to(weight), mode="sum"
-        )
-
-    return classify
 
 
 def typical_values(codes: Codes, count: int) -> Tensor:

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import embedding_bag, normalize
+from torch.nn.functional import normalize
 
 from cbm.layers import ConceptBottleneck
 from cbm.metrics.intervals import wilson_interval
-from cbm.solvers import sparse_code
+from cbm.solvers import Codes, sparse_code
 
 WORDS = 5
 """Words of an image that are read."""
@@ -28,24 +28,7 @@ AT_MOST = 5000
 """Images that are read, at most: at even distances."""
 
 
-@dataclass(frozen=True)
-class FewWords:
-    """The few words of every image.
-
-    Attributes:
-        columns: columns ``[N, m]`` of the concepts; 0 where there are fewer than m words.
-        weights: weights ``[N, m]``, 0 or more; 0 where there are fewer than m words.
-    """
-
-    columns: Tensor
-    weights: Tensor
-
-    def read(self, says: Tensor) -> Tensor:
-        """What the words say together, ``[N, C]``; ``says`` ``[K, C]`` is what each of them says of the classes."""
-        return embedding_bag(self.columns, says, per_sample_weights=self.weights.to(says), mode="sum")
-
-
-def few_words(x: Tensor, concepts: Tensor, mean: Tensor, count: int = WORDS) -> FewWords:
+def few_words(x: Tensor, concepts: Tensor, mean: Tensor, count: int = WORDS) -> Codes:
     """Images as sums of a few concepts: the non-negative code of exactly ``count`` concepts, if so many help, found by
     orthogonal matching pursuit on centred features and directions (``cbm.solvers.sparse_code``).
 
@@ -56,12 +39,11 @@ def few_words(x: Tensor, concepts: Tensor, mean: Tensor, count: int = WORDS) -> 
         count: number of words.
     """
     centred, directions = centre(x.float(), mean), centre_directions(concepts)
-    code = sparse_code(centred, directions, k=min(count, len(concepts)))
-    return FewWords(code.columns.clamp(min=0), code.values * (code.columns >= 0))
+    return sparse_code(centred, directions, k=min(count, len(concepts)))
 
 
 @torch.no_grad()
-def strongest_words(model: ConceptBottleneck, x: Tensor, count: int = WORDS) -> FewWords:
+def strongest_words(model: ConceptBottleneck, x: Tensor, count: int = WORDS) -> Codes:
     """The concepts with the largest activations, in standard deviations above their reference, as far as these are
     above zero: for concepts that are learned, and do not lie where their names do.
 
@@ -75,7 +57,9 @@ def strongest_words(model: ConceptBottleneck, x: Tensor, count: int = WORDS) -> 
         ((model.activations(part) - model.reference) / unit).topk(min(count, len(unit)), dim=1)
         for part in x.split(1024)
     ]
-    return FewWords(torch.cat([f.indices for f in found]), torch.cat([f.values for f in found]).clamp(min=0))
+    values, columns = torch.cat([f.values for f in found]).clamp(min=0), torch.cat([f.indices for f in found])
+    unknown = torch.full((len(x),), torch.nan, dtype=torch.float64)
+    return Codes(values, columns.where(values > 0, -1), unknown, unknown, passes=1)
 
 
 def centre(x: Tensor, mean: Tensor) -> Tensor:
@@ -156,7 +140,7 @@ class Reading:
         return self.p < 0.05 and self.name_value > 0
 
 
-def read(words: FewWords, says: Tensor, y: Tensor, by: str, *, draws: int = 199, seed: int = 0) -> Reading:
+def read(words: Codes, says: Tensor, y: Tensor, by: str, *, draws: int = 199, seed: int = 0) -> Reading:
     """Reader accuracy with its permutation null.
 
     Args:
@@ -168,7 +152,7 @@ def read(words: FewWords, says: Tensor, y: Tensor, by: str, *, draws: int = 199,
         seed: random seed of the permutations.
 
     Example:
-        >>> words = FewWords(torch.arange(8).repeat(25)[:, None], torch.ones(200, 1))  # one word an image
+        >>> words = Codes(torch.ones(200, 1), torch.arange(8).repeat(25)[:, None], *torch.zeros(2, 200), 1)  # one word an image
         >>> found = read(words, torch.eye(8), torch.arange(8).repeat(25), "owners")
         >>> found.accuracy, round(found.null, 1), found.p
         (1.0, 0.1, 0.005)
@@ -186,7 +170,7 @@ def read(words: FewWords, says: Tensor, y: Tensor, by: str, *, draws: int = 199,
     )  # fmt: skip
 
 
-def reader_accuracy(words: FewWords, says: Tensor, y: Tensor) -> float:
+def reader_accuracy(words: Codes, says: Tensor, y: Tensor) -> float:
     """Share of the images whose class their words say; a tie among m classes counts as 1/m of an answer.
 
     Args:
@@ -194,6 +178,6 @@ def reader_accuracy(words: FewWords, says: Tensor, y: Tensor) -> float:
         says: what the names say of the classes, ``[K, C]``.
         y: class indices ``[N]``.
     """
-    said = words.read(says)
+    said = words.reconstruct(says)
     best = said >= said.max(dim=1, keepdim=True).values - 1e-6 * said.abs().amax(dim=1, keepdim=True)
     return float((best[torch.arange(len(y)), y] / best.sum(dim=1)).double().mean())

@@ -39,7 +39,6 @@ from cbm.metrics.integrity import (
 )
 from cbm.metrics.reader import (
     AT_MOST,
-    FewWords,
     Reading,
     centre_directions,
     few_words,
@@ -50,6 +49,7 @@ from cbm.metrics.reader import (
 )
 from cbm.metrics.truth import Truth, auroc_matrix, concept_truth, holm, upper_tail
 from cbm.run.controls import fit_controls, has_class_texts, random_heads
+from cbm.solvers import Codes
 
 log = logging.getLogger("cbm")
 
@@ -147,7 +147,7 @@ def gather_evidence(
     return found, metrics | integrity_metrics(found)
 
 
-def read_names(subject: Subject) -> tuple[FewWords, list[Reading]]:
+def read_names(subject: Subject) -> tuple[Codes, list[Reading]]:
     """The few words of the test images, and what readers make of them: by owners, then by another text encoder."""
     data, bank, cfg = subject.data, subject.bank, subject.cfg
     x, y = spaced(data.test.x, AT_MOST), spaced(data.test.y, AT_MOST)
@@ -231,7 +231,7 @@ def truth_metrics(overall: Truth | None, within: Truth | None) -> dict[str, floa
     return values
 
 
-def code_metrics(subject: Subject, words: FewWords) -> dict[str, float]:
+def code_metrics(subject: Subject, words: Codes) -> dict[str, float]:
     """Zero-shot of the few words by the text vectors that made the directions, and of as many random directions, which
     do as well: shown side by side, because the first alone looks like evidence and is none."""
     cfg, data = subject.cfg, subject.data

@@ -10,6 +10,7 @@ from cbm.solvers.discriminability import (
     negative_entropy,
     posterior_entropy,
 )
+from cbm.solvers.greedy_projection import greedy_projection
 from cbm.solvers.logistic import fit_logistic
 from cbm.solvers.name_tied import NameTied, solve_name_tied
 from cbm.solvers.projection import cos_cubed, fit_projection
@@ -43,6 +44,7 @@ __all__ = [
     "fit_logistic",
     "fit_projection",
     "fit_scale",
+    "greedy_projection",
     "greedy_select",
     "mutual_information",
     "negative_entropy",

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
-from cbm.kernels.chunks import rows_per_chunk, slices
 from cbm.kernels.shapes import check_matrix, compute_dtype
 
 
@@ -60,14 +60,12 @@ class Codes:
         check_matrix("dictionary", dictionary)
         self._check_size(len(dictionary))
         dtype = compute_dtype(self.values, dictionary)
-        width, wide = self.values.shape[1], dictionary.shape[1]
-        found = torch.zeros(len(self), wide, dtype=dtype, device=dictionary.device)
-        rows = rows_per_chunk(len(self), 4 * wide * max(width, 1), dictionary.device)
-        for part in slices(len(self), rows) if width else ():
-            columns = self.columns[part].clamp(min=0).to(dictionary.device)
-            words = dictionary.index_select(0, columns.flatten()).to(dtype).unflatten(0, columns.shape)
-            found[part] = torch.bmm(self.values[part, None].to(words), words)[:, 0]
-        return found
+        if not self.values.shape[1]:
+            return torch.zeros(len(self), dictionary.shape[1], dtype=dtype, device=dictionary.device)
+        columns = self.columns.clamp(min=0).to(dictionary.device)  # padding adds 0 times the first row
+        return embedding_bag(
+            columns, dictionary.to(dtype), per_sample_weights=self.values.to(dictionary.device, dtype), mode="sum"
+        )
 
     def _check_size(self, size: int) -> None:
         largest = int(self.columns.max()) if self.columns.numel() else -1

@@ -111,7 +111,7 @@ class SmallLasso:
         """
         reach = torch.where(wrong, before / (before - after), torch.inf)
         share = reach.amin(dim=1, keepdim=True)
-        first = torch.where(reach <= share, 0.0, before + share.clamp(max=1) * (after - before))
+        first = torch.where(wrong & (reach <= share), 0.0, before + share.clamp(max=1) * (after - before))
         trimmed = after.masked_fill(wrong, 0.0)
         values = (self.objective(point, self.gradient(point)) for point in (first, trimmed))
         return torch.where((next(values) < next(values))[:, None], first, trimmed)
@@ -141,11 +141,14 @@ class SmallLasso:
         found = found[:, :, 0].masked_fill(~on, 0.0)
         regular = (failed == 0) & found.isfinite().all(dim=1)
         found = found.masked_fill(~regular[:, None], 0.0)
-        return torch.zeros_like(sign).scatter_(1, order, found), regular
+        return torch.zeros_like(sign).scatter_add_(1, order, found), regular  # padding adds 0 to the first
 
 
 def leading(on: Tensor, width: int) -> tuple[Tensor, Tensor]:
-    """Where the entries stand that are ``on`` [n, m], in order: [n, width], and which of these places are in use."""
+    """Where the entries stand that are ``on`` [n, m], in order: [n, width], and which of these places are in use.
+
+    The places that are not point at entry 0.
+    """
     count = on.sum(dim=1, keepdim=True)
     slot = (on.cumsum(dim=1) - 1).masked_fill(~on, width)
     places = torch.arange(on.shape[1], device=on.device).expand(on.shape)

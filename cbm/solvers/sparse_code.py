@@ -15,6 +15,7 @@ how far the optimum can be away. All pictures share the products with the dictio
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -31,8 +32,9 @@ from cbm.solvers.small_lasso import SmallLasso, leading, rounding
 Sign = Literal["nonnegative", "free"]
 
 _START = 16  # words of the first working set
-_ADD = 8  # words that may join it at a pass, or half of those in use if that is more
+_ADD = 16  # words that may join it at a pass, or half of those in use if that is more
 _MOST_PASSES = 100
+_FEW = 250  # pictures on which a penalty is looked for before all of them are
 _REFINEMENTS = 2  # passes without a new word, which only make weights more exact
 _ROW_BYTES = {"cpu": 2**23, "cuda": 2**28}  # pictures that are solved together
 _SET_BYTES = {"cpu": 2**24, "cuda": 2**29}  # their working sets
@@ -147,39 +149,35 @@ def penalty_for_count(x: Tensor, dictionary: Tensor, count: float, *, rows: int 
         raise ValueError(f"rows is {rows}; expected >= 1")
     if not 0 < count <= min(dictionary.shape):
         raise ValueError(f"count is {count}; expected > 0 and at most {min(dictionary.shape)}, the smaller of K and D")
-    if len(x) > rows:
-        x = x[torch.linspace(0, len(x) - 1, rows).long()]
+    x = _spread(x, rows)
     highest = float(topk_concepts(x.to(dictionary.device), dictionary, 1)[0].max())
     if not highest > 0:
         raise ValueError(f"count is {count}; no word correlates with a picture")
-
-    def used(lam: float) -> float:
-        return float(sparse_code(x, dictionary, lam=lam, tol=1e-5).count.double().mean())
-
-    upper, lower, at_lower = highest, highest / 2, used(highest / 2)
-    at_upper = 0.0
-    while at_lower < count:
-        if lower < 1e-4 * highest:
-            raise ValueError(f"count is {count}; even a penalty of {lower:.1e} leads to {at_lower:.1f} words only")
-        upper, at_upper, lower = lower, at_lower, lower / 2
-        at_lower = used(lower)
-    lam = lower
-    for step in range(30):
-        if abs(at_lower - count) <= 0.01 * count:
-            return lower
-        if abs(at_upper - count) <= 0.01 * count:
-            return upper
-        # the count falls about like a power of the penalty; every third step halves, which never gets stuck
-        share = 0.5
-        if step % 3 != 2 and at_upper > 0:
-            share = float(torch.tensor(at_lower / count).log() / torch.tensor(at_lower / at_upper).log())
-        lam = lower * (upper / lower) ** min(max(share, 0.05), 0.95)
-        now = used(lam)
-        if now >= count:
-            lower, at_lower = lam, now
-        else:
-            upper, at_upper = lam, now
+    lam, power = _approach(_spread(x, _FEW), dictionary, count, highest / 2, 1.5, steps=15)
+    lam, power = (lam, power) if len(x) <= _FEW else _approach(x, dictionary, count, lam, power, steps=5)
+    if lam < 1e-4 * highest:
+        raise ValueError(f"count is {count}; even a penalty of {lam:.1e} leads to fewer words")
     return lam
+
+
+def _spread(x: Tensor, rows: int) -> Tensor:
+    """So many evenly spaced pictures, or all if there are fewer."""
+    return x if len(x) <= rows else x[torch.linspace(0, len(x) - 1, rows).long()]
+
+
+def _approach(x: Tensor, dictionary: Tensor, count: float, lam: float, power: float, steps: int) -> tuple[float, float]:
+    """The best of some penalties, each taken from the ones before as if the count fell like ``lam^-power``."""
+    best, before = (math.inf, lam), (0.0, lam)
+    for _ in range(steps):
+        found = float(sparse_code(x, dictionary, lam=lam, tol=1e-5).count.double().mean())
+        best = min(best, (abs(found - count), lam))
+        if best[0] <= 0.01 * count:
+            break
+        if before[0] > 0 and found > 0 and found != before[0]:
+            power = min(max(math.log(before[0] / found) / math.log(lam / before[1]), 0.5), 8.0)
+        before = (found, lam)
+        lam *= min(max((found / count) ** (1 / power), 1 / 3), 3.0)
+    return best[1], power
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from cbm.data import FeatureData, FeatureSplit
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck
 from cbm.methods import create_method
-from cbm.solvers import fit_scale
 from cbm.metrics import top_concepts
+from cbm.solvers import fit_scale
 from cbm.training import ConceptBottleneckModule, fit
 from cbm.training.batches import TrainingBatches
 

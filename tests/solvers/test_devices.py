@@ -126,6 +126,14 @@ def test_solvers(where):
     matrix = solvers.concept_matrix(made(device, C, D), t, norm="col", image_mean=x.mean(0))
     same_device(device, *(value for value in vars(matrix).values() if isinstance(value, torch.Tensor)))
     same_device(device, solvers.cms_scores(x, made(device, C, D), t))
+    penalty = torch.tensor([0.0, torch.inf] + [1.0] * (K - 2)).to(device)
+    for setting in ({"lam": 0.5, "penalty": penalty}, {"lam": 0.5, "sign": "free", "refit": True}, {"k": 3}):
+        codes = solvers.sparse_code(x, t, allowed=torch.arange(K).to(device) != 2, chunk=50, **setting)
+        same_device(device, codes.values, codes.columns, codes.gap, codes.violation, codes.count, codes.dense(K))
+        same_device(device, codes.reconstruct(t))
+        assert int(codes.count.max()) > 1
+    assert 0 < solvers.penalty_for_count(x, t, 2) < float((x @ t.T).max())
+    same_device(device, *solvers.greedy_projection(x.T @ x, t, 4))
 
 
 @pytest.mark.parametrize("method", ["direct", "enumerate", "importance", "gibbs", "icm", "relaxed"])

@@ -1,4 +1,5 @@
 import math
+import sys
 import warnings
 
 import numpy as np
@@ -144,7 +145,7 @@ def test_any_problem(seed, n, d, k, lam, signed, twins):
 
 
 def test_chunks_orders_and_repetitions():
-    x, words = random(150, 48, 600)
+    x, words = random(60, 48, 600)
     for setting in ({"lam": 0.15}, {"k": 6}, {"lam": 0.15, "sign": "free"}, {"lam": 0.15, "refit": True}):
         codes = sparse_code(x, words, **setting)
         again = sparse_code(x, words, **setting)
@@ -153,9 +154,9 @@ def test_chunks_orders_and_repetitions():
         assert torch.equal(codes.gap.nan_to_num(), again.gap.nan_to_num())
         z = codes.dense(600)
         g = torch.Generator().manual_seed(1)
-        rows, order = torch.randperm(150, generator=g), torch.randperm(600, generator=g)
+        rows, order = torch.randperm(60, generator=g), torch.randperm(600, generator=g)
         for other in (
-            sparse_code(x, words, chunk=7, **setting).dense(600),
+            sparse_code(x, words, chunk=13, **setting).dense(600),
             sparse_code(x[rows], words, **setting).dense(600)[rows.argsort()],
             sparse_code(x, words[order], **setting).dense(600)[:, order.argsort()],
         ):
@@ -181,13 +182,29 @@ def test_planted_words_are_found(kind, k):
         hidden = torch.zeros(100, 2000, dtype=torch.bool).scatter_(1, true, True)
         codes = sparse_code(x, words, lam=0.03 if k == 10 else 0.05)
         z = codes.dense(2000)
-        assert float((z > 0)[hidden].double().mean()) >= 0.99 if noise else 0.98
+        assert float((z > 0)[hidden].double().mean()) >= (0.99 if noise else 0.98)
         top = torch.zeros_like(hidden).scatter_(1, codes.columns[:, :k].clamp(min=0), True)
         assert float(hidden[top].double().mean()) >= 0.98
         pursued = sparse_code(x, words, k=k).dense(2000) > 0
         at_least = 0.97 if k == 10 else 0.98
         assert float(pursued[hidden].double().mean()) >= at_least
         assert float(hidden[pursued].double().mean()) >= at_least
+
+
+def test_pursuit_finds_planted_words_among_ten_thousand():
+    words = correlated(10_000, 384)
+    x, true = planted(words, 60, 5, 0.3)
+    columns = sparse_code(x, words, k=5).columns
+    found = (columns[:, :, None] == true[:, None, :]).any(2)
+    assert float(found.double().mean()) >= 0.97
+
+
+@pytest.mark.parametrize(("name", "value"), [("_START", 3), ("_START", 60), ("_ADD", 1), ("_ADD", 64)])
+def test_size_of_working_sets_does_not_matter(monkeypatch, name, value):
+    x, words = random(30, 48, 600)
+    z = sparse_code(x, words, lam=0.12).dense(600)
+    monkeypatch.setattr(sys.modules["cbm.solvers.sparse_code"], name, value)
+    assert float((sparse_code(x, words, lam=0.12).dense(600) - z).abs().max()) < 2e-5
 
 
 def pursuit_by_nnls(row, words, k, signed=False):
@@ -297,7 +314,7 @@ def test_penalties_per_word(signed):
 def test_hundreds_of_signed_words_in_use():
     """What Z-CBM's penalty leads to: sets grow with what is in use."""
     words = correlated(1024, 256)
-    x = normalize(torch.randn(3, 256, generator=torch.Generator().manual_seed(2)), dim=1)
+    x = normalize(torch.randn(2, 256, generator=torch.Generator().manual_seed(2)), dim=1)
     codes = sparse_code(x, words, lam=0.01, sign="free")
     assert int(codes.count.min()) > 150
     assert codes.passes < 30
