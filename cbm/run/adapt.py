@@ -11,8 +11,9 @@ import statistics
 from dataclasses import dataclass
 from pathlib import Path
 
-from cbm.data.features import split_test
+from cbm.data.features import FeatureSplit, split_test
 from cbm.editing import EDITORS, Proposal, create_editor
+from cbm.layers import ConceptBottleneck
 from cbm.metrics import class_accuracies
 from cbm.metrics.bootstrap import Units, accuracy_intervals
 from cbm.metrics.evaluate import accuracy
@@ -92,21 +93,29 @@ def adapt(
             name: create_editor({"name": name, "seed": seed, **own.get(name, {})}).propose(context) for name in editors
         }
         models = {UNEDITED: context.model} | {name: proposal.model for name, proposal in proposals.items()}
-        decided = {name: each.logits(rest.x).argmax(dim=1) for name, each in models.items()}
-        right = {name: (each == rest.y).numpy() for name, each in decided.items()}
-        units = Units(rest.y.numpy(), rest.subjects)
-        count = len(model.classes)
         log.info("draw %d: %s", seed, "; ".join(f"{name}: {proposal.reason}" for name, proposal in proposals.items()))
-        found.append(
-            Adaptation(
-                proposals,
-                {name: float(each.mean()) for name, each in right.items()},
-                {name: float(class_accuracies(each, rest.y, count).nanmean()) for name, each in decided.items()},
-                {name: accuracy_intervals(each, units) for name, each in right.items()},
-                {name: accuracy(each.logits(home.x), home.y) for name, each in models.items()},
-            )
-        )
+        found.append(_measured(proposals, models, rest, home, len(model.classes)))
     return found
+
+
+def _measured(
+    proposals: dict[str, Proposal],
+    models: dict[str, ConceptBottleneck],
+    rest: FeatureSplit,
+    home: FeatureSplit,
+    classes: int,
+) -> Adaptation:
+    """The corrected models on the images of the domain that were not drawn, and on those of the source domain."""
+    decided = {name: each.logits(rest.x).argmax(dim=1) for name, each in models.items()}
+    right = {name: (each == rest.y).numpy() for name, each in decided.items()}
+    units = Units(rest.y.numpy(), rest.subjects)
+    return Adaptation(
+        proposals,
+        {name: float(each.mean()) for name, each in right.items()},
+        {name: float(class_accuracies(each, rest.y, classes).nanmean()) for name, each in decided.items()},
+        {name: accuracy_intervals(each, units) for name, each in right.items()},
+        {name: accuracy(each.logits(home.x), home.y) for name, each in models.items()},
+    )
 
 
 def mean_interval(found: list[Adaptation], name: str, key: str) -> str:

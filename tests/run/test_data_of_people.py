@@ -192,7 +192,7 @@ def test_classes_in_another_spelling(colour_folder: Path, command, folders: tupl
         found[kind] = json.loads(Path("o.json").read_text())
         text = " ".join(errors.split())
         assert text.count(f"matched without regard to case, underscores and spaces: {said}") == (kind == "other")
-    assert found["same"] == found["other"]
+    assert found["same"] == pytest.approx(found["other"])  # the order of the images is another, and so are sums
 
 
 @pytest.mark.parametrize("folders", [("Red", "RED"), ("redd",)])
