@@ -161,8 +161,9 @@ class Splice(Method):
         for part in x.split(16384):
             away = normalize(part.float() - mean, dim=1).double()
             moment += away.T @ away
-        columns = greedy_projection(moment / len(x), words, min(self.config.words, len(words)))
-        log.info("splice: kept %d of %d words, which reconstruct the training pictures best", len(columns), len(words))
+        columns, share = greedy_projection(moment / len(x), words, min(self.config.words, len(words)))
+        log.info("splice: kept %d of %d words, which span %.1f %% of what the training pictures differ in",
+                 len(columns), len(words), 100 * float(share[-1]))  # fmt: skip
         kept = bank.take(columns.tolist())
         return kept, self._directions(kept)
 

@@ -22,7 +22,10 @@ log = logging.getLogger(__name__)
 COLUMNS = {
     "test/accuracy": "accuracy",
     "test/accuracy_macro": "macro",
+    "test/reader_accuracy": "reader of the names",
+    "test/name_value": "name value",
     "test/accuracy_nec5_resolved": "with 5 concepts",
+    "integrity/random_accuracy_nec5_resolved": "random directions, with 5",
     "test/accuracy_nec_avg_resolved": "with 5 to 30, mean",
     "test/accuracy_nec5": "own head cut to 5",
     "test/ece": "ECE",
@@ -50,6 +53,9 @@ DIGITS = {
 PERCENT = (
     "test/accuracy",
     "test/accuracy_macro",
+    "test/reader_accuracy",
+    "test/name_value",
+    "integrity/random_accuracy_nec5_resolved",
     "test/accuracy_nec5",
     "test/accuracy_nec5_resolved",
     "test/accuracy_nec_avg_resolved",
@@ -65,6 +71,7 @@ NOT_RANKED = (
     "memory/peak_mb",
     "test/image_l0",
     "test/self_rank",
+    "integrity/random_accuracy_nec5_resolved",
     "integrity/random_accuracy_nec5",
     "integrity/shuffled_accuracy_nec5",
 )
