@@ -30,6 +30,7 @@ class RunResult:
         heads: heads solved anew at given numbers of concepts per class.
         integrity: the evidence for the concepts; None if it was not gathered.
         baselines: test metrics of other classifiers on the same images, by name.
+        tested_before: whether an earlier version tested the concepts, in a form that is not read any more.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class RunResult:
     heads: Sequence[SparseHead] = ()
     integrity: Integrity | None = None
     baselines: dict[str, Any] = field(default_factory=dict)
+    tested_before: bool = False
 
     @property
     def bottleneck(self) -> ConceptBottleneck | None:

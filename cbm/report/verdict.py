@@ -42,6 +42,11 @@ def verdict(result: RunResult) -> Verdict:
             "What each of them is worth is measured against those labels, and by what telling them changes: see below.",
         )
     if result.bottleneck is not None:
+        if result.tested_before:
+            return Verdict(
+                "the concepts were tested by an earlier version, whose verdict said more than it had tested",
+                "Train again to know what the names say, whether it is true, and what random directions do.",
+            )
         return Verdict(
             "the concepts were not tested",
             "The tests ask what the names say, whether it is true, and what the same method does on meaningless "

@@ -37,5 +37,6 @@ def rewrite_report(path: Path, cache: Path) -> Path:
             read_metrics(model.path),
             integrity=integrity,
             baselines=remembered.get("baselines") or {},
+            tested_before=bool(remembered.get("integrity")) and integrity is None,
         )
     )

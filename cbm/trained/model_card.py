@@ -8,6 +8,7 @@ from torch import nn
 from cbm.concepts.bank import ConceptBank
 from cbm.config import AboutConfig, about_card, card_names
 from cbm.layers import linear_or_none
+from cbm.metrics.integrity import integrity_from_json
 from cbm.report.classes import ConceptUse
 from cbm.report.templates import load_template
 from cbm.report.wording import percent
@@ -69,7 +70,7 @@ def model_card(
         n_train=f"{metrics['data/n_train']:,.0f}" if "data/n_train" in metrics else None,
         changes=about["changes"],
         metrics=[(name, percent(metrics[key])) for key, name in MEASURED.items() if key in metrics],
-        verdict=about.get("verdict"),
+        verdict=about.get("verdict") if integrity_from_json(about.get("integrity") or {}) else None,
         uses=uses,
         rest=len(classes) > len(uses),
         residual=bottleneck is not None and bottleneck.residual is not None,

@@ -1,7 +1,7 @@
 """A run directory written by hand around a bottleneck of random weights: nothing is trained."""
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -12,6 +12,7 @@ from cbm.config import TrainConfig, load_card
 from cbm.editing import SourceCard
 from cbm.files import SHIPPED
 from cbm.layers import save_model
+from cbm.metrics.integrity import Evidence, Integrity
 
 
 def write_run(path: Path, activation=None) -> Path:
@@ -23,7 +24,9 @@ def write_run(path: Path, activation=None) -> Path:
     cfg.dataset.bank = str(SHIPPED / "concepts" / "birds.json")
     (path / "config.yaml").write_text(OmegaConf.to_yaml(cfg))
     encoder = {"id": "local-dir:/home/me/clip", "fingerprint": "f" * 32, "dim": 12, "logit_scale": 100.0}
-    about = {"classes": CLASSES, "encoder": encoder, "verdict": "the concepts carry the decision", "integrity": None}
+    integrity = asdict(Integrity((Evidence("names", "?", "a reader reads them", "", "passed"),)))
+    verdict = "the concepts carry the decision"
+    about = {"classes": CLASSES, "encoder": encoder, "verdict": verdict, "integrity": integrity}
     (path / "about.json").write_text(json.dumps(about))
     (path / "metrics.json").write_text(json.dumps({"test/accuracy": 0.875, "data/n_train": 1234.0}))
     save_model(model, path / "model.safetensors")

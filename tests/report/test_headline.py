@@ -36,7 +36,7 @@ def test_accuracy_has_its_interval_and_what_nothing_learned_gives():
 
 def test_six_numbers_the_most_important_first():
     three = {"real": 0.9, "random": 0.7, "shuffled": 0.6}
-    integrity = Integrity(three, three, three, 0.5, 0.5, 0.5, 0.0, ())
+    integrity = Integrity((), three, three)
     baselines = {"linear_probe": {"test/accuracy": 0.95}, "zero_shot": {"test/accuracy": 0.3}}
     metrics = BASE | {
         "test/accuracy_nec5": 0.6, "test/accuracy_nec5_resolved": 0.75, "test/nec": 40.0, "test/image_hoyer": 0.5,

@@ -25,6 +25,7 @@ from cbm.report.explanations import Breakdown, Contribution, blame, confident_mi
 from cbm.report.result import RunResult
 
 DIM = 16
+PASSED = ("names", "truth", "leak", "outside")
 
 
 def unit(*shape: int) -> torch.Tensor:
@@ -67,8 +68,11 @@ class Run:
         self.dataset = ImageDataset("synthetic", names, {"train": part, "val": part, "test": part}, concept_names)
         evidence = {"real": 0.9, "random": 0.5, "shuffled": 0.6}
         self.integrity = Integrity(
-            evidence, evidence, evidence, 0.25, 0.25, 0.25, 0.0,
-            (Evidence("Do they fit?", "they do", "why", True), Evidence("Random?", "no better", "why", False, False)),
+            (
+                *(Evidence(key, f"{key}?", f"{key} is well", "why", "passed") for key in PASSED),
+                Evidence("sparsity", "Random?", "no better", "why", "fact", detail="a detail"),
+            ),
+            evidence, evidence,
         )  # fmt: skip
 
     def write(
@@ -221,7 +225,7 @@ def test_page_has_its_sections_and_stands_on_its_own(birds: Run, tmp_path: Path)
     assert "@import" not in html
     assert page.alts
     assert all(page.alts)
-    for expected in ("The concepts carry the decision", "red belly", "not visual: cost", "zero_shot", "no better"):
+    for expected in ("The concepts carry the decision: names is well", "a detail", "red belly", "not visual: cost", "zero_shot", "no better"):
         assert expected in html, expected
 
 

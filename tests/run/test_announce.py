@@ -15,7 +15,7 @@ from cbm.report.verdict import verdict
 from cbm.run import announce
 
 THREE = {"real": 0.9, "random": 0.5, "shuffled": 0.4}
-FAILED = Integrity(THREE, THREE, THREE, 0.5, 0.5, 0.5, 0.0, (Evidence("?", "its names do not fit", "", False),))
+FAILED = Integrity((Evidence("names", "?", "a reader gets nothing", "", "failed"),), THREE, THREE)
 METRICS = {
     "test/accuracy": 0.9, "test/accuracy_macro": 0.9, "test/ece": 0.1, "test/self_rank": 1.0, "test/nec": 30.0,
     "test/image_hoyer": 0.5, "test/accuracy_nec_avg_resolved": 0.8, "time/total_s": 2.0,
@@ -39,7 +39,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
 def test_the_verdict_is_first_and_the_rest_is_asked_for(tmp_path: Path, monkeypatch, caplog):
     text = said(tmp_path, monkeypatch, caplog, "short")
     lines = text.splitlines()
-    assert lines[0] == "labo on birds: the concepts do not carry the decision: its names do not fit"
+    assert lines[0] == "labo on birds: the names say nothing about the classes: a reader gets nothing"
     assert lines[1].split()[:5] == ["test", "accuracy", "90.0%", "(82.6", "to"]
     assert sum(line.startswith("  ") for line in lines) <= 7
     for private in ("self_rank", "image_hoyer", "nec_avg"):
@@ -66,12 +66,12 @@ def test_the_setting_takes_what_old_runs_say():
     [
         ("random", None, object(), "this run is a control: its concepts are random", False),
         (None, object(), None, "the concepts of this model were learned from labels", None),
-        (None, None, object(), "whether the concepts carry the decision was not checked", None),
+        (None, None, object(), "the concepts were not tested", None),
         (None, None, None, "this model has no concepts", None),
     ],
 )
 def test_without_evidence_the_verdict_says_why(control, energies, bottleneck, begins: str, good: bool | None):
     cfg = OmegaConf.create({"concepts": {"control": control}})
-    found = verdict(SimpleNamespace(integrity=None, cfg=cfg, energies=energies, bottleneck=bottleneck))
+    found = verdict(SimpleNamespace(integrity=None, cfg=cfg, energies=energies, bottleneck=bottleneck, tested_before=False))
     assert found.sentence.startswith(begins)
     assert found.good is good
