@@ -22,7 +22,7 @@ def code_metrics(model: ConceptBottleneck, x: Tensor) -> dict[str, float]:
 
     Returns:
         ``code_r2``: share of the variance about the training mean that the words say, by their best length;
-        ``code_cosine`` and ``code_cosine_mean_only``: mean cosine of image and reconstruction, and with no words at all;
+        ``code_cosine`` and ``code_cosine_mean_only``: mean cosine of image and reconstruction, and with no words;
         ``code_cosine_centred``: mean cosine of what is away from the mean; ``code_l0``: words per image, mean, and its
         maximum ``code_l0_max``; ``code_empty``: share of images without a word; ``code_used``: share of the words that
         some image uses.

@@ -152,8 +152,9 @@ def read(words: Codes, says: Tensor, y: Tensor, by: str, *, draws: int = 199, se
         seed: random seed of the permutations.
 
     Example:
-        >>> words = Codes(torch.ones(200, 1), torch.arange(8).repeat(25)[:, None], *torch.zeros(2, 200), 1)  # one word an image
-        >>> found = read(words, torch.eye(8), torch.arange(8).repeat(25), "owners")
+        >>> y = torch.arange(8).repeat(25)
+        >>> words = Codes(torch.ones(200, 1), y[:, None], *torch.zeros(2, 200), 1)  # one word an image
+        >>> found = read(words, torch.eye(8), y, "owners")
         >>> found.accuracy, round(found.null, 1), found.p
         (1.0, 0.1, 0.005)
     """

@@ -72,6 +72,7 @@ def test_the_setting_takes_what_old_runs_say():
 )
 def test_without_evidence_the_verdict_says_why(control, energies, bottleneck, begins: str, good: bool | None):
     cfg = OmegaConf.create({"concepts": {"control": control}})
-    found = verdict(SimpleNamespace(integrity=None, cfg=cfg, energies=energies, bottleneck=bottleneck, tested_before=False))
+    run = SimpleNamespace(integrity=None, cfg=cfg, energies=energies, bottleneck=bottleneck, tested_before=False)
+    found = verdict(run)
     assert found.sentence.startswith(begins)
     assert found.good is good
