@@ -1,4 +1,4 @@
-"""``head=names``: a head that may only use what the concepts' names say (``cbm.solvers.name_tied``)."""
+"""``head=names``: a head that may only use what the concepts' names say (``cbm.methods.name_tied``)."""
 
 import logging
 import math
@@ -11,8 +11,9 @@ from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.methods.name_tied import solve_name_tied
 from cbm.metrics.reader import said_by_owners
-from cbm.solvers import LinearScores, SparseScores, solve_name_tied
+from cbm.solvers import LinearScores, SparseScores
 
 log = logging.getLogger(__name__)
 

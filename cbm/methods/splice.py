@@ -9,7 +9,7 @@ picture (``cbm.solvers.sparse_code``, with a certificate for every picture), ref
 the picture's distance from the mean. Heads on the code:
 
 - ``sparse``: a certified elastic net, chosen by validation (as in post-hoc bottlenecks);
-- ``names``: one non-negative gain on what every name says of the classes (``cbm.solvers.name_tied``);
+- ``names``: one non-negative gain on what every name says of the classes (``cbm.methods.name_tied``);
 - ``none``: nothing is trained. ``untrained=zero_shot`` classifies ``mean + sum_k z_k c_k`` by the class names, as
   published; ``untrained=reader`` lets the names speak as an independent reader understands them.
 

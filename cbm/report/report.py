@@ -146,7 +146,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "not_counted": not_counted(metrics, without_paths(data.skipped)),
         "unseen": [clip(classes[c]) for c in accuracies.isnan().nonzero().flatten().tolist()],
         "evidence": () if integrity is None else integrity.evidence,
-        "draws": cfg.evidence.draws if integrity is not None else 0,
+        "draws": 0 if integrity is None else cfg.evidence.draws,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},
         "rows": rows,
         "resolved": resolved_rows(metrics),

@@ -12,7 +12,6 @@ from cbm.solvers.discriminability import (
 )
 from cbm.solvers.greedy_projection import greedy_projection
 from cbm.solvers.logistic import fit_logistic
-from cbm.solvers.name_tied import NameTied, solve_name_tied
 from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
 from cbm.solvers.scale import fit_scale
@@ -28,7 +27,6 @@ __all__ = [
     "Codes",
     "ConceptMatrix",
     "LinearScores",
-    "NameTied",
     "ProximalAdam",
     "SparseMixing",
     "SparsePath",
@@ -51,6 +49,5 @@ __all__ = [
     "penalty_for_count",
     "posterior_entropy",
     "solve_mixing",
-    "solve_name_tied",
     "sparse_code",
 ]

@@ -20,8 +20,7 @@ import torch
 from torch import Tensor
 
 from cbm.kernels.shapes import check_labels, check_matrix
-from cbm.solvers.scale import fit_scale
-from cbm.solvers.scores import LinearScores
+from cbm.solvers import LinearScores, fit_scale
 
 _ROWS_FOR_SCALE = 16384  # plenty for one number
 

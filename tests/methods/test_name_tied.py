@@ -6,7 +6,8 @@ import torch
 from scipy.optimize import minimize
 from torch.nn.functional import cross_entropy
 
-from cbm.solvers import LinearScores, SparseScores, solve_name_tied
+from cbm.methods.name_tied import solve_name_tied
+from cbm.solvers import LinearScores, SparseScores
 from cbm.solvers.scale import fit_scale
 
 
