@@ -4,14 +4,12 @@ A tokenizer that was made for English reads an English word in one piece or two.
 other scripts letter by letter or byte by byte, and the text tower has learned nothing from such pieces.
 """
 
-import logging
 import re
 import unicodedata
 from collections.abc import Sequence
 
 from cbm.encoders.base import Encoder
-
-log = logging.getLogger(__name__)
+from cbm.files.console import warn_once
 
 UNREADABLE = "\ufffd"
 """A piece that is no text: part of a letter's bytes, or a token that stands for anything unknown."""
@@ -60,11 +58,10 @@ def warn_illegible(texts: Sequence[str], encoder: Encoder, least: float = 0.1) -
     if len(found) > least * len(texts):
         row = max(found, key=lambda row: len(pieces[row]) / max(_words(texts[row]), 1))
         why = found[row]
-        log.warning(
-            "concepts: the text tower of encoder '%s' cannot read %d of %d phrases (it may not know their language), "
-            "e.g. '%s': %s; python -m cbm concepts lint lists them",
-            encoder.id, len(found), len(texts), texts[row][:60], why,
-        )  # fmt: skip
+        warn_once(
+            f"concepts: the text tower of encoder '{encoder.id}' cannot read {len(found)} of {len(texts)} phrases (it may "
+            f"not know their language), e.g. '{texts[row][:60]}': {why}; python -m cbm concepts lint lists them"
+        )
 
 
 def _words(text: str) -> int:

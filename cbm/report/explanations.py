@@ -99,6 +99,11 @@ class SumOfWords:
         """Length of the longest bar."""
         return max([abs(weight) for _, weight in self.words] + [abs(self.others), self.rest, 1e-12])
 
+    @property
+    def only_positive(self) -> bool:
+        """No bar points to the left."""
+        return min([weight for _, weight in self.words] + [self.others]) >= 0
+
 
 @torch.no_grad()
 def sums_of_words(model: ConceptBottleneck, texts: list[str], x: Tensor, shown: int = 8) -> list[SumOfWords] | None:
