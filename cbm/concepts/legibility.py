@@ -59,8 +59,8 @@ def warn_illegible(texts: Sequence[str], encoder: Encoder, least: float = 0.1) -
         row = max(found, key=lambda row: len(pieces[row]) / max(_words(texts[row]), 1))
         why = found[row]
         warn_once(
-            f"concepts: the text tower of encoder '{encoder.id}' cannot read {len(found)} of {len(texts)} phrases (it may "
-            f"not know their language), e.g. '{texts[row][:60]}': {why}; python -m cbm concepts lint lists them"
+            f"concepts: the text tower of encoder '{encoder.id}' cannot read {len(found)} of {len(texts)} phrases (it "
+            f"may not know their language), e.g. '{texts[row][:60]}': {why}; python -m cbm concepts lint lists them"
         )
 
 
