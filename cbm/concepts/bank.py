@@ -67,7 +67,7 @@ class ConceptBank:
         embeddings: unit-norm embeddings ``[K, D]``, or None.
         dropped: phrases that were left out, with the reasons.
         says: what the phrases say of the classes of a data set ``[K, C]``, as a text encoder understands them that did
-            not make ``embeddings`` (``cbm.metrics.reader``); None if none was asked.
+            not make ``embeddings`` (``cbm.metrics.reader``); None if none was asked. It is not saved.
         said_by: name of that encoder.
     """
 
@@ -187,9 +187,8 @@ class ConceptBank:
         }
         write_atomically(folder / "bank.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
         if self.embeddings is not None:
-            about = {"texts": _fingerprint(self.texts), "said_by": self.said_by}
-            tensors = {"embeddings": self.embeddings} | ({} if self.says is None else {"says": self.says})
-            write_tensors(folder / "embeddings.safetensors", tensors, about)
+            about = {"texts": _fingerprint(self.texts)}
+            write_tensors(folder / "embeddings.safetensors", {"embeddings": self.embeddings}, about)
 
 
 def load_bank(path: Path) -> ConceptBank:
@@ -220,7 +219,7 @@ def load_bank(path: Path) -> ConceptBank:
     )
     beside = file.parent / "embeddings.safetensors"
     if file.name == "bank.json" and beside.is_file():
-        bank = _with_embeddings(bank, beside, [entry["text"] for entry in content["concepts"]])
+        bank = replace(bank, embeddings=_embeddings(beside, bank, [entry["text"] for entry in content["concepts"]]))
     return bank
 
 
@@ -249,10 +248,10 @@ def _dropped(entry: Any, where: str) -> Dropped:
         raise UserError(f"{where}: 'dropped' holds {json.dumps(entry)[:60]}; expected text, classes, reason") from error
 
 
-def _with_embeddings(bank: ConceptBank, file: Path, texts: list[str]) -> ConceptBank:
-    """The bank with the embeddings ``[K, D]`` beside it, if they are of its phrases as they were written."""
+def _embeddings(file: Path, bank: ConceptBank, texts: list[str]) -> Tensor:
+    """The embeddings ``[K, D]`` beside a bank, if they are of its phrases as they were written."""
     tensors, about = read_tensors(file)
-    embeddings, says = tensors.get("embeddings"), tensors.get("says")
+    embeddings = tensors.get("embeddings")
     if embeddings is None or embeddings.dim() != 2 or not embeddings.is_floating_point():
         raise UserError(f"'{file}' has no matrix 'embeddings'")
     if len(embeddings) != len(bank):
@@ -261,10 +260,7 @@ def _with_embeddings(bank: ConceptBank, file: Path, texts: list[str]) -> Concept
         raise UserError(
             f"'{file}' is of other phrases than the bank beside it: remove it, and the phrases are encoded again"
         )
-    if says is not None and (says.dim() != 2 or len(says) != len(bank)):
-        raise UserError(f"'{file}': 'says' is {list(says.shape)}; expected [{len(bank)}, number of classes]")
-    said_by = about.get("said_by") if isinstance(about, dict) else None
-    return replace(bank, embeddings=embeddings, says=says, said_by=None if said_by is None else str(said_by))
+    return embeddings
 
 
 def _fingerprint(texts: list[str]) -> str:

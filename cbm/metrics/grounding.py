@@ -97,10 +97,10 @@ def association(
     generator = torch.Generator().manual_seed(seed)
     counts = torch.bincount(y, minlength=len(owners)).double()
     sums = (class_sums(x, y, len(owners)) @ concepts.T).double() / score_moments(x, concepts)[1].clamp(min=1e-12)
-    own = owners.T.double()  # [K, C]
-    null = torch.stack(
-        [_mean_gap(sums, counts, own[torch.randperm(len(own), generator=generator)]) for _ in range(draws)]
-    )
+    rows, columns = owners.nonzero(as_tuple=True)
+    count = owners.shape[1]
+    orders = (torch.randperm(count, generator=generator) for _ in range(draws))
+    null = torch.stack([_mean_gap(sums, counts, rows, order[columns]) for order in orders])
     mean = float(gaps[known].mean())
     low, high = _interval_over_classes(gaps[known], owners[:, known].int().argmax(dim=0), generator)
     as_good = int((null >= mean - 1e-9).sum())
@@ -109,10 +109,12 @@ def association(
     )
 
 
-def _mean_gap(sums: Tensor, counts: Tensor, own: Tensor) -> Tensor:
-    """Mean gap of scores with these sums ``[C, K]`` over the images of a class, under owners ``[K, C]``."""
-    inside = own @ counts
-    owned = (own.T * sums).sum(dim=0)
+def _mean_gap(sums: Tensor, counts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Mean gap of scores with these sums ``[C, K]`` over the images of a class, if class ``rows[j]`` owns concept
+    ``columns[j]``."""
+    inside, owned = counts.new_zeros(2, sums.shape[1])
+    inside.index_add_(0, columns, counts[rows])
+    owned.index_add_(0, columns, sums[rows, columns])
     return (owned / inside - (sums.sum(dim=0) - owned) / (counts.sum() - inside)).nanmean()
 
 

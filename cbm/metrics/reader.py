@@ -12,7 +12,7 @@ classification of the reconstructed image, at which random directions do as well
 it is no evidence for names.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -161,7 +161,10 @@ def read(words: Codes, says: Tensor, y: Tensor, by: str, *, draws: int = 199, se
     generator = torch.Generator().manual_seed(seed)
     accuracy = reader_accuracy(words, says, y)
     null = torch.tensor(
-        [reader_accuracy(words, says[torch.randperm(len(says), generator=generator)], y) for _ in range(draws)]
+        [
+            reader_accuracy(_renamed(words, torch.randperm(len(says), generator=generator)), says, y)
+            for _ in range(draws)
+        ]
     )
     low, high = wilson_interval(accuracy, len(y))
     as_good = int((null >= accuracy - 1e-9).sum())
@@ -169,6 +172,11 @@ def read(words: Codes, says: Tensor, y: Tensor, by: str, *, draws: int = 199, se
         by, accuracy, low, high, float(null.mean()), float(null.std()), float(null.max()),
         (1 + as_good) / (1 + draws), draws, len(y),
     )  # fmt: skip
+
+
+def _renamed(words: Codes, order: Tensor) -> Codes:
+    """The same words under the names of others: word k is called as word ``order[k]``."""
+    return replace(words, columns=order[words.columns.clamp(min=0)].where(words.columns >= 0, -1))
 
 
 def reader_accuracy(words: Codes, says: Tensor, y: Tensor) -> float:
