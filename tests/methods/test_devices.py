@@ -24,7 +24,10 @@ SETTINGS = [
     *({"name": "sparse", "objective": objective} for objective in ("l1", "contrastive", "gumbel")), {"name": "energy"},
     {"name": "energy", "fidelity": "released"}, {"name": "supervised"},
 ]  # fmt: skip
-UNTRAINED = [{"name": name} for name in ("cms", "linear_probe", "posthoc", "label_free", "zero_shot")]
+UNTRAINED = [
+    *({"name": name} for name in ("cms", "linear_probe", "posthoc", "label_free", "zero_shot", "splice")),
+    {"name": "splice", "k": 3, "head": "names"}, {"name": "splice", "head": "none"}, {"name": "posthoc", "head": "names"},
+]  # fmt: skip
 GENERATOR = torch.Generator().manual_seed(0)
 
 
@@ -76,7 +79,7 @@ def test_trained_methods(settings):
     predicted_on_a_gpu(model, data)
 
 
-@pytest.mark.parametrize("settings", UNTRAINED, ids=lambda s: s["name"])
+@pytest.mark.parametrize("settings", UNTRAINED, ids=lambda s: "-".join(map(str, s.values())))
 def test_untrained_methods(settings):
     predicted_on_a_gpu(*fitted(settings))
 
