@@ -6,7 +6,9 @@ from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -58,7 +60,8 @@ class PairQueue:
 
     The next question is about the class with the fewest answers, an image of it that was not asked about before, and
     one of the ``top`` concepts that the image's decision uses most, each as likely as the others. One question per
-    image: two about the same image would not be independent. Images that use no concept are passed over.
+    image, and per subject where subjects are known: two would not be independent. Images that use no concept are passed
+    over.
 
     Answers are in a table of ``cbm.data.concept_answers``, which is written after every answer and read again when
     somebody else has changed it: several may answer at the same time, and whoever comes back goes on where it ended.
@@ -123,11 +126,12 @@ class PairQueue:
         self._read()
         here, waiting = self.here, list(waiting)
         asked = {answer.path for answer in here} | {pair.path for pair in waiting}
+        subjects = {subject for path in asked if (subject := self._subject(path)) is not None}
         counts = Counter(answer.label for answer in here if answer.shown is not None)
         counts.update(pair.label for pair in waiting)
         for label in sorted(self._rows, key=lambda each: counts[each]):  # stable: ties as they were drawn
             for row in self._rows[label]:
-                if (path := self.places.path(row)) in asked:
+                if (path := self.places.path(row)) in asked or self._subject(path) in subjects:
                     continue
                 if (concept := self._concept(row)) is not None:
                     return Pair(row, self.split.names[row], path, label, concept)
@@ -177,8 +181,8 @@ class PairQueue:
 
     @property
     def precision(self) -> Precision:
-        """How often what is used is true, by the answers about this split."""
-        return precision_of(self.here)
+        """How often what is used is true, by the answers about this split and the classes that are asked about."""
+        return precision_of(answer for answer in self.here if answer.label in self._rows)
 
     def _drawn(self, only: Sequence[str]) -> dict[str, list[int]]:
         """Rows of every class to ask about, classes and rows in the order in which they are drawn."""
@@ -189,6 +193,15 @@ class PairQueue:
         labels, order = self.split.y.numpy(), generator.permutation(len(self.classes))
         rows = {self.classes[c]: generator.permutation(np.flatnonzero(labels == c)).tolist() for c in order}
         return {label: each for label, each in rows.items() if each and (not only or label in only)}
+
+    def _subject(self, path: str) -> Any:
+        """What an image is of (a patient), if that is known."""
+        return self._subjects.get(path)
+
+    @cached_property
+    def _subjects(self) -> dict[str, Any]:
+        subjects = self.split.subjects
+        return {} if subjects is None else {self.places.path(row): each for row, each in enumerate(subjects.tolist())}
 
     def _concept(self, row: int) -> str | None:
         """The phrase that an image is asked about: the same whenever it is drawn with this seed; None without one."""
