@@ -25,6 +25,8 @@ RESERVED = (*IMAGE, "spurious")
 SKIPPED = "?"
 WORDS = {"1": True, "0": False, SKIPPED: None}
 PEOPLE = "people"
+PEOPLES_TABLE = "labels.csv"
+"""The table of people's answers in a run directory; that of a model is ``labels.MODEL.csv``."""
 
 
 @dataclass(frozen=True)

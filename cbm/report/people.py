@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cbm.data.concept_answers import PEOPLE, answered_by, read_concept_answers
+from cbm.data.concept_answers import PEOPLE, PEOPLES_TABLE, answered_by, read_concept_answers
 from cbm.metrics.integrity import Evidence, Status
 from cbm.metrics.precision import ENOUGH, Precision, precision_of
 
@@ -22,7 +22,7 @@ def answers_as_evidence(run: Path) -> tuple[Evidence, ...]:
         UserError: a table is damaged.
     """
     rows = []
-    for table in sorted(run.glob("labels*.csv"), key=lambda file: (file.name != "labels.csv", file.name)):
+    for table in sorted(run.glob("labels*.csv"), key=lambda file: (file.name != PEOPLES_TABLE, file.name)):
         answers = read_concept_answers(table)
         by = answered_by(table)
         for split in dict.fromkeys(answer.split for answer in answers):

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from cbm.data.concept_answers import PEOPLE
+from cbm.data.concept_answers import PEOPLE, PEOPLES_TABLE
 from cbm.data.readers import SPLITS
 from cbm.errors import UserError, did_you_mean
 from cbm.files.names import file_name
@@ -84,7 +84,7 @@ def open_queue(
 
 def answers_file(model: str | None = None) -> str:
     """Name of the table of answers in a run directory: people's, or that of a model."""
-    return "labels.csv" if model is None else f"labels.{file_name(model)}.csv"
+    return PEOPLES_TABLE if model is None else f"labels.{file_name(model)}.csv"
 
 
 def _class_names(said: str | None, classes: Sequence[str]) -> list[str]:
