@@ -8,6 +8,7 @@ in a JSON file of the same name. Both are written whole or not at all, the table
 import csv
 import io
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +65,13 @@ def beside(table: Path) -> Path:
 
 
 def answered_by(table: Path) -> str:
-    """Who answers in a table: ``people`` or ``model:NAME``; people if nothing says so.
+    """Who answers in a table: ``people`` or ``model:NAME``; by the table's own name if nothing beside it says so.
 
     Raises:
         UserError: the file beside the table is damaged.
     """
-    return str(_read_beside(table).get("by", PEOPLE))
+    named = re.fullmatch(r"labels\.(.+)\.csv", table.name)
+    return str(_read_beside(table).get("by") or (f"model:{named[1]}" if named else PEOPLE))
 
 
 def read_concept_answers(table: Path) -> list[ConceptAnswer]:
@@ -84,7 +86,9 @@ def read_concept_answers(table: Path) -> list[ConceptAnswer]:
     for name in IMAGE:
         if name not in columns:
             raise UserError(f"'{table}' has no column '{name}' ({', '.join(columns[:5]) or 'no columns'})")
-    details = {(each.get("path"), each.get("concept")): each for each in _read_beside(table).get("answers", [])}
+    details = {
+        (str(each.get("path")), str(each.get("concept"))): each for each in _read_beside(table).get("answers", [])
+    }
     answers = []
     for line, record in enumerate(records, start=2):
         if not any(cell.strip() for cell in record.values()):
@@ -144,8 +148,10 @@ def write_concept_answers(
             for answer in answers
         ],
     }
+    write_atomically(
+        beside(table), json.dumps(content, indent=1, ensure_ascii=False).encode()
+    )  # never answers of nobody
     write_atomically(table, text.getvalue().encode())
-    write_atomically(beside(table), json.dumps(content, indent=1, ensure_ascii=False).encode())
 
 
 def _read_beside(table: Path) -> dict[str, Any]:

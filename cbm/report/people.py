@@ -22,7 +22,7 @@ def answers_as_evidence(run: Path) -> tuple[Evidence, ...]:
         UserError: a table is damaged.
     """
     rows = []
-    for table in sorted(run.glob("labels*.csv"), key=lambda file: (file.name != PEOPLES_TABLE, file.name)):
+    for table in (run / PEOPLES_TABLE, *sorted(run.glob("labels.*.csv"))):
         answers = read_concept_answers(table)
         by = answered_by(table)
         for split in dict.fromkeys(answer.split for answer in answers):
