@@ -17,6 +17,7 @@ from cbm.app.decision import decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.explorer import Explorer
 from cbm.app.gallery import find_pictures
+from cbm.app.label import KEYS
 from cbm.app.render import TEMPLATES, render
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
 from cbm.errors import UserError
@@ -109,6 +110,8 @@ class Page:
                     with gr.Tab("Concepts"):
                         self._concepts_tab()
                 if self.linear:
+                    with gr.Tab("Is it true?") as self.truth_tab:
+                        self.truth = gr.HTML(js_on_load=KEYS, elem_id="truth")
                     with gr.Tab("Another domain"):
                         self._domain_tab()
             self._connect()
@@ -336,6 +339,7 @@ class Page:
             self._connect_concepts(seen)
         if self.linear:
             self._connect_domain(seen)
+            self._connect_truth()
 
     def _connect_pictures(self, seen: list, chooser: list) -> None:
         session = self.session
@@ -573,6 +577,21 @@ class Page:
 
         self.suggest.click(propose, [session, self.shots, self.support, self.guard], [self.suggestion, self.take])
         self.take.click(take, session, [*seen, self.take])
+
+    def _connect_truth(self) -> None:
+        session = self.session
+
+        @answered
+        def ask(tab: Session) -> str:
+            return tab.labelling.view()
+
+        @answered
+        def answer(tab: Session, event: gr.EventData) -> str:
+            tab.labelling.press(str(event.key), str(event.row))
+            return tab.labelling.view()
+
+        self.truth_tab.select(ask, session, self.truth, show_progress="hidden")
+        self.truth.select(answer, session, self.truth, show_progress="hidden")
 
 
 class LocalOnly:

@@ -7,6 +7,7 @@ import torch
 
 from cbm.app.explorer import Explorer, Picture
 from cbm.app.gallery import class_index
+from cbm.app.label import Labelling
 from cbm.editing import Comparison, Edit, EditSet, load_edits
 from cbm.errors import UserError
 from cbm.files import locked
@@ -31,6 +32,7 @@ class Session:
         proposed: edits to look at, which are not applied.
         heat: where the picture shows the held concept, once that was asked.
         compared: the edits that were last run over the split.
+        labelling: the questions whether what was used is true.
     """
 
     def __init__(self, explorer: Explorer):
@@ -45,6 +47,7 @@ class Session:
         self.proposed = EditSet()
         self.heat: HeatMap | None = None
         self.compared: EditSet | None = None
+        self.labelling = Labelling(explorer)
 
     @property
     def editor(self) -> Editor:

@@ -33,6 +33,7 @@ BEGINS = {
     "encode": "reading the data set and the encoder",
     "export": "opening the run, to export it",
     "intervene": "opening the run, to ask about its concepts",
+    "label": "opening the run, to ask whether its images show what it used",
     "plan": "measuring this machine and planning the run",
     "predict": "opening the run, to classify images",
     "report": "opening the run, to write its report again",

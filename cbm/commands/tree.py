@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from cbm.commands import banks, cache, datasets, doctor, features, predict, runs, training
+from cbm.commands import banks, cache, datasets, doctor, features, label, predict, runs, training
 from cbm.files.console import set_up_logging
 from cbm.files.streams import print_what_can_be
 
@@ -23,6 +23,7 @@ app.add_typer(banks.app, name="concepts")
 features.add_to(app)
 predict.add_to(app)
 runs.add_to(app)
+label.add_to(app)
 doctor.add_to(app)
 app.add_typer(cache.app, name="cache")
 

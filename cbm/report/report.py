@@ -40,6 +40,7 @@ from cbm.report.figures import (
     write_figures,
 )
 from cbm.report.headline import INTERVALS, headline
+from cbm.report.people import answers_as_evidence
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
 from cbm.report.thumbnails import Thumbnail, thumbnail
@@ -145,7 +146,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "metrics": metrics,
         "not_counted": not_counted(metrics, without_paths(data.skipped)),
         "unseen": [clip(classes[c]) for c in accuracies.isnan().nonzero().flatten().tolist()],
-        "evidence": () if integrity is None else integrity.evidence,
+        "evidence": (*(() if integrity is None else integrity.evidence), *answers_as_evidence(result.path)),
         "draws": 0 if integrity is None else cfg.evidence.draws,
         "columns": {key: METRICS[key] for key in METRICS if any(key in row.values for row in rows)},
         "rows": rows,

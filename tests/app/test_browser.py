@@ -11,6 +11,7 @@ from explored_run import explored
 
 from cbm.app.effect import effect_on_split
 from cbm.app.session import Session
+from cbm.data.concept_answers import read_concept_answers
 
 pytest.importorskip("gradio", reason="the explorer is not installed (the extra app)")
 playwright = pytest.importorskip("playwright.sync_api", reason="no browser driver (the extra browser)")
@@ -151,3 +152,19 @@ def test_where_which_class_which_concept(page):
     row = int(tile.get_attribute("data-key"))
     tile.click()
     page.wait_for_selector(f"#picture img[alt='{explorer.images.names[row]}']")
+
+
+def test_is_it_true_by_keys_and_by_buttons(page):
+    table = explored().model.path / "labels.csv"
+    table.unlink(missing_ok=True)
+    page.get_by_role("tab", name="Is it true?").click()
+    page.wait_for_selector("#truth img")
+    page.keyboard.press("y")
+    page.wait_for_selector("#truth :text('1 answers about 1 classes')")
+    press_answer = page.locator("#truth button[data-key=no]")
+    press_answer.click()
+    page.wait_for_selector("#truth :text('2 answers about 2 classes')")
+    assert [answer.shown for answer in read_concept_answers(table)] == [True, False]
+    page.keyboard.press("u")
+    page.wait_for_selector("#truth :text('1 answers about 1 classes')")
+    table.unlink()

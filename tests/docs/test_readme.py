@@ -92,7 +92,7 @@ def test_command(line: str, workspace: Path, command, monkeypatch: pytest.Monkey
         if "app" in arguments:  # the page is opened, and closed at once
             pytest.importorskip("gradio")
             monkeypatch.setattr("gradio.Blocks.block_thread", lambda blocks: blocks.close())
-        if {"birds", "report", "app"} & set(arguments):
+        if {"birds", "report", "app", "label"} & set(arguments):
             arguments += ["--cache", str(shared_folder() / "cache")]
         monkeypatch.setattr(sys, "argv", ["cbm", *arguments[2:]])
         with pytest.raises(SystemExit) as stop:

@@ -26,7 +26,8 @@ SETTINGS = [
 ]  # fmt: skip
 UNTRAINED = [
     *({"name": name} for name in ("cms", "linear_probe", "posthoc", "label_free", "zero_shot", "splice")),
-    {"name": "splice", "k": 3, "head": "names"}, {"name": "splice", "head": "none"}, {"name": "posthoc", "head": "names"},
+    {"name": "splice", "k": 3, "head": "names"}, {"name": "splice", "head": "none"},
+    {"name": "posthoc", "head": "names"},
 ]  # fmt: skip
 GENERATOR = torch.Generator().manual_seed(0)
 

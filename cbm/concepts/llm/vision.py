@@ -10,6 +10,7 @@ import io
 import json
 import logging
 import math
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -35,13 +36,15 @@ class VisionExpert:
         images: N images.
         concepts: texts of the K concepts.
         cache: folder of the cache; answers are kept in ``CACHE/vision``.
-        truth: true concepts ``[N, K]``, with which the share of right answers is counted.
+        truth: true concepts ``[N, K]``, with which the share of right answers is counted; None if it is not known.
 
     Raises:
         UserError: settings that cannot work, or no key for a hosted model.
     """
 
-    def __init__(self, endpoint: Endpoint, images: Images, concepts: list[str], cache: Path, truth: Tensor):
+    def __init__(
+        self, endpoint: Endpoint, images: Images, concepts: list[str], cache: Path, truth: Tensor | None = None
+    ):
         endpoint.check()
         endpoint.key()
         self.endpoint, self.images, self.concepts, self.truth = endpoint, images, concepts, truth
@@ -58,7 +61,22 @@ class VisionExpert:
         Raises:
             UserError: the server does not answer, whatever is tried.
         """
-        pairs = [(self.keys[n], self.concepts[k]) for n, k in asked.nonzero().tolist()]
+        pairs = [(n, self.concepts[k]) for n, k in asked.nonzero().tolist()]
+        found = torch.full(asked.shape, math.nan)
+        found[asked] = torch.tensor(self.ask(pairs))
+        if self.truth is not None:
+            judged = ~found.isnan() & ~self.truth.isnan()
+            self.judged += int(judged.sum())
+            self.right += int((found[judged] == self.truth[judged]).sum())
+        return found
+
+    def ask(self, questions: Sequence[tuple[int, str]]) -> list[float]:
+        """Ask about pairs of an image's row and a concept; returns the answers: 1, 0, NaN.
+
+        Raises:
+            UserError: the server does not answer, whatever is tried.
+        """
+        pairs = [(self.keys[row], concept) for row, concept in questions]
         requests = {pair: self._request(*pair) for pair in pairs if pair not in self.known}
         tally = self.asker.tally
         try:
@@ -75,12 +93,7 @@ class VisionExpert:
                 f"{self.endpoint.host} does not answer about images ({next(iter(tally.failures.values()))}); "
                 f"{self._kept()} answers are kept, run the same command again to go on"
             )
-        found = torch.full(asked.shape, math.nan)
-        found[asked] = torch.tensor([self.known.get(pair, math.nan) for pair in pairs])
-        judged = ~found.isnan() & ~self.truth.isnan()
-        self.judged += int(judged.sum())
-        self.right += int((found[judged] == self.truth[judged]).sum())
-        return found
+        return [self.known.get(pair, math.nan) for pair in pairs]
 
     def summary(self) -> str:
         """One line: what was asked, and how often the answer was right."""
