@@ -143,7 +143,7 @@ def test_a_teacher_lends_its_concepts_to_any_backbone(command, colours: Path):
     (colours / "images" / "red" / "5.png").write_bytes(b"")
     arguments = [*untrained(folder(colours)), *TAUGHT]
     first = run(command, *arguments, "controls=true")
-    assert {"integrity/random_accuracy", "integrity/shuffled_accuracy"} <= set(first)
+    assert "integrity/random_accuracy" in first
     assert first["data/n_train"] + first["data/n_val"] + first["data/n_test"] == 29
     model = cbm.load("again")
     assert model.bank.encoder == model.encoder.fingerprint
