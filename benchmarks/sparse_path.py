@@ -22,8 +22,10 @@ import time
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
 import torch
 from runner import Report, environment
 from torch import Tensor
@@ -174,6 +176,28 @@ def scikit_learn(task: Task, longest: float) -> Trace:
     return trace
 
 
+def glmnet(task: Task, longest: float) -> Trace:
+    """Fits of glmnet's Fortran (python-glmnet) down ten penalties, ten times as strict each time, to ``longest`` s."""
+    from glmnet import LogitNet
+
+    z, y = task.exact.numpy(), task.y.numpy()
+    hot = one_hot(task.y, task.classes).double()
+    top = float((task.exact.T @ (hot - hot.mean(dim=0))).abs().max()) / len(z) / RHO
+    down = np.geomspace(0.95 * top, task.lam, 10)
+    trace = Trace()
+    for tol in (10.0**-i for i in range(2, 12)):
+        model = LogitNet(alpha=RHO, lambda_path=down, standardize=False, n_splits=0, tol=tol, max_iter=10_000_000)
+        before = time.process_time()
+        model.fit(z, y)
+        trace.seconds.append(time.process_time() - before)
+        weight = torch.from_numpy(np.array(model.coef_path_[:, :, -1]))
+        trace.gaps.append(task.above(weight, torch.from_numpy(np.array(model.intercept_path_[:, -1]))))
+        trace.epochs, trace.nonzeros = trace.epochs + 1, int((weight.abs() > 1e-5).sum())
+        if trace.gaps[-1] <= GAPS[-1] or 10 * trace.seconds[-1] > longest:
+            return trace
+    return trace
+
+
 def best_step(task: Task, seconds: float = 4.0) -> tuple[float, list[float]]:
     """The step that is lowest after some CPU seconds (at least three epochs), and those that diverged."""
     reached, nothing = {}, task.above(torch.zeros(task.classes, task.scores.shape[1]), torch.zeros(task.classes))
@@ -258,6 +282,8 @@ def shape(report: Report, name: str, budget: float, device: str) -> dict[str, li
             ours.round()
             if name == "5000x500x10":
                 traces["scikit-learn saga"] = scikit_learn(task, budget / 5)
+                if find_spec("glmnet"):
+                    traces["glmnet"] = glmnet(task, budget)
             traces["glm-saga"] = follow(task, glm_saga(task, step), budget)
         else:
             ours.round()
