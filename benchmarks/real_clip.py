@@ -221,7 +221,7 @@ def names(name: str, split: int, file: Path, reader: str) -> None:
     """What an independent reader makes of the names, and heads that may only use them."""
     case = read_case(name, file, asks(reader))
     for kind in clip_names.KINDS:
-        for draw in range(1 if kind == "named" else clip_names.DRAWS):
+        for draw in range(1 if kind == "named" else clip_names.DRAWS[name]):
             if (key := (name, split, f"reader, {kind}", "all", draw)) not in ROWS:
                 ROWS.add(key, reads=list(clip_names.reads(case, kind, draw)))
     for shots in SHOTS:
