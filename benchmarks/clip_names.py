@@ -2,7 +2,7 @@
 takes part in (``cbm.metrics.reader``). Everything is read or solved on codes of a few words per image."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,7 +27,7 @@ from cbm.solvers import SparseScores, solve_name_tied
 
 PROMPT = "a {}"
 WORDS = (5, 10, 20)
-DRAWS = {"food": 20, "cifar": 5}
+DRAWS = {"food": 10, "cifar": 5}
 """Draws of random directions, and of exchanged names, in every division."""
 SHOTS = (1, 4, 16, "all")
 KINDS = {
@@ -53,6 +53,8 @@ METHODS: dict[str, list[str]] = {
     "zcbm": ["method=zcbm"],
 }
 """Methods that are measured with all images of Food-10 only, beside those of ``real_clip.py``."""
+TIED = ("splice, names head", "posthoc, names head")
+"""Methods that are also fitted on exchanged names and on random directions, three draws each."""
 SLOW = ("sparse, gumbel", "sparse, contrastive")
 """Left out: their K x K layers take minutes."""
 
@@ -92,6 +94,10 @@ class Case:
         if kind == "exchanged":
             says = says[torch.randperm(len(says), generator=torch.Generator().manual_seed(1000 + draw))]
         return says
+
+    def control(self, kind: str, draw: int) -> ConceptBank:
+        """The words with other directions or exchanged names."""
+        return replace(self.bank, embeddings=self.directions(kind, draw), says=self.says(kind, draw))
 
     def own(self, directions: Tensor) -> Tensor:
         """What the directions say by their own vectors ``[K, C]``: the code zero-shot, which is no evidence."""
@@ -229,6 +235,18 @@ def heads_table(rows: Rows, name: str) -> None:
                 decided = [[unpack(r["right"]) for r in found if r["split"] == split] for split in splits]
                 cells.append(shown(decided) if decided else "–")
             print(f"| {label} | {KINDS[kind]} | {' | '.join(cells)} |")
+
+
+def tied_table(rows: Rows) -> None:
+    """Name-tied heads on few words and on all of them, and what they reach without the names."""
+    print("\n### food: name-tied heads under exchanged names\n")
+    print("| method | the words | names exchanged | random, covariance of the words |\n|---|---|---|---|")
+    for what in TIED:
+        cells = []
+        for name in (f"evidence, {what}", f"{what}, exchanged", f"{what}, covariance"):
+            found = rows.where(set="food", what=name)
+            cells.append(shown([[unpack(row["right"]) for row in found]]) if found else "–")
+        print(f"| {what} | {' | '.join(cells)} |")
 
 
 def notes(rows: Rows) -> list[str]:

@@ -10,6 +10,7 @@ again): which test images were decided right, so that every interval is over ima
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,6 +26,7 @@ from torch import Tensor
 from cbm import config
 from cbm.concepts import ConceptBank
 from cbm.data import FeatureData
+from cbm.encoders.base import LOGIT_SCALE
 from cbm.files.console import set_up_logging
 from cbm.kernels import class_logits, class_vectors
 from cbm.layers import predict_logits
@@ -235,15 +237,20 @@ def names(name: str, split: int, file: Path, reader: str) -> None:
 def methods(name: str, split: int, file: Path, reader: str) -> None:
     """Every method with all images, and what an independent reader makes of its concepts."""
     asked = asks(reader)
-    data = None
+    case = read_case(name, file, asked)
+    for what in clip_names.TIED:
+        for kind, draw in itertools.product(("exchanged", "covariance"), range(SEEDS)):
+            if (key := (name, split, f"{what}, {kind}", "all", draw)) not in ROWS:
+                cfg = compose(name, file, 0, "all", [*clip_names.METHODS[what], *asked])
+                model, _ = fit_method(create_method(cfg.method), case.data, case.control(kind, draw), LOGIT_SCALE)
+                ROWS.add(key, right=pack(predict_logits(model, case.data.test.x).argmax(1) == case.data.test.y))
     random: dict[int, list[float]] = {}
     for what, settings in (METHODS | clip_names.METHODS).items():
         if what not in clip_names.SLOW and (key := (name, split, f"evidence, {what}", "all", 0)) not in ROWS:
             shots = 1 if what == "zcbm" else "all"  # it learns nothing, and a signed code takes 0.2 s an image
             cfg = compose(name, file, 0, shots, [*settings, *asked])
             model, bank, _ = train(cfg)
-            data = data or read_case(name, file, asked).data
-            ROWS.add(key, **clip_names.evidence(cfg, model, bank, data, random))
+            ROWS.add(key, **clip_names.evidence(cfg, model, bank, case.data, random))
 
 
 def asks(reader: str) -> list[str]:
@@ -267,6 +274,7 @@ def accuracy(row: dict[str, Any], count: int) -> float:
 def table() -> None:
     """Print the tables of the page, and how exact the heads are."""
     clip_names.main_table(ROWS, [*METHODS, *clip_names.METHODS])
+    clip_names.tied_table(ROWS)
     for name in ("food", "cifar"):
         clip_names.reader_table(ROWS, name)
         clip_names.heads_table(ROWS, name)
