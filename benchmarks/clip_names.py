@@ -125,6 +125,7 @@ def reads(case: Case, kind: str, draw: int) -> Iterator[dict[str, Any]]:
 
 def heads(case: Case, data: FeatureData, draw: int) -> Iterator[tuple[str, dict[str, Any]]]:
     """Decisions of heads on the code of five words, trained on the labels of some training images."""
+    scale = None
     for kind in ("named", "exchanged", "covariance"):
         directions, says = case.directions(kind, draw), case.says(kind, draw)
         code, held, test = (few_words(part.x, directions, case.mean) for part in (data.train, data.val, case.data.test))
@@ -140,9 +141,10 @@ def heads(case: Case, data: FeatureData, draw: int) -> Iterator[tuple[str, dict[
             else:
                 unit = torch.ones(len(says))  # the reader's own units
                 scores = SparseScores(code.values, code.columns, len(says), std=unit)
-                tied = solve_name_tied(scores, data.train.y, says, lam=float(name.split()[-1]))
+                tied = solve_name_tied(scores, data.train.y, says, lam=float(name.split()[-1]), scale=scale)
+                scale = tied.scale  # that of the names, also for what is no name
                 weight, bias = tied.weight(says), tied.bias
-                facts = {"gap": tied.gap, "used": int((tied.gain > 0).sum())}
+                facts = {"gap": tied.gap, "scale": tied.scale, "used": int((tied.gain > 0).sum())}
             right = (test.reconstruct(weight.T) + bias).argmax(dim=1) == case.data.test.y
             yield f"{name}, {kind}", {"right": pack(right)} | facts
 
