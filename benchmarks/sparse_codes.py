@@ -236,8 +236,10 @@ def verdict(where: str, ratios: dict[str, float], targets: dict[str, float]) -> 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder for the results")
+    parser.add_argument("--alone", type=int, default=ALONE, help="pictures for solvers of one picture a call")
     parser.add_argument("--only", nargs="+", choices=STEPS, help="some of the steps; the results are of these alone")
     arguments = parser.parse_args()
+    globals()["ALONE"] = arguments.alone
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     arguments.out.mkdir(parents=True, exist_ok=True)
