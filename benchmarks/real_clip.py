@@ -1,19 +1,22 @@
 """Every method on features of a real CLIP ViT-B/32 that others have published, and words against random directions.
 
-    python benchmarks/real_clip.py run --clip FOLDER      # with food10.npz, cifar10_500.npz, vocabulary.npz
+    python benchmarks/real_clip.py run --clip FOLDER [--reader local-dir:PATH]   # a text encoder that reads names
     python benchmarks/real_clip.py table
 
+FOLDER has food10.npz, cifar10_500.npz and vocabulary.npz. Without ``--reader`` what the names are worth is left out.
 ``run`` appends a JSON line for each fit to ``benchmarks/results/real_clip.jsonl`` (lines that are there are not fitted
 again): which test images were decided right, so that every interval is over images. ``table`` prints the tables of
 ``docs/results_clip.md``.
 """
 
 import argparse
+import itertools
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import clip_names
 import hydra
 import numpy as np
 import torch
@@ -21,11 +24,13 @@ from decisions import Rows, pack, shown, unpack
 from torch import Tensor
 
 from cbm import config
+from cbm.concepts import ConceptBank
 from cbm.data import FeatureData
+from cbm.encoders.base import LOGIT_SCALE
 from cbm.files.console import set_up_logging
 from cbm.kernels import class_logits, class_vectors
 from cbm.layers import predict_logits
-from cbm.methods import create_method, fit_method
+from cbm.methods import Method, create_method, fit_method
 from cbm.run.train import Clock, encode, gather, read_training_images
 from cbm.solvers import LinearScores, elastic_net_path
 
@@ -127,12 +132,23 @@ def compose(name: str, file: Path, seed: int, shots: Any, more: list[str]) -> An
     return cfg
 
 
-def fit(cfg: Any) -> tuple[Tensor, FeatureData]:
-    """Which test images the method decides right ``[N]``, and the data."""
+def inputs_of(cfg: Any) -> tuple[Method, FeatureData, ConceptBank | None, float]:
+    """The method, the data, the concepts and the factor on cosines."""
     method, clock = create_method(cfg.method), Clock()
     inputs = gather(method, cfg, read_training_images(cfg), clock)
     _, data, candidates = encode(method, cfg, inputs, clock)
-    model, _ = fit_method(method, data, candidates, inputs.logit_scale, seed=cfg.seed, trainer=cfg.trainer)
+    return method, data, candidates, inputs.logit_scale
+
+
+def train(cfg: Any) -> tuple[Any, ConceptBank | None, FeatureData]:
+    """The trained model, its concepts and the data."""
+    method, data, candidates, scale = inputs_of(cfg)
+    return *fit_method(method, data, candidates, scale, seed=cfg.seed, trainer=cfg.trainer), data
+
+
+def fit(cfg: Any) -> tuple[Tensor, FeatureData]:
+    """Which test images the method decides right ``[N]``, and the data."""
+    model, _, data = train(cfg)
     return predict_logits(model, data.test.x).argmax(1) == data.test.y, data
 
 
@@ -160,7 +176,7 @@ def sparse_rows(data: FeatureData, kind: str, words: Tensor, draw: int) -> Itera
         yield {"nec": count, "exact": round(point.nec, 4), "gap": max(point.gap, 0.0), "right": pack(right)}
 
 
-def run(clip: Path) -> None:
+def run(clip: Path, reader: str | None) -> None:
     """Fit what is not fitted yet."""
     set_up_logging()
     config.register()
@@ -171,6 +187,12 @@ def run(clip: Path) -> None:
         for name, split, file in files:
             fits(name, split, file, [what for what in METHODS if not what.startswith("sparse")])
             heads(name, split, file)
+        for name, split, file in files if reader is not None else ():
+            names(name, split, file, reader)
+        if reader is not None:
+            methods(*files[0], reader)
+        else:
+            print("what the names are worth is left out: no --reader local-dir:PATH")
         for name, split, file in files:
             if split < SLOW:
                 fits(name, split, file, [what for what in METHODS if what.startswith("sparse")])
@@ -197,6 +219,53 @@ def heads(name: str, split: int, file: Path) -> None:
                 ROWS.add(key, heads=list(sparse_rows(data, kind, words, draw)), concepts=len(words))
 
 
+def names(name: str, split: int, file: Path, reader: str) -> None:
+    """What an independent reader makes of the names, and heads that may only use them."""
+    case = read_case(name, file, asks(reader))
+    for kind in clip_names.KINDS:
+        for draw in range(1 if kind == "named" else clip_names.DRAWS[name]):
+            if (key := (name, split, f"reader, {kind}", "all", draw)) not in ROWS:
+                ROWS.add(key, reads=list(clip_names.reads(case, kind, draw)))
+    for shots in SHOTS:
+        for seed in range(SEEDS if name == "food" else 1):
+            if (name, split, "free head, covariance", shots, seed) not in ROWS:  # the last of them
+                data = inputs_of(compose(name, file, seed, shots, ["method=posthoc"]))[1]
+                for what, row in clip_names.heads(case, data, seed + split):
+                    ROWS.add((name, split, what, shots, seed), **row)
+
+
+def methods(name: str, split: int, file: Path, reader: str) -> None:
+    """Every method with all images, and what an independent reader makes of its concepts."""
+    asked = asks(reader)
+    case = read_case(name, file, asked)
+    for what in clip_names.TIED:
+        for kind, draw in itertools.product(("exchanged", "covariance"), range(SEEDS)):
+            if (key := (name, split, f"{what}, {kind}", "all", draw)) not in ROWS:
+                cfg = compose(name, file, 0, "all", [*clip_names.METHODS[what], *asked])
+                model, _ = fit_method(create_method(cfg.method), case.data, case.control(kind, draw), LOGIT_SCALE)
+                ROWS.add(key, right=pack(predict_logits(model, case.data.test.x).argmax(1) == case.data.test.y))
+    random: dict[int, list[float]] = {}
+    for what, settings in (METHODS | clip_names.METHODS).items():
+        if what not in clip_names.SLOW and (key := (name, split, f"evidence, {what}", "all", 0)) not in ROWS:
+            shots = 1 if what == "zcbm" else "all"  # it learns nothing, and a signed code takes 0.2 s an image
+            cfg = compose(name, file, 0, shots, [*settings, *asked])
+            model, bank, _ = train(cfg)
+            ROWS.add(key, **clip_names.evidence(cfg, model, bank, case.data, random))
+
+
+def asks(reader: str) -> list[str]:
+    """Settings that let a text encoder read the names."""
+    return [f"evidence.reader={reader}", f"evidence.prompt='{clip_names.PROMPT}'"]
+
+
+def read_case(name: str, file: Path, asked: list[str]) -> clip_names.Case:
+    """A division with all its images, and its words as the reader understands them."""
+    _, data, bank, _ = inputs_of(compose(name, file, 0, "all", ["method=posthoc", *asked]))
+    classes = np.load(file.parent / "classes.npz")
+    order = [classes["names"].tolist().index(label) for label in data.classes]
+    return clip_names.Case(data, bank, torch.from_numpy(classes["vectors"])[order].float())
+
+
 def accuracy(row: dict[str, Any], count: int) -> float:
     """Share of images that a head with so many directions per class decides right."""
     return float(next(unpack(head["right"]).mean() for head in row["heads"] if head["nec"] == count))
@@ -204,6 +273,11 @@ def accuracy(row: dict[str, Any], count: int) -> float:
 
 def table() -> None:
     """Print the tables of the page, and how exact the heads are."""
+    clip_names.main_table(ROWS, [*METHODS, *clip_names.METHODS])
+    clip_names.tied_table(ROWS)
+    for name in ("food", "cifar"):
+        clip_names.reader_table(ROWS, name)
+        clip_names.heads_table(ROWS, name)
     notes: list[str] = []
     for name in ("food", "cifar"):
         print(f"\n### {name}: every method\n\n| method | 1 shot | 4 shots | 16 shots | all |\n|---|---|---|---|---|")
@@ -240,14 +314,15 @@ def table() -> None:
                     for count in COUNTS
                 ]
                 print(f"| … draws not below the words | {' | '.join(beaten)} |")
-    print("", *notes, f"{len(ROWS.rows)} rows", sep="\n")
+    print("", *notes, *clip_names.notes(ROWS), f"{len(ROWS.rows)} rows", sep="\n")
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=["run", "table"])
     parser.add_argument("--clip", type=Path, help="folder of food10.npz, cifar10_500.npz and vocabulary.npz")
+    parser.add_argument("--reader", help="text encoder that made none of the features: local-dir:PATH")
     options = parser.parse_args()
     if options.what == "run" and options.clip is None:
         parser.error("run needs --clip FOLDER")
-    run(options.clip) if options.what == "run" else table()
+    run(options.clip, options.reader) if options.what == "run" else table()

@@ -49,7 +49,14 @@ class NameTied:
 
 
 def solve_name_tied(
-    scores: LinearScores, y: Tensor, says: Tensor, *, lam: float = 0.3, tol: float = 1e-6, max_iter: int = 5000
+    scores: LinearScores,
+    y: Tensor,
+    says: Tensor,
+    *,
+    lam: float = 0.3,
+    scale: float | None = None,
+    tol: float = 1e-6,
+    max_iter: int = 5000,
 ) -> NameTied:
     """Fit the gains of a name-tied head by projected quasi-Newton steps (L-BFGS-B; Byrd et al., SIAM J. Sci. Comput.
     1995) until its certificate is at most ``tol``, or rounding stops it.
@@ -59,6 +66,8 @@ def solve_name_tied(
         y: class indices [N].
         says: what every name says of every class, A [K, C].
         lam: strength of the pull towards the reader.
+        scale: temperature s; by default that of the reader, which is near 0 for one who cannot tell the classes. To
+            compare names with exchanged ones, give both the same.
         tol: how far above its minimum the objective may be, in nats.
         max_iter: iterations, at most.
 
@@ -81,7 +90,8 @@ def solve_name_tied(
     if not lam > 0:
         raise ValueError(f"lam is {lam}; expected a number > 0")
     says = says.to(scores.device, scores.dtype)
-    scale, count, curvature = _reader_scale(scores, y, says), len(says), 2 * lam / len(scores)
+    scale = _reader_scale(scores, y, says) if scale is None else scale
+    count, curvature = len(says), 2 * lam / len(scores)
 
     def objective(point: np.ndarray, scores: LinearScores = scores) -> tuple[float, np.ndarray]:
         gain, bias = torch.from_numpy(point).to(scores.device).split([count, says.shape[1]])

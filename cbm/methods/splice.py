@@ -139,7 +139,8 @@ class Splice(Method):
             words, LinearHead(torch.zeros(len(data.classes), len(words))), spread=spread, activation=layer
         )
         if self.config.head == "names":
-            model, facts = with_named_head(model, bank, data, self.config.names_lam, scores)
+            plain = SparseScores(codes.values, codes.columns, len(words), std=torch.ones(len(words)))
+            model, facts = with_named_head(model, bank, data, self.config.names_lam, plain)  # as the reader reads them
             self.facts |= facts
         elif self.config.head == "sparse":
             tried = layer.code(data.val.x, words)

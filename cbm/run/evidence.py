@@ -192,7 +192,7 @@ def contradict(subject: Subject) -> Evidence:
     columns = columns[weight.argsort(descending=True, stable=True)[:DENIED]].sort().values
     texts = [bank.texts[k] for k in columns.tolist()]
     difference = bank.directions()[columns] - subject.encode_text([negate(text) for text in texts])
-    auroc, variance = auroc_matrix(data.test.x @ difference.T, owners[:, columns].float()[data.test.y])
+    auroc, variance = auroc_matrix(concept_scores(data.test.x, difference), owners[:, columns].float()[data.test.y])
     told = auroc.diagonal()
     known = ~told.isnan()
     if not known.any():

@@ -105,3 +105,13 @@ def test_what_does_not_fit_is_refused():
         solve_name_tied(scores, y, says, lam=0)
     with pytest.raises(ValueError, match="y has"):
         solve_name_tied(scores, y[:5], says)
+
+
+def test_a_temperature_can_be_given_so_that_exchanged_names_are_compared_at_that_of_the_names():
+    scores, y, says = problem()
+    head = solve_name_tied(scores, y, says)
+    exchanged = says[torch.randperm(len(says), generator=torch.Generator().manual_seed(1))]
+    assert solve_name_tied(scores, y, exchanged).scale != pytest.approx(head.scale)
+    same = solve_name_tied(scores, y, exchanged, scale=head.scale)
+    assert same.scale == head.scale
+    assert same.gap <= 1e-6

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from planted import planted
@@ -12,6 +13,7 @@ from cbm.editing.apply import levels
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, SparseCode, load_model, save_model
 from cbm.methods import create_method
+from cbm.methods.named_head import what_names_say
 from cbm.methods.splice import typical_values
 from cbm.metrics.codes import code_metrics, said_share
 from cbm.metrics.evaluate import evaluate_split
@@ -72,6 +74,17 @@ def test_heads_classify(head: str):
         assert (weight[owners] >= 0).all()
         assert (weight[~owners] <= 0).all()  # a name can only speak for its owners
         assert method.facts["names_gap"] <= 1e-6
+
+
+def test_a_names_head_that_is_held_fast_is_the_reader_also_for_words_no_training_picture_uses():
+    data, bank = planted()
+    data = replace(data, splits=data.splits | {"train": data.train.take(np.arange(2 * len(data.classes)))})
+    method = create_method({"name": "splice", "k": 2, "head": "names", "names_lam": 1e6})
+    model = method.build(data, bank, 100.0).model
+    assert (model.spread == 0).any()  # words that no training picture uses
+    says = what_names_say(bank, data.classes).T
+    factor = model.weights().norm() / says.norm()
+    torch.testing.assert_close(model.weights(), factor * says, atol=1e-3 * float(factor), rtol=1e-3)
 
 
 def test_untrained_heads():
