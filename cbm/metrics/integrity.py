@@ -15,6 +15,7 @@ from torch import Tensor
 
 from cbm.layers import ConceptBottleneck
 from cbm.metrics.grounding import Association
+from cbm.metrics.intervals import wilson_interval
 from cbm.metrics.reader import Reading
 from cbm.metrics.truth import Truth
 
@@ -26,7 +27,7 @@ class Evidence:
     """One test of the concepts.
 
     Attributes:
-        key: short name: names, association, truth, contradiction, leak, outside, or that of a fact.
+        key: short name: names, association, truth, contradiction, leak, outside, chance, or that of a fact.
         question: question that the test answers.
         finding: result of the test with its numbers, as a clause.
         meaning: reason for the test, in one sentence.
@@ -93,15 +94,15 @@ class Integrity:
     @property
     def carries(self) -> bool:
         """Whether the concepts carry the decision: their names say the class, they are true of the images, no class
-        name is among them, and nothing bypasses them."""
-        return all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak"))
+        name is among them, nothing bypasses them, and there is a decision that is better than chance."""
+        return all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak", "chance"))
 
     @property
     def good(self) -> bool | None:
         """True if the concepts carry the decision, False if a test was failed, None if not all could be tested."""
         if self.carries:
             return True
-        tests = ("names", "association", "truth", "leak", "outside")
+        tests = ("names", "association", "truth", "leak", "outside", "chance")
         return False if any(self.status(key) == "failed" for key in tests) else None
 
     @property
@@ -143,6 +144,7 @@ WHAT_IS_SHOWN = {
     "association": "",
     "leak": "",
     "outside": "",
+    "chance": "",
 }
 """What each test shows, in the order of the verdict; empty if the verdict need not say that it was not tested."""
 
@@ -292,6 +294,29 @@ def outside_test(share: float) -> Evidence:
         "A residual that bypasses the bottleneck can decide whatever the concepts say.",
         "passed" if share <= 0.1 else "failed",
         share,
+    )
+
+
+def chance_test(accuracy: float, count: int, chance: float) -> Evidence:
+    """Is there a decision at all?
+
+    Args:
+        accuracy: accuracy of the model.
+        count: number of test images.
+        chance: share of the largest class.
+    """
+    low, high = wilson_interval(accuracy, count)
+    passed = low > chance
+    finding = f"the model gets {accuracy:.1%}, the largest class alone {chance:.1%}"
+    return Evidence(
+        "chance",
+        "Better than the largest class?",
+        finding if passed else f"{finding}: no better than chance",
+        "Good names are of no use to a model that does not decide by them.",
+        "passed" if passed else "failed",
+        accuracy,
+        chance,
+        (low, high),
     )
 
 

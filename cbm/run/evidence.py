@@ -28,6 +28,7 @@ from cbm.metrics.integrity import (
     Evidence,
     Integrity,
     association_test,
+    chance_test,
     contradiction_test,
     leak_test,
     names_test,
@@ -139,6 +140,7 @@ def gather_evidence(
         contradict(subject),
         find_leaks(subject),
         outside_test(outside),
+        chance_test(right["real"], len(test), chance),
         sparsity_fact(resolved, random),
         *other_facts(right["real"], deleted, renamed, chance),
     ]
