@@ -17,13 +17,14 @@ from cbm.data import FeatureData
 from cbm.data.features import mean_feature
 from cbm.kernels import class_logits, class_vectors
 from cbm.layers import ConceptBottleneck, predict_logits
+from cbm.methods.name_tied import solve_name_tied
 from cbm.methods.sparse_head import SparseHeadConfig, solve_sparse_head
 from cbm.metrics.codes import code_metrics as code_facts
 from cbm.metrics.nec import resolve_heads
 from cbm.metrics.reader import Reading, centre_directions, few_words, read
 from cbm.run.controls import random_heads
 from cbm.run.evidence import Subject, code_metrics, covariance_root, read_names
-from cbm.solvers import SparseScores, solve_name_tied
+from cbm.solvers import SparseScores
 
 PROMPT = "a {}"
 WORDS = (5, 10, 20)

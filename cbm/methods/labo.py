@@ -23,7 +23,7 @@ from cbm.errors import UserError
 from cbm.kernels import class_logits, score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
 from cbm.methods.base import Built, Method, one_of, register_method, trained
-from cbm.methods.named_head import bare_bottleneck, check_lam, with_named_head
+from cbm.methods.named_head import NamesHeadConfig, bare_bottleneck, check_names_head, with_named_head
 from cbm.solvers import AssociationAdam, fit_scale
 
 SCORES = ("posterior_entropy", "mutual_information", "negative_entropy")
@@ -32,7 +32,7 @@ MANY_WEIGHTS = 2**24  # of a head: 64 MB for every matrix of that size
 
 
 @dataclass
-class LaBoConfig:
+class LaBoConfig(NamesHeadConfig):
     """Settings of LaBo; None stands for the value that belongs to ``fidelity``."""
 
     fidelity: str = "repaired"
@@ -40,8 +40,6 @@ class LaBoConfig:
     head: str = "association"
     """association: a distribution over the concepts for every class | names: one non-negative gain on what every name
     says of the classes"""
-    names_lam: float = 0.3
-    """Pull of the names head towards the reader, who listens to every name alike"""
     concepts_per_class: int = 50
     """Concepts selected for every class"""
     score: Any = None
@@ -92,7 +90,7 @@ class LaBo(Method):
         one_of("method.score", config.score, SCORES)
         one_of("method.coverage", config.coverage, COVERAGES)
         self.trains = one_of("method.head", config.head, ("association", "names")) == "association"
-        check_lam("names_lam", config.names_lam)
+        check_names_head(config)
         for name in ("score_weight", "scale"):
             if (value := getattr(config, name)) is not None and not 0 < value < math.inf:
                 raise UserError(f"method.{name}={value}: expected a number above 0, or null")
@@ -118,7 +116,7 @@ class LaBo(Method):
         bank = bank.take(columns.tolist())
         if self.config.head == "names":
             bare = bare_bottleneck(data, bank.directions())
-            model, self.facts = with_named_head(bare, bank, data, self.config.names_lam)
+            model, self.facts = with_named_head(bare, bank, data, self.config)
             return Built(model, bank)
         head = AssociationHead(owner_prior(owners[:, columns], self.config.own_mass))
         scale = self.config.scale or 100.0

@@ -2,6 +2,7 @@
 
 import logging
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ from cbm.metrics.reader import said_by_owners
 from cbm.solvers import LinearScores, SparseScores
 
 log = logging.getLogger(__name__)
+
+
+@dataclass
+class NamesHeadConfig:
+    """Settings of a head that may only use what the names say."""
+
+    names_lam: float = 0.3
+    """Pull of the names head towards the reader, who listens to every name alike"""
+    names_temperature: float | None = None
+    """Temperature of the names head; null: that of the reader. Controls get that of the model they are compared with: a
+    reader of meaningless names has one near 0, at which no gain could do anything"""
 
 
 def what_names_say(bank: ConceptBank, classes: list[str]) -> Tensor:
@@ -42,7 +54,11 @@ def what_names_say(bank: ConceptBank, classes: list[str]) -> Tensor:
 
 
 def with_named_head(
-    model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, lam: float, scores: LinearScores | None = None
+    model: ConceptBottleneck,
+    bank: ConceptBank,
+    data: FeatureData,
+    config: NamesHeadConfig,
+    scores: LinearScores | None = None,
 ) -> tuple[ConceptBottleneck, dict[str, float]]:
     """The model with a name-tied head on its activations.
 
@@ -50,7 +66,7 @@ def with_named_head(
         model: the bottleneck, whose own head is left out.
         bank: the concepts of its columns.
         data: encoded splits.
-        lam: strength of the pull towards the reader, who listens to every name alike.
+        config: settings of the head.
         scores: activations of the training images, if they are known already.
 
     Returns:
@@ -61,12 +77,13 @@ def with_named_head(
     """
     says = what_names_say(bank, data.classes)
     scores = activation_scores(model, data.train.x) if scores is None else scores
-    head = solve_name_tied(scores, data.train.y, says, lam=lam)
+    head = solve_name_tied(scores, data.train.y, says, lam=config.names_lam, scale=config.names_temperature)
     weight, bias = scores.on_raw(head.weight(says), head.bias)
     used = int((head.gain > 0).sum())
     log.info("names head: %d of %d names are listened to (certificate: at most %.0e nats above the optimum)",
              used, len(bank), head.gap)  # fmt: skip
-    return model.with_weights(weight, bias), {"names_used": float(used), "names_gap": head.gap}
+    facts = {"names_used": float(used), "names_gap": head.gap, "names_temperature": head.scale}
+    return model.with_weights(weight, bias), facts
 
 
 def bare_bottleneck(data: FeatureData, directions: Tensor) -> ConceptBottleneck:
@@ -95,11 +112,13 @@ def activation_scores(model: ConceptBottleneck, x: Tensor) -> LinearScores:
     return SparseScores(values, columns, len(model.concepts))
 
 
-def check_lam(name: str, lam: float) -> None:
-    """Check the strength of the pull towards the reader.
+def check_names_head(config: NamesHeadConfig) -> None:
+    """Check the settings.
 
     Raises:
-        UserError: it is not above 0.
+        UserError: a number is out of range.
     """
-    if not 0 < lam < math.inf:
-        raise UserError(f"method.{name}={lam}: expected a number > 0")
+    if not 0 < config.names_lam < math.inf:
+        raise UserError(f"method.names_lam={config.names_lam}: expected a number > 0")
+    if config.names_temperature is not None and not 0 < config.names_temperature < math.inf:
+        raise UserError(f"method.names_temperature={config.names_temperature}: expected a number > 0, or null")

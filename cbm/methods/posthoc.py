@@ -24,20 +24,18 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.layers import LinearProbe
 from cbm.methods.base import Built, Method, one_of, register_method, trained
-from cbm.methods.named_head import bare_bottleneck, check_lam, with_named_head
+from cbm.methods.named_head import NamesHeadConfig, bare_bottleneck, check_names_head, with_named_head
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
 
 
 @dataclass
-class PosthocConfig(SparseHeadConfig):
+class PosthocConfig(SparseHeadConfig, NamesHeadConfig):
     """Settings of post-hoc bottlenecks."""
 
     fidelity: str = "repaired"
     """repaired | paper | released"""
     head: str = "sparse"
     """sparse: an elastic net | names: one non-negative gain on what every name says of the classes"""
-    names_lam: float = 0.3
-    """Pull of the names head towards the reader, who listens to every name alike"""
     residual: bool = False
     """PCBM-h: add a linear map from the features, trained with the concept path frozen"""
     residual_l2: float = 1e-3
@@ -62,7 +60,7 @@ class Posthoc(Method):
         one_of("method.fidelity", config.fidelity, ("repaired", "paper", "released"))
         one_of("method.head", config.head, ("sparse", "names"))
         check_sparse_head(config)
-        check_lam("names_lam", config.names_lam)
+        check_names_head(config)
         self.reads_owners = config.head == "names"
         self.trains = config.residual
 
@@ -71,7 +69,7 @@ class Posthoc(Method):
         bank = self.required(bank, "a concept bank")
         directions, config = bank.directions(), self.config
         if config.head == "names":
-            model, self.facts = with_named_head(bare_bottleneck(data, directions), bank, data, config.names_lam)
+            model, self.facts = with_named_head(bare_bottleneck(data, directions), bank, data, config)
         elif config.fidelity == "repaired":
             model = fit_sparse_head(data, directions, config)
         else:

@@ -38,7 +38,7 @@ from cbm.kernels import concept_scores, gumbel_topk_gate, score_moments, topk_ga
 from cbm.layers import ConceptBottleneck, LinearHead, TopK
 from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
 from cbm.methods.base import Built, Method, one_of, register_method, trained
-from cbm.methods.named_head import check_lam, what_names_say, with_named_head
+from cbm.methods.named_head import NamesHeadConfig, check_names_head, what_names_say, with_named_head
 from cbm.solvers import ProximalAdam, solve_mixing
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ LARGEST = 20_000  # concepts for which a K x K layer is learned: 1.6 GB, and fou
 
 
 @dataclass
-class SparseConfig:
+class SparseConfig(NamesHeadConfig):
     """Settings of sparse bottlenecks; None stands for the value that belongs to ``objective`` and ``fidelity``."""
 
     objective: str = "gumbel"
@@ -61,8 +61,6 @@ class SparseConfig:
     """Number of concepts per image that the head reads, or 'all'; null: 5 for the repaired gumbel, else all"""
     head: str = "linear"
     """linear: trained with the layer | names: afterwards one non-negative gain on what every name says of classes"""
-    names_lam: float = 0.3
-    """Pull of the names head towards the reader, who listens to every name alike"""
     weight: float | None = None
     """Weight of the objective beside the cross-entropy; null: 10 for the repaired gumbel and similarity, else 1"""
     ce_to_mixing: bool = True
@@ -166,7 +164,7 @@ class Sparse(Method):
         one_of("method.objective", config.objective, OBJECTIVES)
         one_of("method.mixing", config.mixing, ("learned", "identity", "random"))
         one_of("method.head", config.head, ("linear", "names"))
-        check_lam("names_lam", config.names_lam)
+        check_names_head(config)
         self.reads_owners = config.head == "names"
         self.repaired = one_of("method.fidelity", config.fidelity, ("repaired", "paper", "released")) == "repaired"
         self.gumbel_gate = self.repaired and config.objective == "gumbel"
@@ -328,6 +326,6 @@ class Sparse(Method):
             )
         bottleneck = model.bottleneck().calibrate(data.train.x)
         if self.config.head == "names" and built.bank is not None:
-            bottleneck, facts = with_named_head(bottleneck, built.bank, data, self.config.names_lam)
+            bottleneck, facts = with_named_head(bottleneck, built.bank, data, self.config)
             self.facts |= facts
         return bottleneck

@@ -31,7 +31,7 @@ from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.layers.codes import RADII, SparseCode
 from cbm.methods.base import Built, Method, one_of, register_method
-from cbm.methods.named_head import check_lam, what_names_say, with_named_head
+from cbm.methods.named_head import NamesHeadConfig, check_names_head, what_names_say, with_named_head
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, solve_sparse_head
 from cbm.metrics.reader import centre_directions
 from cbm.solvers import Codes, SparseScores, greedy_projection, penalty_for_count
@@ -43,7 +43,7 @@ RELEASED_PENALTY = 0.25  # of the released examples; twice ours
 
 
 @dataclass
-class SpliceConfig:
+class SpliceConfig(NamesHeadConfig):
     """Settings of sparse codes over a vocabulary; None stands for the value that belongs to the other settings."""
 
     fidelity: str = "repaired"
@@ -68,8 +68,6 @@ class SpliceConfig:
     """sparse | names | none"""
     untrained: str = "zero_shot"
     """How head=none decides: zero_shot (by the class names) | reader (by what other text knows of the words)"""
-    names_lam: float = 0.3
-    """Pull of the names head towards the reader, who listens to every name alike"""
     l1_ratio: float = 0.99
     """Share of the l1 norm in the penalty of the sparse head"""
     head_lam: float | None = None
@@ -94,7 +92,7 @@ class Splice(Method):
         one_of("method.untrained", config.untrained, ("zero_shot", "reader"))
         if config.select is not None:
             one_of("method.select", config.select, ("reconstruction",))
-        check_lam("names_lam", config.names_lam)
+        check_names_head(config)
         for name, value, fits, expected in (
             ("lam", config.lam, config.lam is None or 0 < config.lam < math.inf, "a number > 0, or null"),
             ("l0", config.l0, 0 < config.l0 < math.inf, "a mean number of words, > 0"),
@@ -140,7 +138,7 @@ class Splice(Method):
         )
         if self.config.head == "names":
             plain = SparseScores(codes.values, codes.columns, len(words), std=torch.ones(len(words)))
-            model, facts = with_named_head(model, bank, data, self.config.names_lam, plain)  # as the reader reads them
+            model, facts = with_named_head(model, bank, data, self.config, plain)  # as the reader reads them
             self.facts |= facts
         elif self.config.head == "sparse":
             tried = layer.code(data.val.x, words)

@@ -1,6 +1,7 @@
 """What stands beside every result: the same method on meaningless concepts, random directions, and simple baselines."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,7 +26,12 @@ LARGE = 3e10
 
 
 def fit_controls(
-    candidates: ConceptBank, used: ConceptBank, data: FeatureData, cfg: DictConfig, logit_scale: float
+    candidates: ConceptBank,
+    used: ConceptBank,
+    data: FeatureData,
+    cfg: DictConfig,
+    logit_scale: float,
+    facts: Mapping[str, float],
 ) -> dict[str, tuple[Any, Any]]:
     """The same method on random and on shuffled concepts, by the name of the control.
 
@@ -35,13 +41,17 @@ def fit_controls(
         data: encoded splits.
         cfg: a ``cbm.config.TrainConfig``.
         logit_scale: factor that the encoder puts on cosines.
+        facts: what the method said about its own fit; a names head's controls get its temperature.
 
     Returns:
         Models and their banks; not ``shuffled`` for a method that never reads owners, whose model would be the same.
     """
     fitted = {}
+    settings: dict[str, Any] = dict(cfg.method)
+    if "names_temperature" in facts:
+        settings["names_temperature"] = facts["names_temperature"]
     for control in CONTROLS:
-        method, names = create_method(cfg.method).as_control(candidates, used)
+        method, names = create_method(settings).as_control(candidates, used)
         if control == "shuffled" and not method.reads_owners:
             continue
         fitted[control] = fit_method(

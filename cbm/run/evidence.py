@@ -2,7 +2,8 @@
 
 import logging
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from omegaconf import DictConfig
@@ -69,6 +70,7 @@ class Subject:
         cfg: the configuration, a ``cbm.config.TrainConfig``.
         encoder: the encoder of the features; None if nothing is known of it.
         encode_text: function from phrases to features in the space of the concepts.
+        facts: what the method said about its fit (``Method.facts``).
     """
 
     model: ConceptBottleneck
@@ -77,6 +79,7 @@ class Subject:
     cfg: DictConfig
     encoder: Encoder | None
     encode_text: EncodeText
+    facts: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def owners(self) -> Tensor | None:
@@ -123,7 +126,7 @@ def gather_evidence(
     owners = subject.owners
     going = None if owners is None else association(test.x, test.y, model.concepts, owners, draws=draws, seed=seed)
     overall, within = compare_with_labels(subject)
-    fitted = {} if candidates is None else fit_controls(candidates, bank, data, cfg, logit_scale)
+    fitted = {} if candidates is None else fit_controls(candidates, bank, data, cfg, logit_scale, subject.facts)
     models = {"real": model, **{name: fit[0] for name, fit in fitted.items()}}
     right = {name: accuracy(predict_logits(m, test.x), test.y) for name, m in models.items()}
     cut = {name: accuracy(truncated_logits(m, test.x), test.y) for name, m in models.items()}

@@ -99,13 +99,13 @@ def train(cfg: DictConfig) -> dict[str, float]:
             run_path=run.path,
             logger=logger,
         )
-        facts = {f"method/{key}": value for key, value in method.facts.items()}  # before controls overwrite them
+        facts = dict(method.facts)
     with clock("nec"):
         heads = resolve_nec(model, bank, data, list(cfg.nec))
     metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
     decisions = decide(model, bank, data, "test", heads)
     metrics |= headline_intervals(decisions, "test")
-    metrics |= facts
+    metrics |= {f"method/{key}": value for key, value in facts.items()}
     for head in heads:
         metrics |= {f"nec/resolved{head.target}_{key}": getattr(head, key) for key in ("nec", "gap", "kkt")}
     integrity = None
@@ -116,7 +116,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             if bottleneck is None:
                 log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
             else:
-                subject = Subject(bottleneck, bank, data, cfg, inputs.teacher or inputs.encoder, tower)
+                subject = Subject(bottleneck, bank, data, cfg, inputs.teacher or inputs.encoder, tower, facts)
                 again = candidates if method.concepts_from == "bank" else None
                 resolved = metrics.get("test/accuracy_nec5_resolved")
                 integrity, measured = gather_evidence(subject, again, resolved, inputs.logit_scale)

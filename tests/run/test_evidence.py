@@ -221,3 +221,28 @@ def test_methods_that_never_read_owners_have_no_shuffled_control(command):
         assert {"integrity/random_accuracy", "integrity/random_accuracy_nec5_resolved"} <= set(values)
         assert values["test/name_value"] == pytest.approx(values["test/reader_accuracy"] - values["test/reader_null"])
         assert 0 <= values["test/code_zero_shot_random"] <= 1
+
+
+def test_the_controls_of_a_names_head_have_its_temperature(birds, monkeypatch):
+    """At their own, meaningless names stay at chance whatever gains could do, which flatters the names."""
+    from cbm.run import controls
+
+    cfg, encoder, tower, data, _ = birds
+    asked = []
+    monkeypatch.setattr(controls, "create_method", lambda settings: asked.append(settings) or create_method(settings))
+    bank = written(birds, typical(birds))
+    method = create_method({"name": "posthoc", "head": "names"})
+    model, used = fit_method(method, data, bank, encoder.logit_scale)
+    named = replace_method(cfg, "names")
+    subject = Subject(model, used, data, named, encoder, tower, method.facts)
+    found = gather_evidence(subject, bank, None, encoder.logit_scale)[0]
+    assert {settings["names_temperature"] for settings in asked} == {method.facts["names_temperature"]}
+    assert found.accuracy["real"] > found.accuracy["random"] > found.chance
+    assert found.accuracy["real"] > found.accuracy["shuffled"] > found.chance
+
+
+def replace_method(cfg, head: str):
+    """The configuration with another head."""
+    other = cfg.copy()
+    other.method.head = head
+    return other
