@@ -14,11 +14,14 @@ import torch
 from torch import Tensor
 
 from cbm.layers import ConceptBottleneck
+from cbm.metrics.exchange import LEVEL
 from cbm.metrics.grounding import Association
 from cbm.metrics.reader import Reading
 from cbm.metrics.truth import Truth
 
 Status = Literal["passed", "failed", "untested", "fact"]
+LABELLED = 0.1
+"""Share of the concepts that must have labels, or nothing is said about the truth of all of them."""
 
 
 @dataclass(frozen=True)
@@ -117,6 +120,8 @@ class Integrity:
             return f"class-associated: {names.finding}"
         if truth and truth.status == "passed":
             return f"the concepts are what they say: {truth.finding}"
+        if names and names.status == "failed" and _may_say_much(names):
+            return f"it is not shown that the names say anything about the classes: {names.finding}"
         if names and names.status == "failed":
             return f"the names say nothing about the classes: {names.finding}"
         if association and association.status == "passed":
@@ -135,6 +140,13 @@ class Integrity:
             elif what:
                 said.append(f"not shown: {what} ({found.finding})")
         return said
+
+
+def _may_say_much(names: Evidence) -> bool:
+    """Whether a reader who was not significantly better than under exchanged names may be better by 10 points."""
+    if names.value is None or names.null is None or names.interval is None:
+        return False
+    return names.value > names.null and names.interval[1] > names.null + 0.1
 
 
 WHAT_IS_SHOWN = {
@@ -180,7 +192,9 @@ def names_test(readings: list[Reading], why_not: str) -> Evidence:
         f"a reader of five words{by} gets {best.accuracy:.1%} ({100 * best.low:.1f} to {best.high:.1%}; names "
         f"exchanged: {100 * best.null:.0f} ± {best.null_sd:.1%}, {p_value(best.p)})"
     )
-    status: Status = "passed" if best.passed else "failed"
+    if best.untestable:
+        finding = f"cannot be tested: {best.untestable}; {finding}"
+    status: Status = "untested" if best.untestable else "passed" if best.passed else "failed"
     return Evidence(
         "names", question, finding, meaning, status, best.accuracy, best.null, (best.low, best.high), best.p
     )
@@ -199,18 +213,21 @@ def association_test(found: Association | None, why_not: str) -> Evidence:
         f"concepts score {found.gap:+.2f} sd on images of their owners ({found.low:+.2f} to {found.high:+.2f}; owners "
         f"exchanged: {found.null:+.2f} ± {found.null_sd:.2f}, {p_value(found.p)})"
     )
-    status: Status = "passed" if found.passed else "failed"
+    if found.untestable:
+        finding = f"cannot be tested: {found.untestable}; {finding}"
+    status: Status = "untested" if found.untestable else "passed" if found.passed else "failed"
     return Evidence(
         "association", question, finding, meaning, status, found.gap, found.null, (found.low, found.high), found.p
     )
 
 
-def truth_test(overall: Truth | None, within: Truth | None) -> Evidence:
+def truth_test(overall: Truth | None, within: Truth | None, count: int | None = None) -> Evidence:
     """Are concepts what they say, where the data set labels some?
 
     Args:
         overall: scores against labels over all images.
         within: the same within every class; None if no label varies within a class.
+        count: number of concepts of the model; None for as many as have labels.
     """
     question = "Are they true of the images?"
     meaning = (
@@ -222,19 +239,35 @@ def truth_test(overall: Truth | None, within: Truth | None) -> Evidence:
             "truth", question, "cannot be tested: the data set labels none of the concepts", meaning, "untested"
         )
     many = int((~overall.auroc.isnan()).sum())
-    finding = (
-        f"they find the images that show them (AUROC {overall.mean:.3f} over {many} concepts with labels; names "
-        f"exchanged: {overall.null:.2f} ± {overall.null_sd:.2f}"
+    of = "" if count is None or count == many else f" of {count}"
+    numbers = (
+        f"(AUROC {overall.mean:.3f} over {many}{of} concepts with labels; names exchanged: {overall.null:.2f} ± "
+        f"{overall.null_sd:.2f}"
     )
-    finding += f"; within a class {within.mean:.3f})" if within is not None else ")"
-    passed = overall.passed and (within is None or within.passed)
-    if not passed:
-        finding = finding.replace("they find", "they do not find", 1)
-        if overall.passed and within is not None:
+    testable = within is not None and not within.untestable
+    if within is None:
+        numbers += "; no label varies within a class)"
+    else:
+        numbers += f"; within a class {within.mean:.3f}{'' if testable else ', of too few images to tell'})"
+    passed = overall.passed and (within is None or not testable or within.passed)
+    finding = f"they find the images that show them {numbers}"
+    why_not = overall.untestable
+    if not why_not and passed and count is not None and many < LABELLED * count:
+        why_not = "too few concepts have labels"
+    if why_not:
+        finding = f"cannot be tested: {why_not} {numbers}"
+    elif not passed and overall.p < LEVEL and overall.above < 0.5:
+        finding = f"only {overall.above:.0%} of them find the images that show them significantly {numbers}"
+    elif not passed:
+        finding = f"they do not find the images that show them {numbers}"
+        if overall.passed and within is not None and within.p < LEVEL:
+            finding = f"within a class, only {within.above:.0%} of them find the images that show them {numbers}"
+        elif overall.passed:
             finding += ": they follow the class, not what they say"
     error = float(overall.auroc[~overall.auroc.isnan()].std() / many**0.5) if many > 1 else math.nan
-    interval = None if math.isnan(error) else (overall.mean - 1.96 * error, min(1.0, overall.mean + 1.96 * error))
-    status: Status = "passed" if passed else "failed"
+    low, high = max(0.0, overall.mean - 1.96 * error), min(1.0, overall.mean + 1.96 * error)
+    interval = None if math.isnan(error) else (low, high)
+    status: Status = "untested" if why_not else "passed" if passed else "failed"
     return Evidence("truth", question, finding, meaning, status, overall.mean, overall.null, interval, overall.p)
 
 

@@ -135,7 +135,7 @@ def gather_evidence(
     tests: list[Evidence] = [
         names_test(readings, f"{why}, and no other text encoder reads them (evidence.reader=NAME)"),
         association_test(going, why),
-        truth_test(overall, within),
+        truth_test(overall, within, len(bank)),
         contradict(subject),
         find_leaks(subject),
         outside_test(outside),
@@ -160,8 +160,10 @@ def read_names(subject: Subject) -> tuple[Codes, list[Reading]]:
         known.append(("owners", said_by_owners(owners)))
     if bank.says is not None:
         known.append((str(bank.said_by), bank.says))
+    subjects = data.test.subjects
+    subjects = None if subjects is None else subjects[spaced(torch.arange(len(subjects)), AT_MOST).numpy()]
     draws, seed = cfg.evidence.draws, cfg.seed
-    return words, [read(words, says, y, by, draws=draws, seed=seed) for by, says in known]
+    return words, [read(words, says, y, by, subjects=subjects, draws=draws, seed=seed) for by, says in known]
 
 
 def compare_with_labels(subject: Subject) -> tuple[Truth | None, Truth | None]:
