@@ -96,15 +96,16 @@ class Integrity:
     @property
     def carries(self) -> bool:
         """Whether the concepts carry the decision: their names say the class, they are true of the images, no class
-        name is among them, and nothing bypasses them."""
-        return all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak"))
+        name is among them, nothing bypasses them, and the decision is better than it is without them."""
+        shown = all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak"))
+        return shown and self.status("deleted") != "failed"
 
     @property
     def good(self) -> bool | None:
         """True if the concepts carry the decision, False if a test was failed, None if not all could be tested."""
         if self.carries:
             return True
-        tests = ("names", "association", "truth", "leak", "outside")
+        tests = ("names", "association", "truth", "leak", "outside", "deleted")
         return False if any(self.status(key) == "failed" for key in tests) else None
 
     @property
@@ -155,6 +156,7 @@ WHAT_IS_SHOWN = {
     "association": "",
     "leak": "",
     "outside": "",
+    "deleted": "",
 }
 """What each test shows, in the order of the verdict; empty if the verdict need not say that it was not tested."""
 
@@ -354,22 +356,26 @@ def sparsity_fact(resolved: float | None, random: tuple[float, ...]) -> Evidence
     return Evidence("sparsity", "Better than random directions?", finding, meaning, "fact", resolved, mean)
 
 
-def other_facts(accuracy: float, deleted: float, renamed: float, chance: float) -> list[Evidence]:
-    """What every working head passes, and therefore decides nothing.
+def other_facts(
+    accuracy: float, deleted: float, renamed: float, chance: float, better: bool = True
+) -> list[Evidence]:
+    """What every working head passes, and therefore decides nothing; a head that does not work carries nothing.
 
     Args:
         accuracy: accuracy of the model.
         deleted: accuracy with every concept held at its reference value.
         renamed: accuracy if scores are dealt out anew after training.
         chance: share of the largest class.
+        better: whether the model is significantly better than with every concept deleted.
     """
+    left = f"{deleted:.1%} accuracy is left with every concept deleted; chance is {chance:.1%}"
     return [
         Evidence(
             "deleted",
             "Lost without its concepts?",
-            f"{deleted:.1%} accuracy is left with every concept deleted; chance is {chance:.1%}",
-            "True of every head without a residual: what is left is the largest class.",
-            "fact",
+            left if better else f"the concepts decide nothing: of {accuracy:.1%} accuracy {left}",
+            "True of every head without a residual that works: what is left is the largest class.",
+            "fact" if better else "failed",
             deleted,
             chance,
         ),
