@@ -147,7 +147,7 @@ def _may_say_much(names: Evidence) -> bool:
     """Whether a reader who was not significantly better than under exchanged names may be better by 10 points."""
     if names.value is None or names.null is None or names.interval is None:
         return False
-    return names.value > names.null and names.interval[1] > names.null + 0.1
+    return names.value > names.null + 1e-6 and names.interval[1] > names.null + 0.1
 
 
 WHAT_IS_SHOWN = {
