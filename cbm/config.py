@@ -313,9 +313,11 @@ def check_settings(cfg: DictConfig) -> None:
         raise UserError(f"trainer.threads={cfg.trainer.threads}: expected 1 or more, or null")
     if any(count < 1 for count in cfg.nec):
         raise UserError(f"nec={list(cfg.nec)}: expected numbers of concepts per class, 1 or more")
-    for name, least in (("draws", 19), ("random_draws", 0)):
+    for name, least in (("draws", 20), ("random_draws", 0)):
         if cfg.evidence[name] < least:
             raise UserError(f"evidence.{name}={cfg.evidence[name]}: expected {least} or more")
+    if "{}" not in str(cfg.evidence.prompt):
+        raise UserError(f"evidence.prompt='{cfg.evidence.prompt}' has no place {{}} for the phrase")
     report_form(cfg.report)
     for name, allowed in CHOICES.items():
         value = OmegaConf.select(cfg, name)

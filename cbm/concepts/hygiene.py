@@ -5,6 +5,7 @@ phrases, phrases cut in mid-clause, class names as substrings, statements nobody
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -49,6 +50,8 @@ FUNCTION_WORDS = frozenset(
         "those",
     ]
 )
+
+APART = r"[\s_\-\u2010-\u2015]"  # what may stand between the words of a name
 
 PROMPT_LEAK = re.compile(
     r"concepts? (from|in|of) (the )?sentence|extract(ing)? concepts?|^(sure|here (is|are))\b", re.I
@@ -137,18 +140,29 @@ def clean_class_names(names: Sequence[str]) -> list[str]:
 
 
 def class_name_pattern(names: list[str]) -> re.Pattern[str] | None:
-    """Matches any of the class names as whole words, in singular or plural, whatever the case."""
+    """Matches any of the class names as whole words, in singular or plural, whatever the case, with or without accents,
+    and with their words apart, hyphenated or joined."""
     forms = set()
     for name in clean_class_names(names):
-        stem = re.escape(name).replace(r"\ ", r"[\s_-]+")
-        forms.add(stem + r"(?:'?s|es)?")
+        forms.add(_spelt(name) + r"(?:['’]?s|es)?")
         if name.endswith("y"):
-            forms.add(re.escape(name[:-1]) + "ies")
+            forms.add(_spelt(name[:-1]) + "ies")
         if name.endswith("s") and len(name) > 3:
-            forms.add(re.escape(name[:-1]))
+            forms.add(_spelt(name[:-1]))
     if not forms:
         return None
     return re.compile(r"(?<!\w)(?:" + "|".join(sorted(forms, key=len, reverse=True)) + r")(?!\w)", re.I)
+
+
+def _spelt(name: str) -> str:
+    """A pattern of the spellings of a name."""
+
+    def letter(each: str) -> str:
+        plain = unicodedata.normalize("NFKD", each)[0]
+        return re.escape(each) if plain == each else f"[{re.escape(each)}{re.escape(plain)}]"
+
+    words = [word for word in re.split(APART, name) if word]
+    return (APART + "*").join("".join(map(letter, word)) for word in words) or re.escape(name)
 
 
 def drop_unfit(bank: ConceptBank, max_words: int) -> ConceptBank:

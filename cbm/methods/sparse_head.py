@@ -37,15 +37,19 @@ class SparseHeadConfig:
     """Relative duality gap at which a solve stops"""
 
 
-def check_sparse_head(config: SparseHeadConfig) -> None:
+def check_sparse_head(config: SparseHeadConfig, lam: str = "lam") -> None:
     """Check the settings.
+
+    Args:
+        config: the settings.
+        lam: what the method calls the penalty.
 
     Raises:
         UserError: a number is out of range.
     """
     for name, value, fits, expected in (
         ("l1_ratio", config.l1_ratio, 0 < config.l1_ratio <= 1, "a number in (0, 1]"),
-        ("lam", config.lam, config.lam is None or config.lam > 0, "a number > 0, or null"),
+        (lam, config.lam, config.lam is None or config.lam > 0, "a number > 0, or null"),
         ("n_lambdas", config.n_lambdas, config.n_lambdas >= 2, "2 or more"),
         ("max_nec", config.max_nec, config.max_nec > 0, "a number > 0"),
         ("tol", config.tol, 0 < config.tol < 1, "a number between 0 and 1"),

@@ -28,6 +28,7 @@ from torch.nn.functional import normalize
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, mean_feature, spaced
 from cbm.errors import UserError
+from cbm.kernels import topk_concepts
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.layers.codes import RADII, SparseCode
 from cbm.methods.base import Built, Method, one_of, register_method
@@ -106,7 +107,7 @@ class Splice(Method):
         if config.refit is None:
             config.refit = not self.released
         self.sparse = SparseHeadConfig(config.l1_ratio, config.head_lam, max_nec=config.max_nec)
-        check_sparse_head(self.sparse)
+        check_sparse_head(self.sparse, lam="head_lam")
         self.reads_class_names = config.head == "none" and config.untrained == "zero_shot"
         self.reads_owners = config.head == "names" or (config.head == "none" and not self.reads_class_names)
 
@@ -129,6 +130,15 @@ class Splice(Method):
             bank, words = self._select(bank, words, x, mean)
         layer = self._layer(words, x, mean)
         codes = layer.code(x, words)
+        if not bool((codes.columns >= 0).any()):
+            highest = float(topk_concepts(normalize(x.float() - mean, dim=1), words, 1)[0].max())
+            raise UserError(
+                f"method.lam={self.config.lam or RELEASED_PENALTY:g}: no training picture uses a word; expected less "
+                f"than {highest * (2 if self.released else 1):.3g}, the largest correlation of a word with a picture"
+                + (" (times two: method.fidelity=released)" if self.released else "")
+                if highest > 0 and self.config.k is None
+                else "no word correlates with a training picture: the pictures are all alike, or so are the words"
+            )
         scores = SparseScores(codes.values, codes.columns, len(words))
         layer.typical = typical_values(codes, len(words))
         spread = torch.where(scores.inverse_std > 0, 1 / scores.inverse_std, 0.0)
@@ -180,7 +190,11 @@ class Splice(Method):
             try:
                 lam = penalty_for_count(few, words, config.l0)
             except ValueError as error:
-                raise UserError(f"method.l0={config.l0:g}: {error}") from error
+                most = min(len(words), x.shape[1])
+                why = str(error).partition("; ")[2]
+                if config.l0 > most:
+                    why = f"there are {len(words)} words in {x.shape[1]} dimensions; expected at most {most}"
+                raise UserError(f"method.l0={config.l0:g}: {why} (or say method.k=NUMBER)") from error
         radius = "unit" if self.released else "picture" if self.reads_class_names else "fit"
         zeros = torch.zeros(len(words))
         return SparseCode(

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from cbm.kernels import class_sums, score_moments
+from cbm.metrics.exchange import LEVEL, WAYS, ways_to_deal
 
 
 def concept_gaps(x: Tensor, y: Tensor, concepts: Tensor, owners: Tensor) -> tuple[Tensor, Tensor]:
@@ -59,6 +60,7 @@ class Association:
         null: mean gap under permuted owners.
         null_sd: its standard deviation over the draws.
         p: share of the draws, and the owners as they are, with so large a gap.
+        untestable: why even a perfect bank could not pass; empty if one could.
     """
 
     gap: float
@@ -67,11 +69,12 @@ class Association:
     null: float
     null_sd: float
     p: float
+    untestable: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether concepts go with their owners: significantly, and by at least 0.2 sd (Cohen's "small" effect)."""
-        return self.p < 0.05 and self.low > 0 and self.gap >= 0.2
+        return not self.untestable and self.p < LEVEL and self.low > 0 and self.gap >= 0.2
 
 
 def association(
@@ -103,10 +106,11 @@ def association(
     null = torch.stack([_mean_gap(sums, counts, rows, order[columns]) for order in orders])
     mean = float(gaps[known].mean())
     low, high = _interval_over_classes(gaps[known], owners[:, known].int().argmax(dim=0), generator)
-    as_good = int((null >= mean - 1e-9).sum())
-    return Association(
-        mean, low, high, float(null.nanmean()), float(null[~null.isnan()].std()), (1 + as_good) / (1 + draws)
-    )
+    as_good = int((null >= mean - 1e-6).sum())  # the two sums are rounded differently
+    few = ways_to_deal(owners[counts > 0].T.float()) < WAYS
+    untestable = f"owners of {count} concept(s) can be exchanged in too few ways" if few else ""
+    spread = float(null[~null.isnan()].std())
+    return Association(mean, low, high, float(null.nanmean()), spread, (1 + as_good) / (1 + draws), untestable)
 
 
 def _mean_gap(sums: Tensor, counts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:

@@ -14,12 +14,14 @@ import torch
 from torch import Tensor
 
 from cbm.layers import ConceptBottleneck
+from cbm.metrics.exchange import LEVEL
 from cbm.metrics.grounding import Association
-from cbm.metrics.intervals import wilson_interval
 from cbm.metrics.reader import Reading
 from cbm.metrics.truth import Truth
 
 Status = Literal["passed", "failed", "untested", "fact"]
+LABELLED = 0.1
+"""Share of the concepts that must have labels, or nothing is said about the truth of all of them."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Evidence:
     """One test of the concepts.
 
     Attributes:
-        key: short name: names, association, truth, contradiction, leak, outside, chance, or that of a fact.
+        key: short name: names, association, truth, contradiction, leak, outside, or that of a fact.
         question: question that the test answers.
         finding: result of the test with its numbers, as a clause.
         meaning: reason for the test, in one sentence.
@@ -94,15 +96,16 @@ class Integrity:
     @property
     def carries(self) -> bool:
         """Whether the concepts carry the decision: their names say the class, they are true of the images, no class
-        name is among them, nothing bypasses them, and there is a decision that is better than chance."""
-        return all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak", "chance"))
+        name is among them, nothing bypasses them, and the decision is better than it is without them."""
+        shown = all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak"))
+        return shown and self.status("deleted") != "failed"
 
     @property
     def good(self) -> bool | None:
         """True if the concepts carry the decision, False if a test was failed, None if not all could be tested."""
         if self.carries:
             return True
-        tests = ("names", "association", "truth", "leak", "outside", "chance")
+        tests = ("names", "association", "truth", "leak", "outside", "deleted")
         return False if any(self.status(key) == "failed" for key in tests) else None
 
     @property
@@ -118,6 +121,8 @@ class Integrity:
             return f"class-associated: {names.finding}"
         if truth and truth.status == "passed":
             return f"the concepts are what they say: {truth.finding}"
+        if names and names.status == "failed" and _may_say_much(names):
+            return f"it is not shown that the names say anything about the classes: {names.finding}"
         if names and names.status == "failed":
             return f"the names say nothing about the classes: {names.finding}"
         if association and association.status == "passed":
@@ -138,13 +143,20 @@ class Integrity:
         return said
 
 
+def _may_say_much(names: Evidence) -> bool:
+    """Whether a reader who was not significantly better than under exchanged names may be better by 10 points."""
+    if names.value is None or names.null is None or names.interval is None:
+        return False
+    return names.value > names.null + 1e-6 and names.interval[1] > names.null + 0.1
+
+
 WHAT_IS_SHOWN = {
     "names": "that the names say the class",
     "truth": "that the phrases are true of the images",
     "association": "",
     "leak": "",
     "outside": "",
-    "chance": "",
+    "deleted": "",
 }
 """What each test shows, in the order of the verdict; empty if the verdict need not say that it was not tested."""
 
@@ -182,7 +194,9 @@ def names_test(readings: list[Reading], why_not: str) -> Evidence:
         f"a reader of five words{by} gets {best.accuracy:.1%} ({100 * best.low:.1f} to {best.high:.1%}; names "
         f"exchanged: {100 * best.null:.0f} ± {best.null_sd:.1%}, {p_value(best.p)})"
     )
-    status: Status = "passed" if best.passed else "failed"
+    if best.untestable:
+        finding = f"cannot be tested: {best.untestable}; {finding}"
+    status: Status = "untested" if best.untestable else "passed" if best.passed else "failed"
     return Evidence(
         "names", question, finding, meaning, status, best.accuracy, best.null, (best.low, best.high), best.p
     )
@@ -201,18 +215,21 @@ def association_test(found: Association | None, why_not: str) -> Evidence:
         f"concepts score {found.gap:+.2f} sd on images of their owners ({found.low:+.2f} to {found.high:+.2f}; owners "
         f"exchanged: {found.null:+.2f} ± {found.null_sd:.2f}, {p_value(found.p)})"
     )
-    status: Status = "passed" if found.passed else "failed"
+    if found.untestable:
+        finding = f"cannot be tested: {found.untestable}; {finding}"
+    status: Status = "untested" if found.untestable else "passed" if found.passed else "failed"
     return Evidence(
         "association", question, finding, meaning, status, found.gap, found.null, (found.low, found.high), found.p
     )
 
 
-def truth_test(overall: Truth | None, within: Truth | None) -> Evidence:
+def truth_test(overall: Truth | None, within: Truth | None, count: int | None = None) -> Evidence:
     """Are concepts what they say, where the data set labels some?
 
     Args:
         overall: scores against labels over all images.
         within: the same within every class; None if no label varies within a class.
+        count: number of concepts of the model; None for as many as have labels.
     """
     question = "Are they true of the images?"
     meaning = (
@@ -224,19 +241,35 @@ def truth_test(overall: Truth | None, within: Truth | None) -> Evidence:
             "truth", question, "cannot be tested: the data set labels none of the concepts", meaning, "untested"
         )
     many = int((~overall.auroc.isnan()).sum())
-    finding = (
-        f"they find the images that show them (AUROC {overall.mean:.3f} over {many} concepts with labels; names "
-        f"exchanged: {overall.null:.2f} ± {overall.null_sd:.2f}"
+    of = "" if count is None or count == many else f" of {count}"
+    numbers = (
+        f"(AUROC {overall.mean:.3f} over {many}{of} concepts with labels; names exchanged: {overall.null:.2f} ± "
+        f"{overall.null_sd:.2f}"
     )
-    finding += f"; within a class {within.mean:.3f})" if within is not None else ")"
-    passed = overall.passed and (within is None or within.passed)
-    if not passed:
-        finding = finding.replace("they find", "they do not find", 1)
-        if overall.passed and within is not None:
+    testable = within is not None and not within.untestable
+    if within is None:
+        numbers += "; no label varies within a class)"
+    else:
+        numbers += f"; within a class {within.mean:.3f}{'' if testable else ', of too few images to tell'})"
+    passed = overall.passed and (within is None or not testable or within.passed)
+    finding = f"they find the images that show them {numbers}"
+    why_not = overall.untestable
+    if not why_not and passed and count is not None and many < LABELLED * count:
+        why_not = "too few concepts have labels"
+    if why_not:
+        finding = f"cannot be tested: {why_not} {numbers}"
+    elif not passed and overall.p < LEVEL and overall.above < 0.5:
+        finding = f"only {overall.above:.0%} of them find the images that show them significantly {numbers}"
+    elif not passed:
+        finding = f"they do not find the images that show them {numbers}"
+        if overall.passed and within is not None and within.p < LEVEL:
+            finding = f"within a class, only {within.above:.0%} of them find the images that show them {numbers}"
+        elif overall.passed:
             finding += ": they follow the class, not what they say"
     error = float(overall.auroc[~overall.auroc.isnan()].std() / many**0.5) if many > 1 else math.nan
-    interval = None if math.isnan(error) else (overall.mean - 1.96 * error, min(1.0, overall.mean + 1.96 * error))
-    status: Status = "passed" if passed else "failed"
+    low, high = max(0.0, overall.mean - 1.96 * error), min(1.0, overall.mean + 1.96 * error)
+    interval = None if math.isnan(error) else (low, high)
+    status: Status = "untested" if why_not else "passed" if passed else "failed"
     return Evidence("truth", question, finding, meaning, status, overall.mean, overall.null, interval, overall.p)
 
 
@@ -297,29 +330,6 @@ def outside_test(share: float) -> Evidence:
     )
 
 
-def chance_test(accuracy: float, count: int, chance: float) -> Evidence:
-    """Is there a decision at all?
-
-    Args:
-        accuracy: accuracy of the model.
-        count: number of test images.
-        chance: share of the largest class.
-    """
-    low, high = wilson_interval(accuracy, count)
-    passed = low > chance
-    finding = f"the model gets {accuracy:.1%}, the largest class alone {chance:.1%}"
-    return Evidence(
-        "chance",
-        "Better than the largest class?",
-        finding if passed else f"{finding}: no better than chance",
-        "Good names are of no use to a model that does not decide by them.",
-        "passed" if passed else "failed",
-        accuracy,
-        chance,
-        (low, high),
-    )
-
-
 def sparsity_fact(resolved: float | None, random: tuple[float, ...]) -> Evidence:
     """Accuracy with five concepts per class beside random directions.
 
@@ -346,22 +356,26 @@ def sparsity_fact(resolved: float | None, random: tuple[float, ...]) -> Evidence
     return Evidence("sparsity", "Better than random directions?", finding, meaning, "fact", resolved, mean)
 
 
-def other_facts(accuracy: float, deleted: float, renamed: float, chance: float) -> list[Evidence]:
-    """What every working head passes, and therefore decides nothing.
+def other_facts(
+    accuracy: float, deleted: float, renamed: float, chance: float, better: bool = True
+) -> list[Evidence]:
+    """What every working head passes, and therefore decides nothing; a head that does not work carries nothing.
 
     Args:
         accuracy: accuracy of the model.
         deleted: accuracy with every concept held at its reference value.
         renamed: accuracy if scores are dealt out anew after training.
         chance: share of the largest class.
+        better: whether the model is significantly better than with every concept deleted.
     """
+    left = f"{deleted:.1%} accuracy is left with every concept deleted; chance is {chance:.1%}"
     return [
         Evidence(
             "deleted",
             "Lost without its concepts?",
-            f"{deleted:.1%} accuracy is left with every concept deleted; chance is {chance:.1%}",
-            "True of every head without a residual: what is left is the largest class.",
-            "fact",
+            left if better else f"the concepts decide nothing: of {accuracy:.1%} accuracy {left}",
+            "True of every head without a residual that works: what is left is the largest class.",
+            "fact" if better else "failed",
             deleted,
             chance,
         ),

@@ -14,12 +14,14 @@ it is no evidence for names.
 
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.layers import ConceptBottleneck
-from cbm.metrics.intervals import wilson_interval
+from cbm.metrics.bootstrap import Units, bootstrap, mean_of, share_interval
+from cbm.metrics.exchange import LEVEL, WAYS, ways_to_deal
 from cbm.solvers import Codes, sparse_code
 
 WORDS = 5
@@ -116,6 +118,7 @@ class Reading:
         p: share of the draws, and the names as they are, that read as well or better.
         draws: number of draws.
         images: number of images that were read.
+        untestable: why even a perfect reader could not pass; empty if one could.
     """
 
     by: str
@@ -128,6 +131,7 @@ class Reading:
     p: float
     draws: int
     images: int
+    untestable: str = ""
 
     @property
     def name_value(self) -> float:
@@ -137,10 +141,19 @@ class Reading:
     @property
     def passed(self) -> bool:
         """Whether the names say more than permuted ones do, at the 5 % level."""
-        return self.p < 0.05 and self.name_value > 0
+        return not self.untestable and self.p < LEVEL and self.name_value > 0
 
 
-def read(words: Codes, says: Tensor, y: Tensor, by: str, *, draws: int = 199, seed: int = 0) -> Reading:
+def read(
+    words: Codes,
+    says: Tensor,
+    y: Tensor,
+    by: str,
+    *,
+    subjects: np.ndarray | None = None,
+    draws: int = 199,
+    seed: int = 0,
+) -> Reading:
     """Reader accuracy with its permutation null.
 
     Args:
@@ -148,6 +161,7 @@ def read(words: Codes, says: Tensor, y: Tensor, by: str, *, draws: int = 199, se
         says: what the names say of the classes, ``[K, C]``.
         y: class indices ``[N]``.
         by: who reads, for the table.
+        subjects: subject ``[N]`` of each image, whose images are not independent; None if every image is its own.
         draws: permutations of the rows of ``says``.
         seed: random seed of the permutations.
 
@@ -159,18 +173,26 @@ def read(words: Codes, says: Tensor, y: Tensor, by: str, *, draws: int = 199, se
         (1.0, 0.1, 0.005)
     """
     generator = torch.Generator().manual_seed(seed)
-    accuracy = reader_accuracy(words, says, y)
+    right = said_rightly(words, says, y)
+    accuracy = float(right.mean())
     null = torch.tensor(
         [
             reader_accuracy(_renamed(words, torch.randperm(len(says), generator=generator)), says, y)
             for _ in range(draws)
         ]
     )
-    low, high = wilson_interval(accuracy, len(y))
-    as_good = int((null >= accuracy - 1e-9).sum())
+    units = Units(y.numpy(), subjects)
+    drawn = None if subjects is None else bootstrap(units, {"accuracy": mean_of(right.numpy())})["accuracy"]
+    low, high = share_interval(accuracy, drawn, units.count)
+    as_good = int((null >= accuracy - 1e-6).sum())
+    untestable = ""
+    if ways_to_deal(says) < WAYS:
+        untestable = f"{len(says)} concept(s) can be dealt out in too few ways"
+    elif (1 + int((null >= 1 - 1e-6).sum())) / (1 + draws) >= LEVEL:
+        untestable = f"{len(y)} image(s) are too few: exchanged names read them without a mistake as well"
     return Reading(
         by, accuracy, low, high, float(null.mean()), float(null.std()), float(null.max()),
-        (1 + as_good) / (1 + draws), draws, len(y),
+        (1 + as_good) / (1 + draws), draws, len(y), untestable,
     )  # fmt: skip
 
 
@@ -187,6 +209,14 @@ def reader_accuracy(words: Codes, says: Tensor, y: Tensor) -> float:
         says: what the names say of the classes, ``[K, C]``.
         y: class indices ``[N]``.
     """
+    return float(said_rightly(words, says, y).mean())
+
+
+def said_rightly(words: Codes, says: Tensor, y: Tensor) -> Tensor:
+    """How far the class of every image is what its words say ``[N]``: 1, 0, or 1/m in a tie of m classes; float64.
+
+    Arguments as for ``reader_accuracy``.
+    """
     said = words.reconstruct(says)
     best = said >= said.max(dim=1, keepdim=True).values - 1e-6 * said.abs().amax(dim=1, keepdim=True)
-    return float((best[torch.arange(len(y)), y] / best.sum(dim=1)).double().mean())
+    return best[torch.arange(len(y)), y].double() / best.sum(dim=1)

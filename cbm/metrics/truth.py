@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from cbm.metrics.exchange import LEVEL, WAYS, ways_to_deal
+
 
 @dataclass(frozen=True)
 class Truth:
@@ -25,6 +27,7 @@ class Truth:
         null_sd: its standard deviation over the draws.
         p: share of the draws, and the names as they are, with so high a mean.
         above: share of the concepts whose AUROC is significantly above 0.5 (one-sided 5 %, Holm over the concepts).
+        untestable: why even perfect scores could not pass; empty if they could.
     """
 
     auroc: Tensor
@@ -34,12 +37,13 @@ class Truth:
     null_sd: float
     p: float
     above: float
+    untestable: str = ""
 
     @property
     def passed(self) -> bool:
         """Whether the names fit better than dealt out anew, and at least half of them significantly better than coin
         tosses."""
-        return self.p < 0.05 and self.above >= 0.5
+        return not self.untestable and self.p < LEVEL and self.above >= 0.5
 
 
 def concept_truth(
@@ -81,10 +85,15 @@ def concept_truth(
          for _ in range(draws)]
     )  # fmt: skip
     mean = float(own[known].mean())
-    above = sum(holm(p_values, 0.05)) / len(p_values)
+    above = sum(holm(p_values, LEVEL)) / len(p_values)
     as_good = int((null >= mean - 1e-9).sum())
     spread = float(null.std()) if draws > 1 else math.nan
-    return Truth(own, error, mean, float(null.mean()), spread, (1 + as_good) / (1 + draws), above)
+    untestable = ""
+    if ways_to_deal(labels[:, known].T) < WAYS:
+        untestable = f"names of {len(rows)} concept(s) with labels can be exchanged in too few ways"
+    elif 2 * sum(holm(upper_tail((0.5 / error)[known]), LEVEL)) < len(rows):
+        untestable = "too few images with and without a concept for any score to be significant"
+    return Truth(own, error, mean, float(null.mean()), spread, (1 + as_good) / (1 + draws), above, untestable)
 
 
 def auroc_matrix(scores: Tensor, labels: Tensor, strata: Tensor | None = None) -> tuple[Tensor, Tensor]:

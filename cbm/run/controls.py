@@ -13,6 +13,7 @@ from cbm.concepts.candidates import class_bank
 from cbm.data import FeatureData
 from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
+from cbm.errors import UserError
 from cbm.kernels import class_logits, class_vectors
 from cbm.methods import Method, create_method, fit_method
 from cbm.metrics.evaluate import accuracy, evaluate_split
@@ -44,7 +45,8 @@ def fit_controls(
         facts: what the method said about its own fit; a names head's controls get its temperature.
 
     Returns:
-        Models and their banks; not ``shuffled`` for a method that never reads owners, whose model would be the same.
+        Models and their banks; not ``shuffled`` for a method that never reads owners, whose model would be the same,
+        and none that the method's settings do not fit.
     """
     fitted = {}
     settings: dict[str, Any] = dict(cfg.method)
@@ -54,9 +56,11 @@ def fit_controls(
         method, names = create_method(settings).as_control(candidates, used)
         if control == "shuffled" and not method.reads_owners:
             continue
-        fitted[control] = fit_method(
-            method, data, apply_control(names, control, cfg.seed), logit_scale, seed=cfg.seed, trainer=cfg.trainer
-        )
+        bank = apply_control(names, control, cfg.seed)
+        try:
+            fitted[control] = fit_method(method, data, bank, logit_scale, seed=cfg.seed, trainer=cfg.trainer)
+        except UserError as error:  # what fits the concepts need not fit meaningless ones (a penalty that leaves none)
+            log.warning("%s concepts: the method cannot be fitted on them, so they are not shown: %s", control, error)
     return fitted
 
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from omegaconf import DictConfig
 from torch import Tensor
@@ -16,20 +17,20 @@ from cbm.concepts.hygiene import class_name_pattern
 from cbm.concepts.lint import near_copies
 from cbm.concepts.negation import negate
 from cbm.concepts.readers import match_concepts
-from cbm.data import FeatureData
+from cbm.data import FeatureData, FeatureSplit
 from cbm.data.features import mean_feature, spaced
 from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
 from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.metrics import chance_accuracy
+from cbm.metrics.bootstrap import Units, accuracy_intervals, mean_of_classes
 from cbm.metrics.evaluate import accuracy, deleted_logits, outside_share, truncated_logits
 from cbm.metrics.grounding import association
 from cbm.metrics.integrity import (
     Evidence,
     Integrity,
     association_test,
-    chance_test,
     contradiction_test,
     leak_test,
     names_test,
@@ -139,17 +140,28 @@ def gather_evidence(
     tests: list[Evidence] = [
         names_test(readings, f"{why}, and no other text encoder reads them (evidence.reader=NAME)"),
         association_test(going, why),
-        truth_test(overall, within),
+        truth_test(overall, within, len(bank)),
         contradict(subject),
         find_leaks(subject),
         outside_test(outside),
-        chance_test(right["real"], len(test), chance),
         sparsity_fact(resolved, random),
-        *other_facts(right["real"], deleted, renamed, chance),
+        *other_facts(right["real"], deleted, renamed, chance, better_than_deleted(model, test)),
     ]
     found = Integrity(tuple(tests), right, cut, random, deleted, renamed, chance, outside)
     metrics = reading_metrics(readings) | truth_metrics(overall, within) | code_metrics(subject, words)
     return found, metrics | integrity_metrics(found)
+
+
+def better_than_deleted(model: ConceptBottleneck, test: FeatureSplit) -> bool:
+    """Whether a model decides significantly better than with every concept at its reference: by the accuracy, or by
+    the mean of the classes, which the largest class alone does not make high."""
+    y = test.y.numpy()
+    with_them, without = ((each.argmax(dim=1) == test.y).numpy() for each in
+                          (predict_logits(model, test.x), deleted_logits(model, test.x)))  # fmt: skip
+    ends = accuracy_intervals(with_them, Units(y, test.subjects))
+    once = np.ones((1, len(y)), dtype=np.float32)
+    left = {"accuracy": float(without.mean()), "accuracy_macro": float(mean_of_classes(without, y)(once)[0])}
+    return any(ends[key][0] > left[key] for key in left)
 
 
 def read_names(subject: Subject) -> tuple[Codes, list[Reading]]:
@@ -165,8 +177,10 @@ def read_names(subject: Subject) -> tuple[Codes, list[Reading]]:
         known.append(("owners", said_by_owners(owners)))
     if bank.says is not None:
         known.append((str(bank.said_by), bank.says))
+    subjects = data.test.subjects
+    subjects = None if subjects is None else subjects[spaced(torch.arange(len(subjects)), AT_MOST).numpy()]
     draws, seed = cfg.evidence.draws, cfg.seed
-    return words, [read(words, says, y, by, draws=draws, seed=seed) for by, says in known]
+    return words, [read(words, says, y, by, subjects=subjects, draws=draws, seed=seed) for by, says in known]
 
 
 def compare_with_labels(subject: Subject) -> tuple[Truth | None, Truth | None]:

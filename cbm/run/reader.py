@@ -67,8 +67,6 @@ def with_reading(bank: ConceptBank, classes: list[str], reader: Encoder, cfg: Di
     """
     encode = text_encoder(reader, Path(cfg.cache), cfg.trainer.progress)
     template = str(cfg.evidence.prompt)
-    if "{}" not in template:
-        raise UserError(f"evidence.prompt='{template}' has no place {{}} for the phrase")
-    words = encode([template.format(text) for text in bank.texts])
-    names = encode([template.format(name) for name in clean_class_names(classes)])
+    words = encode([template.replace("{}", text) for text in bank.texts])  # not format: braces may be part of it
+    names = encode([template.replace("{}", name) for name in clean_class_names(classes)])
     return replace(bank, says=said_by_texts(words, names), said_by=reader.id)

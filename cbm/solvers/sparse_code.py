@@ -386,7 +386,7 @@ def _certificate(
     exact, weight = residual.double(), z.double().abs()
     own, shared = exact.square().sum(dim=1), (x.double() * exact).sum(dim=1)
     highest = highest.double()
-    scale = torch.minimum(shared / own.clamp(min=1e-30), lam / highest.clamp(min=1e-30))
+    scale = torch.minimum(shared / own.clamp(min=1e-30), lam / highest.clamp(min=1e-30)).clamp(min=0)  # else infeasible
     dual = scale * shared - 0.5 * scale.square() * own
     violation = (highest - lam).clamp(min=0)
     if not len(words.free):

@@ -35,6 +35,14 @@ def test_reasons(text: str, reason: str | None):
         (["pickup_truck"], "a pickup truck bed", "pickup truck"),
         (["001.Black_footed_Albatross"], "like a black-footed albatross", "black-footed albatross"),
         (["fox"], "foxes", "foxes"),
+        (["black_footed_albatross"], "a blackfooted albatross", "blackfooted albatross"),
+        (["T-shirt"], "a white t shirt", "t shirt"),
+        (["t shirt"], "a white T\N{NON-BREAKING HYPHEN}shirt", "T\N{NON-BREAKING HYPHEN}shirt"),
+        (["ice cream"], "icecream in a cone", "icecream"),
+        (["café au lait"], "Cafe au lait", "Cafe au lait"),
+        (["ice cream"], "nice creamy colour", None),
+        (["guinea_pig", "hot_dog"], "a pig by a dog", None),
+        (["grey butterfly"], "greybutterflies", "greybutterflies"),
     ],
 )
 def test_class_names_are_matched_as_words(names: list[str], text: str, found: str | None):

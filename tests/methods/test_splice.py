@@ -250,3 +250,18 @@ def test_a_code_is_no_function_of_scores(sparse):
     with pytest.raises(TypeError, match="use encode"):
         model.activation(torch.zeros(2, len(model.concepts)))
     assert isinstance(model.activation.without([0]), SparseCode)
+
+
+@pytest.mark.parametrize("head", ["sparse", "names", "none"])
+def test_a_penalty_that_leaves_no_word_is_named(head: str):
+    with pytest.raises(UserError, match=r"method.lam=50: no training picture uses a word; expected less than 0\.\d+, "):
+        build(lam=50.0, head=head)
+    with pytest.raises(UserError, match=r"method.lam=50: .* \(times two: method.fidelity=released\)"):
+        build(lam=50.0, head=head, fidelity="released")
+
+
+def test_more_words_than_there_are_is_said_plainly():
+    with pytest.raises(UserError, match=r"method.l0=3000: there are \d+ words in 24 dimensions; expected at most \d+ "):
+        build(l0=3000.0)
+    with pytest.raises(UserError, match=r"method.head_lam=-1.0: expected a number > 0, or null"):
+        build(head_lam=-1.0)

@@ -25,7 +25,7 @@ from cbm.report.explanations import Breakdown, Contribution, blame, confident_mi
 from cbm.report.result import RunResult
 
 DIM = 16
-PASSED = ("names", "truth", "leak", "outside", "chance")
+PASSED = ("names", "truth", "leak", "outside")
 
 
 def unit(*shape: int) -> torch.Tensor:

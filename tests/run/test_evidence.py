@@ -118,7 +118,7 @@ def test_exchanged_within_a_class_are_associated_and_not_true(birds):
     assert found.status("truth") == "failed"
     assert "carry" not in found.verdict
     assert "class-associated" in found.verdict
-    assert "they do not find the images that show them" in found.verdict
+    assert "but within a class, only " in found.verdict
 
 
 @pytest.mark.parametrize(
@@ -246,3 +246,38 @@ def replace_method(cfg, head: str):
     other = cfg.copy()
     other.method.head = head
     return other
+
+
+def test_a_control_that_the_settings_do_not_fit_does_not_end_the_run(birds, monkeypatch, caplog):
+    """A penalty that leaves words of real concepts may leave none of random directions."""
+    from omegaconf import OmegaConf
+
+    from cbm.run import controls
+
+    cfg, _, _, data, bank = birds
+    chosen = OmegaConf.merge(cfg, {})
+    OmegaConf.update(chosen, "method", {"name": "splice", "lam": 0.3}, merge=False)
+    asked = []
+
+    def fit(method, data, bank, *args, **kwargs):
+        asked.append(bank)
+        return fit_method(create_method({"name": "splice", "lam": 50.0}), data, bank, *args)
+
+    monkeypatch.setattr(controls, "fit_method", fit)
+    assert controls.fit_controls(bank, bank, data, chosen, 100.0, {}) == {}
+    assert asked
+    assert "random concepts: the method cannot be fitted on them" in caplog.text
+
+
+def test_concepts_of_a_head_that_ignores_them_carry_nothing(birds):
+    """The names are right and true, and the head decides as if there were no images."""
+    bank = written(birds, typical(birds))
+    cfg, encoder, tower, data, _ = birds
+    model, used = fit_method(create_method({"name": "posthoc"}), data, bank, encoder.logit_scale)
+    for factor, carries in ((1.0, True), (0.0, False)):
+        same = model.with_weights(model.weights() * factor, model.biases())
+        found = gather_evidence(Subject(same, used, data, cfg, encoder, tower), None, None, 100.0)[0]
+        assert found.carries is carries
+        assert ("the concepts decide nothing: of 5.0% accuracy 5.0% accuracy is left" in found.verdict) is not carries
+    assert found.good is False
+    assert found.verdict.startswith("class-associated: ")

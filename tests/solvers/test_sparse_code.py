@@ -381,3 +381,11 @@ def test_what_is_not_accepted_is_named(change, message):
     given_ = {"x": x, "dictionary": words} | change
     with pytest.raises(ValueError, match=message):
         sparse_code(given_.pop("x"), given_.pop("dictionary"), **given_)
+
+
+def test_gap_is_never_below_zero_where_rounding_turns_the_residual_round():
+    """With almost no penalty the residual is rounding; scaled by a negative number it is no dual point."""
+    generator = torch.Generator().manual_seed(0)
+    x, words = (normalize(torch.randn(50, 2, generator=generator), dim=1) for _ in range(2))
+    for sign in ("nonnegative", "free"):
+        assert float(sparse_code(x, words, lam=1e-8, sign=sign).gap.min()) > -1e-12
