@@ -134,11 +134,11 @@ def _loss(scores: LinearScores, y: Tensor, weight: Tensor, bias: Tensor) -> tupl
     vectors, offset = scores.vectors(weight, bias)
     products, sums, loss = torch.zeros_like(vectors), torch.zeros_like(offset), 0.0
     for rows in scores.chunks(len(vectors)):
-        x, labels = scores.features(rows), y[rows, None].to(scores.device)
-        p = torch.addmm(offset, x, vectors.T).log_softmax(dim=1)
+        part, labels = scores.part(rows), y[rows, None].to(scores.device)
+        p = scores.logits(part, vectors, offset).log_softmax(dim=1)
         loss -= float(p.gather(1, labels).sum(dtype=torch.float64))
         p = p.exp_().scatter_add_(1, labels, p.new_full((), -1.0).expand(labels.shape))
-        products.addmm_(p.T, x)
+        scores.collect(products, p, part)
         sums += p.sum(dim=0)
     n = len(scores)
     return loss / n, scores.pull(products / n, sums / n), sums / n
@@ -148,6 +148,6 @@ def _reader_scale(scores: LinearScores, y: Tensor, says: Tensor) -> float:
     """The temperature of the reader, who listens to every name alike."""
     rows = torch.arange(min(len(scores), _ROWS_FOR_SCALE)) * len(scores) // min(len(scores), _ROWS_FOR_SCALE)
     vectors, offset = scores.vectors(says.T, says.new_zeros(says.shape[1]))
-    logits = torch.cat([torch.addmm(offset, scores.features(part), vectors.T) for part in rows.split(4096)])
+    logits = torch.cat([scores.logits(scores.part(part), vectors, offset) for part in rows.split(4096)])
     spread = float(logits.std()) or 1.0
     return fit_scale(logits.cpu(), y[rows].cpu(), 1 / spread)

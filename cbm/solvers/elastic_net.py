@@ -182,7 +182,7 @@ def polish_bias(problem: Problem, state: State) -> State:
         gradient = torch.zeros_like(bias)
         hessian = torch.zeros(*bias.shape, bias.shape[1], dtype=bias.dtype, device=bias.device)
         for rows in scores.chunks(len(vectors)):
-            logits = torch.addmm(offset, scores.features(rows), vectors.T).unflatten(1, bias.shape) + bias
+            logits = scores.logits(scores.part(rows), vectors, offset).unflatten(1, bias.shape) + bias
             p = logits.softmax(dim=2) if problem.link == "softmax" else logits.sigmoid()
             weighted = p * problem.row_weights(rows)
             if problem.link == "softmax":
@@ -214,9 +214,9 @@ def loss_and_gradient(
     sums = torch.zeros_like(offset)
     loss = torch.zeros(shape[0], dtype=torch.float64, device=scores.device)
     for rows in scores.chunks(len(vectors)):
-        x, weights = scores.features(rows), problem.row_weights(rows)
+        part, weights = scores.part(rows), problem.row_weights(rows)
         y = problem.y[rows, None, None].expand(-1, shape[0], 1)
-        logits = torch.addmm(offset, x, vectors.T).unflatten(1, shape)
+        logits = scores.logits(part, vectors, offset).unflatten(1, shape)
         if problem.link == "softmax":
             log_p = logits.log_softmax(dim=2)
             own = log_p.gather(2, y)
@@ -237,7 +237,7 @@ def loss_and_gradient(
                 total += (entropies * weights).sum(dim=(0, 2), dtype=torch.float64)
         p.scatter_add_(2, y, p.new_full((), -1.0).expand(y.shape))
         p = (p.mul_(weights) if isinstance(weights, Tensor) else p).flatten(1)
-        products.addmm_(p.T, x)
+        scores.collect(products, p, part)
         sums += p.sum(dim=0)
     if problem.rows is None:
         products, sums = products / len(scores), sums / len(scores)
@@ -262,7 +262,7 @@ def mean_loss(problem: Problem, scores: LinearScores, weight: Tensor, bias: Tens
     vectors, offset = scores.vectors(weight.flatten(0, 1), bias.flatten())
     loss = torch.zeros(len(bias), dtype=torch.float64, device=scores.device)
     for rows in scores.chunks(len(vectors)):
-        logits = torch.addmm(offset, scores.features(rows), vectors.T).unflatten(1, bias.shape)
+        logits = scores.logits(scores.part(rows), vectors, offset).unflatten(1, bias.shape)
         y = problem.y[rows, None, None].expand(-1, len(bias), 1)
         own = logits.gather(2, y)
         total = logits.logsumexp(dim=2, keepdim=True) if problem.link == "softmax" else F.softplus(logits).sum(2, True)

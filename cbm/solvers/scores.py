@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -92,6 +93,18 @@ class LinearScores:
         """What the scores are linear in, for some rows: [rows, D]."""
         x = self.x[rows].to(self.device, self.dtype)
         return x if self.picked is None else x[:, self.picked]
+
+    def part(self, rows: slice | Tensor) -> Any:
+        """Some rows in the form in which ``logits`` and ``collect`` read them."""
+        return self.features(rows)
+
+    def logits(self, part: Any, vectors: Tensor, offset: Tensor) -> Tensor:
+        """``features V^T + o`` of some rows, [rows, R], for vectors V [R, D] and offsets o [R]."""
+        return torch.addmm(offset, part, vectors.T)
+
+    def collect(self, products: Tensor, errors: Tensor, part: Any) -> None:
+        """Add ``errors^T features`` to products [R, D], for errors [rows, R] of some rows."""
+        products.addmm_(errors.T, part)
 
     def block(self, rows: slice | Tensor, columns: Tensor | slice = slice(None)) -> Tensor:
         """The scores of some rows, [rows, A]."""

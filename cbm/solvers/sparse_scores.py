@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from cbm.solvers.scores import LinearScores
 
@@ -61,7 +62,8 @@ class SparseScores(LinearScores):
         """The scores at ``columns`` [A]: written out if they fit in memory, else sparse as before."""
         size = torch.finfo(self.dtype).bits // 8
         if len(self) * len(columns) * size <= _HELD_BYTES:
-            parts = [self.block(rows, columns) for rows in self.chunks(1)]
+            size = max(1, _DENSE[self.device.type] // max(self.count, 1))
+            parts = [self.block(slice(start, start + size), columns) for start in range(0, len(self), size)]
             held = torch.cat(parts) if parts else self.values.new_zeros(0, len(columns))
             ones = self.mean.new_ones(len(columns))
             return LinearScores(held, None, mean=torch.zeros_like(ones), std=ones)
@@ -73,9 +75,25 @@ class SparseScores(LinearScores):
         return other
 
     def chunks(self, columns: int) -> Iterator[slice]:
-        """Slices of rows such that a written-out block [rows, K] stays small."""
-        size = max(1, _DENSE[self.device.type] // max(self.count, columns, 1))
+        """Slices of rows such that a [rows, columns] block stays small."""
+        size = max(256, _DENSE[self.device.type] // max(self.values.shape[1], columns, 1))
         return (slice(start, start + size) for start in range(0, len(self), size))
+
+    def part(self, rows: slice | Tensor) -> tuple[Tensor, Tensor]:
+        """Scores and columns of some rows."""
+        return self.values[rows], self.columns[rows]
+
+    def logits(self, part: tuple[Tensor, Tensor], vectors: Tensor, offset: Tensor) -> Tensor:
+        """``z V^T + o`` of some rows from the columns in use; arguments as for ``LinearScores.logits``."""
+        values, columns = part
+        if not values.shape[1]:
+            return offset.expand(len(values), -1)
+        return offset + embedding_bag(columns, vectors.T.contiguous(), per_sample_weights=values, mode="sum")
+
+    def collect(self, products: Tensor, errors: Tensor, part: tuple[Tensor, Tensor]) -> None:
+        """Add ``errors^T z`` to products [R, K], column in use by column in use."""
+        for value, column in zip(part[0].T, part[1].T):
+            products.index_add_(1, column, (value[:, None] * errors).T)
 
     def features(self, rows: slice | Tensor) -> Tensor:
         """The raw scores of some rows, written out: [rows, K]."""

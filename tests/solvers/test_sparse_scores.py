@@ -28,6 +28,15 @@ def test_blocks_columns_and_pulls():
         torch.testing.assert_close(one, other)
     products, sums = torch.randn(3, 30), torch.randn(3)
     torch.testing.assert_close(sparse.pull(products, sums), dense.pull(products, sums))
+    vectors, offset, errors = torch.randn(3, 30), torch.randn(3), torch.randn(6, 3)
+    here = slice(3, 9)
+    torch.testing.assert_close(
+        sparse.logits(sparse.part(here), vectors, offset), dense.logits(dense.part(here), vectors, offset)
+    )
+    sums = torch.zeros(2, 3, 30)
+    sparse.collect(sums[0], errors, sparse.part(here))
+    dense.collect(sums[1], errors, dense.part(here))
+    torch.testing.assert_close(sums[0], sums[1])
     assert sparse.to(torch.float64).block(slice(2)).dtype == torch.float64
 
 
@@ -63,4 +72,6 @@ def test_memory_is_that_of_the_values():
     sparse = SparseScores(torch.rand(50_000, 8), torch.randint(20_000, (50_000, 8)), 20_000, std=torch.ones(20_000))
     assert all(tensor.numel() <= 50_000 * 8 for tensor in vars(sparse).values() if isinstance(tensor, torch.Tensor))
     first = next(sparse.chunks(10))
-    assert (first.stop - first.start) * 20_000 <= 2**22
+    assert (first.stop - first.start) * 10 <= 2**22
+    part = sparse.part(slice(0, 1000))
+    assert sum(tensor.numel() for tensor in part) == 2 * 1000 * 8
