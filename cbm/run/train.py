@@ -41,6 +41,7 @@ from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
 from cbm.metrics.decisions import decide, headline_intervals, to_keep
 from cbm.metrics.evaluate import cut_points, evaluate_split
+from cbm.metrics.integrity import Integrity
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
 from cbm.report.evidence import not_counted
@@ -106,30 +107,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
     decisions = decide(model, bank, data, "test", heads)
     metrics |= headline_intervals(decisions, "test")
     metrics |= {f"method/{key}": value for key, value in facts.items()}
-    for head in heads:
-        metrics |= {f"nec/resolved{head.target}_{key}": getattr(head, key) for key in ("nec", "gap", "kkt")}
-    integrity = None
-    tower = text_tower(inputs.teacher or inputs.encoder, cfg)
+    metrics |= certificates(heads)
     with clock("controls"):
-        bottleneck = linear_or_none(model, bank)
-        if cfg.controls and method.concepts_from in ("bank", "labels") and bank:
-            if bottleneck is None:
-                log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
-            else:
-                subject = Subject(bottleneck, bank, data, cfg, inputs.teacher or inputs.encoder, tower, facts)
-                again = candidates if method.concepts_from == "bank" else None
-                resolved = metrics.get("test/accuracy_nec5_resolved")
-                integrity, measured = gather_evidence(subject, again, resolved, inputs.logit_scale)
-                metrics |= measured
+        again = candidates if method.concepts_from == "bank" else None
+        integrity, measured = examine(method, model, bank, data, again, cfg, inputs, facts, metrics)
+        metrics |= measured
     baselines = {}
     if report_form(cfg.report) != "none":
         tower = text_tower(inputs.encoder, cfg)
         baselines = fit_baselines(method, data, cfg, inputs.encoder, tower, inputs.logit_scale)
-    metrics |= {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
-    metrics |= {f"data/n_skipped_{name}": float(len(names)) for name, names in data.skipped.items()}
-    metrics["data/n_classes"] = float(len(data.classes))
-    if bank is not None:
-        metrics["model/n_concepts"] = float(len(bank))
+    metrics |= sizes(data, bank)
     metrics |= {"time/total_s": round(time.perf_counter() - began, 3), **clock.metrics(), **memory()}
 
     result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines)
@@ -137,6 +124,56 @@ def train(cfg: DictConfig) -> dict[str, float]:
     save(run, result, inputs.encoder)
     show(result, logger)
     return metrics
+
+
+def examine(
+    method: Method,
+    model: nn.Module,
+    bank: ConceptBank | None,
+    data: FeatureData,
+    candidates: ConceptBank | None,
+    cfg: DictConfig,
+    inputs: "Inputs",
+    facts: dict[str, float],
+    metrics: dict[str, float],
+) -> tuple[Integrity | None, dict[str, float]]:
+    """The evidence for the concepts of a model with a linear head, and its numbers; None and nothing without one.
+
+    Args:
+        method: the method of the run.
+        model: the trained classifier.
+        bank: the concepts of its columns, or None.
+        data: encoded splits.
+        candidates: the concepts for controls that are fitted; None for none.
+        cfg: a ``cbm.config.TrainConfig``.
+        inputs: the encoders of the run.
+        facts: what the method said about its fit.
+        metrics: what was measured so far.
+    """
+    bottleneck = linear_or_none(model, bank)
+    if not cfg.controls or method.concepts_from not in ("bank", "labels") or not bank:
+        return None, {}
+    if bottleneck is None:
+        if method.concepts_from == "bank":
+            log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
+        return None, {}
+    reads = inputs.teacher or inputs.encoder
+    subject = Subject(bottleneck, bank, data, cfg, reads, text_tower(reads, cfg), facts)
+    return gather_evidence(subject, candidates, metrics.get("test/accuracy_nec5_resolved"), inputs.logit_scale)
+
+
+def certificates(heads: list[SparseHead]) -> dict[str, float]:
+    """How near the optimum the re-solved heads are, with the keys of ``metrics.json``."""
+    keys = ("nec", "gap", "kkt")
+    return {f"nec/resolved{head.target}_{key}": getattr(head, key) for head in heads for key in keys}
+
+
+def sizes(data: FeatureData, bank: ConceptBank | None) -> dict[str, float]:
+    """How many images, classes and concepts there are, with the keys of ``metrics.json``."""
+    found = {f"data/n_{name}": float(len(split)) for name, split in data.splits.items()}
+    found |= {f"data/n_skipped_{name}": float(len(names)) for name, names in data.skipped.items()}
+    found["data/n_classes"] = float(len(data.classes))
+    return found if bank is None else found | {"model/n_concepts": float(len(bank))}
 
 
 def in_sweep() -> bool:
