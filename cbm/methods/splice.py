@@ -34,7 +34,7 @@ from cbm.layers.codes import RADII, SparseCode
 from cbm.methods.base import Built, Method, one_of, register_method
 from cbm.methods.named_head import NamesHeadConfig, check_names_head, what_names_say, with_named_head
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, solve_sparse_head
-from cbm.metrics.reader import centre_directions
+from cbm.metrics.reader import centre, centre_directions
 from cbm.solvers import Codes, SparseScores, greedy_projection, penalty_for_count
 
 log = logging.getLogger(__name__)
@@ -131,14 +131,7 @@ class Splice(Method):
         layer = self._layer(words, x, mean)
         codes = layer.code(x, words)
         if not bool((codes.columns >= 0).any()):
-            highest = float(topk_concepts(normalize(x.float() - mean, dim=1), words, 1)[0].max())
-            raise UserError(
-                f"method.lam={self.config.lam or RELEASED_PENALTY:g}: no training picture uses a word; expected less "
-                f"than {highest * (2 if self.released else 1):.3g}, the largest correlation of a word with a picture"
-                + (" (times two: method.fidelity=released)" if self.released else "")
-                if highest > 0 and self.config.k is None
-                else "no word correlates with a training picture: the pictures are all alike, or so are the words"
-            )
+            raise self._no_words(x, words, mean)
         scores = SparseScores(codes.values, codes.columns, len(words))
         layer.typical = typical_values(codes, len(words))
         spread = torch.where(scores.inverse_std > 0, 1 / scores.inverse_std, 0.0)
@@ -158,6 +151,18 @@ class Splice(Method):
             model = model.with_weights(*self._untrained(data, bank, words, mean, codes, logit_scale))
         return Built(model, bank)
 
+    def _no_words(self, x: Tensor, words: Tensor, mean: Tensor) -> UserError:
+        """Why no training picture uses a word, and which penalty would let one."""
+        highest = float(topk_concepts(centre(x.float(), mean), words, 1)[0].max())
+        if highest <= 0 or self.config.k is not None:
+            why = "the pictures are all alike, or so are the words"
+            return UserError(f"no word correlates with a training picture: {why}")
+        twice = " (times two: method.fidelity=released)" if self.released else ""
+        return UserError(
+            f"method.lam={self.config.lam or RELEASED_PENALTY:g}: no training picture uses a word; expected less than "
+            f"{highest * (2 if self.released else 1):.3g}, the largest correlation of a word with a picture{twice}"
+        )
+
     def _directions(self, bank: ConceptBank) -> Tensor:
         """Unit directions ``[K, D]`` of the words, without what all of them share if pictures are centred too."""
         if self.config.centre == "none":
@@ -168,7 +173,7 @@ class Splice(Method):
         """The words that together reconstruct the training pictures best, in the order in which they were chosen."""
         moment = torch.zeros(x.shape[1], x.shape[1], dtype=torch.float64)
         for part in x.split(16384):
-            away = normalize(part.float() - mean, dim=1).double()
+            away = centre(part.float(), mean).double()
             moment += away.T @ away
         columns, share = greedy_projection(moment / len(x), words, min(self.config.words, len(words)))
         log.info("splice: kept %d of %d words, which span %.1f %% of what the training pictures differ in",
@@ -186,7 +191,7 @@ class Splice(Method):
             lam = config.lam if config.lam is not None else RELEASED_PENALTY if self.released else 0.0
             lam = lam / 2 if self.released else lam
         if config.k is None and lam == 0.0:
-            few = normalize(spaced(x, ROWS_FOR_PENALTY).float() - mean, dim=1)
+            few = centre(spaced(x, ROWS_FOR_PENALTY).float(), mean)
             try:
                 lam = penalty_for_count(few, words, config.l0)
             except ValueError as error:

@@ -22,6 +22,8 @@ from cbm.solvers import LinearScores
 
 log = logging.getLogger("cbm")
 
+FEW = 5
+"""Concepts per class of heads on random directions."""
 LARGE = 3e10
 """Numbers times classes (``N * D * C``) of a pass over the training images from which fewer random draws are made."""
 
@@ -64,7 +66,7 @@ def fit_controls(
     return fitted
 
 
-def random_heads(count: int, data: FeatureData, draws: int, seed: int, nec: int = 5) -> tuple[float, ...]:
+def random_heads(count: int, data: FeatureData, draws: int, seed: int) -> tuple[float, ...]:
     """Test accuracies of certified heads with few concepts per class on random directions, one of every draw.
 
     Args:
@@ -72,7 +74,6 @@ def random_heads(count: int, data: FeatureData, draws: int, seed: int, nec: int 
         data: encoded splits.
         draws: number of draws; fewer where a pass over the training images is long.
         seed: random seed.
-        nec: concepts per class.
     """
     size = len(data.train) * data.dim * len(data.classes)
     allowed = max(3, int(draws * min(1.0, LARGE / size)))
@@ -83,7 +84,7 @@ def random_heads(count: int, data: FeatureData, draws: int, seed: int, nec: int 
         generator = torch.Generator().manual_seed(7919 * (draw + 1) + seed)
         directions = F.normalize(torch.randn(count, data.dim, generator=generator), dim=1)
         scores = LinearScores(data.train.x, directions)
-        head = solve_heads(scores, data.train.y, len(data.classes), [nec])[0]
+        head = solve_heads(scores, data.train.y, len(data.classes), [FEW])[0]
         vectors = class_vectors(directions, head.weight, bias=head.bias)
         found.append(accuracy(class_logits(data.test.x, *vectors), data.test.y))
     return tuple(found)
