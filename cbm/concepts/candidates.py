@@ -1,5 +1,6 @@
 """The candidate concepts of a run: phrases, class names, labels of the data set, or concepts learned from images."""
 
+import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -21,6 +22,8 @@ from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
+
+log = logging.getLogger(__name__)
 
 MISSING_CLASSES = ("refuse", "general")
 
@@ -73,6 +76,10 @@ def candidate_bank(
     bank = find_bank(source, own, dataset.classes, shipped, None if vectors else key)
     if vectors is not None:
         bank = embedded_by(bank, resolve_path(vectors), key)
+    if concepts_from == "features" and bank.embeddings is None and (encoder is None or not encoder.has_text):
+        log.warning("nothing reads text here, so the concepts that are found stay unnamed: say teacher=NAME (a model "
+                    "that reads images and text), or concepts=FILE with vectors")  # fmt: skip
+        return None
     bank = prepare_bank(
         bank,
         dataset.classes,

@@ -1,6 +1,7 @@
 """Encoded splits, ready to learn from: features, labels and concept labels in memory or mapped from disk."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -129,6 +130,7 @@ class FeatureData:
             class names.
         skipped: names of the images of each split that could not be read, and are not in it.
         group_names: values of each group, by its name.
+        crops: features of parts of the training images, for methods that ask for them (``Method.reads_crops``).
 
     Raises:
         ValueError: the teacher's images differ from those of the encoder.
@@ -144,6 +146,7 @@ class FeatureData:
     class_embeddings: Tensor | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
     group_names: dict[str, list[str]] = field(default_factory=dict)
+    crops: "Any" = None
 
     def __post_init__(self):
         for name, split in self.teacher.splits.items() if self.teacher else ():

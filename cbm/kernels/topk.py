@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from cbm.kernels.backend import MOST_PICKS, Backend, kernel_operands, kernel_vector, use_triton
 from cbm.kernels.shapes import (
@@ -79,15 +80,68 @@ def topk_concepts(
         *(None if t is None else t.detach() for t in (x, concepts, inv_norm, alpha, shifts)), k, max(chunk, k), triton
     )
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, concepts, alpha, beta)):
-        chosen = torch.einsum("nd,nkd->nk", x.to(values.dtype), concepts.to(values.dtype)[indices])
-        chosen = chosen if inv_norm is None else chosen * inv_norm[:, None]
-        chosen = chosen if alpha is None else chosen * alpha[indices]
-        chosen = chosen if beta is None else chosen + beta[indices]
+        if any(t is not None and t.requires_grad for t in (inv_norm, alpha)):
+            chosen = torch.einsum("nd,nkd->nk", x.to(values.dtype), concepts.to(values.dtype)[indices])
+            chosen = chosen if inv_norm is None else chosen * inv_norm[:, None]
+            chosen = chosen if alpha is None else chosen * alpha[indices]
+            chosen = chosen if beta is None else chosen + beta[indices]
+        else:
+            chosen = _Chosen.apply(x, concepts, inv_norm, alpha, beta, values, indices)
         values = chosen if allowed is None else chosen.masked_fill(values == -torch.inf, -torch.inf)
     if allowed is None and threshold is None:
         return values, indices
     dropped = values == -torch.inf if threshold is None else (values < threshold) | (values == -torch.inf)
     return values.masked_fill(dropped, -torch.inf), indices.masked_fill(dropped, -1)
+
+
+class _Chosen(torch.autograd.Function):
+    """The values that were found, with the gradients of the features, the concepts and ``beta``.
+
+    Both products of the backward pass touch the k chosen concepts of a picture only: ``N k D`` instead of ``N K D``,
+    and no ``[N, k, D]`` tensor is written.
+    """
+
+    @staticmethod
+    def forward(ctx, x, concepts, inv_norm, alpha, beta, values, indices):
+        ctx.save_for_backward(x, concepts, inv_norm, alpha, indices)
+        ctx.beta = None if beta is None else beta.dtype
+        return values.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        x, concepts, inv_norm, alpha, indices = ctx.saved_tensors
+        weights = gradient if inv_norm is None else gradient * inv_norm[:, None]
+        weights = weights if alpha is None else weights * alpha.detach()[indices]
+        weights = weights.to(gradient.dtype)
+        found: list[Tensor | None] = [None] * 7
+        if ctx.needs_input_grad[0]:
+            table = concepts.to(weights.dtype)
+            found[0] = embedding_bag(indices, table, per_sample_weights=weights, mode="sum").to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            found[1] = sums_by_choice(x.to(weights.dtype), indices, weights, len(concepts)).to(concepts.dtype)
+        if ctx.needs_input_grad[4]:
+            total = gradient.new_zeros(len(concepts)).index_add_(0, indices.flatten(), gradient.flatten())
+            found[4] = total.to(ctx.beta)
+        return tuple(found)
+
+
+def sums_by_choice(x: Tensor, indices: Tensor, weights: Tensor | None, count: int) -> Tensor:
+    """The sum of the rows of x [N, D] that chose each of ``count`` concepts, [count, D]: deterministic.
+
+    Args:
+        x: Rows [N, D].
+        indices: Concepts that every row chose [N, k]; -1 for none.
+        weights: Factor on every choice [N, k]; None for 1.
+        count: How many concepts there are.
+    """
+    flat, order = indices.flatten().sort(stable=True)
+    starts = torch.searchsorted(flat, torch.arange(count, device=flat.device))
+    order = order[int((flat < 0).sum()) :]
+    starts = starts - (len(flat) - len(order))
+    rows = order // max(indices.shape[1], 1)
+    each = None if weights is None else weights.flatten()[order].to(x.dtype)
+    return embedding_bag(rows, x, starts, per_sample_weights=each, mode="sum")
 
 
 @torch.library.custom_op("cbm::topk_concepts", mutates_args=())

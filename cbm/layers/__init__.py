@@ -2,7 +2,7 @@
 
 from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
-from cbm.layers.codes import SparseCode
+from cbm.layers.codes import Coded, SparseCode, UnitCode
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
 from cbm.layers.predict import predict_logits
@@ -13,6 +13,7 @@ from cbm.layers.serialise import load_model, save_model
 __all__ = [
     "Activation",
     "AssociationHead",
+    "Coded",
     "ConceptBottleneck",
     "Cube",
     "EnergyBottleneck",
@@ -24,6 +25,7 @@ __all__ = [
     "Sigmoid",
     "SparseCode",
     "TopK",
+    "UnitCode",
     "energies_or_none",
     "has_concepts",
     "linear_or_none",

@@ -9,13 +9,15 @@ from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
 from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
-from cbm.layers.codes import SparseCode
+from cbm.layers.codes import SparseCode, UnitCode
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.probe import LinearProbe
 from cbm.solvers.concept_blocks import ConceptBlocks
 
-ACTIVATIONS: dict[str, type[Activation]] = {kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid, SparseCode)}
+ACTIVATIONS: dict[str, type[Activation]] = {
+    kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid, SparseCode, UnitCode)
+}
 ENERGIES = {kind.__name__: kind for kind in (EnergyBottleneck, ReleasedEnergyBottleneck)}
 
 

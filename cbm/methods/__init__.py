@@ -2,6 +2,7 @@
 
 from cbm.methods import (  # noqa: F401  they register themselves
     cms,
+    discovered,
     energy,
     label_free,
     labo,

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch
@@ -25,12 +26,15 @@ class Built:
         bank: the concepts of the model's columns, or None.
         batch_size: rows per training batch; None for the full batch.
         targets: concept labels ``[N, K]`` by name of the split, which training and validation batches include.
+        passes: number of passes over the training images, whatever validation says (the best weights are kept); None
+            to train until validation no longer improves.
     """
 
     model: Any
     bank: ConceptBank | None
     batch_size: int | None = None
     targets: Mapping[str, Tensor] = field(default_factory=dict)
+    passes: int | None = None
 
 
 class Method:
@@ -41,7 +45,8 @@ class Method:
 
     Attributes:
         concepts_from: source of the concepts: ``bank`` (the configured concepts), ``labels`` (the data set's own
-            concepts, or a bank of which it labels some), ``class_names`` (one concept per class), or None.
+            concepts, or a bank of which it labels some), ``class_names`` (one concept per class), ``features`` (found
+            in the features; the configured concepts are the vocabulary that names them, if text can be read), or None.
         trains: whether the model needs training by Lightning after ``build``.
         uses_teacher: whether another text-image model may score the concepts (``data.teacher``).
         facts: numbers about the fit, written to ``metrics.json`` as ``method/NAME``.
@@ -51,7 +56,7 @@ class Method:
     """
 
     Config: ClassVar[type]
-    concepts_from: ClassVar[Literal["bank", "labels", "class_names"] | None] = "bank"
+    concepts_from: ClassVar[Literal["bank", "labels", "class_names", "features"] | None] = "bank"
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
     reads_class_names: bool = False
@@ -113,16 +118,22 @@ class Method:
         """
         return cross_entropy(model, x, y)
 
-    def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Validation loss and logits of a batch; the weights with the lowest loss are kept.
+    def validate(
+        self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Validation loss and logits of a batch (None without any); the weights with the lowest loss are kept.
 
         Arguments as for ``loss``.
         """
         return score_batch(model, x, y)
 
-    def finish(self, built: Built, data: FeatureData) -> nn.Module:
-        """The model that is saved and used, from the trained ``built.model``."""
+    def finish(self, built: Built, data: FeatureData) -> nn.Module | tuple[nn.Module, ConceptBank]:
+        """The model that is saved and used, from the trained ``built.model``; with the bank of its columns, if that is
+        not ``built.bank`` (names that exist only after training)."""
         return built.model
+
+    def leave(self, folder: Path) -> None:
+        """Write what else belongs into the run directory ``folder``; nothing by default."""
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """The optimizer of the parameters that are trained."""

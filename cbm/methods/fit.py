@@ -51,16 +51,26 @@ def fit_method(
     trainer = TrainerConfig() if trainer is None else trainer
     built = method.build(data, bank, logit_scale)
     if method.trains:
-        from cbm.training import ConceptBottleneckModule, fit, write_history  # Lightning takes seconds to import
+        from cbm.training import (  # Lightning takes seconds to import
+            ConceptBottleneckModule,
+            epochs_of,
+            fit,
+            write_history,
+        )
 
         module = ConceptBottleneckModule(built.model, method.optimizer, method.loss, method.validate)
+        patience, epochs = (
+            (method.config.patience, method.config.max_epochs)
+            if built.passes is None
+            else 2 * (epochs_of(built.passes, len(data.train), built.batch_size),)
+        )
         fit(
             module,
             data,
             batch_size=built.batch_size,
             targets=built.targets,
-            patience=method.config.patience,
-            max_epochs=min(trainer.max_epochs, method.config.max_epochs),
+            patience=patience,
+            max_epochs=min(trainer.max_epochs, epochs),
             trainer={key: getattr(trainer, key) for key in ("accelerator", "devices", "precision")},
             checkpoint=run_path and run_path / "checkpoints" / "last.ckpt",
             checkpoint_seconds=trainer.checkpoint_seconds,
@@ -70,4 +80,5 @@ def fit_method(
         if run_path is not None:
             write_history(run_path / "log.csv", module.history)
     built.model.eval().requires_grad_(False)
-    return method.finish(built, data), built.bank
+    finished = method.finish(built, data)
+    return finished if isinstance(finished, tuple) else (finished, built.bank)

@@ -133,7 +133,7 @@ class Splice(Method):
         if not bool((codes.columns >= 0).any()):
             raise self._no_words(x, words, mean)
         scores = SparseScores(codes.values, codes.columns, len(words))
-        layer.typical = typical_values(codes, len(words))
+        layer.typical = codes.typical(len(words))
         spread = torch.where(scores.inverse_std > 0, 1 / scores.inverse_std, 0.0)
         self._say(codes, bank)
         model = ConceptBottleneck(
@@ -232,16 +232,3 @@ class Splice(Method):
         self.facts |= {"code_empty": float((count == 0).double().mean()), "code_passes": float(codes.passes)}
         if self.config.k is None:
             self.facts |= {"code_gap_max": float(codes.gap.max()), "code_violation_max": float(codes.violation.max())}
-
-
-def typical_values(codes: Codes, count: int) -> Tensor:
-    """Median ``[K]`` of every word's weights where it is used; 0 for a word that is never used."""
-    used = codes.columns >= 0
-    columns, values = codes.columns[used], codes.values[used]
-    order = values.argsort()
-    order = order[columns[order].argsort(stable=True)]
-    sizes = torch.bincount(columns, minlength=count)
-    middle = sizes.cumsum(0) - sizes + (sizes - 1).clamp(min=0) // 2
-    found = torch.zeros(count)
-    found[sizes > 0] = values[order][middle[sizes > 0]].float()
-    return found

@@ -359,9 +359,7 @@ def sparsity_fact(resolved: float | None, random: tuple[float, ...]) -> Evidence
     return Evidence("sparsity", "Better than random directions?", finding, meaning, "fact", resolved, mean)
 
 
-def other_facts(
-    accuracy: float, deleted: float, renamed: float, chance: float, better: bool = True
-) -> list[Evidence]:
+def other_facts(accuracy: float, deleted: float, renamed: float, chance: float, better: bool = True) -> list[Evidence]:
     """What every working head passes, and therefore decides nothing; a head that does not work carries nothing.
 
     Args:

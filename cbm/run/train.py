@@ -109,7 +109,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics |= {f"method/{key}": value for key, value in facts.items()}
     metrics |= certificates(heads)
     with clock("controls"):
-        again = candidates if method.concepts_from == "bank" else None
+        again = candidates if method.concepts_from in ("bank", "features") else None
         integrity, measured = examine(method, model, bank, data, again, cfg, inputs, facts, metrics)
         metrics |= measured
     baselines = {}
@@ -121,7 +121,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
 
     result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines)
     write_predictions(path / PREDICTIONS, to_keep(decisions, data.classes, dataset.name, "test"))
-    save(run, result, inputs.encoder)
+    save(run, result, inputs.encoder, method)
     show(result, logger)
     return metrics
 
@@ -151,7 +151,7 @@ def examine(
         metrics: what was measured so far.
     """
     bottleneck = linear_or_none(model, bank)
-    if not cfg.controls or method.concepts_from not in ("bank", "labels") or not bank:
+    if not cfg.controls or method.concepts_from not in ("bank", "labels", "features") or not bank:
         return None, {}
     if bottleneck is None:
         if method.concepts_from == "bank":
@@ -343,13 +343,14 @@ def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, c
 # ----------------------------------------------------------------------------------------------------- what comes out
 
 
-def save(run: RunDirectory, result: RunResult, encoder: Encoder | None) -> None:
+def save(run: RunDirectory, result: RunResult, encoder: Encoder | None, method: Method) -> None:
     """Write the model and the metrics, and mark the run as finished.
 
     Args:
         run: the run directory.
         result: the trained model with its metrics.
         encoder: the frozen encoder, or None.
+        method: the method, which may have more to leave.
     """
     path, data = result.path, result.data
     save_model(result.model, path / "model.safetensors")
@@ -359,6 +360,7 @@ def save(run: RunDirectory, result: RunResult, encoder: Encoder | None) -> None:
         save_heads(list(result.heads), path / "nec.safetensors")
     if result.bank is not None:
         result.bank.save(path / "bank")
+    method.leave(path)
     run.write_json("about.json", about(result, encoder))
     run.write_json("metrics.json", result.metrics)
     run.finish()

@@ -67,6 +67,23 @@ class Codes:
             columns, dictionary.to(dtype), per_sample_weights=self.values.to(dictionary.device, dtype), mode="sum"
         )
 
+    def typical(self, size: int) -> Tensor:
+        """Median [size] of every word's weights where it is used; 0 for a word that is never used.
+
+        Raises:
+            ValueError: If a column lies beyond ``size``.
+        """
+        self._check_size(size)
+        used = self.columns >= 0
+        columns, values = self.columns[used], self.values[used]
+        order = values.argsort()
+        order = order[columns[order].argsort(stable=True)]
+        sizes = torch.bincount(columns, minlength=size)
+        middle = sizes.cumsum(0) - sizes + (sizes - 1).clamp(min=0) // 2
+        found = torch.zeros(size, device=values.device)
+        found[sizes > 0] = values[order][middle[sizes > 0]].float()
+        return found
+
     def _check_size(self, size: int) -> None:
         largest = int(self.columns.max()) if self.columns.numel() else -1
         if largest >= size:

@@ -92,6 +92,20 @@ class Batches:
         return self.world * len(range(self.rank, whole, self.world)) / whole
 
 
+STEPS_AN_EPOCH = 10
+"""Fewest training steps between two validations."""
+
+
+def epochs_of(passes: int, count: int, batch_size: int | None) -> int:
+    """Epochs of ``Batches`` that make at least so many passes.
+
+    >>> epochs_of(50, 1000, 500), epochs_of(50, 100_000, 500)
+    (10, 50)
+    """
+    steps = -(-count // (batch_size or count))
+    return -(-passes // -(-STEPS_AN_EPOCH // steps))
+
+
 class TrainingBatches(lightning.LightningDataModule):
     """The batches of one fit.
 
@@ -106,12 +120,12 @@ class TrainingBatches(lightning.LightningDataModule):
         self.data, self.batch_size, self.targets = data, batch_size, targets
 
     def train_dataloader(self) -> Batches:
-        """Shuffled batches of the training split, 10 steps or more between validations, dealt out to the processes."""
+        """Shuffled batches of the training split, some steps between validations, dealt out to the processes."""
         train = self.data.train
         return Batches(
             train,
             self.batch_size or len(train),
-            min_steps=10,
+            min_steps=STEPS_AN_EPOCH,
             shuffle=True,
             seed=self.data.seed,
             concepts=self.targets.get("train"),

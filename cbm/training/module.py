@@ -24,7 +24,8 @@ class ConceptBottleneckModule(lightning.LightningModule):
         optimizer: function from the model to an optimizer of the parameters that require a gradient.
         loss: function from the model, features ``[B, D]``, labels ``[B]`` and perhaps concept labels ``[B, K]`` to the
             training loss; cross-entropy by default.
-        validate: function of the same arguments to the validation loss and logits; cross-entropy by default.
+        validate: function of the same arguments to the validation loss and logits (None without any); cross-entropy by
+            default.
     """
 
     def __init__(
@@ -32,7 +33,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
         model: nn.Module,
         optimizer: Callable[[Any], torch.optim.Optimizer],
         loss: Callable[..., Tensor] = cross_entropy,
-        validate: Callable[..., tuple[Tensor, Tensor]] = score_batch,
+        validate: Callable[..., tuple[Tensor, Tensor | None]] = score_batch,
     ):
         super().__init__()
         self.model = model
@@ -41,7 +42,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
         self.best: dict[str, Any] = {"loss": math.inf, "step": 0, "state": None}
         self.history: list[dict[str, float]] = []
         self._train_loss = torch.zeros(())
-        self._val: list[tuple[float, float, int]] = []
+        self._val: list[tuple[float, float, int]] = []  # without logits nothing is right or wrong
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[N, D]`` to logits ``[N, C]``."""
@@ -64,7 +65,8 @@ class ConceptBottleneckModule(lightning.LightningModule):
         """Add the loss and accuracy of a batch."""
         y = batch[1]
         loss, logits = self._validate(self.model, *batch)
-        self._val.append((float(loss) * len(y), float((logits.argmax(1) == y).sum()), len(y)))
+        right = math.nan if logits is None else float((logits.argmax(1) == y).sum())
+        self._val.append((float(loss) * len(y), right, len(y)))
 
     def on_validation_epoch_end(self) -> None:
         """Log the metrics, and keep the weights if they are the best so far."""
@@ -72,7 +74,8 @@ class ConceptBottleneckModule(lightning.LightningModule):
         self._val.clear()
         losses: Any = self.all_gather(self._train_loss)
         train_loss = float(losses.mean())
-        values = {"train/loss": train_loss, "val/loss": loss / count, "val/accuracy": right / count}
+        values = {"train/loss": train_loss, "val/loss": loss / count}
+        values |= {} if math.isnan(right) else {"val/accuracy": right / count}
         self.log_dict(values, prog_bar=True)
         self.history.append({"step": self.global_step, **values})
         if not math.isfinite(values["train/loss"] + values["val/loss"]):

@@ -14,7 +14,6 @@ from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, SparseCode, load_model, save_model
 from cbm.methods import create_method
 from cbm.methods.named_head import what_names_say
-from cbm.methods.splice import typical_values
 from cbm.metrics.codes import code_metrics, said_share
 from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.reader import centre_directions
@@ -231,7 +230,7 @@ def test_typical_values():
         *torch.zeros(2, 3),
         1,
     )
-    assert typical_values(codes, 4).tolist() == [4.0, 0.0, 1.0, 0.0]
+    assert codes.typical(4).tolist() == [4.0, 0.0, 1.0, 0.0]
 
 
 def test_code_metrics_by_hand(sparse):
