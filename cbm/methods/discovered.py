@@ -417,17 +417,16 @@ class Discovered(Method):
             names = replace(names, named=torch.ones_like(names.named))
         null = random_units(data, min(len(found.atoms), 1024), self.k, data.seed + 1)
         random, of_random = naming.name(null.atoms, self._codes(null, data.train), self._codes(null, data.val))
-        cosine = random.cosine[:, 0]
+        common = float(random.cosine[:, 0].quantile(0.95))
+        nearer = names.cosine[:, 0] > common
         if self.config.naming.above_random:
-            names = replace(names, named=names.named & (names.cosine[:, 0] > cosine.quantile(0.95)))
-            facts["name_named"] = float(
-                (names.named & (names.firing > 0)).sum() / max(int((names.firing > 0).sum()), 1)
-            )
+            facts["name_named"] *= float((names.named & nearer).sum() / names.named.sum().clamp(min=1))
+            names = replace(names, named=names.named & nearer)
         self.facts |= facts
         self.facts |= {f"{key}_null": of_random[key] for key in ("name_cosine", "name_auroc", "name_named")}
-        self.facts["name_cosine_null_q95"] = float(cosine.quantile(0.95))
-        above = names.cosine[:, 0][names.firing > 0] > cosine.quantile(0.95)
-        self.facts["name_cosine_above_null"] = float(above.double().mean())
+        lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(nearer)) > 0
+        self.facts["name_cosine_null_q95"] = common
+        self.facts["name_cosine_above_null"] = float(nearer[lives].double().mean())
         log.info("discovered: %.0f %% of the units that fire have a name (of random directions %.0f %%, by the words "
                  "of others %.0f %%)", 100 * facts["name_named"], 100 * of_random["name_named"],
                  100 * facts["name_named_dealt"])  # fmt: skip

@@ -8,13 +8,15 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped
-from cbm.data.features import FeatureData, mean_feature
+from cbm.data.features import FeatureData, mean_feature, spaced
 from cbm.errors import UserError
 from cbm.kernels import topk_concepts
 from cbm.metrics.reader import centre, centre_directions
 from cbm.metrics.unit_names import LEAST, UnitNames, mean_directions, name_units, top_pictures
 from cbm.solvers import Codes
 
+ROWS = 20_000
+"""Training images that names are tested on where validation images are too few, at most: at even distances."""
 KEPT = 20
 """Pictures that are noted of every unit."""
 
@@ -73,7 +75,8 @@ class Naming:
         """
         means = mean_directions(fires.columns, fires.values, len(atoms), self.train)
         names = name_units(
-            means if self.by_pictures else atoms, tried.columns, self.val, self.words,
+            means if self.by_pictures else atoms,
+            [(tried.columns, self.val), (spaced(fires.columns, ROWS), spaced(self.train, ROWS))], self.words,
             fdr=self.config.fdr, min_auroc=self.config.min_auroc, seed=self.seed,
         )  # fmt: skip
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(atoms)) > 0
@@ -197,5 +200,5 @@ def _said_of(k: int, names: UnitNames | None, texts: list[str]) -> dict[str, obj
         return {"word": words[0]["text"], "words": words, **tested}
     why = f"'{words[0]['text']}' does not tell where it fires"
     if not tested:
-        why = f"it fires on {int(names.firing[k])} of {names.pictures} validation images; a test needs {LEAST}"
+        why = f"it fires on {int(names.firing[k])} of {int(names.pictures[k])} training images; a test needs {LEAST}"
     return {"word": None, "words": words, **tested, "why": why}

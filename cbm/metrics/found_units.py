@@ -1,5 +1,6 @@
 """What units that were found are worth on test images: are their names true, and how much of a decision has none?"""
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -7,20 +8,18 @@ from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, mean_feature, spaced
 from cbm.layers import Coded, ConceptBottleneck
-from cbm.metrics.evaluate import accuracy
-from cbm.metrics.nec import solve_heads
 from cbm.metrics.reader import centre
 from cbm.metrics.truth import auroc_matrix
-from cbm.solvers import SparseScores, sparse_code
+from cbm.solvers import sparse_code
 
 TRUE = 0.8
 """AUROC from which on a name counts as true."""
 COUNTS = (5, 10, 20)
 """Units per image at which dictionaries are compared."""
 ROWS = 10_000
-"""Images that heads at equal sparsity are solved on, and as many that they are tried on: at even distances."""
-NEC = 30
-"""Units per class of these heads."""
+"""Images of each split on which dictionaries are compared, at most: at even distances."""
+STRENGTHS = (10.0, 100.0, 1000.0, 10000.0)
+"""Strengths of the ridge of these heads, of which validation chooses one."""
 
 
 @torch.no_grad()
@@ -38,8 +37,8 @@ def unit_metrics(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData,
         a name make; ``name_true`` and ``name_true_dealt``: share of the named units that have labels whose activation
         finds the images that show what the name says (AUROC of ``TRUE``), and with names dealt out anew;
         ``name_labelled``: their number; ``code_r2_best``: what matching pursuit would say by as many units (``code_r2``
-        is what the encoder says by them); ``accuracy_l0_5``, ...: accuracy of equal heads (``NEC`` units per class) on
-        codes of exactly so many units per image.
+        is what the encoder says by them); ``accuracy_l0_5``, ...: accuracy of ridge classifiers on codes of exactly
+        so many units per image.
     """
     if not any("unit" in concept.provenance for concept in bank.concepts):
         return {}
@@ -92,10 +91,8 @@ def name_truth(
 
 
 def equal_codes(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData) -> dict[str, float]:
-    """Dictionaries side by side: best codes of equally many units over the atoms, and equal heads on them."""
+    """Dictionaries side by side: best codes of equally many units over the atoms, and how well these tell the class."""
     mean, atoms = mean_feature(data.train.x), torch.nn.functional.normalize(bank.directions().float(), dim=1)
-    train = spaced(torch.arange(len(data.train)), ROWS)
-    x, y = data.train.x[train].float(), data.train.y[train]
     values = {}
     if isinstance(model.activation, Coded):
         few = spaced(data.test.x, 4096).float()
@@ -105,10 +102,32 @@ def equal_codes(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData) 
         rest = (centre(few, mean) - best.reconstruct(atoms)) * away.norm(dim=1, keepdim=True)
         values["code_r2_best"] = 1 - float(rest.square().sum() / (few - few.mean(dim=0)).square().sum())
     for count in (each for each in COUNTS if each <= len(atoms)):
-        codes = sparse_code(centre(x, mean), atoms, k=count)
-        scores = SparseScores(codes.values, codes.columns, len(atoms))
-        head = solve_heads(scores, y, len(data.classes), [NEC])[0]
-        tried = sparse_code(centre(spaced(data.test.x, ROWS).float(), mean), atoms, k=count)
-        logits = tried.reconstruct(head.weight.T) + head.bias
-        values[f"accuracy_l0_{count}"] = accuracy(logits, spaced(data.test.y, ROWS))
+        values[f"accuracy_l0_{count}"] = ridge_accuracy(data, atoms, mean, count)
     return values
+
+
+def ridge_accuracy(data: FeatureData, atoms: Tensor, mean: Tensor, count: int) -> float:
+    """Test accuracy of a ridge classifier on codes of exactly ``count`` atoms; validation chooses its strength.
+
+    Args:
+        data: encoded splits, of each of which at most ``ROWS`` images are used.
+        atoms: unit atoms ``[K, D]``.
+        mean: mean feature ``[D]`` of the training images.
+        count: atoms per image.
+    """
+    from scipy.sparse import csr_matrix
+    from sklearn.linear_model import RidgeClassifier
+
+    tables, labels = [], []
+    for split in (data.train, data.val, data.test):
+        codes = sparse_code(centre(spaced(split.x, ROWS).float(), mean), atoms, k=count)
+        used = codes.columns >= 0
+        rows = used.nonzero()[:, 0].numpy()
+        entries = codes.values[used].numpy(), (rows, codes.columns[used].numpy())
+        tables.append(csr_matrix(entries, shape=(len(codes), len(atoms))))
+        labels.append(spaced(split.y, ROWS).numpy())
+    spread = np.sqrt(np.asarray(tables[0].multiply(tables[0]).mean(axis=0))).ravel()
+    tables = [table.multiply(1 / np.maximum(spread, 1e-9)).tocsr() for table in tables]
+    heads = [RidgeClassifier(alpha=strength).fit(tables[0], labels[0]) for strength in STRENGTHS]
+    best = max(heads, key=lambda head: head.score(tables[1], labels[1]))
+    return float(best.score(tables[2], labels[2]))

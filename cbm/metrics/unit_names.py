@@ -2,9 +2,10 @@
 
 The name of a unit is the text nearest to its atom, pictures and texts both without their means. That cosine is no
 evidence: random directions with the pictures' covariance have cosines as large. A unit is *named* only if the word
-tells on which pictures the unit fires, pictures that nothing was trained on:
+tells on which pictures the unit fires (validation pictures, or training pictures where it fires on too few of them: the
+words have learned from neither):
 
-    A_kv = AUROC of c_v . x~ for {unit k fires}            v: a word, x~: a validation picture from the mean
+    A_kv = AUROC of c_v . x~ for {unit k fires}            v: a word, x~: a picture from the mean
     z_kv = A_kv in standard deviations above the mean of random words of the vocabulary
     p_k = share of all z of random words, of all units, that are as large as that of the unit's own word
     named: p_k passes Benjamini and Hochberg at ``fdr`` over the units, and AUROC >= ``min_auroc``
@@ -13,6 +14,7 @@ Even so, a name says what fires, and it says so of arbitrary directions too: the
 same procedure names stands beside it.
 """
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -43,8 +45,8 @@ class UnitNames:
         auroc: how well the nearest word tells where the unit fires ``[K]``; NaN where that cannot be tested.
         p: share ``[K]`` of random words that tell as well where units fire; NaN where that cannot be tested.
         named: whether the word counts as the unit's name ``[K]``.
-        firing: number of pictures ``[K]`` on which the unit fires.
-        pictures: number of pictures that were looked at.
+        firing: number of pictures ``[K]`` on which the unit fires, of those that it was tested on.
+        pictures: number of these pictures ``[K]``.
         dealt: share of the units that would be named by the words of other units.
         auroc_dealt: mean AUROC of those.
     """
@@ -55,7 +57,7 @@ class UnitNames:
     p: Tensor
     named: Tensor
     firing: Tensor
-    pictures: int
+    pictures: Tensor
     dealt: float
     auroc_dealt: float
 
@@ -67,8 +69,7 @@ class UnitNames:
 
 def name_units(
     directions: Tensor,
-    fires: Tensor,
-    x: Tensor,
+    shown: Sequence[tuple[Tensor, Tensor]],
     words: Tensor,
     *,
     fdr: float = 0.05,
@@ -79,8 +80,9 @@ def name_units(
 
     Args:
         directions: unit directions ``[K, E]`` of the units in the space of the texts.
-        fires: units ``[N, m]`` that fire on each of N pictures; -1 for none.
-        x: the pictures in the space of the texts ``[N, E]``, of length 1 from their mean.
+        shown: sets of N pictures each: the units ``[N, m]`` that fire on each (-1 for none), and the pictures in the
+            space of the texts ``[N, E]``, of length 1 from their mean. A unit is tested on the first set on which it
+            can be.
         words: text vectors ``[V, E]`` of the vocabulary, of length 1 without their mean.
         fdr: largest expected share of wrong names among the named.
         min_auroc: smallest AUROC of a name.
@@ -88,7 +90,8 @@ def name_units(
 
     Example:
         >>> x, words = torch.eye(3).repeat(20, 1), torch.eye(3)
-        >>> found = name_units(torch.eye(3)[[2, 0]], torch.tensor([[1], [-1], [0]]).repeat(20, 1), x, words, fdr=0.5)
+        >>> fires = torch.tensor([[1], [-1], [0]]).repeat(20, 1)
+        >>> found = name_units(torch.eye(3)[[2, 0]], [(fires, x)], words, fdr=0.5)
         >>> found.words[:, 0].tolist(), found.auroc.tolist()
         ([2, 0], [1.0, 1.0])
     """
@@ -101,19 +104,24 @@ def name_units(
     dealt[shift] = shift.roll(1)  # nobody keeps its own
     own, exchanged = nearest[:, 0], nearest[dealt, 0]
     asked, place = torch.cat([own, exchanged]).unique(return_inverse=True)
-    firing = torch.bincount(fires[fires >= 0].flatten(), minlength=count)
-    tested = (firing >= LEAST) & (len(x) - firing >= LEAST)
-    found = torch.full((2, count), torch.nan)
-    for start, part in _tables(fires, count, x, words[asked]):
-        for i in (0, 1):
-            column = place[i * count : (i + 1) * count] - start
-            here = (column >= 0) & (column < part.shape[1])
-            found[i, here] = part[here, column[here]]
-    random = torch.full((count, len(others)), torch.nan)
-    for start, part in _tables(fires, count, x, words[others]):
-        random[:, start : start + part.shape[1]] = part
+    firing, pictures = torch.zeros(count, dtype=torch.long), torch.zeros(count, dtype=torch.long)
+    tested = torch.zeros(count, dtype=torch.bool)
+    found, random = torch.full((2, count), torch.nan), torch.full((count, len(others)), torch.nan)
+    for fires, x in shown:
+        here = torch.bincount(fires[fires >= 0].flatten(), minlength=count)
+        firing, pictures = (torch.where(tested, known, new) for known, new in ((firing, here), (pictures, len(x))))
+        new = ~tested & (here >= LEAST) & (len(x) - here >= LEAST)
+        tested |= new
+        if not bool(new.any()):
+            continue
+        for start, part in _tables(fires, count, x, words[asked]):
+            for i in (0, 1):
+                column = place[i * count : (i + 1) * count] - start
+                at = new & (column >= 0) & (column < part.shape[1])
+                found[i, at] = part[at, column[at]]
+        for start, part in _tables(fires, count, x, words[others]):
+            random[new, start : start + part.shape[1]] = part[new]
     random[others[None] == own[:, None]] = torch.nan
-    random[~tested] = torch.nan
     mean = random.nanmean(dim=1, keepdim=True)
     spread = (random - mean).square().nanmean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
     null = ((random - mean) / spread).flatten()
@@ -124,10 +132,10 @@ def name_units(
     p[:, ~tested] = found[:, ~tested] = torch.nan
     named = [benjamini_hochberg(each, fdr) & (auroc >= min_auroc) for each, auroc in zip(p, found)]
     share = float(named[1].double().mean()) if count else 0.0
-    return UnitNames(nearest, cosine, found[0], p[0], named[0], firing, len(x), share, float(found[1].nanmean()))
+    return UnitNames(nearest, cosine, found[0], p[0], named[0], firing, pictures, share, float(found[1].nanmean()))
 
 
-def _tables(fires: Tensor, count: int, x: Tensor, words: Tensor):
+def _tables(fires: Tensor, count: int, x: Tensor, words: Tensor) -> Iterator[tuple[int, Tensor]]:
     """The AUROC of some words at a time for the firing of every unit, ``[K, chunk]``, with the first word's number."""
     size = max(1, AT_ONCE // max(len(x), 1))
     for start in range(0, len(words), size):

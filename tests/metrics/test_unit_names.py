@@ -48,7 +48,7 @@ def test_units_that_are_things_get_their_words():
     units = torch.arange(0, V, 2)
     place = torch.full((V,), -1)
     place[units] = torch.arange(len(units))
-    found = name_units(things[units], place[shown], x, words)
+    found = name_units(things[units], [(place[shown], x)], words)
     assert float((found.words[:, 0] == units).double().mean()) >= 0.98
     assert float(found.named.double().mean()) >= 0.95
     assert float(found.auroc.nanmean()) > 0.9
@@ -61,15 +61,15 @@ def test_units_that_are_things_get_their_words():
 
 def test_the_rows_of_the_vocabulary_get_their_own_word():
     x, _, words, shown = world()
-    found = name_units(words, shown, x, words)
+    found = name_units(words, [(shown, x)], words)
     assert float((found.words[:, 0] == torch.arange(V)).double().mean()) >= 0.99
 
 
 def test_words_dealt_out_anew_name_nothing():
     x, things, words, shown = world(3)
-    found = name_units(things, shown, x, words[torch.randperm(V)])
+    found = name_units(things, [(shown, x)], words[torch.randperm(V)])
     assert float(found.named.double().mean()) > 0.9  # in any order
-    mixed = name_units(things[torch.randperm(V)], shown, x, words)
+    mixed = name_units(things[torch.randperm(V)], [(shown, x)], words)
     assert float(mixed.named.double().mean()) <= 0.07
 
 
@@ -77,7 +77,7 @@ def test_pure_noise_is_not_named():
     g = torch.Generator().manual_seed(5)
     x, _, words, _ = world()
     fires = torch.randint(0, 60, (N, 3), generator=g)
-    found = name_units(normalize(torch.randn(60, E, generator=g), dim=1), fires, x, words)
+    found = name_units(normalize(torch.randn(60, E, generator=g), dim=1), [(fires, x)], words)
     assert float(found.named.double().mean()) <= 0.05
 
 
@@ -86,19 +86,32 @@ def test_too_rare_to_test():
     fires = torch.full((N, 1), -1)
     fires[: LEAST - 1] = 0
     fires[:LEAST, 0] = torch.where(torch.arange(LEAST) < LEAST - 1, 0, 1)
-    found = name_units(things[:3], fires, x, words)
+    found = name_units(things[:3], [(fires, x)], words)
     assert found.auroc.isnan().all()
     assert not found.named.any()
     assert found.firing.tolist() == [LEAST - 1, 1, 0]
-    always = name_units(things[:1], torch.zeros(N, 1, dtype=torch.long), x, words)
+    always = name_units(things[:1], [(torch.zeros(N, 1, dtype=torch.long), x)], words)
     assert not always.named.any()  # it tells no picture from another
+
+
+def test_where_the_first_pictures_are_too_few_others_are_asked():
+    x, things, words, shown = world()
+    few = (shown[:1000], x[:1000])
+    alone, both = name_units(things, [few], words), name_units(things, [few, (shown, x)], words)
+    whole = name_units(things, [(shown, x)], words)
+    rare = alone.auroc.isnan()
+    assert 0 < int((~rare).sum()) < V
+    assert both.auroc[~rare].equal(alone.auroc[~rare])
+    assert both.auroc[rare].equal(whole.auroc[rare])
+    assert set(both.pictures[~rare].tolist()) == {1000}
+    assert set(both.pictures[rare].tolist()) == {N}
 
 
 def test_chunks_change_nothing(monkeypatch):
     x, things, words, shown = world()
-    whole = name_units(things[:40], shown.where(shown < 40, -1), x, words)
+    whole = name_units(things[:40], [(shown.where(shown < 40, -1), x)], words)
     monkeypatch.setattr("cbm.metrics.unit_names.AT_ONCE", N * 7)
-    parts = name_units(things[:40], shown.where(shown < 40, -1), x, words)
+    parts = name_units(things[:40], [(shown.where(shown < 40, -1), x)], words)
     assert whole.auroc.nan_to_num(-1).equal(parts.auroc.nan_to_num(-1))
     assert whole.p.nan_to_num(-1).equal(parts.p.nan_to_num(-1))
     assert whole.dealt == parts.dealt
@@ -106,7 +119,7 @@ def test_chunks_change_nothing(monkeypatch):
 
 def test_a_vocabulary_of_one_word():
     x, things, words, shown = world()
-    found = name_units(things[:4], shown.where(shown < 4, -1), x, words[:1])
+    found = name_units(things[:4], [(shown.where(shown < 4, -1), x)], words[:1])
     assert found.cosine.shape == (4, 1)
     assert not found.named.any()  # nothing to compare it with
     assert found.margin.tolist() == [0.0] * 4
