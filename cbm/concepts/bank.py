@@ -19,6 +19,8 @@ from cbm.files.tensors import read_tensors, write_tensors
 
 OWNERS = "owners"
 """Key of the provenance that says who chose the owners, if the source of the concepts does not name them."""
+EMBEDDED_AS = "embedded_as"
+"""Key of the provenance that holds the text a concept had when its embedding was written, if it was renamed since."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ class ConceptBank:
         }
         write_atomically(folder / "bank.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
         if self.embeddings is not None:
-            about = {"texts": _fingerprint(self.texts)}
+            about = {"texts": _fingerprint([c.provenance.get(EMBEDDED_AS, c.text) for c in self.concepts])}
             write_tensors(folder / "embeddings.safetensors", {"embeddings": self.embeddings}, about)
 
 
@@ -219,7 +221,8 @@ def load_bank(path: Path) -> ConceptBank:
     )
     beside = file.parent / "embeddings.safetensors"
     if file.name == "bank.json" and beside.is_file():
-        bank = replace(bank, embeddings=_embeddings(beside, bank, [entry["text"] for entry in content["concepts"]]))
+        written = [_as_embedded(entry) for entry in content["concepts"]]
+        bank = replace(bank, embeddings=_embeddings(beside, bank, written))
     return bank
 
 
@@ -261,6 +264,12 @@ def _embeddings(file: Path, bank: ConceptBank, texts: list[str]) -> Tensor:
             f"'{file}' is of other phrases than the bank beside it: remove it, and the phrases are encoded again"
         )
     return embeddings
+
+
+def _as_embedded(entry: dict[str, Any]) -> str:
+    """The text of a concept when its embedding was written."""
+    former = (entry.get("provenance") or {}).get(EMBEDDED_AS)
+    return former if isinstance(former, str) else entry["text"]
 
 
 def _fingerprint(texts: list[str]) -> str:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
-from cbm.layers import ConceptBottleneck, SparseCode
+from cbm.layers import Coded, ConceptBottleneck, SparseCode
 
 
 @torch.no_grad()
@@ -62,8 +62,8 @@ def said_share(model: ConceptBottleneck, x: Tensor) -> Tensor:
     Raises:
         TypeError: the model has no sparse code.
     """
-    if not isinstance(model.activation, SparseCode):
+    if not isinstance(layer := model.activation, Coded):
         raise TypeError("the model has no sparse code")
-    away = x.float() - model.activation.mean
-    said = model.activation.code(x, model.concepts).reconstruct(model.concepts)
+    away = x.float() - layer.mean
+    said = layer.code(x, model.concepts).reconstruct(layer.parts(model.concepts))
     return cosine_similarity(away, said).clamp(min=0).square()
