@@ -178,8 +178,8 @@ class ConceptBank:
         rest = self.take(k for k, reason in enumerate(reasons) if reason is None)
         return replace(rest, concepts=tuple(kept), dropped=self.dropped + tuple(dropped))
 
-    def save(self, folder: Path) -> None:
-        """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``."""
+    def to_json(self) -> bytes:
+        """Contents of ``bank.json``."""
         content = {
             "name": self.name,
             "source": self.source,
@@ -187,7 +187,11 @@ class ConceptBank:
             "concepts": [asdict(concept) for concept in self.concepts],
             "dropped": [asdict(dropped) for dropped in self.dropped],
         }
-        write_atomically(folder / "bank.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+        return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+    def save(self, folder: Path) -> None:
+        """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``."""
+        write_atomically(folder / "bank.json", self.to_json())
         if self.embeddings is not None:
             about = {"texts": _fingerprint([c.provenance.get(EMBEDDED_AS, c.text) for c in self.concepts])}
             write_tensors(folder / "embeddings.safetensors", {"embeddings": self.embeddings}, about)

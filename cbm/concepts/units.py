@@ -40,7 +40,7 @@ class Unit:
         number: its number in the dictionary.
         word: the word that passed the test, or None.
         words: the nearest words with their cosines, the nearest first.
-        auroc: how well the nearest word tells on which validation pictures the unit fires; None where it was not tested.
+        auroc: how well the nearest word tells on which validation pictures it fires; None where it was not tested.
         p: share of random words that tell it as well; None where it was not tested.
         why: reason why it has no name; empty if it has one.
         firing: share of the training pictures on which it fires, or None.
@@ -87,7 +87,8 @@ class Unit:
 def unit_of(concept: Concept) -> Unit | None:
     """The unit that a concept is; None if it is none. What a damaged file says in another form is left out.
 
-    >>> unit_of(Concept("unnamed 0003", provenance={"unit": {"number": 3, "words": [{"text": "red", "cosine": 0.2}]}})).words
+    >>> said = {"number": 3, "words": [{"text": "red", "cosine": 0.2}]}
+    >>> unit_of(Concept("unnamed 0003", provenance={"unit": said})).words
     (('red', 0.2),)
     """
     said = concept.provenance.get("unit")

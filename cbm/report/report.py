@@ -55,9 +55,9 @@ from cbm.report.people import answers_as_evidence
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
 from cbm.report.thumbnails import Thumbnail, thumbnail
+from cbm.report.units import describe_units, part_name
 from cbm.report.verdict import verdict
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
-from cbm.report.units import describe_units, part_name
 from cbm.report.wording import clip
 
 log = logging.getLogger(__name__)
@@ -186,9 +186,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "n_grounded": len(grounded),
         "told": told_rows(metrics),
         "energies": bank and result.energies and describe_energies(result.energies, bank, classes, accuracies),
-        "units": bottleneck
-        and bank
-        and describe_units(bottleneck, bank, data, dataset, metrics, cfg.method.get("k")),
+        "units": bottleneck and bank and describe_units(bottleneck, bank, data, dataset, metrics, cfg.method.get("k")),
         "bank": bank,
         "bank_source": bank and without_paths(bank.source),
         "dropped": [] if bank is None else dropped_groups(bank),

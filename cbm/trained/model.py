@@ -215,7 +215,7 @@ class TrainedModel:
         if not isinstance(kept, dict) or not all(isinstance(cut, int | float) for cut in kept.values()):
             raise UserError(f"'{self.path / 'about.json'}' is damaged: 'cut_points' is not names and numbers")
         names = {} if self.bank is None else former_names(self.bank)
-        return {names.get(text, text): float(cut) for text, cut in kept.items()}
+        return {names.get(str(text), str(text)): float(cut) for text, cut in kept.items()}
 
     def card(self, dataset: str | DictConfig | None = None, root: str | Path | None = None) -> DictConfig:
         """A data set card with its settings.

@@ -117,7 +117,6 @@ class PortableModel(nn.Module):
         read = torch.arange(self.top_k, device=x.device) < self.kept
         return logits, torch.where(read, torch.ones_like(values) if self.one_hot else values, 0.0), indices
 
-
     def _firing(self, scores: Tensor, columns: Tensor | None = None) -> Tensor:
         """Scores of units, with 0 where they do not fire; scores of other concepts as they are."""
         if self.threshold is None:
