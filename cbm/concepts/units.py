@@ -126,7 +126,7 @@ def units_of(bank: ConceptBank | None) -> list[Unit] | None:
 def former_names(bank: ConceptBank) -> dict[str, str]:
     """Names that units had before, with those that they have now."""
     texts = set(bank.texts)
-    found = {}
+    found: dict[str, str] = {}
     for concept in bank.concepts:
         unit = unit_of(concept)
         found |= {} if unit is None else {old: concept.text for old in unit.former if old not in texts}

@@ -106,8 +106,7 @@ class PortableModel(nn.Module):
             values = torch.ones_like(values) if self.one_hot else self._firing(values, columns)
             logits = logits + (values[:, :, None] * self.weights[columns]).sum(dim=1)
         elif self.weights is not None:
-            scores = self._firing(scores)
-            logits = logits + POINTWISE[self.function](scores) @ self.weights
+            logits = logits + POINTWISE[self.function](self._firing(scores)) @ self.weights
         if self.top_k is None:
             return logits
         values, indices = scores.topk(self.top_k, dim=1)
