@@ -135,7 +135,7 @@ def _propose(
     show(table, None, as_json)
     taken = sum(each.taken is not None for each in found)
     asked = len({each.unit for each in found})
-    said = f"{endpoint.model}: {len(found)} proposals for {asked} units, {taken} units have a new name"
+    said = f"{endpoint.model}: {len(found)} proposals; of {asked} units, {taken} got a new name"
     out.print(said, highlight=False, markup=False)
     if taken:
         out.print(f"report.html has the old names until: python -m cbm report {run}", highlight=False, markup=False)

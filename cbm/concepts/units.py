@@ -50,6 +50,7 @@ class Unit:
         named_by: ``person`` or ``model`` if one of them has named it, else None.
         proposed: name of the model that proposed its name, the name's AUROC and p; empty without.
         former: names that it had before, the first one first.
+        taken_back: names that it was given and that were taken back.
     """
 
     number: int
@@ -65,6 +66,7 @@ class Unit:
     named_by: str | None = None
     proposed: Mapping[str, Any] | None = None
     former: tuple[str, ...] = ()
+    taken_back: tuple[str, ...] = ()
 
     @property
     def named(self) -> bool:
@@ -113,6 +115,7 @@ def unit_of(concept: Concept) -> Unit | None:
         named_by=said["named_by"] if said.get("named_by") in (PERSON, MODEL) else None,
         proposed=said["proposed"] if isinstance(said.get("proposed"), dict) else None,
         former=tuple(entry["text"] for entry in _former(said)),
+        taken_back=tuple(filter(_text, _list(said.get("taken_back")))),
     )
 
 
@@ -124,13 +127,15 @@ def units_of(bank: ConceptBank | None) -> list[Unit] | None:
 
 
 def former_names(bank: ConceptBank) -> dict[str, str]:
-    """Names that units had before, with those that they have now."""
-    texts = set(bank.texts)
+    """Names that units had before, and some that were taken back, with those that they have now. A name that some unit
+    has now is that unit's."""
     found: dict[str, str] = {}
-    for concept in bank.concepts:
-        unit = unit_of(concept)
-        found |= {} if unit is None else {old: concept.text for old in unit.former if old not in texts}
-    return found
+    units = [(concept.text, unit) for concept in bank.concepts if (unit := unit_of(concept)) is not None]
+    for text, unit in units:
+        found |= {old: text for old in unit.taken_back}
+    for text, unit in units:
+        found |= {old: text for old in unit.former}
+    return {old: text for old, text in found.items() if old not in set(bank.texts)} if found else {}
 
 
 def find_unit(bank: ConceptBank, text: str) -> int:
@@ -173,21 +178,25 @@ def rename_unit(
         raise UserError(f"unit '{name}' is called so already")
     if name in bank.texts:
         raise UserError(f"'{name}' is another unit's name: say what tells the two apart, or '{name} (2)'")
-    if (other := former_names(bank).get(name, concept.text)) != concept.text:
-        raise UserError(f"'{name}' was the name of the unit '{other}', and edits that say so mean that one: choose "
-                        "another")  # fmt: skip
+    for other in bank.concepts:
+        unit = unit_of(other)
+        if unit is not None and other is not concept and name in unit.former:
+            raise UserError(f"'{name}' was the name of the unit '{other.text}', and edits that say so mean that one: "
+                            "choose another")  # fmt: skip
     said = concept.provenance["unit"]
     before = {"text": concept.text, "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")}
     before |= {key: said[key] for key in ("named_by", "proposed") if key in said}
-    unit = {**{key: value for key, value in said.items() if key != "proposed"}, "named_by": by}
-    unit["former"] = [*_former(said), before]
+    changed = {**{key: value for key, value in said.items() if key != "proposed"}, "named_by": by}
+    changed["former"] = [*_former(said), before]
     if proposed is not None:
-        unit["proposed"] = dict(proposed)
-    return _with(bank, column, name, unit)
+        changed["proposed"] = dict(proposed)
+    return _with(bank, column, name, changed)
 
 
 def name_back(bank: ConceptBank, text: str | None = None) -> tuple[ConceptBank, str, str]:
     """The bank with the last new name of a unit taken back, the name that was taken back, and the one it has again.
+
+    Edits that say the name which was taken back mean the unit, until another one is called so.
 
     Args:
         bank: a bank of units.
@@ -214,6 +223,7 @@ def name_back(bank: ConceptBank, text: str | None = None) -> tuple[ConceptBank, 
         raise UserError(f"'{last['text']}' is another unit's name by now: name that one first")
     unit = {key: value for key, value in said.items() if key not in ("named_by", "proposed", "former")}
     unit |= {key: last[key] for key in ("named_by", "proposed") if key in last} | ({"former": rest} if rest else {})
+    unit["taken_back"] = list(dict.fromkeys([*_list(said.get("taken_back")), concept.text]))
     return _with(bank, column, last["text"], unit), concept.text, last["text"]
 
 

@@ -71,13 +71,19 @@ def test_names_change_and_come_back(bank: ConceptBank, tmp_path: Path):
     assert find_unit(three, "red wing") == 0
     back, was, now = name_back(three)
     assert (was, now) == ("crimson wing", "red wing")
-    assert through_a_file(back).concepts[0] == bank.concepts[0]
+    assert through_a_file(back).concepts[0].provenance["unit"].pop("taken_back") == ["crimson wing"]
+    assert back.texts[0] == bank.texts[0] and former_names(back)["crimson wing"] == "red wing"
     back, was, now = name_back(back, "dotted wing")
     assert (was, now, units_of(back)[1].named_by, units_of(back)[1].proposed) == (
         "dotted wing", "spotted wing", "person", None,
     )  # fmt: skip
     back, *_ = name_back(back)
-    assert through_a_file(back).concepts == bank.concepts
+    assert through_a_file(back).texts == bank.texts
+    assert former_names(back) == {"crimson wing": "red wing", "dotted wing": "unnamed 0003",
+                                  "spotted wing": "unnamed 0003"}  # fmt: skip
+    again = through_a_file(rename_unit(back, "unnamed 0007", "spotted wing"))  # it was taken back, and is free
+    assert find_unit(again, "spotted wing") == 2
+    assert former_names(again)["dotted wing"] == "unnamed 0003"
     assert (tmp_path / "embeddings.safetensors").read_bytes() == written
     three.save(tmp_path / "new")
     assert load_bank(tmp_path / "new").texts == three.texts
