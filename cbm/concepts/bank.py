@@ -90,6 +90,11 @@ class ConceptBank:
         """The K phrases."""
         return [concept.text for concept in self.concepts]
 
+    @property
+    def phrases(self) -> list[str]:
+        """What the K concepts say: their texts, without the number of a unit whose word others have too ("dog (2)")."""
+        return [(concept.provenance.get("unit") or {}).get("word") or concept.text for concept in self.concepts]
+
     def directions(self) -> Tensor:
         """The embeddings ``[K, D]``.
 

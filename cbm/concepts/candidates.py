@@ -225,6 +225,6 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder | None
     owners = torch.zeros(len(data.classes), len(bank), dtype=torch.bool)
     if data.train.concepts is not None:
         shown: Tensor = majority_owners(data.train.concepts, data.train.y, len(data.classes))
-        for k, column in match_concepts(bank.texts, data.concept_names):
+        for k, column in match_concepts(bank.phrases, data.concept_names):
             owners[:, k] = shown[:, column]
     return bank.owned_by(owners, data.classes)

@@ -1,7 +1,7 @@
 """Encoded splits, ready to learn from: features, labels and concept labels in memory or mapped from disk."""
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -13,6 +13,9 @@ from cbm.errors import UserError
 from cbm.files.console import warn_once
 from cbm.files.names import quoted
 from cbm.kernels import class_sums
+
+if TYPE_CHECKING:
+    from cbm.data.crops import CropFeatures
 
 
 @dataclass
@@ -146,7 +149,7 @@ class FeatureData:
     class_embeddings: Tensor | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
     group_names: dict[str, list[str]] = field(default_factory=dict)
-    crops: "Any" = None
+    crops: "CropFeatures | None" = None
 
     def __post_init__(self):
         for name, split in self.teacher.splits.items() if self.teacher else ():

@@ -4,6 +4,7 @@ Arrays are mapped from disk where the format allows it, and read when they are a
 file is executed: no pickle, no objects.
 """
 
+import io
 import logging
 import re
 import zipfile
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files.parsing import read_json, read_table, read_text
+from cbm.files.parsing import parse_json, read_json, read_table, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,6 +28,8 @@ ARRAYS = (".npy", ".npz", ".safetensors", ".pt", ".pth", ".parquet")
 """Files of arrays."""
 BESIDE = (".csv", ".tsv", ".txt", ".json")
 """Tables and lists that lie beside arrays in a folder: columns of a table, one name per line, a list of names."""
+LINE = 1 << 20
+"""Bytes of a line of JSON that may stand before the content of a file, at most."""
 FLOATS = "f"
 """Kind of an array of floating-point numbers (``numpy.dtype.kind``)."""
 
@@ -291,18 +294,39 @@ def _list_of_names(file: Path, name: str, value: Any) -> dict[str, Stored]:
     return {name: _stored(file, name, lambda: array, array.shape, array.dtype)}
 
 
+class HoldsObjects(UserError):
+    """A file of PyTorch that cannot be read without running what it says."""
+
+
+def leading_json(file: Path) -> Any:
+    """The line of JSON that stands before the content of some files of PyTorch (saev's); None if there is none.
+
+    Raises:
+        UserError: it is cut off or no JSON.
+    """
+    with file.open("rb") as content:
+        line = content.readline(LINE) if content.read(1) == b"{" and content.seek(0) == 0 else b""
+    return parse_json(line.decode("utf-8", errors="replace"), f"'{file}', its first line") if line else None
+
+
 def _torch(file: Path) -> dict[str, Stored]:
     import pickle
 
     import torch
 
     try:
-        try:
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
-        except RuntimeError:  # a file of before torch 1.6 cannot be mapped
-            content = torch.load(file, map_location="cpu", weights_only=True)
+        if leading_json(file) is not None:
+            with file.open("rb") as whole:
+                whole.readline(LINE)
+                behind = io.BytesIO(whole.read())
+            content = torch.load(behind, map_location="cpu", weights_only=True)
+        else:
+            try:
+                content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+            except RuntimeError:  # a file of before torch 1.6 cannot be mapped
+                content = torch.load(file, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise UserError(
+        raise HoldsObjects(
             f"'{file}' holds Python objects, which are not loaded (they could do anything): save a dict of tensors and "
             "lists of names, torch.save({'features': x, 'labels': y, 'classes': names}, FILE)"
         ) from error

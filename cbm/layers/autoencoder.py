@@ -21,6 +21,8 @@ The gates, by ``kind``:
 The penalty of the last two is steered so that k units fire on average: all kinds aim at the same k.
 """
 
+from collections.abc import Iterable, Iterator
+
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import embedding_bag, normalize
@@ -66,6 +68,8 @@ class Autoencoder(nn.Module):
     silent: Tensor
     threshold: Tensor
     penalty: Tensor
+    centres: Tensor
+    nearest: Tensor
 
     def __init__(self, decoder: Tensor, count: int, k: int, kind: str, mean: Tensor, scale: float):
         super().__init__()
@@ -142,16 +146,27 @@ class Autoencoder(nn.Module):
             threshold = self.threshold.clamp(min=0) / scale
         k = self.k if self.kind in FIXED else 0
         mean = self.mean + self.bias / scale
-        parts = (offset, mean, torch.zeros_like(offset), self.atoms())
-        return UnitCode(*(part.detach() for part in parts), k, threshold.detach())
+        typical, atoms = torch.zeros_like(offset), self.atoms().detach()
+        return UnitCode(offset.detach(), mean.detach(), typical, atoms, k, threshold.detach())
 
 
-class Dictionaries(nn.ModuleList):
-    """Dictionaries that are trained side by side from different starts, to see which of their units are found again."""
+class Dictionaries(nn.Module):
+    """Dictionaries that are trained side by side from different starts, to see which of their units are found again.
+
+    Args:
+        each: the dictionaries; the first is the one that is used.
+    """
+
+    def __init__(self, each: Iterable[Autoencoder]):
+        super().__init__()
+        self.each = nn.ModuleList(each)
+
+    def __iter__(self) -> Iterator[Autoencoder]:
+        return iter(self.each)  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:
         """What the first dictionary makes of features ``[N, D]``: their reconstructions."""
-        first = self[0]
+        first = next(iter(self))
         values, units = first.strongest(first.away(x))
         said = embedding_bag(units, first.atoms(), per_sample_weights=values, mode="sum") + first.bias
         return first.mean + said / first.scale

@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import normalize
+from torch.nn.functional import normalize, pad
 
 from cbm.kernels import concept_scores, topk_concepts, topk_gate
 from cbm.layers.activations import Activation
@@ -199,13 +199,10 @@ class UnitCode(Coded):
             _firing(concept_scores(part, concepts) - self.offset, self.threshold)
             for part in x.split(max(1, SCORES_AT_ONCE // len(concepts)))
         ]
-        longest = max((len(values[0]) for values, _ in found if len(values)), default=0)
-        values, columns = (
-            torch.cat([torch.nn.functional.pad(each[i], (0, longest - each[i].shape[1]), value=(0.0, -1)[i])
-                       for each in found]) if found else x.new_zeros(0, 0)
-            for i in (0, 1)
-        )  # fmt: skip
-        return Codes(values, columns.long(), unknown, unknown, passes=1)
+        longest = max(values.shape[1] for values, _ in found)
+        values = torch.cat([pad(values, (0, longest - values.shape[1])) for values, _ in found])
+        columns = torch.cat([pad(columns, (0, longest - columns.shape[1]), value=-1) for _, columns in found])
+        return Codes(values, columns, unknown, unknown, passes=1)
 
     def take(self, columns: Tensor) -> "UnitCode":
         """The units at ``columns`` alone; with ``k``, the k strongest of these."""

@@ -6,15 +6,17 @@
     + penalty * sum_k h_k                        relu
     + penalty * (number of units that fire)      jumprelu
 
-The rest is not differentiated, and the weights of dead units are not cut off at 0: a unit that is below it would get no
-gradient. ``matryoshka`` takes the mean of the first term over the first K / 16, K / 8, ..., K units.
+The rest is not differentiated. The dead units' weights are taken without their offsets and are not cut off at 0, and
+offsets below 0 are drawn up to it: a unit that lies below the others would get no gradient, or learn to explain by a
+negative weight that it never has. ``matryoshka`` takes the mean of the first term over the first K / 16, K / 8, ..., K
+units.
 """
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import embedding_bag
 
 AUX_WEIGHT = 1 / 32
@@ -34,9 +36,9 @@ class InTraining(Protocol):
     kind: str
     k: int
     training: bool
-    encoder: Tensor
-    offset: Tensor
-    bias: Tensor
+    encoder: nn.Parameter
+    offset: nn.Parameter
+    bias: nn.Parameter
     silent: Tensor
     threshold: Tensor
     penalty: Tensor
@@ -44,11 +46,25 @@ class InTraining(Protocol):
     replacement: tuple[Tensor, Tensor] | None
 
     def __len__(self) -> int: ...
-    def atoms(self) -> Tensor: ...
-    def away(self, x: Tensor) -> Tensor: ...
-    def scores(self, away: Tensor) -> Tensor: ...
-    def strongest(self, away: Tensor) -> tuple[Tensor, Tensor]: ...
-    def fixed(self) -> Tensor: ...
+    def atoms(self) -> Tensor:
+        """The atoms ``[K, D]``."""
+        ...
+
+    def away(self, x: Tensor) -> Tensor:
+        """Pictures from the mean."""
+        ...
+
+    def scores(self, away: Tensor) -> Tensor:
+        """Weights before the gate."""
+        ...
+
+    def strongest(self, away: Tensor) -> tuple[Tensor, Tensor]:
+        """The k largest positive weights and their units."""
+        ...
+
+    def fixed(self) -> Tensor:
+        """Learned thresholds ``[K]``."""
+        ...
 
 
 class Jump(torch.autograd.Function):
@@ -56,13 +72,15 @@ class Jump(torch.autograd.Function):
     Rajamanoharan et al., 2024, eq. 11 and 12: a rectangular window of width ``BANDWIDTH``."""
 
     @staticmethod
-    def forward(ctx, h, threshold):
+    def forward(ctx: Any, h: Tensor, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """Weights ``[B, K]`` and thresholds ``[K]`` to weights and counts ``[B, K]``."""
         ctx.save_for_backward(h, threshold)
         above = h > threshold
         return h.where(above, 0.0), above.to(h.dtype)
 
     @staticmethod
-    def backward(ctx, of_value, of_count):
+    def backward(ctx: Any, of_value: Tensor, of_count: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients of weights and thresholds."""
         h, threshold = ctx.saved_tensors
         window = ((h - threshold).abs() < BANDWIDTH / 2).to(h.dtype) / BANDWIDTH
         of_threshold = -(threshold * window * of_value + window * of_count).sum(dim=0)
@@ -91,11 +109,21 @@ def autoencoder_loss(model: InTraining, x: Tensor, *, dead_after: int, aux: int 
 
 
 def reconstruction_error(model: InTraining, x: Tensor) -> Tensor:
-    """Mean squared error of a batch ``[B, D]`` from the k strongest units of every picture: the same for all kinds, and
-    comparable while the number of units that fire changes."""
+    """Mean squared error of a batch ``[B, D]`` from the k strongest units of every picture: the same for all kinds."""
     away = model.away(x)
     values, units = model.strongest(away)
     return _squared(away - _decode(model.atoms(), values, units) - model.bias)
+
+
+def validation_error(model: InTraining, x: Tensor) -> Tensor:
+    """``reconstruction_error``, and how far more units than k fire on average, from a tenth more on, as a share of k:
+    while the penalty is steered, a dictionary that explains more by more units is no better."""
+    error = reconstruction_error(model, x)
+    if not model.steered:
+        return error
+    scores = model.scores(model.away(x))
+    count = (scores > (model.fixed() if model.kind == "jumprelu" else 0.0)).sum() / len(x)
+    return error + (count / model.k - 1.1).clamp(min=0)
 
 
 def _squared(rest: Tensor) -> Tensor:
@@ -184,10 +212,10 @@ def _count_silence(model: InTraining, fired: Tensor, pictures: int) -> None:
 
 
 def _auxiliary(model: InTraining, away: Tensor, rest: Tensor, dead: Tensor, most: int) -> Tensor:
-    """How much of the rest the dead units do not explain either."""
-    scores = (away - model.bias) @ model.encoder[dead].T + model.offset[dead]
+    """How much of the rest the dead units do not explain either, and how far their offsets are below 0."""
+    scores = (away - model.bias) @ model.encoder[dead].T
     values, places = scores.topk(min(most, len(dead)), dim=1)
-    return _squared(rest - _decode(model.atoms(), values, dead[places]))
+    return _squared(rest - _decode(model.atoms(), values, dead[places])) - model.offset[dead].clamp(max=0).sum()
 
 
 @torch.no_grad()

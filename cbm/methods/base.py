@@ -50,6 +50,7 @@ class Method:
         trains: whether the model needs training by Lightning after ``build``.
         uses_teacher: whether another text-image model may score the concepts (``data.teacher``).
         facts: numbers about the fit, written to ``metrics.json`` as ``method/NAME``.
+        reads_crops: whether ``build`` needs ``data.crops``.
         reads_class_names: whether ``build`` needs ``data.class_embeddings``.
         reads_owners: whether the fit depends on which class owns which concept. One that does not gives the same model
             whatever the names of its directions, so shuffled names are no control of it.
@@ -59,6 +60,7 @@ class Method:
     concepts_from: ClassVar[Literal["bank", "labels", "class_names", "features"] | None] = "bank"
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
+    reads_crops: bool = False
     reads_class_names: bool = False
     reads_owners: bool = False
 

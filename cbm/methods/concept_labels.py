@@ -50,7 +50,7 @@ def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperatur
             space.
     """
     one_of("method.labels", labels, LABELS)
-    matches = match_concepts(bank.texts, data.concept_names) if data.train.concepts is not None else []
+    matches = match_concepts(bank.phrases, data.concept_names) if data.train.concepts is not None else []
     if labels == "truth" and not matches:
         known = f"its columns are {', '.join(data.concept_names[:5])}, ..." if data.concept_names else "it has none"
         raise UserError(

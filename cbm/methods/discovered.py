@@ -24,23 +24,24 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import normalize
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, FeatureSplit, mean_feature
 from cbm.errors import UserError
+from cbm.files.dictionaries import Dictionary, read_dictionary, write_dictionary
 from cbm.kernels import topk_concepts
 from cbm.layers import ConceptBottleneck, SparseCode, UnitCode
 from cbm.layers.autoencoder import KINDS, Autoencoder, Dictionaries
-from cbm.losses.autoencoder import autoencoder_loss, reconstruction_error, replace_dead
+from cbm.losses.autoencoder import autoencoder_loss, replace_dead, validation_error
 from cbm.methods.base import Built, Method, one_of, register_method
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head, solve_sparse_head
 from cbm.methods.unit_bank import Naming, NamingConfig, unit_bank
 from cbm.metrics.dictionaries import like_pictures, match_dictionaries
 from cbm.metrics.reader import centre
 from cbm.metrics.unit_names import UnitNames
-from cbm.solvers import Codes, SparseScores
+from cbm.solvers import Codes, SparseScores, medoids, semi_nmf, spherical_kmeans
 from cbm.solvers.dictionary_adam import DictionaryAdam
 
 log = logging.getLogger(__name__)
@@ -48,12 +49,14 @@ log = logging.getLogger(__name__)
 CLUSTERS = ("kmeans", "crops", "semi_nmf")
 DICTIONARIES = (*KINDS, *CLUSTERS, "random")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".npz", ".npy")
-STEPS = (3_000, 100_000)
+STEPS = (1_500, 100_000)
 """Fewest and most training steps, if ``passes`` is not said."""
 PASSES = 50
 WARMUP = 500
 ROWS = 20_000
 """Training pictures that semi-NMF and the covariance are taken from, at most."""
+SCALES = (1.0, 2.0, 5.0, 10.0, 20.0, 28.0, 50.0)
+"""Lengths of features at which a file's dictionary is tried that does not say its own."""
 RELEASED_LENGTH = 10.0
 """Length of the released code's features, which are raw outputs of CLIP (about 10); ours have length 1."""
 RELEASED_PENALTY, RELEASED_PASSES, RELEASED_LR = 3e-5, 200, 5e-4
@@ -74,7 +77,7 @@ class DiscoveredConfig:
     encode: str = "encoder"
     """encoder: as the dictionary itself encodes images (clusters: cosines) | code: sparse codes over its atoms"""
     passes: int | None = None
-    """Passes over the training images; null: 50, with 3,000 to 100,000 steps"""
+    """Passes over the training images; null: 50, with 1,500 to 100,000 steps"""
     batch_size: int = 4096
     """Images per step, at most an eighth of them"""
     lr: float | None = None
@@ -102,19 +105,30 @@ class DiscoveredConfig:
     """Units per class at which the path of the head ends"""
 
 
-@dataclass(frozen=True)
-class Found:
+class Found(nn.Module):
     """A dictionary of the training images, before it has names and a head.
 
-    Attributes:
+    Args:
         directions: directions ``[K, D]`` that scores are taken with.
-        atoms: atoms ``[K, D]`` of length 1.
+        atoms: atoms ``[K, D]``.
         layer: what makes codes of scores; None if the head reads the scores.
+        crops: the part of a picture (its name and its box) that each unit is the centre of, if they are parts.
     """
 
     directions: Tensor
     atoms: Tensor
-    layer: UnitCode | SparseCode | None
+
+    def __init__(
+        self,
+        directions: Tensor,
+        atoms: Tensor,
+        layer: UnitCode | SparseCode | None,
+        crops: list[tuple[str, list[float]]] | None = None,
+    ):
+        super().__init__()
+        self.register_buffer("directions", directions)
+        self.register_buffer("atoms", atoms)
+        self.layer, self.crops = layer, crops
 
     def take(self, columns: Tensor) -> "Found":
         """The units at ``columns``."""
@@ -182,13 +196,17 @@ class Discovered(Method):
         self.seeds: list[Tensor] = []
         """Atoms of the other dictionaries, which only measure stability."""
         self.mean = torch.zeros(0)
+        self.found: Found | None = None
+        self.is_control = False
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
         """The same head on random directions with the pictures' covariance: what the search for units is worth."""
         control = replace(
             self.config, dictionary="random", fidelity="repaired", size=len(used), seeds=1, encode="encoder"
         )
-        return Discovered(control), candidates
+        method = Discovered(control)
+        method.is_control = True
+        return method, candidates
 
     # ------------------------------------------------------------------------------------------------ the dictionary
 
@@ -249,8 +267,6 @@ class Discovered(Method):
         """Atoms at the start, or centres that atoms are mixed of."""
         generator = torch.Generator().manual_seed(seed)
         if self.config.dictionary == "archetypal":
-            from cbm.solvers.spherical_kmeans import spherical_kmeans
-
             away = centre(_some(x, max(ROWS, 8 * size), seed).float(), mean)
             centres = spherical_kmeans(away, min(4 * size, len(away)), seed=seed)[0]
             return centres[torch.randperm(len(centres), generator=generator)]
@@ -264,26 +280,59 @@ class Discovered(Method):
         """A dictionary that needs no training."""
         x, mean = data.train.x, self.mean
         if self.file is not None:
-            return self._imported(data)
-        kind = self.config.dictionary
+            return self._imported(self.file, data)
+        kind, shown = self.config.dictionary, None
         if kind == "random":
             return random_units(data, size, self.k, seed)
         if kind == "semi_nmf":
-            from cbm.solvers.semi_nmf import semi_nmf
-
-            atoms = semi_nmf(centre(_some(x, ROWS, seed).float(), mean), size, seed=seed)
+            atoms = semi_nmf(centre(_some(x, ROWS, seed).float(), mean), size, seed=seed)[0]
+        elif kind == "kmeans":
+            atoms = spherical_kmeans(centre(x.float(), mean), size, seed=seed)[0]
         else:
-            from cbm.solvers.spherical_kmeans import spherical_kmeans
-
-            parts = x
-            if kind == "crops":
-                if data.crops is None:
-                    raise UserError("method.dictionary=crops needs the training images themselves: features that were "
-                                    "made elsewhere have none; choose kmeans")  # fmt: skip
-                parts = data.crops.x
-            atoms = spherical_kmeans(centre(parts.float(), mean), size, seed=seed)[0]
+            atoms, shown = crop_centres(data, size, seed)
         layer = _matching_pursuit(len(atoms), mean, self.k) if self.config.encode == "code" else None
-        return Found(atoms, atoms, layer)
+        return Found(atoms, atoms, layer, shown)
+
+    def _imported(self, file: Path, data: FeatureData) -> Found:
+        """The dictionary of a file, as units of our features."""
+        given = read_dictionary(file, data.dim)
+        k = self.config.k or given.k or 0
+        if given.encoder is None:
+            atoms = normalize(given.atoms.float(), dim=1)
+            mean = given.mean if bool(given.mean.any()) else self.mean
+            if self.config.encode == "code":
+                return Found(atoms, atoms, _matching_pursuit(len(atoms), mean, self.k))
+            return _strongest_scores(atoms, mean, self.k, data.train.x)
+        few = _some(data.train.x, 2000, 0).float()
+        scales = SCALES if given.scale is None else (given.scale,)
+        made = [_units_of(given, scale, k) for scale in scales]
+        fits = [_explained(found, few) for found in made]
+        best = max(range(len(made)), key=lambda i: fits[i])
+        log.info("'%s': %d units (%s) explain %.0f %% of what the training images differ in%s",
+                 self.file, len(given), given.source, 100 * fits[best],
+                 "" if given.scale is not None else f", at {scales[best]:g} times their length of 1 (the file does not "
+                 "say at which)")  # fmt: skip
+        if fits[best] < 0.1:
+            log.warning("'%s': its units say nearly nothing of these images: it was made of other features (another "
+                        "encoder, layer, or patches instead of whole images)", self.file)  # fmt: skip
+        return made[best]
+
+    def leave(self, folder: Path) -> None:
+        """Write ``dictionary.safetensors``, all units with their encoder, and the other dictionaries' atoms under
+        ``seeds/``."""
+        if self.found is None:
+            return
+        source, layer = f"cbm, method.dictionary={self.config.dictionary}", self.found.layer
+        atoms, mean = self.found.atoms, self.mean
+        whole = Dictionary(atoms, mean, source=source)
+        if isinstance(layer, UnitCode):
+            whole = Dictionary(
+                layer.atoms, layer.mean, self.found.directions, -layer.offset, layer.threshold,
+                int(layer.k) or None, scale=1.0, subtracts=False, source=source,
+            )  # fmt: skip
+        write_dictionary(folder / "dictionary.safetensors", whole)
+        for number, other in enumerate(self.seeds, start=1):
+            write_dictionary(folder / "seeds" / f"{number}.safetensors", Dictionary(other, mean, source=source))
 
     def loss(self, model: Dictionaries, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
         """The mean loss of the dictionaries; arguments as for ``Method.loss``."""
@@ -300,8 +349,8 @@ class Discovered(Method):
         """Reconstruction error of the dictionaries from the k strongest units; arguments as for ``Method.loss``."""
         with torch.no_grad():
             parts = x.split(8192)
-            errors = [sum(reconstruction_error(each, part) for each in model) * len(part) for part in parts]
-        return torch.stack(errors).sum() / len(x), None
+            errors = [float(validation_error(each, part)) * len(part) for part in parts for each in model]
+        return torch.tensor(sum(errors) / len(x)), None
 
     def optimizer(self, model: Dictionaries) -> torch.optim.Optimizer:
         """Adam that keeps atoms at length 1."""
@@ -317,14 +366,15 @@ class Discovered(Method):
         Raises:
             UserError: no unit fires, or all are left out.
         """
-        found = built.model
+        found: Found | Dictionaries = built.model
         if isinstance(found, Dictionaries):
-            first: Autoencoder = found[0]
-            self.seeds = [each.atoms().detach() for each in found[1:]]
+            first, *others = found
+            self.seeds = [each.atoms().detach() for each in others]
             found = Found(first.encoder.detach(), first.atoms().detach(), first.code())
             if self.config.encode == "code":
                 layer = _matching_pursuit(len(first), self.mean, self.k)
                 found = Found(found.atoms, found.atoms, layer)
+        self.found = found
         fires = self._codes(found, data.train)
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(found.atoms)) > 0
         if not bool(lives.any()):
@@ -341,7 +391,7 @@ class Discovered(Method):
             if not bool(keep.any()):
                 raise UserError("method.naming.unnamed=drop leaves no unit: none has a name")
         again = None if not self.seeds else match_dictionaries(found.atoms, self.seeds[0]).cosine
-        bank = unit_bank(found.atoms, keep, lives, names, built.bank, fires, again, data, self._source())
+        bank = unit_bank(found.atoms, keep, lives, names, built.bank, fires, again, data, self._source(), found.crops)
         model = self._with_head(found.take(keep.nonzero().flatten()), data)
         return model, bank
 
@@ -356,7 +406,7 @@ class Discovered(Method):
 
     def _names(self, found: Found, fires: Codes, data: FeatureData, vocabulary: ConceptBank | None) -> UnitNames | None:
         """The words of the units, and beside them those of random directions; None without a vocabulary."""
-        if vocabulary is None:
+        if vocabulary is None or self.is_control:
             return None
         naming = Naming(data, vocabulary, self.config.naming, centred=not self.released)
         names, facts = naming.name(found.atoms, fires, self._codes(found, data.val))
@@ -365,6 +415,11 @@ class Discovered(Method):
         null = random_units(data, min(len(found.atoms), 1024), self.k, data.seed + 1)
         random, of_random = naming.name(null.atoms, self._codes(null, data.train), self._codes(null, data.val))
         cosine = random.cosine[:, 0]
+        if self.config.naming.above_random:
+            names = replace(names, named=names.named & (names.cosine[:, 0] > cosine.quantile(0.95)))
+            facts["name_named"] = float(
+                (names.named & (names.firing > 0)).sum() / max(int((names.firing > 0).sum()), 1)
+            )
         self.facts |= facts
         self.facts |= {f"{key}_null": of_random[key] for key in ("name_cosine", "name_auroc", "name_named")}
         self.facts["name_cosine_null_q95"] = float(cosine.quantile(0.95))
@@ -389,6 +444,43 @@ class Discovered(Method):
         return ConceptBottleneck(found.directions, head, spread=spread, activation=found.layer)
 
 
+def crop_centres(data: FeatureData, size: int, seed: int) -> tuple[Tensor, list[tuple[str, list[float]]]]:
+    """Centres ``[K, D]`` of parts of the training images, and the part nearest to each: the concept's picture.
+
+    Raises:
+        UserError: there are no images.
+    """
+    if data.crops is None:
+        raise UserError("method.dictionary=crops needs the training images themselves, and features that were made "
+                        "elsewhere have none: choose kmeans")  # fmt: skip
+    parts = centre(data.crops.x.float(), mean_feature(data.crops.x))
+    centres, nearest, _ = spherical_kmeans(parts, min(size, len(parts) // 2), seed=seed)
+    rows = medoids(parts, centres, nearest)
+    centres, rows = centres[rows >= 0], rows[rows >= 0]
+    images = data.crops.crops.images
+    return centres, [(str(images.names[data.crops.image[row]]), data.crops.box[row].tolist()) for row in rows.tolist()]
+
+
+def _units_of(given: Dictionary, scale: float, k: int) -> Found:
+    """Units that read features of length 1 as a file's dictionary reads them at ``scale`` times that length."""
+    assert given.encoder is not None
+    bias = given.atoms.new_zeros(len(given)) if given.encoder_bias is None else given.encoder_bias
+    offset = -bias / scale
+    if given.subtracts:
+        offset = offset + given.encoder @ given.mean / scale
+    threshold = torch.zeros_like(offset) if given.threshold is None else given.threshold.clamp(min=0) / scale
+    zeros = torch.zeros_like(offset)
+    layer = UnitCode(offset, given.mean / scale, zeros, given.atoms, 0 if given.threshold is not None else k, threshold)
+    return Found(given.encoder, normalize(given.atoms, dim=1), layer)
+
+
+def _explained(found: Found, x: Tensor) -> float:
+    """Share of the variance of images that the units say."""
+    assert found.layer is not None
+    said = found.layer.mean + found.layer.code(x, found.directions).reconstruct(found.layer.parts(found.directions))
+    return 1 - float((x - said).square().sum() / (x - x.mean(dim=0)).square().sum())
+
+
 def nearest_units(x: Tensor, atoms: Tensor, mean: Tensor, k: int) -> Codes:
     """The k atoms ``[K, D]`` whose cosine with each image, seen from the mean, is largest."""
     values, columns = topk_concepts(x, atoms, min(k, len(atoms)), beta=-(atoms @ mean))
@@ -400,7 +492,16 @@ def random_units(data: FeatureData, count: int, k: int, seed: int) -> Found:
     """Directions drawn with the covariance of the training images, of which the k strongest fire."""
     x, mean = data.train.x, mean_feature(data.train.x)
     atoms = like_pictures(torch.cov(centre(_some(x, ROWS, 0).float(), mean).T), count, seed)
-    layer = UnitCode(atoms @ mean, mean, torch.zeros(count), atoms, min(k, count))
+    return _strongest_scores(atoms, mean, k, x)
+
+
+def _strongest_scores(atoms: Tensor, mean: Tensor, k: int, x: Tensor) -> Found:
+    """Atoms without an encoder: the k with the largest cosines fire, each so strongly that together they come as near
+    to the training images as one factor can bring them."""
+    layer = UnitCode(atoms @ mean, mean, torch.zeros(len(atoms)), atoms, min(k, len(atoms)))
+    away = _some(x, 2000, 0).float() - mean
+    said = layer.code(away + mean, atoms).reconstruct(atoms)
+    layer.atoms *= float((away * said).sum() / said.square().sum().clamp(min=1e-12))
     return Found(atoms, atoms, layer)
 
 

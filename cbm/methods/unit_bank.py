@@ -26,6 +26,8 @@ class NamingConfig:
     """Largest expected share of wrong names among the named"""
     min_auroc: float = 0.7
     """How well a name must tell on which validation images the unit fires"""
+    above_random: bool = False
+    """Whether a unit must also be nearer to its word than 95 % of random directions are to theirs"""
     unnamed: str = "keep"
     """keep | drop: what becomes of units that no word fits"""
     by: str = "atoms"
@@ -101,10 +103,13 @@ def unit_bank(
     again: Tensor | None,
     data: FeatureData,
     source: str,
+    crops: list[tuple[str, list[float]]] | None = None,
 ) -> ConceptBank:
     """The units that are kept as a bank: their atoms under their names, or as ``unnamed 0137``.
 
-    A unit belongs to the classes that its word was written for. A word that several units have is numbered from the second on ("dog (2)"), because the text of a concept is its key.
+    A unit belongs to the classes that its word was written for. A word that several units have is numbered from the
+    second on ("dog (2)"), because the text of a concept is its key.
+
     The provenance of every concept holds, under ``unit``: its number, word, the nearest words with their cosines, AUROC
     and p of the first, the share of the training images on which it fires, those on which it fires most strongly, and
     the cosine of the unit that it is assigned to in another dictionary.
@@ -119,37 +124,28 @@ def unit_bank(
         again: cosine ``[K]`` of the unit of another dictionary, or None.
         data: encoded splits.
         source: origin of the units.
+        crops: the part of a picture (its name and its box) that each unit is the centre of, if they are parts.
     """
-    texts = [] if vocabulary is None else vocabulary.texts
+    candidates = () if vocabulary is None else vocabulary.concepts
+    found: dict[int, Concept] = {}
+    if names is not None:
+        found = {k: candidates[int(names.words[k, 0])] for k in names.named.nonzero().flatten().tolist()}
+    numbers = keep.nonzero().flatten().tolist()
+    strength = torch.zeros(len(atoms)) if names is None else names.cosine[:, 0]
+    called = _call(sorted(numbers, key=lambda k: (-float(strength[k]), k)), found, {each.text for each in candidates})
     shown = top_pictures(fires.columns, fires.values, len(atoms), KEPT)
     count = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(atoms))
-    numbers = keep.nonzero().flatten().tolist()
-    order = numbers if names is None else sorted(numbers, key=lambda k: (-float(names.cosine[k, 0]), k))
-    called: dict[int, str] = {}
-    taken: dict[str, int] = {}
-    used = set(texts)
-    for k in order:
-        if not _is_named(k, names):
-            called[k] = f"unnamed {k:04d}"
-            continue
-        word = texts[int(names.words[k, 0])]
-        taken[word] = taken.get(word, 0) + 1
-        text = word if taken[word] == 1 else f"{word} ({taken[word]})"
-        while taken[word] > 1 and text in used:
-            taken[word] += 1
-            text = f"{word} ({taken[word]})"
-        called[k] = text
-        used.add(text)
     concepts = [
         Concept(
             called[k],
-            classes=vocabulary.concepts[int(names.words[k, 0])].classes if _is_named(k, names) else (),
+            classes=found[k].classes if k in found else (),
             provenance={
                 "unit": {
                     "number": k,
-                    **_said_of(k, names, texts),
+                    **_said_of(k, names, [each.text for each in candidates]),
                     "firing": round(int(count[k]) / len(data.train), 6),
                     "pictures": [str(data.train.names[row]) for row in shown[k]],
+                    **({} if crops is None else {"crop": {"image": crops[k][0], "box": crops[k][1]}}),
                     **({} if again is None or bool(again[k].isnan()) else {"again": round(float(again[k]), 4)}),
                 }
             },
@@ -170,8 +166,21 @@ def unit_bank(
     )
 
 
-def _is_named(k: int, names: UnitNames | None) -> bool:
-    return names is not None and bool(names.named[k])
+def _call(order: list[int], found: dict[int, Concept], words: set[str]) -> dict[int, str]:
+    """A text of its own for every unit: its word, its word with a number, or that it has none.
+
+    >>> _call([7, 2, 5], {7: Concept("dog"), 5: Concept("dog")}, {"dog", "dog (2)"})
+    {7: 'dog', 2: 'unnamed 0002', 5: 'dog (3)'}
+    """
+    called: dict[int, str] = {}
+    for k in order:
+        text = word = found[k].text if k in found else f"unnamed {k:04d}"
+        number = 1
+        while text in called.values() or (number > 1 and text in words):
+            number += 1
+            text = f"{word} ({number})"
+        called[k] = text
+    return called
 
 
 def _said_of(k: int, names: UnitNames | None, texts: list[str]) -> dict[str, object]:

@@ -12,7 +12,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.files.predictions import MOST, TOP, Predictions
-from cbm.kernels import class_logits, class_vectors, concept_scores
+from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, predict_logits
 from cbm.metrics.bootstrap import (
     Statistic,
@@ -27,7 +27,7 @@ from cbm.metrics.bootstrap import (
     share_interval,
 )
 from cbm.metrics.evaluate import truncated_logits
-from cbm.metrics.nec import SparseHead
+from cbm.metrics.nec import SparseHead, head_logits
 
 ROWS = 4096
 """Images of which probabilities are in memory at once."""
@@ -71,7 +71,7 @@ def decide(
         return Decisions(logits, split)
     others: dict[str, Tensor] = {}
     scores = truth = None
-    matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
+    matches = match_concepts(bank.phrases, data.concept_names) if split.concepts is not None else []
     columns = [column for column, _ in matches]
     if matches and split.concepts is not None:
         truth = split.concepts[:, [number for _, number in matches]]
@@ -79,8 +79,7 @@ def decide(
         others["accuracy_nec5"] = truncated_logits(model, split.x).argmax(dim=1)
         for head in heads:
             if head.target == 5:
-                vectors = class_vectors(model.concepts, head.weight, bias=head.bias)
-                others["accuracy_nec5_resolved"] = class_logits(split.x, *vectors).argmax(dim=1)
+                others["accuracy_nec5_resolved"] = head_logits(model, split.x, head).argmax(dim=1)
         scores = concept_scores(split.x, model.concepts[columns]) if matches else None
     elif isinstance(model, EnergyBottleneck) and matches:
         leaky = bool(model.class_weight)

@@ -10,7 +10,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.errors import UserError
-from cbm.kernels import class_logits, class_vectors, concept_scores
+from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits
 from cbm.metrics import (
     classification_metrics,
@@ -23,7 +23,7 @@ from cbm.metrics import (
 )
 from cbm.metrics.codes import code_metrics
 from cbm.metrics.concept_labels import best_threshold, cut_metrics
-from cbm.metrics.nec import SparseHead
+from cbm.metrics.nec import SparseHead, head_logits
 
 
 def truncated_logits(model: ConceptBottleneck, x: Tensor, count: int = 5) -> Tensor:
@@ -90,8 +90,7 @@ def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[S
     if heads:
         solved = {}
         for head in heads:
-            vectors = class_vectors(model.concepts, head.weight, bias=head.bias)
-            solved[head.target] = accuracy(class_logits(split.x, *vectors), split.y)
+            solved[head.target] = accuracy(head_logits(model, split.x, head), split.y)
         values["accuracy_nec_avg"] = sum(truncated[head.target] for head in heads) / len(heads)
         values |= {f"accuracy_nec{count}_resolved": value for count, value in solved.items()}
         values["accuracy_nec_avg_resolved"] = sum(solved.values()) / len(solved)
@@ -118,14 +117,14 @@ def alignment(model: ConceptBottleneck, bank: ConceptBank, x: Tensor) -> dict[st
 
     Without a learned layer every concept has the score of its own direction, and all three metrics are 1. No metric is
     returned if the bank does not hold its texts' directions in the space of the features (``label_free`` with another
-    text-image model as teacher).
+    text-image model as teacher), or its directions are named after they were found.
 
     Args:
         model: the bottleneck.
         bank: the concepts of its columns.
         x: unit-norm features ``[N, D]``.
     """
-    if any("projection" in concept.provenance for concept in bank.concepts):
+    if any("projection" in concept.provenance or "unit" in concept.provenance for concept in bank.concepts):
         return {}
     if model.mixing is None:
         return {"alignment": 1.0, "self_rank": 1.0, "mixed_concepts": 1.0}
@@ -214,7 +213,7 @@ def cut_points(model: nn.Module, bank: ConceptBank | None, data: FeatureData) ->
     """
     if not isinstance(model, ConceptBottleneck) or bank is None or "val" not in data.splits:
         return {}
-    val, matches = data.splits["val"], match_concepts(bank.texts, data.concept_names)
+    val, matches = data.splits["val"], match_concepts(bank.phrases, data.concept_names)
     if not matches or val.concepts is None:
         return {}
     columns = [column for column, _ in matches]
@@ -241,7 +240,7 @@ def concept_ground_truth(
         data: encoded splits, for the names of labelled concepts.
         cuts: score above which a concept counts as shown, by its text; by default ``cut_points`` of ``data``.
     """
-    matches = match_concepts(bank.texts, data.concept_names)
+    matches = match_concepts(bank.phrases, data.concept_names)
     if not matches or split.concepts is None:
         return {}, {}
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
@@ -269,7 +268,7 @@ def energy_metrics(
         split: the evaluated images.
         data: encoded splits, for the names of labelled concepts.
     """
-    matches = match_concepts(bank.texts, data.concept_names) if split.concepts is not None else []
+    matches = match_concepts(bank.phrases, data.concept_names) if split.concepts is not None else []
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
     values: dict[str, float] = {}
     for key, leaky in (("strict", False), ("leaky", True)):
@@ -305,7 +304,7 @@ def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) ->
     concepts = torch.full((len(split), len(bank)), float("nan"))
     if split.concepts is None:
         return concepts, {}
-    columns = {truth: column for column, truth in match_concepts(bank.texts, data.concept_names)}
+    columns = {truth: column for column, truth in reversed(match_concepts(bank.phrases, data.concept_names))}
     concepts[:, list(columns.values())] = split.concepts[:, list(columns)]
     number = {name: columns[i] for i, name in enumerate(data.concept_names) if i in columns}
     groups = {group: [number[name] for name in names if name in number] for group, names in data.concept_groups.items()}

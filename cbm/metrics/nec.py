@@ -16,8 +16,9 @@ from torch import Tensor
 from cbm.data.features import FeatureSplit
 from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
-from cbm.layers import ConceptBottleneck
-from cbm.solvers import LinearScores, elastic_net_path
+from cbm.kernels import class_logits, class_vectors
+from cbm.layers import Coded, ConceptBottleneck
+from cbm.solvers import LinearScores, SparseScores, elastic_net_path
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,8 @@ class SparseHead:
 def resolve_heads(
     model: ConceptBottleneck, train: FeatureSplit, num_classes: int, targets: list[int]
 ) -> list[SparseHead]:
-    """Solve a sparse head on the concepts of a model for every number of concepts per class.
+    """Solve a sparse head on the concepts of a model for every number of concepts per class: on their scores, or on
+    the codes of a model that has some.
 
     Args:
         model: bottleneck whose concepts are used; its own head and residual are ignored.
@@ -56,7 +58,14 @@ def resolve_heads(
         num_classes: number of classes C.
         targets: numbers of concepts per class.
     """
-    return solve_heads(LinearScores(train.x, model.concepts), train.y, num_classes, targets) if targets else []
+    if not targets:
+        return []
+    if isinstance(model.activation, Coded):
+        codes = model.activation.code(train.x, model.concepts)
+        scores: LinearScores = SparseScores(codes.values, codes.columns, len(model.concepts))
+    else:
+        scores = LinearScores(train.x, model.concepts)
+    return solve_heads(scores, train.y, num_classes, targets)
 
 
 def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list[int]) -> list[SparseHead]:
@@ -76,6 +85,19 @@ def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list
         weight, bias = scores.on_raw(point.weight(), point.bias)
         heads.append(SparseHead(target, point.nec, point.lam, max(point.gap, 0.0), point.kkt, point.cut, weight, bias))
     return heads
+
+
+def head_logits(model: ConceptBottleneck, x: Tensor, head: SparseHead) -> Tensor:
+    """Logits ``[N, C]`` of a re-solved head: on the codes of a model that has some, else on the concepts' scores.
+
+    Args:
+        model: the bottleneck.
+        x: unit-norm features ``[N, D]``.
+        head: the head.
+    """
+    if isinstance(model.activation, Coded):
+        return model.activation.logits(x, model.concepts, head.weight, head.bias)
+    return class_logits(x, *class_vectors(model.concepts, head.weight, bias=head.bias))
 
 
 def save_heads(heads: list[SparseHead], path: Path) -> None:

@@ -186,7 +186,7 @@ def read_names(subject: Subject) -> tuple[Codes, list[Reading]]:
 def compare_with_labels(subject: Subject) -> tuple[Truth | None, Truth | None]:
     """Scores of the test images against the data set's concept labels: over all images, and within every class."""
     data, test = subject.data, subject.data.test
-    matches = match_concepts(subject.bank.texts, data.concept_names)
+    matches = match_concepts(subject.bank.phrases, data.concept_names)
     if not matches or test.concepts is None:
         return None, None
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))

@@ -27,6 +27,7 @@ from cbm.concepts.candidates import (
 from cbm.config import check_settings, choose_encoder, report_form
 from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.claims import check_claim
+from cbm.data.crops import encode_crops
 from cbm.data.encoded import Encoding, encode_splits, read_images
 from cbm.data.text_store import EncodeText, text_encoder
 from cbm.editing.domains.source_card import source_card
@@ -41,6 +42,7 @@ from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
 from cbm.metrics.decisions import decide, headline_intervals, to_keep
 from cbm.metrics.evaluate import cut_points, evaluate_split
+from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.integrity import Integrity
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
@@ -159,7 +161,8 @@ def examine(
         return None, {}
     reads = inputs.teacher or inputs.encoder
     subject = Subject(bottleneck, bank, data, cfg, reads, text_tower(reads, cfg), facts)
-    return gather_evidence(subject, candidates, metrics.get("test/accuracy_nec5_resolved"), inputs.logit_scale)
+    found, values = gather_evidence(subject, candidates, metrics.get("test/accuracy_nec5_resolved"), inputs.logit_scale)
+    return found, values | unit_metrics(bottleneck, bank, data, seed=cfg.seed)
 
 
 def certificates(heads: list[SparseHead]) -> dict[str, float]:
@@ -266,6 +269,10 @@ def encode(
         teacher = None if inputs.teacher is None else (inputs.teacher, Encoding.of(cfg, cfg.teacher))
         splits = ("train", "val", "test")
         dataset, data = encode_splits(inputs.images, inputs.encoder, Encoding.of(cfg), splits, teacher)
+        if method.reads_crops:
+            label = f"{dataset.name}/train (crops)"
+            crops = encode_crops(dataset.splits["train"].images, inputs.encoder, Encoding.of(cfg), label)
+            data = replace(data, crops=crops)
         if method.reads_class_names:
             data = replace(data, class_embeddings=embed_class_names(data.classes, inputs, cfg))
     candidates = inputs.candidates

@@ -16,10 +16,12 @@ from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
 from cbm.solvers.scale import fit_scale
 from cbm.solvers.scores import LinearScores
+from cbm.solvers.semi_nmf import semi_nmf
 from cbm.solvers.sparse_code import penalty_for_count, sparse_code
 from cbm.solvers.sparse_mixing import SparseMixing, solve_mixing
 from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths
 from cbm.solvers.sparse_scores import SparseScores
+from cbm.solvers.spherical_kmeans import medoids, spherical_kmeans
 from cbm.solvers.submodular import greedy_select
 
 __all__ = [
@@ -44,10 +46,13 @@ __all__ = [
     "fit_scale",
     "greedy_projection",
     "greedy_select",
+    "medoids",
     "mutual_information",
     "negative_entropy",
     "penalty_for_count",
     "posterior_entropy",
+    "semi_nmf",
     "solve_mixing",
     "sparse_code",
+    "spherical_kmeans",
 ]

@@ -23,11 +23,15 @@ SETTINGS = [
     {"name": "labo"}, {"name": "labo", "fidelity": "paper"}, {"name": "v2c"}, {"name": "posthoc", "residual": True},
     *({"name": "sparse", "objective": objective} for objective in ("l1", "contrastive", "gumbel")), {"name": "energy"},
     {"name": "energy", "fidelity": "released"}, {"name": "supervised"},
+    *({"name": "discovered", "dictionary": kind, "size": 20} for kind in ("topk", "relu", "jumprelu", "batch_topk")),
+    {"name": "discovered", "dictionary": "archetypal", "size": 20}, {"name": "discovered", "dead": "resample"},
+    {"name": "discovered", "dictionary": "matryoshka", "size": 20},
 ]  # fmt: skip
 UNTRAINED = [
     *({"name": name} for name in ("cms", "linear_probe", "posthoc", "label_free", "zero_shot", "splice")),
     {"name": "splice", "k": 3, "head": "names"}, {"name": "splice", "head": "none"},
-    {"name": "posthoc", "head": "names"},
+    {"name": "posthoc", "head": "names"}, {"name": "discovered", "dictionary": "kmeans", "size": 20},
+    {"name": "discovered", "dictionary": "random", "size": 20},
 ]  # fmt: skip
 GENERATOR = torch.Generator().manual_seed(0)
 

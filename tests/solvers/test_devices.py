@@ -134,6 +134,11 @@ def test_solvers(where):
         assert int(codes.count.max()) > 1
     assert 0 < solvers.penalty_for_count(x, t, 2) < float((x @ t.T).max())
     same_device(device, *solvers.greedy_projection(x.T @ x, t, 4))
+    centres, cluster, cosine = solvers.spherical_kmeans(x, 7, seed=0, chunk=50)
+    same_device(device, centres, cluster, cosine, solvers.medoids(x, centres, cluster, chunk=50))
+    repeated = torch.eye(D)[:3].repeat(4, 1).to(device)  # fewer directions than clusters: some stay empty
+    same_device(device, *solvers.spherical_kmeans(repeated, 5, seed=0), solvers.semi_nmf(repeated, 5, seed=0)[0])
+    same_device(device, solvers.semi_nmf(x, 5, seed=0, rows=60, passes=3, chunk=25)[0])
 
 
 @pytest.mark.parametrize("method", ["direct", "enumerate", "importance", "gibbs", "icm", "relaxed"])

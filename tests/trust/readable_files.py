@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import safetensors.torch
 import torch
 import yaml
 from PIL import Image
@@ -30,6 +31,7 @@ from cbm.data.webdataset import open_tars
 from cbm.editing import load_edits, load_gate, load_source_card
 from cbm.editing.domains.gate import Gate
 from cbm.editing.domains.source_card import SourceCard
+from cbm.files.dictionaries import Dictionary, read_dictionary, write_dictionary
 from cbm.files.run_directory import _state, read_about, read_config, read_metrics, verify_run
 from cbm.layers import ConceptBottleneck, LinearHead, load_model, save_model
 from cbm.metrics.nec import SparseHead, load_heads, save_heads
@@ -122,6 +124,22 @@ def state_of(root: Path) -> None:
 
 def save_checkpoint(root: Path) -> None:
     torch.save({"cbm": {"best": {"loss": 1.0}}, "state_dict": {"w": torch.arange(6.0)}}, root / "last.ckpt")
+
+
+LINEAR = {"W_enc": torch.eye(3, 4), "W_dec": torch.eye(4, 3), "b_enc": torch.zeros(4), "b_dec": torch.zeros(3)}
+
+
+def save_saev(file: Path) -> None:
+    activation = {"cls": "TopK", "params": {"top_k": 2}}
+    with file.open("wb") as opened:
+        opened.write(json.dumps({"schema": 5, "cfg": {"d_model": 3, "activation": activation}}).encode() + b"\n")
+        torch.save(LINEAR, opened)
+
+
+def save_saelens(root: Path) -> None:
+    safetensors.torch.save_file(LINEAR, root / "sae_weights.safetensors")
+    about = {"architecture": "topk", "d_in": 3, "d_sae": 4, "k": 2, "activation_fn_kwargs": {"k": 2}}
+    (root / "cfg.json").write_text(json.dumps(about))
 
 
 def drawn_splits(root: Path) -> None:
@@ -456,6 +474,17 @@ READABLE: dict[str, Readable] = {
     "source card": Readable(
         lambda root: SourceCard(torch.ones(4, 3), torch.tensor([0, 0, 1, 1])).save(root / "s"),
         lambda root: load_source_card(root / "s"), ("s",),
+    ),
+    "dictionary": Readable(
+        lambda root: write_dictionary(root / "d.safetensors", Dictionary(torch.eye(4, 3), torch.zeros(3), k=1)),
+        lambda root: read_dictionary(root / "d.safetensors"),
+        ("d.safetensors",),
+    ),
+    "dictionary of saev": Readable(
+        lambda root: save_saev(root / "sae.pt"), lambda root: read_dictionary(root / "sae.pt"), ("sae.pt",)
+    ),
+    "dictionary of SAELens": Readable(
+        save_saelens, lambda root: read_dictionary(root, dim=3), ("cfg.json", "sae_weights.safetensors")
     ),
     "shard": Readable(
         lambda root: write_shard(root, "00000", {"features": torch.ones(2, 3)}, {"errors": {}}),
