@@ -171,7 +171,7 @@ def _agreement(explorer: Explorer, column: int, scores: Tensor) -> float | None:
     truth = explorer.split.concepts
     if truth is None:
         return None
-    known = dict(match_concepts(explorer.bank.texts, explorer.data.concept_names))
+    known = dict(match_concepts(explorer.bank.phrases, explorer.data.concept_names))
     if column not in known:
         return None
     labels = truth[:, known[column]]

@@ -5,6 +5,7 @@ another one. The old text is kept and goes on meaning the unit, so that edits wh
 """
 
 import datetime
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,6 +16,8 @@ from cbm.files.names import one_form
 
 PERSON, MODEL = "person", "model"
 """Who may have named a unit, beside the test of its nearest word."""
+SAID = ("word", "named_by", "proposed")
+"""What the provenance says of a unit's name."""
 LONGEST = 80
 """Characters of a name, at most."""
 
@@ -38,7 +41,7 @@ class Unit:
 
     Attributes:
         number: its number in the dictionary.
-        word: the word that passed the test, or None.
+        word: what its name says: the word that passed the test, or the name that it was given; None without a name.
         words: the nearest words with their cosines, the nearest first.
         auroc: how well the nearest word tells on which validation pictures it fires; None where it was not tested.
         p: share of random words that tell it as well; None where it was not tested.
@@ -132,9 +135,9 @@ def former_names(bank: ConceptBank) -> dict[str, str]:
     found: dict[str, str] = {}
     units = [(concept.text, unit) for concept in bank.concepts if (unit := unit_of(concept)) is not None]
     for text, unit in units:
-        found |= {old: text for old in unit.taken_back}
+        found |= dict.fromkeys(unit.taken_back, text)
     for text, unit in units:
-        found |= {old: text for old in unit.former}
+        found |= dict.fromkeys(unit.former, text)
     return {old: text for old, text in found.items() if old not in set(bank.texts)} if found else {}
 
 
@@ -185,8 +188,9 @@ def rename_unit(
                             "choose another")  # fmt: skip
     said = concept.provenance["unit"]
     before = {"text": concept.text, "when": datetime.datetime.now(datetime.UTC).isoformat(timespec="microseconds")}
-    before |= {key: said[key] for key in ("named_by", "proposed") if key in said}
+    before |= {key: said[key] for key in SAID if key in said}
     changed = {**{key: value for key, value in said.items() if key != "proposed"}, "named_by": by}
+    changed["word"] = (proposed or {}).get("text") or re.sub(r" \(\d+\)$", "", name)
     changed["former"] = [*_former(said), before]
     if proposed is not None:
         changed["proposed"] = dict(proposed)
@@ -221,8 +225,8 @@ def name_back(bank: ConceptBank, text: str | None = None) -> tuple[ConceptBank, 
     *rest, last = former
     if last["text"] in bank.texts:  # somebody changed the file
         raise UserError(f"'{last['text']}' is another unit's name by now: name that one first")
-    unit = {key: value for key, value in said.items() if key not in ("named_by", "proposed", "former")}
-    unit |= {key: last[key] for key in ("named_by", "proposed") if key in last} | ({"former": rest} if rest else {})
+    unit = {key: value for key, value in said.items() if key not in (*SAID, "former")}
+    unit |= {"word": None} | {key: last[key] for key in SAID if key in last} | ({"former": rest} if rest else {})
     unit["taken_back"] = list(dict.fromkeys([*_list(said.get("taken_back")), concept.text]))
     return _with(bank, column, last["text"], unit), concept.text, last["text"]
 

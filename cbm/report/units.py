@@ -313,6 +313,18 @@ def doubts(metrics: dict[str, float]) -> list[tuple[str, str, str, bool | None]]
         if "name_named_dealt" in known:
             beside.append(f"{share('name_named_dealt')} of the units would keep the word of another unit")
         found.append(("Units with a name", share("name_named"), "; ".join(beside), bad))
+    if "test/name_true" in metrics and "test/name_true_dealt" in metrics:
+        true, dealt = metrics["test/name_true"], metrics["test/name_true_dealt"]
+        beside = [f"{100 * dealt:.0f} % with the names exchanged"]
+        if "test/name_labelled" in metrics:
+            beside.append(f"{metrics['test/name_labelled']:.0f} named units are labelled")
+        what = "Names that are true of the test pictures, where the data set labels what they say (AUROC 0.8 or more)"
+        found.append((what, f"{100 * true:.0f} %", "; ".join(beside), true <= dealt + 0.05))
+    if "test/unnamed_share" in metrics:
+        what = "Share of the decisions that rests on units without a name"
+        found.append(
+            (what, f"{100 * metrics['test/unnamed_share']:.0f} %", "of what units add to the decided class", None)
+        )
     if "name_cosine_above_null" in known:
         beside = [f"of random directions it would be 5 %; their mean cosine is {known['name_cosine_null']:.2f}"]
         bad = known["name_cosine_above_null"] <= 0.1

@@ -26,10 +26,11 @@ from cbm.encoders import load_encoder
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.files.names import one_form
+from cbm.files.run_directory import read_metrics
 from cbm.layers import require_linear
 from cbm.methods.unit_bank import NamingConfig
 from cbm.metrics.reader import centre
-from cbm.metrics.unit_names import LEAST, name_units
+from cbm.metrics.unit_names import LEAST, mean_directions, name_units
 from cbm.report.units import firing
 from cbm.trained import TrainedModel, load
 from cbm.trained.names import change_names, unit_states
@@ -115,7 +116,7 @@ def propose_names(
     said = namer.propose({column: rows for column, rows in shown.items() if rows[0]}, max_requests)
     log.info("%s proposed names for %d units (%d answers are new)", endpoint.model, len(said), namer.asker.tally.asked)
     pairs = [(column, text) for column, texts in said.items() for text in dict.fromkeys(map(one_form, texts)) if text]
-    tested = space.test(pairs, fires[1][0], len(bank))
+    tested = space.test(pairs, bank.directions(), fires[0], fires[1][0])
     return take_names(model, endpoint.model, tested)
 
 
@@ -169,16 +170,24 @@ class TextSpace:
         self.mean = words.mean(dim=0) if centred and len(words) > 1 else torch.zeros(words.shape[1])
         self.words = centre(words, self.mean)
         mean = mean_feature(seen.train.x) if centred else torch.zeros(seen.dim)
-        self.val = centre(seen.splits["val"].x.float(), mean)
+        self.train, self.val = (centre(seen.splits[name].x.float(), mean) for name in ("train", "val"))
+        self.by_pictures = cfg.get("teacher") is not None or said.get("by") == "pictures"
+        self.least = (
+            read_metrics(model.path).get("method/name_cosine_null_q95", 0.0) if said.get("above_random") else None
+        )
 
-    def test(self, pairs: Sequence[tuple[int, str]], fires: Tensor, count: int) -> list[tuple[int, Proposal]]:
+    def test(
+        self, pairs: Sequence[tuple[int, str]], atoms: Tensor, train: tuple[Tensor, Tensor], fires: Tensor
+    ) -> list[tuple[int, Proposal]]:
         """Test proposals; returns them with their units.
 
         Args:
             pairs: units' columns and the proposed texts.
+            atoms: atoms ``[K, D]`` of the units.
+            train: units that fire on each training picture ``[N, m]`` (-1 for none), and how strongly.
             fires: units that fire on each validation picture ``[N, m]``; -1 for none.
-            count: number of units.
         """
+        count = len(atoms)
         texts = list(dict.fromkeys(text for _, text in pairs))
         reasons = self._unfit(texts)
         fit = [(column, text) for column, text in pairs if text not in reasons]
@@ -196,6 +205,8 @@ class TextSpace:
             directions, fires_of(fires, [column for column, _ in fit], count), self.val, words,
             fdr=self.naming.fdr, min_auroc=self.naming.min_auroc, seed=self.seed,
         )  # fmt: skip
+        units = mean_directions(*train, count, self.train) if self.by_pictures else normalize(atoms.float(), dim=1)
+        near = (directions * units[[column for column, _ in fit]]).sum(dim=1)
         for n, (column, text) in enumerate(fit):
             passed, why = bool(names.named[n]), ""
             auroc, p = (None if value != value else value for value in (float(names.auroc[n]), float(names.p[n])))
@@ -204,6 +215,8 @@ class TextSpace:
                 why += f"a test needs {LEAST}"
             elif not passed:
                 why = "it does not tell where the unit fires"
+            elif self.least is not None and float(near[n]) <= self.least:
+                passed, why = False, "it is no nearer to the unit than words are to random directions"
             found.append((column, Proposal("", text, auroc, p, passed, None, why)))
         return found
 

@@ -42,14 +42,18 @@ def test_a_unit_has_its_pictures_words_and_neighbours(explorer: Explorer):
     level = model.activations(x)[:, column]
     assert facts.fires == int((level > 0).sum())
     rows = [tile.row for tile in (*facts.top, *facts.middle, *facts.bottom)]
-    assert len(rows) == len(set(rows)) and bool((level[rows] > 0).all())
+    assert len(rows) == len(set(rows))
+    assert bool((level[rows] > 0).all())
     assert facts.top[0].row == int(level.argmax())
     assert level[rows].tolist() == sorted(level[rows].tolist(), reverse=True)
-    assert facts.unit.words and facts.mark is not None
+    assert facts.unit.words
+    assert facts.mark is not None
     atoms = explorer.bank.embeddings
     assert facts.near[0][1] == pytest.approx(float((atoms @ atoms[column]).sort(descending=True).values[1]), abs=1e-5)
     html = render("concept", facts=facts)
-    assert "Fires most on" in html and "nearest words (cosine)" in html and "nearest units" in html
+    assert "Fires most on" in html
+    assert "nearest words (cosine)" in html
+    assert "nearest units" in html
     assert "Highest scores" in render("concept", facts=describe_concept(explored(), 0))
     assert describe_concept(explored(), 0).unit is None
 

@@ -63,6 +63,8 @@ def test_names_change_and_come_back(bank: ConceptBank, tmp_path: Path):
     one = through_a_file(rename_unit(bank, "unnamed 0003", "  spotted wing "))
     assert one.texts == ["red wing", "spotted wing", "unnamed 0007"]
     assert (units_of(one)[1].named_by, units_of(one)[1].former) == ("person", ("unnamed 0003",))
+    assert one.phrases == one.texts  # what labels are compared with
+    assert rename_unit(one, "unnamed 0003", "red wing (2)").phrases[1] == "red wing"
     two = through_a_file(rename_unit(one, "unnamed 0003", "dotted wing", "model", {"model": "m", "auroc": 0.8}))
     assert former_names(two) == {"unnamed 0003": "dotted wing", "spotted wing": "dotted wing"}
     assert units_of(two)[1].state == "named by a model"
@@ -72,13 +74,15 @@ def test_names_change_and_come_back(bank: ConceptBank, tmp_path: Path):
     back, was, now = name_back(three)
     assert (was, now) == ("crimson wing", "red wing")
     assert through_a_file(back).concepts[0].provenance["unit"].pop("taken_back") == ["crimson wing"]
-    assert back.texts[0] == bank.texts[0] and former_names(back)["crimson wing"] == "red wing"
+    assert back.texts[0] == bank.texts[0]
+    assert former_names(back)["crimson wing"] == "red wing"
     back, was, now = name_back(back, "dotted wing")
     assert (was, now, units_of(back)[1].named_by, units_of(back)[1].proposed) == (
         "dotted wing", "spotted wing", "person", None,
     )  # fmt: skip
     back, *_ = name_back(back)
-    assert through_a_file(back).texts == bank.texts
+    assert through_a_file(back).texts == through_a_file(back).phrases == bank.texts
+    assert [each.word for each in units_of(back)] == ["red wing", None, None]
     assert former_names(back) == {"crimson wing": "red wing", "dotted wing": "unnamed 0003",
                                   "spotted wing": "unnamed 0003"}  # fmt: skip
     again = through_a_file(rename_unit(back, "unnamed 0007", "spotted wing"))  # it was taken back, and is free

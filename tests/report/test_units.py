@@ -1,5 +1,7 @@
 """Concepts that were found, in the report: what is doubtful first, then units with the pictures on which they fire."""
 
+import base64
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +70,9 @@ def test_units_are_shown_by_weight_then_unnamed_then_unused(layer: bool):
     assert [p.name for p in red.strongest] == ["0.png", "4.png", "8.png", "12.png"]
     assert (red.split, red.fires, red.count) == ("test", 6, COUNT)
     assert [p.name for p in red.middle + red.weakest] == ["16.png", "20.png"]
-    assert len(red.near) == 3 and red.has_pictures and red.mark is None
+    assert len(red.near) == 3
+    assert red.has_pictures
+    assert red.mark is None
 
 
 def test_concepts_that_were_written_down_have_no_such_section():
@@ -89,7 +93,8 @@ def test_a_unit_that_is_a_part_of_a_picture_shows_it():
     crop = {"image": "5.png", "box": [0.0, 0.5, 0.5, 1.0]}
     model, bank, data, dataset = planted(crop=crop)
     card = describe_units(model, bank, data, dataset, {}).cards[0][1][0]
-    assert card.prototype.name == "5.png" and card.prototype.uri.startswith("data:image/png")
+    assert card.prototype.name == "5.png"
+    assert card.prototype.uri.startswith("data:image/png")
     gone = planted(crop={**crop, "image": "gone.png"})
     assert describe_units(*gone, {}).cards[0][1][0].prototype is None
 
@@ -97,19 +102,10 @@ def test_a_unit_that_is_a_part_of_a_picture_shows_it():
 def test_the_part_is_the_part():
     picture = np.zeros((1, 10, 20, 3), np.uint8)
     picture[0, 5:, :10] = 255
-    seen = []
-
-    class Watched(ImageArray):
-        def open(self, row, least=None):
-            return super().open(row)
-
-    images = Watched(picture, ["a.png"])
-    shown = cropped(images, 0, Crop("a.png", (0.0, 0.5, 0.5, 1.0)))
-    import base64
-    import io
-
+    shown = cropped(ImageArray(picture, ["a.png"]), 0, Crop("a.png", (0.0, 0.5, 0.5, 1.0)))
     seen = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.uri.partition(",")[2]))).convert("RGB"))
-    assert seen.shape == (5, 10, 3) and seen.min() == 255
+    assert seen.shape == (5, 10, 3)
+    assert seen.min() == 255
 
 
 def test_pictures_of_three_kinds_are_never_the_same():
@@ -128,7 +124,8 @@ def test_marks_and_doubts():
     own, mean, high = null_mark(Unit(0, words=(("red", 0.6),)), metrics)
     assert 0 < mean < high < own <= 1
     assert null_mark(Unit(0, words=(("red", -0.2),)), metrics)[0] == 0.0
-    assert null_mark(Unit(0), metrics) is None and null_mark(Unit(0, words=(("red", 0.6),)), {}) is None
+    assert null_mark(Unit(0), metrics) is None
+    assert null_mark(Unit(0, words=(("red", 0.6),)), {}) is None
     found = {what: (here, bad) for what, here, _, bad in doubts(metrics)}
     assert found["Units with a name"] == ("50 %", True)  # random directions get as many
     assert found["Units that never fire"] == ("60 %", True)
@@ -147,7 +144,7 @@ def test_a_picture_is_a_sum_of_units():
     x = torch.nn.functional.normalize(data.test.x + 0.1, dim=1)
     found = sums_of_words(model, bank.texts, x, part="unit")
     for row, each in enumerate(found):
-        weights = {text: weight for text, weight in each.words}
+        weights = dict(each.words)
         made = sum(weight * atoms[bank.texts.index(text)] for text, weight in weights.items())
         assert each.rest == pytest.approx(float((x[row] - 0.1 - made).norm()), abs=1e-5)
         assert (each.part, len(weights), each.others_count) == ("unit", 2, 0)
@@ -176,8 +173,10 @@ def test_the_page_of_a_run():
     assert f"{len(bank)} units are left; {named} of them have a name" in section
     assert section.index("What to doubt first") < section.index("The units with most weight")
     assert "random directions get a name in the same way" in section
-    assert "Fires most on" in section and "data:image/png" in section
-    assert "The picture as a sum of units" in page and "not said by any unit" in page
+    assert "Fires most on" in section
+    assert "data:image/png" in section
+    assert "The picture as a sum of units" in page
+    assert "not said by any unit" in page
     assert '<a href="#units">' in page
 
 
@@ -196,4 +195,5 @@ def test_features_without_pictures(command, tmp_path: Path):
     page = Path("one/report.html").read_text()
     assert "No name: there is no vocabulary." in page
     assert "No picture to show: only its features are known. It fires on" in page
-    assert "of them have a name" in page and "; 0 of them" in page
+    assert "of them have a name" in page
+    assert "; 0 of them" in page

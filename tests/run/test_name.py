@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,8 +35,6 @@ def unname(run: Path) -> list[str]:
     words = [unit.word for unit in units_of(cbm.load(run).bank)]
 
     def change(bank):
-        from dataclasses import replace
-
         made = []
         for concept in bank.concepts:
             said = concept.provenance["unit"]
@@ -98,10 +97,12 @@ def test_a_model_proposes_and_only_what_passes_is_taken(name, run: Path, server)
     def answer(handler, body):
         system, question = body["messages"]
         text, image = question["content"]
-        assert "short names" in text["text"] and "one to five words" in system["content"]
+        assert "short names" in text["text"]
+        assert "one to five words" in system["content"]
         kind, _, data = image["image_url"]["url"].partition(",")
         sheet = Image.open(io.BytesIO(base64.b64decode(data)))
-        assert kind == "data:image/png;base64" and sheet.width == ACROSS * TILE
+        assert kind == "data:image/png;base64"
+        assert sheet.width == ACROSS * TILE
         assert "temperature" not in body
         send(200, concepts(wrong, right, "Lorimund"))(handler, body)
 
@@ -110,8 +111,10 @@ def test_a_model_proposes_and_only_what_passes_is_taken(name, run: Path, server)
     status, printed, errors = name("--model", "tiny", "--base-url", server.url, "--unit", unit, "--json")
     assert status == 0, errors
     found = {each["text"]: each for each in json.loads(printed)}
-    assert found[right]["taken"] == right and found[right]["auroc"] >= 0.7
-    assert not found[wrong]["passed"] and found[wrong]["taken"] is None
+    assert found[right]["taken"] == right
+    assert found[right]["auroc"] >= 0.7
+    assert not found[wrong]["passed"]
+    assert found[wrong]["taken"] is None
     assert "class" in found["Lorimund"]["why"]
     named = units_of(cbm.load(run).bank)[asked[0]]
     assert named.state == "named by a model"
@@ -144,7 +147,10 @@ def test_unnamed_units_are_asked_about_and_what_is_kept_goes_on(name, run: Path,
 
 
 def test_which_pictures_are_seen():
-    columns, values = torch.tensor([[0, 1], [1, -1], [1, 0], [-1, -1]]), torch.tensor([[3.0, 1], [2, 0], [5, 1], [0, 0]])
+    columns, values = (
+        torch.tensor([[0, 1], [1, -1], [1, 0], [-1, -1]]),
+        torch.tensor([[3.0, 1], [2, 0], [5, 1], [0, 0]]),
+    )
     assert pictures_of(1, columns, values) == ([2, 1, 0], [3])
     assert pictures_of(2, columns, values) == ([], [0, 1, 2, 3])
     assert fires_of(columns, [1, 1, 0], 2).tolist() == [[0, 1, 2], [0, 1, -1], [0, 1, 2], [-1, -1, -1]]

@@ -76,7 +76,9 @@ def test_edits_that_say_an_old_name_mean_the_unit(run: Path, tmp_path: Path):
     assert {edit.concept for edit in editor.edits.edits} == {"spotted wing"}
     torch.testing.assert_close(editor.logits(split.x, split.names), wanted)
     torch.testing.assert_close(
-        edited_logits(named.model, load_edits(tmp_path / "edits.yaml"), named.bank, named.classes, split.x, split.names),
+        edited_logits(
+            named.model, load_edits(tmp_path / "edits.yaml"), named.bank, named.classes, split.x, split.names
+        ),
         wanted,
     )
     alone = cbm.Editor(named).remove(text).set(text, "present").mask(text)

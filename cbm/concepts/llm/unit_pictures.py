@@ -67,8 +67,8 @@ class UnitNamer:
             for column in new[max_requests:]:
                 del requests[column]
             if new[max_requests:]:
-                log.warning("stopped at --max-requests %d, %d of %d units are left: run the same command again to go on",
-                            max_requests, len(new) - max_requests, len(units))  # fmt: skip
+                log.warning("stopped at --max-requests %d, %d of %d units are left: run the same command again to go "
+                            "on", max_requests, len(new) - max_requests, len(units))  # fmt: skip
         tally = self.asker.tally
         again = "what was answered is kept, run the same command again to go on"
         try:
