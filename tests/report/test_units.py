@@ -23,6 +23,7 @@ from cbm.metrics.codes import said_share
 from cbm.report.explanations import sums_of_words
 from cbm.report.report import unit_of_weights, what_is_read
 from cbm.report.units import cropped, describe_units, doubts, firing, null_mark, part_name, strongest_middle_weakest
+from cbm.report.vocabulary import grounded_concepts
 from cbm.run.rewrite_report import rewrite_report
 
 COUNT, DIM = 24, 4
@@ -197,3 +198,10 @@ def test_features_without_pictures(command, tmp_path: Path):
     assert "No picture to show: only its features are known. It fires on" in page
     assert "of them have a name" in page
     assert "; 0 of them" in page
+
+
+def test_two_units_of_one_labelled_word():
+    bank = ConceptBank("d", "d", tuple(Concept(text, provenance={"unit": {"number": k, "word": "red belly"}})
+                                       for k, text in enumerate(["red belly", "red belly (2)"])))  # fmt: skip
+    found = grounded_concepts(bank, {0: 0.7, 1: 0.9}, torch.tensor([[1.0], [0.0]]), ["red belly"])
+    assert [(each.text, each.prevalence) for each in found] == [("red belly (2)", 0.5), ("red belly", 0.5)]
