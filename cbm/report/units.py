@@ -87,6 +87,7 @@ class UnitPage:
         dead: number of units that fire on no training picture.
         named: number of units with a name.
         idle: number of units that no class uses.
+        nearest: number of units of a picture that count as firing, where the head reads all of them; else None.
     """
 
     cards: list[tuple[str, list[UnitCard]]]
@@ -95,6 +96,7 @@ class UnitPage:
     dead: int
     named: int
     idle: int
+    nearest: int | None = None
 
 
 def part_name(bank: ConceptBank | None) -> str:
@@ -145,6 +147,7 @@ def describe_units(
         dead,
         int(named.sum()),
         len(idle),
+        None if isinstance(model.activation, Coded) else cards.k,
     )
 
 

@@ -65,6 +65,7 @@ def test_units_are_shown_by_weight_then_unnamed_then_unused(layer: bool):
         ("Units that no class uses", ["blue"]),
     ]
     assert (page.count, page.named, page.idle, page.dead) == (4, 2, 1, 1)
+    assert page.nearest == (None if layer else 1)
     red, one, _ = page.cards[0][1]
     assert (red.votes, red.against, red.used_by) == ([("ant", 2.0)], [("bee", -2.0)], 2)
     assert (one.votes, one.against) == ([], [("ant", -1.0)])
