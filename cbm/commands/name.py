@@ -92,9 +92,7 @@ def _list(run: Path, unit: str | None, units: int, as_json: bool) -> None:
         return
     table = Table("unit", "state", "AUROC", "fires on", "weight", "classes", "nearest words")
     for each in found[:units]:
-        auroc = (each.unit.proposed or {}).get("auroc", each.unit.auroc) if each.unit.named_by == "model" else (
-            None if each.unit.named_by else each.unit.auroc
-        )  # fmt: skip
+        auroc = each.unit.name_auroc
         words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in each.unit.words[:3])
         table.add_row(
             escape(each.text),

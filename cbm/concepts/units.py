@@ -82,6 +82,13 @@ class Unit:
         return self.words[0][1] if self.words else None
 
     @property
+    def name_auroc(self) -> float | None:
+        """How well its name, or its nearest word if it has none, tells where it fires; None if that was not tested."""
+        if self.named_by is None:
+            return self.auroc
+        return None if self.proposed is None or self.named_by == PERSON else self.proposed.get("auroc")
+
+    @property
     def state(self) -> str:
         """How it came to its name, in words."""
         if self.named_by is not None:
@@ -116,7 +123,7 @@ def unit_of(concept: Concept) -> Unit | None:
         again=_number(said.get("again")),
         crop=_crop(said.get("crop")),
         named_by=said["named_by"] if said.get("named_by") in (PERSON, MODEL) else None,
-        proposed=said["proposed"] if isinstance(said.get("proposed"), dict) else None,
+        proposed=_proposed(said.get("proposed")),
         former=tuple(entry["text"] for entry in _former(said)),
         taken_back=tuple(filter(_text, _list(said.get("taken_back")))),
     )
@@ -256,6 +263,12 @@ def _crop(said: Any) -> Crop | None:
         return None
     left, top, right, bottom = (float(end) for end in ends if end is not None)
     return Crop(said["image"], (left, top, right, bottom)) if left < right and top < bottom else None
+
+
+def _proposed(said: Any) -> dict[str, Any] | None:
+    if not isinstance(said, dict):
+        return None
+    return {key: _number(value) if key in ("auroc", "p") else value for key, value in said.items()}
 
 
 def _text(value: Any) -> str | None:

@@ -45,6 +45,7 @@ def test_what_a_damaged_file_says_is_left_out():
     )  # fmt: skip
     assert (found.words, found.auroc, found.pictures, found.former) == ((), None, ("a.png",), ())
     assert found.crop is found.named_by is found.proposed is found.again is None
+    assert unit_of(unit(1, proposed={"model": "m", "auroc": "high"})).proposed == {"model": "m", "auroc": None}
     crop = unit_of(unit(1, crop={"image": "a.png", "box": [0.5, 0, 1, 0.25]})).crop
     assert (crop.image, crop.box) == ("a.png", (0.5, 0.0, 1.0, 0.25))
 
