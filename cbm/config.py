@@ -122,7 +122,7 @@ class ConceptsConfig:
 
     source: str = "auto"
     """Source of the concepts: a file; 'auto' (the data set's own bank, else a shipped bank with the same classes, else
-    concepts/general.txt); or 'cav' (learned from images)"""
+    concepts/general.txt); 'cav' (learned from images); or 'discovered:RUN' (the named units of a finished run)"""
     key: str | None = None
     """Name of the vectors in a file that holds several (concepts=words.npz concepts.key=lvis)"""
     embeddings: str | None = None

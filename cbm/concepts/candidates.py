@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from cbm import config as schema
-from cbm.concepts.bank import ConceptBank
+from cbm.concepts.bank import ConceptBank, load_bank
 from cbm.concepts.cav import learn_cavs, majority_owners, read_concept_folders
 from cbm.concepts.legibility import warn_illegible
 from cbm.concepts.prepare import class_name_bank, find_bank, label_bank, prepare_bank
@@ -25,6 +25,8 @@ from cbm.files import resolve_path
 
 log = logging.getLogger(__name__)
 
+DISCOVERED = "discovered:"
+"""Before the folder of a run with ``method=discovered``: its named units are the concepts."""
 MISSING_CLASSES = ("refuse", "general")
 
 
@@ -67,7 +69,17 @@ def candidate_bank(
         )
     banks = schema.bank_files()
     shipped = [*(file for file in banks.values() if file.suffix == ".json"), banks["general"]]
-    source = cfg.concepts.source if cfg.concepts.source == "auto" else str(resolve_path(cfg.concepts.source))
+    source = str(cfg.concepts.source)
+    if source.startswith(DISCOVERED):
+        found = found_units(resolve_path(source.removeprefix(DISCOVERED)))
+        return width_fits(
+            prepare_bank(
+                found, dataset.classes, encode_text, fingerprint, hygiene=False, max_words=cfg.concepts.max_words,
+                remove_class_names=cfg.concepts.remove_class_names,
+            ),
+            dim,
+        )  # fmt: skip
+    source = source if source == "auto" else str(resolve_path(source))
     own = cfg.dataset.bank and str(resolve_path(cfg.dataset.bank))
     missing = cfg.concepts.missing_classes
     if missing not in MISSING_CLASSES:
@@ -93,6 +105,25 @@ def candidate_bank(
     if encoder is not None:
         warn_illegible(bank.texts, encoder)
     return width_fits(bank, dim)
+
+
+def found_units(run: Path) -> ConceptBank:
+    """The units of a run with ``method=discovered`` that have a name, with their atoms as directions.
+
+    Raises:
+        UserError: there is no such run, it found no concepts, or none has a name.
+    """
+    if not (run / "bank" / "bank.json").is_file():
+        raise UserError(f"concepts={DISCOVERED}{run}: there is no bank; expected the folder of a finished run")
+    bank = load_bank(run / "bank")
+    if not any("unit" in concept.provenance for concept in bank.concepts):
+        raise UserError(
+            f"concepts={DISCOVERED}{run}: its concepts were written down, not found: concepts={run / 'bank'} takes them"
+        )
+    named = [k for k, concept in enumerate(bank.concepts) if (concept.provenance.get("unit") or {}).get("word")]
+    if not named:
+        raise UserError(f"concepts={DISCOVERED}{run}: none of its {len(bank)} units has a name")
+    return bank.take(named)
 
 
 def class_bank(cfg: DictConfig, classes: list[str], encoder: Encoder | None, encode_text: EncodeText) -> ConceptBank:

@@ -91,7 +91,7 @@ def adopt_classes(
     """Rename the bank's classes to those of the data set, and leave out classes that it does not have.
 
     Names are compared as by ``match_classes``. Concepts learned
-    from images stay, whichever class owned them, because they were not written for a class.
+    from images or found in features stay, whichever class owned them, because they were not written for a class.
 
     Args:
         bank: the bank as it was read.
@@ -107,7 +107,7 @@ def adopt_classes(
         return bank
     known = match_classes(bank.classes, classes)
     unknown = [name for name in bank.classes if name not in known]
-    if all("cav" in concept.provenance for concept in bank.concepts):
+    if all("cav" in concept.provenance or "unit" in concept.provenance for concept in bank.concepts):
         owned = [tuple(known[name] for name in concept.classes if name in known) for concept in bank.concepts]
         return replace(bank, concepts=tuple(replace(c, classes=names) for c, names in zip(bank.concepts, owned)))
     missing = [name for name in classes if name not in known.values()]

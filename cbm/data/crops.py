@@ -7,14 +7,13 @@ is encoded once. A few dozen pictures per class are enough; 13 times a whole lar
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from torch import Tensor
 
 from cbm.data.encoded import Encoding, encode_images
+from cbm.data.features import CropFeatures
 from cbm.data.fingerprints import derived
 from cbm.data.given import GivenImages
 from cbm.data.images import Images
@@ -147,28 +146,6 @@ class Crops:
         """
         looks = self.images.looks(cache)[self.image]
         return np.where(looks > 0, looks // np.maximum(DECODED, self.grid), looks).astype(np.int32)
-
-
-@dataclass
-class CropFeatures:
-    """Encoded crops; those of pictures that cannot be read are not among them.
-
-    Attributes:
-        x: unit-norm features ``[M, D]``: float32, or mapped from disk and then perhaps in half precision.
-        image: row of the picture ``[M]`` that each is cut from.
-        box: where it lies in there ``[M, 4]``: left, top, right and bottom as shares of width and height.
-        names: names of the crops.
-        crops: the crops themselves, to be shown.
-    """
-
-    x: Tensor
-    image: np.ndarray
-    box: np.ndarray
-    names: list[str]
-    crops: Crops
-
-    def __len__(self) -> int:
-        return len(self.names)
 
 
 def encode_crops(

@@ -1,21 +1,18 @@
 """Encoded splits, ready to learn from: features, labels and concept labels in memory or mapped from disk."""
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cbm.data.images import Images
 from cbm.data.splits import few_shot
 from cbm.errors import UserError
 from cbm.files.console import warn_once
 from cbm.files.names import quoted
 from cbm.kernels import class_sums
-
-if TYPE_CHECKING:
-    from cbm.data.crops import CropFeatures
 
 
 @dataclass
@@ -116,6 +113,28 @@ def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -
     return split.take(rows), split.take(rest)
 
 
+@dataclass
+class CropFeatures:
+    """Encoded crops; those of pictures that cannot be read are not among them.
+
+    Attributes:
+        x: unit-norm features ``[M, D]``: float32, or mapped from disk and then perhaps in half precision.
+        image: row of the picture ``[M]`` that each is cut from.
+        box: where it lies in there ``[M, 4]``: left, top, right and bottom as shares of width and height.
+        names: names of the crops.
+        crops: the crops themselves (``cbm.data.crops.Crops``), to be shown.
+    """
+
+    x: Tensor
+    image: np.ndarray
+    box: np.ndarray
+    names: list[str]
+    crops: Images
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
 @dataclass(frozen=True)
 class FeatureData:
     """Encoded splits of one data set.
@@ -149,7 +168,7 @@ class FeatureData:
     class_embeddings: Tensor | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
     group_names: dict[str, list[str]] = field(default_factory=dict)
-    crops: "CropFeatures | None" = None
+    crops: CropFeatures | None = None
 
     def __post_init__(self):
         for name, split in self.teacher.splits.items() if self.teacher else ():

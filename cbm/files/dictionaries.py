@@ -88,7 +88,7 @@ def write_dictionary(path: Path, dictionary: Dictionary) -> None:
         (2, 3, 1, 2.0, None, 'by hand')
     """
     _check(dictionary, f"'{path}'")
-    tensors = {name: value for name in TENSORS if (value := getattr(dictionary, name)) is not None}
+    tensors = {name: value.clone() for name in TENSORS if (value := getattr(dictionary, name)) is not None}
     about = {name: getattr(dictionary, name) for name in ("k", "scale", "subtracts", "source")}
     write_tensors(path, tensors, {"kind": KIND, **about})
 

@@ -225,13 +225,16 @@ class Discovered(Method):
                 f"{len(x)} training images are too few to find concepts in: expected 64 or more; concepts that are "
                 "written down (method=posthoc, concepts=FILE) need no dictionary"
             )
+        distance = _distance(x, self.mean)
+        if distance < 1e-5:
+            raise UserError("the training images are all alike to the encoder: there is nothing to find in them")
         size, k = self._size(len(x), data.dim), self.k
         if not self.trains:
             found = [self._found(data, size, data.seed + seed) for seed in range(self.config.seeds)]
             self.seeds = [other.atoms for other in found[1:]]
             return Built(found[0], bank)
         mean = torch.zeros(data.dim) if self.released else self.mean
-        scale = RELEASED_LENGTH if self.released else 1 / max(_distance(x, mean), 1e-6)
+        scale = RELEASED_LENGTH if self.released else 1 / distance
         dictionaries = Dictionaries(
             Autoencoder(self._first(x, mean, size, data.seed + seed), size, k, self.config.dictionary, mean, scale)
             for seed in range(self.config.seeds)
@@ -457,8 +460,8 @@ def crop_centres(data: FeatureData, size: int, seed: int) -> tuple[Tensor, list[
     centres, nearest, _ = spherical_kmeans(parts, min(size, len(parts) // 2), seed=seed)
     rows = medoids(parts, centres, nearest)
     centres, rows = centres[rows >= 0], rows[rows >= 0]
-    images = data.crops.crops.images
-    return centres, [(str(images.names[data.crops.image[row]]), data.crops.box[row].tolist()) for row in rows.tolist()]
+    crops = data.crops
+    return centres, [(crops.names[row].rpartition("#")[0], crops.box[row].tolist()) for row in rows.tolist()]
 
 
 def _units_of(given: Dictionary, scale: float, k: int) -> Found:
@@ -470,7 +473,7 @@ def _units_of(given: Dictionary, scale: float, k: int) -> Found:
         offset = offset + given.encoder @ given.mean / scale
     threshold = torch.zeros_like(offset) if given.threshold is None else given.threshold.clamp(min=0) / scale
     zeros = torch.zeros_like(offset)
-    layer = UnitCode(offset, given.mean / scale, zeros, given.atoms, 0 if given.threshold is not None else k, threshold)
+    layer = UnitCode(offset, given.mean / scale, zeros, given.atoms, k, threshold)
     return Found(given.encoder, normalize(given.atoms, dim=1), layer)
 
 

@@ -1,5 +1,6 @@
 """Names for the units of a dictionary, and the bank in which they stand."""
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -190,11 +191,11 @@ def _said_of(k: int, names: UnitNames | None, texts: list[str]) -> dict[str, obj
     words = [
         {"text": texts[v], "cosine": round(c, 4)} for v, c in zip(names.words[k].tolist(), names.cosine[k].tolist())
     ]
-    auroc, p = float(names.auroc[k]), float(names.p[k])
-    if auroc != auroc:
+    auroc, named = float(names.auroc[k]), bool(names.named[k])
+    tested = {} if math.isnan(auroc) else {"auroc": round(auroc, 4), "p": round(float(names.p[k]), 5)}
+    if named:
+        return {"word": words[0]["text"], "words": words, **tested}
+    why = f"'{words[0]['text']}' does not tell where it fires"
+    if not tested:
         why = f"it fires on {int(names.firing[k])} of {names.pictures} validation images; a test needs {LEAST}"
-        return {"word": None, "words": words, "why": why}
-    tested = {"auroc": round(auroc, 4), "p": round(p, 5)}
-    if not bool(names.named[k]):
-        return {"word": None, "words": words, **tested, "why": f"'{words[0]['text']}' does not tell where it fires"}
-    return {"word": words[0]["text"], "words": words, **tested}
+    return {"word": None, "words": words, **tested, "why": why}

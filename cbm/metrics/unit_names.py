@@ -4,8 +4,9 @@ The name of a unit is the text nearest to its atom, pictures and texts both with
 evidence: random directions with the pictures' covariance have cosines as large. A unit is *named* only if the word
 tells on which pictures the unit fires, pictures that nothing was trained on:
 
-    AUROC of c_v . x~ for {unit k fires}                   v: the word, x~: a validation picture from the mean
-    p_k = share of random words of the vocabulary that tell it as well
+    A_kv = AUROC of c_v . x~ for {unit k fires}            v: a word, x~: a validation picture from the mean
+    z_kv = A_kv in standard deviations above the mean of random words of the vocabulary
+    p_k = share of all z of random words, of all units, that are as large as that of the unit's own word
     named: p_k passes Benjamini and Hochberg at ``fdr`` over the units, and AUROC >= ``min_auroc``
 
 Even so, a name says what fires, and it says so of arbitrary directions too: the share of *random* directions that the
@@ -40,7 +41,7 @@ class UnitNames:
         words: the nearest words ``[K, m]``, the nearest first, as rows of the vocabulary.
         cosine: their cosines ``[K, m]`` with the unit.
         auroc: how well the nearest word tells where the unit fires ``[K]``; NaN where that cannot be tested.
-        p: share ``[K]`` of random words that tell it as well; NaN where that cannot be tested.
+        p: share ``[K]`` of random words that tell as well where units fire; NaN where that cannot be tested.
         named: whether the word counts as the unit's name ``[K]``.
         firing: number of pictures ``[K]`` on which the unit fires.
         pictures: number of pictures that were looked at.
@@ -108,17 +109,22 @@ def name_units(
             column = place[i * count : (i + 1) * count] - start
             here = (column >= 0) & (column < part.shape[1])
             found[i, here] = part[here, column[here]]
-    as_good, compared = torch.zeros(2, count), torch.zeros(2, count)
+    random = torch.full((count, len(others)), torch.nan)
     for start, part in _tables(fires, count, x, words[others]):
-        for i, word in enumerate((own, exchanged)):
-            other = others[start : start + part.shape[1]][None] != word[:, None]
-            as_good[i] += (other & (part >= found[i][:, None] - 1e-6)).sum(dim=1)
-            compared[i] += other.sum(dim=1)
-    p = (1 + as_good) / (1 + compared)
+        random[:, start : start + part.shape[1]] = part
+    random[others[None] == own[:, None]] = torch.nan
+    random[~tested] = torch.nan
+    mean = random.nanmean(dim=1, keepdim=True)
+    spread = (random - mean).square().nanmean(dim=1, keepdim=True).sqrt().clamp(min=1e-6)
+    null = ((random - mean) / spread).flatten()
+    null = null[~null.isnan()].sort().values
+    z = (found - mean.T) / spread.T
+    as_good = len(null) - torch.searchsorted(null, z.nan_to_num(torch.inf) - 1e-6)
+    p = (1 + as_good) / (1 + len(null))
     p[:, ~tested] = found[:, ~tested] = torch.nan
     named = [benjamini_hochberg(each, fdr) & (auroc >= min_auroc) for each, auroc in zip(p, found)]
-    share, mean = float(named[1].double().mean()) if count else 0.0, float(found[1].nanmean())
-    return UnitNames(nearest, cosine, found[0], p[0], named[0], firing, len(x), share, mean)
+    share = float(named[1].double().mean()) if count else 0.0
+    return UnitNames(nearest, cosine, found[0], p[0], named[0], firing, len(x), share, float(found[1].nanmean()))
 
 
 def _tables(fires: Tensor, count: int, x: Tensor, words: Tensor):

@@ -25,7 +25,7 @@ def test_yaml_and_dataclass_agree(name: str):
     if name in PRESETS:
         assert settings.keys() == {field.name for field in fields(defaults)}
     else:
-        assert settings == {field.name: getattr(defaults, field.name) for field in fields(defaults)}
+        assert settings == asdict(defaults)
     create_method({"name": method, **settings})
 
 
