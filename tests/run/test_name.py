@@ -130,7 +130,7 @@ def test_a_model_proposes_and_only_what_passes_is_taken(name, run: Path, server)
 
 def test_unnamed_units_are_asked_about_and_what_is_kept_goes_on(name, run: Path, server):  # noqa: F811
     unname(run)
-    server.always = lambda handler, body: send(200, concepts("grey nothing", "blue nothing"))(handler, body)
+    server.always = lambda handler, body: send(200, concepts("Lorimund", "like a Caldreth"))(handler, body)
     words = ("--model", "small", "--base-url", server.url, "--units", "4")
     status, printed, errors = name(*words, "--max-requests", "3", "--json")
     assert (status, len(server.bodies)) == (0, 3), errors
