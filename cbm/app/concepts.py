@@ -1,7 +1,7 @@
 """A concept on the split: which pictures show it, which classes use it, whether it agrees with the labels."""
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,12 +10,17 @@ from cbm.app.explorer import Explorer
 from cbm.app.gallery import Tile, tile
 from cbm.concepts import ConceptBank
 from cbm.concepts.readers import match_concepts
+from cbm.concepts.units import Unit, unit_of, units_of
 from cbm.editing import alike
 from cbm.errors import nearest
+from cbm.layers import ConceptBottleneck
+from cbm.report.units import NEAREST_UNITS, firing, null_mark, strongest_middle_weakest
 from cbm.report.wording import deviations
 from cbm.trained.heat_map import concept_score
 
-PICTURES, CLASSES = 8, 10
+PICTURES, CLASSES, NEAR = 8, 10, 5
+ALL, NAMED, UNNAMED = "all", "named", "unnamed"
+"""Kinds of units that are looked for."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +40,12 @@ class ConceptFacts:
         label_auroc: AUROC of its score for pictures labelled with the concept; None without labels.
         owner_auroc: AUROC of its score for pictures of its owners; None without owners.
         alike: concepts that the encoder cannot tell from this one.
+        unit: what is known of the unit that it is; None for concepts that were written down. Of a unit, ``top`` and
+            ``bottom`` are the pictures on which it fires most and least.
+        middle: pictures around the median of those on which the unit fires.
+        fires: number of pictures on which the unit fires.
+        near: units whose atoms are nearest, with the cosine.
+        mark: where the cosine of its word lies among those of random directions (``cbm.report.units.null_mark``).
     """
 
     column: int
@@ -48,14 +59,35 @@ class ConceptFacts:
     label_auroc: float | None
     owner_auroc: float | None
     alike: list[str]
+    unit: Unit | None = None
+    middle: list[Tile] = field(default_factory=list)
+    fires: int = 0
+    near: list[tuple[str, float]] = field(default_factory=list)
+    mark: tuple[float, float, float] | None = None
 
 
-def find_concepts(bank: ConceptBank, words: str) -> list[int]:
-    """Columns of the concepts with words that begin so, or else of those whose text is nearest; all without words."""
+def find_concepts(bank: ConceptBank, words: str, kind: str = ALL) -> list[int]:
+    """Columns of the concepts with words that begin so, or else of those whose text is nearest; all without words.
+
+    A unit is found by its name, then by the words that are nearest to it and by names that it had.
+
+    Args:
+        bank: the concepts.
+        words: beginnings of words.
+        kind: all units, the named or the unnamed ones.
+    """
     wanted = [re.compile(rf"\b{re.escape(word)}", re.IGNORECASE) for word in words.split()]
-    texts = bank.texts
-    found = [k for k, text in enumerate(texts) if all(word.search(text) for word in wanted)]
-    return found or [texts.index(text) for text in nearest(words, texts, CLASSES)]
+    texts, units = bank.texts, units_of(bank)
+    kept = [k for k in range(len(texts)) if units is None or kind == ALL or units[k].named == (kind == NAMED)]
+    found = [k for k in kept if all(word.search(texts[k]) for word in wanted)]
+    if units is not None and wanted:
+        direct = set(found)
+        for k in kept:
+            others = [*(word for word, _ in units[k].words), *units[k].former]
+            if k not in direct and any(all(word.search(text) for word in wanted) for text in others):
+                found.append(k)
+    near = {texts[k]: k for k in kept}
+    return found or [near[text] for text in nearest(words, list(near), CLASSES)]
 
 
 @torch.no_grad()
@@ -87,6 +119,12 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         this[column] = True
         near = alike(model, this).nonzero()[:, 0].tolist()
         same = [bank.texts[k] for k in near if k != column][:CLASSES]
+    unit = unit_of(concept)
+    middle: list[Tile] = []
+    fires, close = 0, []
+    if unit is not None and model is not None:
+        top, middle, bottom, fires = _fires_on(explorer, model, column)
+        close = _near(explorer, column)
     return ConceptFacts(
         column,
         concept.text,
@@ -99,14 +137,41 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         _agreement(explorer, column, scores),
         _owners(explorer, column, scores),
         same,
+        unit,
+        middle,
+        fires,
+        close,
+        None if unit is None else null_mark(unit, explorer.metrics),
     )
+
+
+def _fires_on(
+    explorer: Explorer, model: ConceptBottleneck, column: int
+) -> tuple[list[Tile], list[Tile], list[Tile], int]:
+    """Pictures on which a unit fires most, in the middle and least, and the number of all on which it does."""
+    columns, values = firing(model, explorer.split.x, explorer.model.config.method.get("k") or NEAREST_UNITS)
+    where, place = (columns == column).nonzero(as_tuple=True)
+    strength = values[where, place]
+    order = strength.argsort(descending=True, stable=True)
+    level = dict(zip(where.tolist(), strength.tolist()))
+    kinds = strongest_middle_weakest(where[order].tolist(), PICTURES)
+    top, middle, bottom = ([tile(explorer, row, f"fires {level[row]:.2f}") for row in rows] for rows in kinds)
+    return top, middle, bottom, len(where)
+
+
+def _near(explorer: Explorer, column: int) -> list[tuple[str, float]]:
+    """Units whose atoms are nearest to that of a column."""
+    atoms = torch.nn.functional.normalize(explorer.bank.directions().float(), dim=1)
+    cosine = atoms @ atoms[column]
+    order = [k for k in cosine.argsort(descending=True, stable=True).tolist() if k != column][:NEAR]
+    return [(explorer.bank.texts[k], float(cosine[k])) for k in order]
 
 
 def _agreement(explorer: Explorer, column: int, scores: Tensor) -> float | None:
     truth = explorer.split.concepts
     if truth is None:
         return None
-    known = dict(match_concepts(explorer.bank.texts, explorer.data.concept_names))
+    known = dict(match_concepts(explorer.bank.phrases, explorer.data.concept_names))
     if column not in known:
         return None
     labels = truth[:, known[column]]

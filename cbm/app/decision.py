@@ -13,8 +13,9 @@ from cbm.app.session import Session
 from cbm.editing import Edit, EditedEnergies, EditSet, logit_change
 from cbm.editing.apply import levels
 from cbm.editing.edits import LEVELS
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid
+from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, Sigmoid, SparseCode
 from cbm.report.explanations import SumOfWords, sums_of_words
+from cbm.report.units import part_name
 
 CLASSES, FOR, AGAINST, FOUND = 6, 8, 6, 12
 
@@ -169,6 +170,7 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
     rest = new.clone()
     rest[columns] = 0.0
     base, total = float(model.base()[c]), float(logits[c])
+    part = part_name(explorer.bank)
     return replace(
         found,
         bars=[_bar(session, k, float(old[k]), float(new[k]), float(level[k])) for k in columns],
@@ -177,7 +179,7 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
         others_count=int((rest != 0).sum()),
         outside=total - base - float(new.sum()),
         total=total,
-        words=next(iter(sums_of_words(model, explorer.bank.texts, session.picture.x[None]) or []), None),
+        words=next(iter(sums_of_words(model, explorer.bank.texts, session.picture.x[None], part=part) or []), None),
     )
 
 
@@ -258,7 +260,11 @@ def reach(session: Session) -> Reach:
         else:
             step = spread if spread > 0 else 1.0
             unit = f"standard deviations from {'zero' if explorer.gated else 'the average picture'}"
-            found = Reach(-4.0, 4.0, (value - mask) / step, unit, mask, step)
+            low, high = -4.0, 4.0
+            if isinstance(layer := linear.activation, Coded):  # rare parts are many deviations from zero where used
+                low = -4.0 if isinstance(layer, SparseCode) and bool(layer.free) else 0.0
+                high = max(4.0, 1.5 * named["present"] / step, value / step)
+            found = Reach(low, high, (value - mask) / step, unit, mask, step)
     activation = found.activation(found.now)
     for edit in session.here.edits:
         if edit.concept == session.held and edit.classes is None:

@@ -1,4 +1,7 @@
-"""``Explorer``: a finished run and labelled pictures, opened for looking at. All tabs share it; none changes it."""
+"""``Explorer``: a finished run and labelled pictures, opened for looking at.
+
+All tabs share it; none changes it, but for the names of units.
+"""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,10 +12,12 @@ from PIL import Image
 from torch import Tensor
 
 from cbm.concepts import ConceptBank
+from cbm.concepts.units import units_of
 from cbm.data import FeatureSplit
 from cbm.data.images import Images, NoImage
 from cbm.errors import UserError
 from cbm.files.pictures import open_picture
+from cbm.files.run_directory import read_metrics
 from cbm.layers import (
     ConceptBottleneck,
     EnergyBottleneck,
@@ -23,6 +28,7 @@ from cbm.layers import (
     require_concepts,
 )
 from cbm.trained import TrainedModel, load
+from cbm.trained.names import rename, undo_rename
 
 
 @dataclass(frozen=True)
@@ -134,6 +140,33 @@ class Explorer:
     def accuracy(self) -> float:
         """On the split, without edits."""
         return float((self.predicted == self.split.y).double().mean())
+
+    @cached_property
+    def units(self) -> bool:
+        """Whether the concepts are units that were found, and can be named."""
+        return self.bottleneck is not None and units_of(self.model.bank) is not None
+
+    @cached_property
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the run."""
+        return read_metrics(self.model.path)
+
+    def rename(self, text: str, new: str | None) -> tuple[str, str]:
+        """Give a unit another name in the run directory, or take its last one back; all tabs see it.
+
+        Args:
+            text: its name.
+            new: the new one; None takes the last one back.
+
+        Returns:
+            The name that it had, and the one that it has.
+
+        Raises:
+            UserError: a name that is empty, very long, or another unit's, or nothing to take back.
+        """
+        run = self.model.path
+        self.model.bank, was, now = undo_rename(run, text) if new is None else rename(run, text, new)
+        return was, now
 
     def picture(self, row: int) -> Picture:
         """A picture of the split.

@@ -12,7 +12,7 @@ from starlette.middleware import Middleware
 
 from cbm.app.adapt import suggest
 from cbm.app.classes import describe_class
-from cbm.app.concepts import describe_concept, find_concepts
+from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts
 from cbm.app.decision import decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.explorer import Explorer
@@ -20,6 +20,7 @@ from cbm.app.gallery import find_pictures
 from cbm.app.label import KEYS
 from cbm.app.render import TEMPLATES, render
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
+from cbm.concepts.units import units_of
 from cbm.errors import UserError
 from cbm.files.shipped import script_command
 from cbm.report.thumbnails import data_uri
@@ -228,8 +229,22 @@ class Page:
         with gr.Row():
             with gr.Column(scale=2, min_width=260):
                 self.concept_words = gr.Textbox(label="Find a concept", placeholder="any words of it")
+                self.concept_kind = gr.Radio(
+                    [ALL, NAMED, UNNAMED], value=ALL, label="Units", visible=self.explorer.units, elem_id="kind"
+                )
                 self.concept_list = choice(elem_id="concept-list")
             with gr.Column(scale=4, min_width=340):
+                with gr.Row(visible=self.explorer.units):
+                    self.new_name = gr.Textbox(
+                        show_label=False,
+                        placeholder="another name for the chosen unit",
+                        max_lines=1,
+                        scale=3,
+                        container=False,
+                        elem_id="new-name",
+                    )
+                    self.rename = gr.Button("Rename", size="sm", min_width=80)
+                    self.name_back = gr.Button("Take the name back", size="sm", min_width=120)
                 self.concept_page = choice("<p class='quiet'>Choose a concept on the left.</p>", elem_id="concept-page")
 
     def _domain_tab(self) -> None:
@@ -308,9 +323,10 @@ class Page:
         now = [concept.after for concept in page.concepts if concept.column == session.concept]
         return shown | ({self.weight: round(now[0], 3)} if now and self.linear else {})
 
-    def _concept_list(self, session: Session, words: str) -> str:
-        columns = find_concepts(self.explorer.bank, words)
-        texts = [(column, self.explorer.bank.texts[column]) for column in columns[:LISTED]]
+    def _concept_list(self, session: Session, words: str, kind: str = ALL) -> str:
+        bank = self.explorer.bank
+        columns, units = find_concepts(bank, words, kind), units_of(bank)
+        texts = [(k, bank.texts[k], units is None or units[k].named) for k in columns[:LISTED]]
         return render("concept_list", texts=texts, count=len(columns), words=words, held=session.concept)
 
     # --------------------------------------------------------------------------------------------------- connections
@@ -543,22 +559,41 @@ class Page:
     def _connect_concepts(self, seen: list) -> None:
         session = self.session
 
-        @answered
-        def find(tab: Session, words: str) -> str:
-            return self._concept_list(tab, words)
+        looked_for = [session, self.concept_words, self.concept_kind]
+        views = [self.concept_page, self.concept_list, *seen]
 
-        @answered
-        def show(tab: Session, words: str, event: gr.EventData) -> dict:
-            column = number_of(event)
-            tab.hold(column)
-            facts = render("concept", facts=describe_concept(self.explorer, column))
-            listed = self._concept_list(tab, words)
+        def shown(tab: Session, words: str, kind: str) -> dict:
+            assert tab.concept is not None
+            facts = render("concept", facts=describe_concept(self.explorer, tab.concept))
+            listed = self._concept_list(tab, words, kind)
             return {self.concept_page: facts, self.concept_list: listed} | self._picture(tab)
 
-        self.concept_words.input(
-            find, [session, self.concept_words], self.concept_list, trigger_mode="always_last", show_progress="hidden"
-        )
-        self.concept_list.select(show, [session, self.concept_words], [self.concept_page, self.concept_list, *seen])
+        @answered
+        def find(tab: Session, words: str, kind: str) -> str:
+            return self._concept_list(tab, words, kind)
+
+        @answered
+        def show(tab: Session, words: str, kind: str, event: gr.EventData) -> dict:
+            tab.hold(number_of(event))
+            return shown(tab, words, kind)
+
+        @answered
+        def rename(tab: Session, words: str, kind: str, new: str) -> dict:
+            tab.rename(new)
+            return shown(tab, words, kind) | {self.new_name: ""}
+
+        @answered
+        def name_back(tab: Session, words: str, kind: str) -> dict:
+            tab.rename(None)
+            return shown(tab, words, kind)
+
+        for control in (self.concept_words, self.concept_kind):
+            control.input(find, looked_for, self.concept_list, trigger_mode="always_last", show_progress="hidden")
+        self.concept_list.select(show, looked_for, views)
+        if self.explorer.units:
+            for event in (self.rename.click, self.new_name.submit):
+                event(rename, [*looked_for, self.new_name], [*views, self.new_name])
+            self.name_back.click(name_back, looked_for, views)
 
     def _connect_domain(self, seen: list) -> None:
         session = self.session

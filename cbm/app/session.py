@@ -8,6 +8,7 @@ import torch
 from cbm.app.explorer import Explorer, Picture
 from cbm.app.gallery import class_index
 from cbm.app.label import Labelling
+from cbm.concepts.units import former_names
 from cbm.editing import Comparison, Edit, EditSet, load_edits
 from cbm.errors import UserError
 from cbm.files import locked
@@ -59,12 +60,17 @@ class Session:
         if self._editor is None:
             _ = self.explorer.bank  # says so
         assert self._editor is not None
+        if self._editor.bank is not self.explorer.model.bank:  # some tab has named a unit
+            self._editor.follow_names()
+            self.proposed = self.proposed.renamed(former_names(self._editor.bank))
+            self._dragged = self._comparison = self.compared = None
+            self.labelling = Labelling(self.explorer)
         return self._editor
 
     @property
     def edits(self) -> EditSet:
         """What was edited so far; nothing in a model without concepts."""
-        return EditSet() if self._editor is None else self._editor.edits
+        return EditSet() if self._editor is None else self.editor.edits
 
     @property
     def here(self) -> EditSet:
@@ -109,6 +115,12 @@ class Session:
         if self.picture.image is None:
             raise UserError(f"'{self.picture.name}': only its features are known, there is no image to look at")
         self.heat = self.explorer.model.heat_map(self.picture.image, self.held, method)
+
+    def rename(self, new: str | None) -> tuple[str, str]:
+        """Give the held unit another name, or take its last one back (``cbm.app.Explorer.rename``)."""
+        names = self.explorer.rename(self.held, new)
+        _ = self.editor  # follows the names
+        return names
 
     # -------------------------------------------------------------------------------------------------------- editing
 
@@ -274,4 +286,4 @@ class Session:
         """``[C]`` of the picture that is looked at, after the edits."""
         if self._editor is None:
             return self.explorer.model.predict_features(self.picture.x[None]).logits[0]
-        return self._editor.logits(self.picture.x[None], [self.picture.name])[0]
+        return self.editor.logits(self.picture.x[None], [self.picture.name])[0]

@@ -45,7 +45,7 @@ def label(
             raise UserError(f"{option} {value}: expected 1 or more")
     if by is None and (base_url is not None or max_requests is not None):
         raise UserError(f"{'--base-url' if base_url else '--max-requests'} needs --by MODEL: who is asked there")
-    endpoint = None if by is None else _endpoint(by, base_url, concurrency)
+    endpoint = None if by is None else vision_endpoint(by, base_url, concurrency)
     from cbm.run.label import ask_model, ask_people, open_picture, open_queue
 
     queue = open_queue(
@@ -66,7 +66,7 @@ def label(
         out.print(f"answers in {queue.table}", highlight=False, markup=False)
 
 
-def _endpoint(model: str, base_url: str | None, concurrency: int) -> "Endpoint":
+def vision_endpoint(model: str, base_url: str | None, concurrency: int) -> "Endpoint":
     """Who is asked, checked before anything is opened."""
     from cbm.concepts.llm import check_installed
 

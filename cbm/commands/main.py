@@ -34,6 +34,7 @@ BEGINS = {
     "export": "opening the run, to export it",
     "intervene": "opening the run, to ask about its concepts",
     "label": "opening the run, to ask whether its images show what it used",
+    "name": "opening the run, to name its units",
     "plan": "measuring this machine and planning the run",
     "predict": "opening the run, to classify images",
     "report": "opening the run, to write its report again",

@@ -19,6 +19,8 @@ from cbm.files.tensors import read_tensors, write_tensors
 
 OWNERS = "owners"
 """Key of the provenance that says who chose the owners, if the source of the concepts does not name them."""
+EMBEDDED_AS = "embedded_as"
+"""Key of the provenance that holds the text a concept had when its embedding was written, if it was renamed since."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ class ConceptBank:
         rest = self.take(k for k, reason in enumerate(reasons) if reason is None)
         return replace(rest, concepts=tuple(kept), dropped=self.dropped + tuple(dropped))
 
-    def save(self, folder: Path) -> None:
-        """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``."""
+    def to_json(self) -> bytes:
+        """Contents of ``bank.json``."""
         content = {
             "name": self.name,
             "source": self.source,
@@ -190,9 +192,13 @@ class ConceptBank:
             "concepts": [asdict(concept) for concept in self.concepts],
             "dropped": [asdict(dropped) for dropped in self.dropped],
         }
-        write_atomically(folder / "bank.json", json.dumps(content, indent=1, ensure_ascii=False).encode())
+        return json.dumps(content, indent=1, ensure_ascii=False).encode()
+
+    def save(self, folder: Path) -> None:
+        """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``."""
+        write_atomically(folder / "bank.json", self.to_json())
         if self.embeddings is not None:
-            about = {"texts": _fingerprint(self.texts)}
+            about = {"texts": _fingerprint([c.provenance.get(EMBEDDED_AS, c.text) for c in self.concepts])}
             write_tensors(folder / "embeddings.safetensors", {"embeddings": self.embeddings}, about)
 
 
@@ -224,7 +230,8 @@ def load_bank(path: Path) -> ConceptBank:
     )
     beside = file.parent / "embeddings.safetensors"
     if file.name == "bank.json" and beside.is_file():
-        bank = replace(bank, embeddings=_embeddings(beside, bank, [entry["text"] for entry in content["concepts"]]))
+        written = [_as_embedded(entry) for entry in content["concepts"]]
+        bank = replace(bank, embeddings=_embeddings(beside, bank, written))
     return bank
 
 
@@ -266,6 +273,12 @@ def _embeddings(file: Path, bank: ConceptBank, texts: list[str]) -> Tensor:
             f"'{file}' is of other phrases than the bank beside it: remove it, and the phrases are encoded again"
         )
     return embeddings
+
+
+def _as_embedded(entry: dict[str, Any]) -> str:
+    """The text of a concept when its embedding was written."""
+    former = (entry.get("provenance") or {}).get(EMBEDDED_AS)
+    return former if isinstance(former, str) else entry["text"]
 
 
 def _fingerprint(texts: list[str]) -> str:

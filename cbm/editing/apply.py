@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from cbm.concepts import ConceptBank
+from cbm.concepts.units import former_names
 from cbm.editing.edits import LEVELS, EditSet
 from cbm.editing.energies import EditedEnergies
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, SparseCode, predict_logits
+from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, SparseCode, predict_logits
 from cbm.layers.activations import Sigmoid
 
 Editable = ConceptBottleneck | EnergyBottleneck
@@ -84,7 +85,7 @@ def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
     """The activation that a value of ``set`` stands for.
 
     "present" and "absent" are the 95 % and 5 % points of the training images; .95 and .05 if activations are
-    probabilities; the typical weight of a word in use and 0 if they are a sparse code.
+    probabilities; the typical weight of a word or unit in use and 0 if they are a sparse code.
 
     Args:
         model: the bottleneck.
@@ -98,7 +99,7 @@ def levels(model: ConceptBottleneck) -> Tensor:
     """Activations ``[2, K]`` that stand for absent and for present concepts."""
     if isinstance(model.activation, Sigmoid):
         return torch.tensor([[0.05], [0.95]]).expand(-1, len(model.concepts)).to(model.reference)
-    if isinstance(model.activation, SparseCode):
+    if isinstance(model.activation, Coded):
         return torch.stack([torch.zeros_like(model.reference), model.activation.typical.to(model.reference)])
     return torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
 
@@ -231,6 +232,7 @@ def edited_logits(
         UserError: an unknown concept or class, or an edit that energies do not support.
     """
     found = (predict_logits(model, x) if logits is None else logits).clone()
+    edits = edits.renamed(former_names(bank))
     edits.check(bank.texts, classes)
     alone = edits.samples if names is not None else set()
     there = torch.full((len(x),), True) if inside is None else inside.cpu()

@@ -16,7 +16,7 @@ data set, hospital or camera). Edits act in their order.
 import datetime
 import getpass
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,16 @@ class EditSet:
                 if (edit.samples is None or name in edit.samples) and edit.domain in (None, domain)
             )
         )
+
+    def renamed(self, names: Mapping[str, str]) -> "EditSet":
+        """The edits of concepts that have other names now, with those.
+
+        Args:
+            names: former names with present ones (``cbm.concepts.units.former_names``).
+        """
+        if not names or not any(edit.concept in names for edit in self.edits):
+            return self
+        return EditSet(tuple(replace(edit, concept=names.get(edit.concept, edit.concept)) for edit in self.edits))
 
     def check(self, concepts: Sequence[str], classes: Sequence[str]) -> None:
         """Check that all concepts and classes exist.

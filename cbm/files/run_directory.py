@@ -191,11 +191,41 @@ def verify_run(path: Path, names: tuple[str, ...] = READ_BACK) -> None:
     for name in names:
         if name in checksums and not (path / name).is_file():
             raise UserError(f"'{path / name}' is missing: restore it or train again")
-        if name in checksums and _checksum(path / name) != checksums[name]:
+        if name in checksums and _checksum(path / name) not in _good(checksums[name]):
             raise UserError(
                 f"'{path / name}' is not as the run left it: restore it or train again (or, if it was changed on "
                 "purpose, take its line out of state.json)"
             )
+
+
+def _good(checksum: Any) -> list[Any]:
+    """The checksums that a file may have: two while it is being replaced."""
+    return checksum if isinstance(checksum, list) else [checksum]
+
+
+def replace_kept(path: Path, name: str, content: bytes) -> None:
+    """Replace a file of a finished run that is read back, so that the run opens whenever this is interrupted: first
+    both contents are right, then the file is written, then only the new one is.
+
+    Args:
+        path: the run directory, which the caller has locked.
+        name: name of the file there.
+        content: its new content.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
+    file, state_file = path / name, path / "state.json"
+    state = _read_state(state_file) if state_file.is_file() else {}
+    if name not in state.get("checksums", {}):
+        write_atomically(file, content)
+        return
+    new = hashlib.blake2b(content, digest_size=16).hexdigest()
+    for good in ([_checksum(file), new], new):
+        state["checksums"][name] = good
+        write_atomically(state_file, json.dumps(state, indent=1, ensure_ascii=False).encode())
+        if isinstance(good, list):
+            write_atomically(file, content)
 
 
 def check_files(path: Path) -> None:

@@ -7,7 +7,7 @@ from itertools import zip_longest
 import torch
 from torch import Tensor
 
-from cbm.layers import ConceptBottleneck, SparseCode
+from cbm.layers import Coded, ConceptBottleneck
 from cbm.metrics.codes import said_share
 
 
@@ -86,6 +86,7 @@ class SumOfWords:
         others_count: how many words that are.
         rest: length of what no word explains, in the unit of the weights.
         said: share of the picture's squared distance from the mean picture that the words say.
+        part: what a word is called: word, or unit.
     """
 
     words: list[tuple[str, float]]
@@ -93,6 +94,7 @@ class SumOfWords:
     others_count: int
     rest: float
     said: float
+    part: str = "word"
 
     @property
     def largest(self) -> float:
@@ -106,25 +108,28 @@ class SumOfWords:
 
 
 @torch.no_grad()
-def sums_of_words(model: ConceptBottleneck, texts: list[str], x: Tensor, shown: int = 8) -> list[SumOfWords] | None:
-    """Every picture as a sum of words; None for a model without a sparse code.
+def sums_of_words(
+    model: ConceptBottleneck, texts: list[str], x: Tensor, shown: int = 8, part: str = "word"
+) -> list[SumOfWords] | None:
+    """Every picture as a sum of words, or of the units of a dictionary; None for a model without a code.
 
     Args:
         model: the bottleneck.
         texts: K words.
         x: unit-norm features ``[N, D]``.
         shown: how many words are named.
+        part: what a word is called.
     """
-    if not isinstance(layer := model.activation, SparseCode):
+    if not isinstance(layer := model.activation, Coded):
         return None
     codes = layer.code(x, model.concepts)
-    rest = ((x.float() - layer.mean) - codes.reconstruct(model.concepts)).norm(dim=1).tolist()
+    rest = ((x.float() - layer.mean) - codes.reconstruct(layer.parts(model.concepts))).norm(dim=1).tolist()
     found = []
     for columns, values, length, said in zip(codes.columns, codes.values, rest, said_share(model, x).tolist()):
         used = [(texts[k], v) for k, v in zip(columns.tolist(), values.tolist()) if k >= 0]
         used.sort(key=lambda pair: -abs(pair[1]))
         others = sum(weight for _, weight in used[shown:])
-        found.append(SumOfWords(used[:shown], others, max(0, len(used) - shown), length, said))
+        found.append(SumOfWords(used[:shown], others, max(0, len(used) - shown), length, said, part))
     return found
 
 

@@ -15,7 +15,18 @@ from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, spaced
 from cbm.files import write_atomically
 from cbm.files.without_paths import without_paths
-from cbm.layers import Activation, ConceptBottleneck, Cube, Largest, Sigmoid, SparseCode, TopK, predict_logits
+from cbm.layers import (
+    Activation,
+    Coded,
+    ConceptBottleneck,
+    Cube,
+    Largest,
+    Sigmoid,
+    SparseCode,
+    TopK,
+    UnitCode,
+    predict_logits,
+)
 from cbm.metrics import class_accuracies
 from cbm.metrics.evaluate import concept_ground_truth
 from cbm.report.classes import ConceptUse, describe_classes
@@ -44,6 +55,7 @@ from cbm.report.people import answers_as_evidence
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
 from cbm.report.thumbnails import Thumbnail, thumbnail
+from cbm.report.units import describe_units, part_name
 from cbm.report.verdict import verdict
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
 from cbm.report.wording import clip
@@ -166,14 +178,15 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "owners_chosen": bank is not None and bank.owners_chosen,
         "matrix": confusion_shares(predicted, test.y, classes) if len(classes) <= CLASSES_IN_MATRIX else None,
         "ranking": sorted(accuracies[~accuracies.isnan()].tolist()),
-        "right": examples(bottleneck, texts, data, dataset, probabilities, typical),
-        "wrong": examples(bottleneck, texts, data, dataset, probabilities, mistakes),
+        "right": examples(bottleneck, texts, data, dataset, probabilities, typical, part_name(bank)),
+        "wrong": examples(bottleneck, texts, data, dataset, probabilities, mistakes, part_name(bank)),
         "first_pictures": FIRST_PICTURES,
         "n_wrong": int((predicted != test.y).sum()),
         "grounded": both_ends(grounded),
         "n_grounded": len(grounded),
         "told": told_rows(metrics),
         "energies": bank and result.energies and describe_energies(result.energies, bank, classes, accuracies),
+        "units": bottleneck and bank and describe_units(bottleneck, bank, data, dataset, metrics, cfg.method.get("k")),
         "bank": bank,
         "bank_source": bank and without_paths(bank.source),
         "dropped": [] if bank is None else dropped_groups(bank),
@@ -219,7 +232,7 @@ def header_facts(
             weights = f"{rows:,} × {columns:,} weights, {int(model.mixing.count_nonzero()):,} not zero"
             facts.append((f"{kind} layer", weights))
         if model.activation is not None:
-            facts.append(("Per picture", what_is_read(model.activation)))
+            facts.append(("Per picture", what_is_read(model.activation, part_name(bank))))
     shots = "all" if str(cfg.shots) == "all" else f"{cfg.shots} per class"
     facts += [("Shots", shots), ("Seed", str(cfg.seed))]
     if "fidelity" in cfg.method:
@@ -227,8 +240,13 @@ def header_facts(
     return [(name, value, FIDELITY.get(value, "") if name == "Fidelity" else "") for name, value in facts]
 
 
-def what_is_read(activation: Activation) -> str:
-    """What the head reads of a picture."""
+def what_is_read(activation: Activation, part: str = "word") -> str:
+    """What the head reads of a picture.
+
+    Args:
+        activation: what makes it of the scores.
+        part: what a sparse code is made of: word, or unit.
+    """
     if isinstance(activation, TopK) and int(activation.k) > 1:
         return f"the {int(activation.k):,} concepts with the largest scores"
     if isinstance(activation, (TopK, Largest)):
@@ -238,8 +256,10 @@ def what_is_read(activation: Activation) -> str:
     if isinstance(activation, Cube):
         return "cubes of the scores"
     if isinstance(activation, SparseCode):
-        count = f"exactly {int(activation.k)} words" if int(activation.k) else "a few words"
+        count = f"exactly {int(activation.k)} {part}s" if int(activation.k) else f"a few {part}s"
         return f"{count} whose sum comes nearest to the picture"
+    if isinstance(activation, UnitCode):
+        return f"the {int(activation.k):,} units that fire most" if int(activation.k) else "the units that fire"
     return type(activation).__name__
 
 
@@ -251,7 +271,9 @@ def unit_of_weights(model: ConceptBottleneck) -> str:
         return "the concept's being certain"
     if isinstance(model.activation, Largest):
         return "having the largest score"
-    if isinstance(model.activation, SparseCode):
+    if isinstance(model.activation, UnitCode):
+        return "firing by 1"
+    if isinstance(model.activation, Coded):
         return "one unit of the word's weight in the picture"
     unit_norm = bool(((model.concepts.norm(dim=1) - 1).abs() < 1e-3).all())
     return "one unit of cosine" if unit_norm else "one unit of the concept's score"
@@ -272,8 +294,19 @@ def examples(
     dataset: ImageDataset,
     probabilities: Tensor,
     rows: list[int],
+    part: str = "word",
 ) -> list[Example]:
-    """The test pictures at ``rows``, explained; mistakes against the true class, others against the runner-up."""
+    """The test pictures at ``rows``, explained; mistakes against the true class, others against the runner-up.
+
+    Args:
+        model: the bottleneck; None without concepts.
+        texts: K concepts.
+        data: encoded splits.
+        dataset: the images.
+        probabilities: class probabilities ``[N, C]`` of the test pictures.
+        rows: rows of the test split.
+        part: what a sparse code is made of: word, or unit.
+    """
     if not rows:
         return []
     index = torch.tensor(rows)
@@ -288,7 +321,7 @@ def examples(
         x = data.test.x[index]
         whys[:] = explain(model, texts, x, predicted)
         leads[:] = explain(model, texts, x, predicted, other)
-        sums = sums_of_words(model, texts, x)
+        sums = sums_of_words(model, texts, x, part=part)
     found = []
     for n, row in enumerate(rows):
         called, true, compared = (clip(data.classes[int(c[n])]) for c in (predicted, labels, other))

@@ -51,7 +51,7 @@ def grounded_concepts(
         truth: ``[N, A]`` ground truth of the test pictures (1, 0, NaN unknown).
         concept_names: its A columns.
     """
-    column = dict(match_concepts(bank.texts, concept_names))
+    column = dict(match_concepts(bank.phrases, concept_names))
     shown = truth.nanmean(dim=0)
     texts = [clip(text) for text in bank.texts]
     found = [GroundedConcept(texts[k], auroc, float(shown[column[k]])) for k, auroc in aurocs.items()]

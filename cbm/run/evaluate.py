@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from cbm.concepts.units import former_names
 from cbm.data import FeatureData
 from cbm.editing import (
     Comparison,
@@ -165,6 +166,7 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     model, bank, classes, domain = request.model.model, request.model.bank, request.model.classes, request.domain
     bottleneck = require_concepts(model, bank)
     assert bank is not None
+    edits = edits.renamed(former_names(bank))
     split = request.data.splits[request.split]
     edits.check_pictures(split.names)
     before = predict_logits(bottleneck, split.x)

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from cbm.concepts.units import former_names
 from cbm.data import FeatureSplit
 from cbm.editing import (
     Comparison,
@@ -27,9 +28,11 @@ from cbm.editing.prune import ALIKE
 from cbm.errors import UserError, did_you_mean
 from cbm.files.console import warn_once
 from cbm.layers import (
+    Coded,
     ConceptBottleneck,
     EnergyBottleneck,
     SparseCode,
+    UnitCode,
     predict_logits,
     require_concepts,
     require_linear,
@@ -72,7 +75,8 @@ class Editor:
         self.bottleneck = require_concepts(model.model, model.bank)
         assert model.bank is not None
         self.model, self.bank, self.who, self.domain = model, model.bank, who, domain
-        self.edits = load_edits(edits) if isinstance(edits, str | Path) else edits or EditSet()
+        given = load_edits(edits) if isinstance(edits, str | Path) else edits or EditSet()
+        self.edits = given.renamed(former_names(model.bank))
         self.edits.check(self.bank.texts, model.classes)
         self._undone: list[EditSet] = []
         self._history: list[EditSet] = []
@@ -102,8 +106,10 @@ class Editor:
             UserError: an unknown concept or class, or a value that is not allowed.
         """
         layer = getattr(self.bottleneck, "activation", None)
-        if isinstance(layer, SparseCode) and not bool(layer.free) and not isinstance(value, str) and value < 0:
-            warn_once(f"set '{concept}': a word's weight is never below 0 in this model, so it is set to 0")
+        free = isinstance(layer, SparseCode) and bool(layer.free)
+        if isinstance(layer, Coded) and not free and not isinstance(value, str) and value < 0:
+            part = "unit" if isinstance(layer, UnitCode) else "word"
+            warn_once(f"set '{concept}': a {part}'s weight is never below 0 in this model, so it is set to 0")
             value = 0.0
         edit = Edit("set", concept, value, _tuple(classes), _tuple(samples), why=why)
         return self.apply(self.exclusively(edit) if exclusive else edit)
@@ -141,10 +147,11 @@ class Editor:
             UserError: an unknown concept or class, or ``resolve`` in a model without a sparse code.
         """
         edit = Edit("remove", concept, None, _tuple(classes), _tuple(samples), why=why, resolve=resolve or None)
+        edits = EditSet((edit,)).renamed(former_names(self.bank))
         if isinstance(self.bottleneck, ConceptBottleneck):
-            EditSet((edit,)).check(self.bank.texts, self.model.classes)
-            without_words(self.bottleneck, EditSet((edit,)), self.bank.texts)
-        return self.apply(edit)
+            edits.check(self.bank.texts, self.model.classes)
+            without_words(self.bottleneck, edits, self.bank.texts)
+        return self.apply(edits)
 
     def returned(self, concept: str, x: Tensor) -> Tensor:
         """Which part of what a word adds to the decision comes back by other words, if images are written anew without
@@ -177,7 +184,8 @@ class Editor:
         Raises:
             UserError: an unknown concept.
         """
-        edits = EditSet((edit,))
+        edits = EditSet((edit,)).renamed(former_names(self.bank))
+        edit = edits.edits[0]
         if edit.op != "set" or edit.value != "present":
             return edits
         edits.check(self.bank.texts, self.model.classes)
@@ -209,13 +217,22 @@ class Editor:
         Raises:
             UserError: an unknown concept or class (the message names the nearest); nothing is changed then.
         """
-        more = EditSet((edit,)) if isinstance(edit, Edit) else edit
+        more = (EditSet((edit,)) if isinstance(edit, Edit) else edit).renamed(former_names(self.bank))
         more.check(self.bank.texts, self.model.classes)
         more = EditSet(tuple(each if each.when else signed(each, self.who) for each in more.edits))
         self._history.append(self.edits)
         self._undone.clear()
         self.edits = self.edits + more
         return self
+
+    def follow_names(self) -> None:
+        """Take over the names that the model's units have by now (``cbm.trained.names``): edits of a unit stay edits of
+        that unit."""
+        assert self.model.bank is not None
+        self.bank = self.model.bank
+        names = former_names(self.bank)
+        self.edits = self.edits.renamed(names)
+        self._history, self._undone = ([each.renamed(names) for each in some] for some in (self._history, self._undone))
 
     def undo(self) -> "Editor":
         """Take the last change back.

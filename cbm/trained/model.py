@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from cbm.concepts import ConceptBank, load_bank, phrase_bank, read_bank
 from cbm.concepts.prepare import prepare_bank
+from cbm.concepts.units import former_names
 from cbm.config import FEATURES, load_card
 from cbm.data import FeatureData, FeatureSplit, ImageDataset, unit_norm
 from cbm.data.encoded import Encoding, encode_splits, read_images, reorder_classes
@@ -213,7 +214,8 @@ class TrainedModel:
             return cut_points(self.model, self.bank, home)
         if not isinstance(kept, dict) or not all(isinstance(cut, int | float) for cut in kept.values()):
             raise UserError(f"'{self.path / 'about.json'}' is damaged: 'cut_points' is not names and numbers")
-        return {text: float(cut) for text, cut in kept.items()}
+        names = {} if self.bank is None else former_names(self.bank)
+        return {names.get(str(text), str(text)): float(cut) for text, cut in kept.items()}
 
     def card(self, dataset: str | DictConfig | None = None, root: str | Path | None = None) -> DictConfig:
         """A data set card with its settings.
@@ -336,6 +338,7 @@ class TrainedModel:
         made = made if isinstance(made, EditSet) else EditSet(tuple(made))
         bottleneck = require_concepts(self.model, self.bank)
         assert self.bank is not None
+        made = made.renamed(former_names(self.bank))
         if made.samples:
             raise UserError("edits of single pictures cannot become part of a model: use cbm.Editor")
         other = copy.copy(self)

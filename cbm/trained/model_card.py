@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from cbm.concepts.bank import ConceptBank
+from cbm.concepts.units import units_of
 from cbm.config import AboutConfig, about_card, card_names
 from cbm.layers import linear_or_none
 from cbm.metrics.integrity import integrity_from_json
@@ -46,7 +47,7 @@ def model_card(
     dataset = config["dataset"]["name"]
     card = about_card(dataset) if dataset in card_names() else AboutConfig()
     classes: list[str] = about["classes"]
-    bottleneck = linear_or_none(model, bank)
+    bottleneck, units = linear_or_none(model, bank), units_of(bank)
     uses: list[tuple[str, list[str]]] = []
     if bottleneck is not None:
         assert bank is not None
@@ -64,6 +65,7 @@ def model_card(
         licence=card.licence,
         classes=[_cell(name) for name in classes],
         concepts=None if bank is None else len(bank),
+        units_named=None if units is None else sum(unit.named for unit in units),
         bank_name=bank and bank.name,
         encoder=about["encoder"],
         dim=about.get("dim"),

@@ -8,7 +8,7 @@ from cbm.kernels import class_vectors
 from cbm.kernels.scores import ACTIVATIONS as POINTWISE
 from cbm.layers.activations import Largest, Pointwise, TopK
 from cbm.layers.bottleneck import ConceptBottleneck
-from cbm.layers.codes import SparseCode
+from cbm.layers.codes import SparseCode, UnitCode
 from cbm.layers.probe import LinearProbe
 from cbm.layers.require import require_linear
 
@@ -28,6 +28,7 @@ class PortableModel(nn.Module):
         concepts: concept directions ``[K, D]``; None if no scores are needed.
         vectors: class vectors ``[C, D]`` of the part that is linear in the features; None if there is no such part.
         weights: weights ``[K, C]`` of the activations; None for a linear bottleneck.
+        threshold: score ``[K]`` above which a unit of a dictionary fires; None for concepts without one.
 
     Raises:
         UserError: the model is energy-based, has no concepts to return, or has fewer than ``top_k``.
@@ -36,6 +37,7 @@ class PortableModel(nn.Module):
     concepts: Tensor | None
     offset: Tensor | None
     weights: Tensor | None
+    threshold: Tensor | None
     vectors: Tensor | None
     bias: Tensor
 
@@ -55,16 +57,20 @@ class PortableModel(nn.Module):
         if top_k is not None:
             _check_top_k(model, top_k)
         vectors, bias = _linear_part(model)
-        tensors: dict[str, Tensor | None] = dict.fromkeys(("concepts", "offset", "weights"))
+        tensors: dict[str, Tensor | None] = dict.fromkeys(("concepts", "offset", "weights", "threshold"))
         activation = None
         if isinstance(model, ConceptBottleneck):
             if (activation := model.activation) is not None:
                 tensors |= {"offset": activation.offset, "weights": model.weights().T}
+            if isinstance(activation, UnitCode):
+                tensors["threshold"] = activation.threshold
             if activation is not None or top_k is not None:
                 tensors["concepts"] = model.concepts
         self.top_k = top_k
         self.one_hot = isinstance(activation, Largest)
-        self.kept = int(activation.k) if isinstance(activation, TopK) else 1 if self.one_hot else None
+        self.kept = 1 if self.one_hot else None
+        if isinstance(activation, TopK | UnitCode) and int(activation.k):
+            self.kept = min(int(activation.k), len(activation.offset))
         self.function = activation.function if isinstance(activation, Pointwise) else "identity"
         for name, tensor in {**tensors, "vectors": vectors, "bias": bias}.items():
             if tensor is None:
@@ -97,17 +103,25 @@ class PortableModel(nn.Module):
             scores = scores - self.offset
         if self.weights is not None and self.kept is not None:
             values, columns = scores.topk(self.kept, dim=1)
-            values = torch.ones_like(values) if self.one_hot else values
+            values = torch.ones_like(values) if self.one_hot else self._firing(values, columns)
             logits = logits + (values[:, :, None] * self.weights[columns]).sum(dim=1)
         elif self.weights is not None:
-            logits = logits + POINTWISE[self.function](scores) @ self.weights
+            logits = logits + POINTWISE[self.function](self._firing(scores)) @ self.weights
         if self.top_k is None:
             return logits
         values, indices = scores.topk(self.top_k, dim=1)
+        values = self._firing(values, indices)
         if self.kept is None:
             return logits, POINTWISE[self.function](values), indices
         read = torch.arange(self.top_k, device=x.device) < self.kept
         return logits, torch.where(read, torch.ones_like(values) if self.one_hot else values, 0.0), indices
+
+    def _firing(self, scores: Tensor, columns: Tensor | None = None) -> Tensor:
+        """Scores of units, with 0 where they do not fire; scores of other concepts as they are."""
+        if self.threshold is None:
+            return scores
+        least = self.threshold if columns is None else self.threshold[columns]
+        return torch.where(scores > least, scores, torch.zeros_like(scores))
 
 
 def _check_top_k(model: nn.Module, top_k: int) -> None:

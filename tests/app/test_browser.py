@@ -7,8 +7,10 @@ import threading
 from pathlib import Path
 
 import pytest
-from explored_run import explored
+from birds_run import shared_folder
+from explored_run import copied, explored
 
+from cbm.app import Explorer
 from cbm.app.effect import effect_on_split
 from cbm.app.session import Session
 from cbm.data.concept_answers import read_concept_answers
@@ -28,14 +30,18 @@ QUIET = [
 ]
 
 
-@pytest.fixture(scope="module")
-def address() -> str:
-    """The explorer of a small run, served as the command serves it."""
+def serve(explorer: Explorer) -> str:
+    """The explorer of a small run, served as the command serves it; returns its address."""
     from cbm.app.page import launch
 
     opened: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=launch, args=(explored(),), kwargs={"opened": opened.put}, daemon=True).start()
+    threading.Thread(target=launch, args=(explorer,), kwargs={"opened": opened.put}, daemon=True).start()
     return opened.get(timeout=1200)
+
+
+@pytest.fixture(scope="module")
+def address() -> str:
+    return serve(explored())
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +174,28 @@ def test_is_it_true_by_keys_and_by_buttons(page):
     page.keyboard.press("u")
     page.wait_for_selector("#truth :text('1 answers about 1 classes')")
     table.unlink()
+
+
+def test_units_are_looked_for_and_named(browser):
+    """Unnamed ones only, their pictures, another name in the run directory, and back."""
+    explorer = Explorer(copied(), shared_folder() / "cache")
+    page = browser.new_page(viewport={"width": 1360, "height": 1000})
+    page.set_default_timeout(600_000)
+    page.goto(serve(explorer))
+    page.wait_for_selector("#explanation .bar")
+    page.get_by_role("tab", name="Concepts").click()
+    page.get_by_label("unnamed", exact=True).check()
+    unnamed = sum(text.startswith("unnamed") for text in explorer.bank.texts)
+    page.wait_for_selector(f"#concept-list p:has-text('{unnamed} concepts')")
+    first = page.locator("#concept-list .row.unnamed").first
+    text = first.inner_text()
+    first.click()
+    page.wait_for_selector(f"#concept-page h3.unnamed:has-text('{text}')")
+    page.locator("#new-name textarea, #new-name input").first.fill("odd tail")
+    press(page, "Rename")
+    page.wait_for_selector("#concept-page h3:has-text('odd tail')")
+    assert f"It was called {text}" in page.locator("#concept-page").inner_text()
+    assert "odd tail" in (explorer.model.path / "bank" / "bank.json").read_text()
+    press(page, "Take the name back")
+    page.wait_for_selector(f"#concept-page h3.unnamed:has-text('{text}')")
+    page.close()

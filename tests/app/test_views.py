@@ -127,7 +127,7 @@ def test_names_from_files_are_text():
     for html in (
         render("picture", name=evil, uri="data:,", tiny=False, heat=None, held="", heat_uri=""),
         render("held", text=evil, unit="sd"),
-        render("concept_list", texts=[(0, evil)], count=1, words=evil, held=None),
+        render("concept_list", texts=[(0, evil, True)], count=1, words=evil, held=None),
         render("saved", command="python eval.py", path=evil, run=evil, left_out=0),
     ):
         assert "<img src=x" not in html

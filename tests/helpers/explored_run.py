@@ -1,6 +1,8 @@
 """Small trained runs for the tests of the explorer, once per test process."""
 
 import functools
+import shutil
+import tempfile
 from pathlib import Path
 
 import hydra
@@ -17,9 +19,10 @@ def trained(method: str) -> Path:
     """A run of ``method`` on the small birds."""
     run = shared_folder() / f"explored-{method}"
     settings = [f"method={method}", *small(), f"run_dir={run}", "nec=[]", "report=false", "controls=false"]
-    settings += [
-        q for q in QUICK if not q.startswith("nec") and (METHODS[method].trains or not q.startswith("method."))
-    ]
+    epochs = METHODS[method].trains and method != "discovered"
+    settings += [q for q in QUICK if not q.startswith("nec") and (epochs or not q.startswith("method."))]
+    if method == "discovered":
+        settings += ["method.passes=60", "method.size=30", "method.k=4", "method.start=data", "method.lr=0.02"]
     if method == "energy":
         settings.append("method.max_epochs=5")
     config.register()
@@ -34,3 +37,10 @@ def explored(method: str = "labo") -> Explorer:
     explorer = Explorer(trained(method), shared_folder() / "cache")
     assert len(explorer.split) == 20 * COUNTS["n_test"]
     return explorer
+
+
+def copied(method: str = "discovered") -> Path:
+    """A copy of the run of ``method``, which may be changed."""
+    folder = Path(tempfile.mkdtemp(dir=shared_folder())) / "run"
+    shutil.copytree(trained(method), folder)
+    return folder

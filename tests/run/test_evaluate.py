@@ -48,7 +48,7 @@ def test_cut_points_of_a_card_are_those_of_the_run(command, tmp_path: Path):
 
 def test_cut_points_that_are_damaged_or_gone(tmp_path: Path):
     model = cbm.TrainedModel.__new__(cbm.TrainedModel)
-    model.path = tmp_path
+    model.path, model.bank = tmp_path, None
     for damage in ([1], {"red": "high"}, 3):
         model.about = {"cut_points": damage}
         with pytest.raises(cbm.UserError, match="'cut_points' is not names and numbers"):

@@ -3,12 +3,15 @@ import torch
 from small_bottleneck import C, D, K, bottleneck
 
 from cbm.errors import UserError
-from cbm.layers import Cube, EnergyBottleneck, Largest, LinearProbe, Sigmoid, TopK
+from cbm.layers import Cube, EnergyBottleneck, Largest, LinearProbe, Sigmoid, TopK, UnitCode
 from cbm.solvers.concept_blocks import ConceptBlocks
 from cbm.trained.portable import PortableModel
 
 OFFSET = torch.linspace(-0.3, 0.3, K)
-ACTIVATIONS = [None, TopK(OFFSET, 3), Largest(OFFSET), Cube(OFFSET), Sigmoid(OFFSET)]
+ATOMS, MEAN, LEAST = torch.eye(K, D), torch.full((D,), 0.1), torch.linspace(0, 0.2, K)
+UNITS = [UnitCode(OFFSET, MEAN, LEAST, ATOMS, 3), UnitCode(OFFSET, MEAN, LEAST, ATOMS, 3, LEAST),
+         UnitCode(OFFSET, MEAN, LEAST, ATOMS, 0, LEAST), UnitCode(OFFSET, MEAN, LEAST, ATOMS, K + 5)]  # fmt: skip
+ACTIVATIONS = [None, TopK(OFFSET, 3), Largest(OFFSET), Cube(OFFSET), Sigmoid(OFFSET), *UNITS]
 
 
 @pytest.mark.parametrize("residual", [False, True])
