@@ -20,7 +20,7 @@ from cbm.concepts.candidates import candidate_bank
 from cbm.concepts.units import LONGEST, MODEL, find_unit, former_names, rename_unit
 from cbm.data import FeatureData, ImageDataset
 from cbm.data.encoded import Encoding, encode_splits
-from cbm.data.features import mean_feature
+from cbm.data.features import mean_feature, spaced
 from cbm.data.text_store import EncodeText, text_encoder
 from cbm.encoders import load_encoder
 from cbm.encoders.base import Encoder
@@ -28,7 +28,7 @@ from cbm.errors import UserError
 from cbm.files.names import one_form
 from cbm.files.run_directory import read_metrics
 from cbm.layers import require_linear
-from cbm.methods.unit_bank import NamingConfig
+from cbm.methods.unit_bank import ROWS, NamingConfig
 from cbm.metrics.reader import centre
 from cbm.metrics.unit_names import LEAST, mean_directions, name_units
 from cbm.report.units import firing
@@ -201,17 +201,22 @@ class TextSpace:
             words = torch.cat([words, centre(normalize(self.encode_text(new).float(), dim=1), self.mean)])
         row = {text: number for number, text in enumerate([*self.texts, *new])}
         directions = words[[row[text] for _, text in fit]]
+        columns = [column for column, _ in fit]
+        shown = [
+            (fires_of(fires, columns, count), self.val),
+            (fires_of(spaced(train[0], ROWS), columns, count), spaced(self.train, ROWS)),
+        ]
         names = name_units(
-            directions, fires_of(fires, [column for column, _ in fit], count), self.val, words,
+            directions, shown, words,
             fdr=self.naming.fdr, min_auroc=self.naming.min_auroc, seed=self.seed,
         )  # fmt: skip
         units = mean_directions(*train, count, self.train) if self.by_pictures else normalize(atoms.float(), dim=1)
-        near = (directions * units[[column for column, _ in fit]]).sum(dim=1)
+        near = (directions * units[columns]).sum(dim=1)
         for n, (column, text) in enumerate(fit):
             passed, why = bool(names.named[n]), ""
             auroc, p = (None if value != value else value for value in (float(names.auroc[n]), float(names.p[n])))
             if auroc is None:
-                why = f"the unit fires on {int(names.firing[n])} of {names.pictures} validation images; "
+                why = f"the unit fires on {int(names.firing[n])} of {int(names.pictures[n])} training images; "
                 why += f"a test needs {LEAST}"
             elif not passed:
                 why = "it does not tell where the unit fires"
