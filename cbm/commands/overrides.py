@@ -28,10 +28,11 @@ def _own_configs(arguments: list[str]) -> list[str]:
 
 
 def _bank_path_to_source(argument: str) -> str:
-    """``concepts=FILE`` means ``concepts.source=FILE`` unless FILE is the name of a shipped bank."""
+    """``concepts=FILE`` (or ``discovered:RUN``) means ``concepts.source=FILE`` unless FILE is the name of a shipped
+    bank."""
     key, equals, value = argument.partition("=")
     if key == "concepts" and equals and not set(value.split(",")) <= set(config.choices("concepts")):
-        looks_like_file = any("." in part or "/" in part or Path(part).is_dir() for part in value.split(","))
+        looks_like_file = any(set("./:") & set(part) or Path(part).is_dir() for part in value.split(","))
         return f"concepts.source={value}" if looks_like_file else argument
     return argument
 

@@ -19,6 +19,9 @@ The gates, by ``kind``:
   Ahead: Improving Reconstruction Fidelity with JumpReLU Sparse Autoencoders", 2024).
 
 The penalty of the last two is steered so that k units fire on average: all kinds aim at the same k.
+
+At first more than k units may fire; their number falls to k over the first half of the training. From a random start
+the k units of a picture are chosen by chance, and most dictionaries stay where that leads them.
 """
 
 from collections.abc import Iterable, Iterator
@@ -51,8 +54,11 @@ class Autoencoder(nn.Module):
         kind: one of ``KINDS``.
         mean: mean feature ``[D]``.
         scale: factor on what is away from the mean.
+        first_k: number of units per picture at first; k by default.
+        settle: number of training steps after which it is k.
 
     Attributes:
+        step: number of training steps so far.
         silent: number of pictures ``[K]`` since a unit last fired.
         threshold: threshold ``[K]`` of ``batch_topk``: the same for all units.
         penalty: penalty of ``relu`` and ``jumprelu``.
@@ -65,14 +71,26 @@ class Autoencoder(nn.Module):
 
     mean: Tensor
     scale: Tensor
+    step: Tensor
     silent: Tensor
     threshold: Tensor
     penalty: Tensor
     centres: Tensor
     nearest: Tensor
 
-    def __init__(self, decoder: Tensor, count: int, k: int, kind: str, mean: Tensor, scale: float):
+    def __init__(
+        self,
+        decoder: Tensor,
+        count: int,
+        k: int,
+        kind: str,
+        mean: Tensor,
+        scale: float,
+        first_k: int | None = None,
+        settle: int = 0,
+    ):
         super().__init__()
+        self.first_k, self.settle = k if first_k is None else first_k, settle
         if kind not in KINDS:
             raise ValueError(f"kind is '{kind}'; expected one of {', '.join(KINDS)}")
         self.kind, self.k = kind, k
@@ -95,6 +113,7 @@ class Autoencoder(nn.Module):
             self.log_threshold = nn.Parameter(torch.full((count,), FIRST_THRESHOLD).log())
         self.register_buffer("mean", mean.float().clone())
         self.register_buffer("scale", torch.tensor(float(scale)))
+        self.register_buffer("step", torch.tensor(0))
         self.register_buffer("silent", torch.zeros(count, dtype=torch.long))
         self.register_buffer("threshold", torch.full((count,), -1.0))
         self.register_buffer("penalty", torch.tensor(1e-3))
@@ -125,9 +144,17 @@ class Autoencoder(nn.Module):
         """Weights ``[N, K]`` before the gate."""
         return (away - self.bias) @ self.encoder.T + self.offset
 
+    @property
+    def now(self) -> int:
+        """How many units of a picture may fire: k, or more while training begins."""
+        if not self.training or self.settle <= 0:
+            return min(self.k, len(self))
+        left = max(0.0, 1 - int(self.step) / self.settle)
+        return min(round(self.k + left * (self.first_k - self.k)), len(self))
+
     def strongest(self, away: Tensor) -> tuple[Tensor, Tensor]:
-        """The k largest positive weights of every picture and their units, ``[N, k]`` each; 0 where fewer are."""
-        values, units = topk_concepts(away - self.bias, self.encoder, min(self.k, len(self)), beta=self.offset)
+        """The largest positive weights of every picture and their units, ``[N, now]`` each; 0 where fewer are."""
+        values, units = topk_concepts(away - self.bias, self.encoder, self.now, beta=self.offset)
         return values.clamp(min=0), units
 
     def fixed(self) -> Tensor:

@@ -39,6 +39,7 @@ class InTraining(Protocol):
     encoder: nn.Parameter
     offset: nn.Parameter
     bias: nn.Parameter
+    step: Tensor
     silent: Tensor
     threshold: Tensor
     penalty: Tensor
@@ -46,6 +47,12 @@ class InTraining(Protocol):
     replacement: tuple[Tensor, Tensor] | None
 
     def __len__(self) -> int: ...
+
+    @property
+    def now(self) -> int:
+        """How many units of a picture may fire."""
+        ...
+
     def atoms(self) -> Tensor:
         """The atoms ``[K, D]``."""
         ...
@@ -101,6 +108,7 @@ def autoencoder_loss(model: InTraining, x: Tensor, *, dead_after: int, aux: int 
     loss = _squared(away - said) if model.kind != "matryoshka" else _nested(model, away)
     if model.training:
         _count_silence(model, fired, len(x))
+        model.step.add_(1)
     loss = loss + extra
     dead = model.silent > dead_after
     if aux and bool(dead.any()):
@@ -147,7 +155,7 @@ def _fired(units: Tensor, count: int) -> Tensor:
 def _batch_topk(model: InTraining, away: Tensor) -> tuple[Tensor, Tensor, Tensor | float]:
     """The same of the k B largest weights of the batch."""
     weights = model.scores(away).relu()
-    most = min(model.k * len(away), weights.numel())
+    most = min(model.now * len(away), weights.numel())
     passed = weights.detach().flatten().topk(most).indices  # exactly so many, however many are equal
     kept = torch.zeros_like(weights).flatten().index_fill(0, passed, 1.0).view_as(weights)
     weights = weights * kept
@@ -185,9 +193,9 @@ CODES = {
 
 
 def _steer(model: InTraining, count: Tensor) -> None:
-    """Raise the penalty while more than k units fire on average, lower it while fewer do."""
+    """Raise the penalty while more units fire on average than may, lower it while fewer do."""
     if model.training and model.steered:
-        miss = (count.clamp(min=1e-3) / model.k).log().clamp(-1.0, 1.0)
+        miss = (count.clamp(min=1e-3) / model.now).log().clamp(-1.0, 1.0)
         model.penalty.mul_((STEER * miss).exp()).clamp_(1e-8, 1e4)
 
 
@@ -195,7 +203,7 @@ def _nested(model: InTraining, away: Tensor) -> Tensor:
     """Mean over the prefixes of what their units alone leave unsaid."""
     values, units = model.strongest(away)
     atoms = model.atoms()
-    lengths = sorted({max(math.ceil(len(model) / part), min(model.k, len(model))) for part in PREFIXES})
+    lengths = sorted({max(math.ceil(len(model) / part), model.now) for part in PREFIXES})
     errors = [
         _squared(away - _decode(atoms, values.where(units < length, 0.0), units) - model.bias) for length in lengths
     ]

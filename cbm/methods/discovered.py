@@ -51,6 +51,9 @@ DICTIONARIES = (*KINDS, *CLUSTERS, "random")
 SUFFIXES = (".safetensors", ".pt", ".pth", ".npz", ".npy")
 STEPS = (1_500, 100_000)
 """Fewest and most training steps, if ``passes`` is not said."""
+STREAM = 1_592_653
+"""Added to the seed of random starts: numbers that nothing else was drawn from. An encoder whose own weights began from
+the same seed would find its own axes at the start."""
 PASSES = 50
 WARMUP = 500
 ROWS = 20_000
@@ -74,6 +77,8 @@ class DiscoveredConfig:
     """Number of units; null: 8 times the width of the features (256 clusters), at most an eighth of the images"""
     k: int | None = None
     """Units of an image: exactly, at most, or on average, as the dictionary has it; null: 16 (3 clusters)"""
+    first: float = 8.0
+    """Units of an image at first, in multiples of k; their number falls to k over the first half of the training"""
     encode: str = "encoder"
     """encoder: as the dictionary itself encodes images (clusters: cosines) | code: sparse codes over its atoms"""
     passes: int | None = None
@@ -174,6 +179,7 @@ class Discovered(Method):
         for name, value, fits, expected in (
             ("size", config.size, config.size is None or config.size >= 2, "a number of units, 2 or more, or null"),
             ("k", config.k, config.k is None or config.k >= 1, "a number of units, 1 or more, or null"),
+            ("first", config.first, 1 <= config.first < math.inf, "a multiple of k, 1 or more"),
             ("passes", config.passes, config.passes is None or config.passes >= 1, "1 or more, or null"),
             ("batch_size", config.batch_size, config.batch_size >= 1, "1 or more"),
             ("lr", config.lr, config.lr is None or 0 < config.lr < math.inf, "a number > 0, or null"),
@@ -235,10 +241,18 @@ class Discovered(Method):
             return Built(found[0], bank)
         mean = torch.zeros(data.dim) if self.released else self.mean
         scale = RELEASED_LENGTH if self.released else 1 / distance
+        batch = max(1, min(self.config.batch_size, len(x) // 8))
+        steps = -(-len(x) // batch)
+        passes = self.config.passes or (RELEASED_PASSES if self.released else _passes(steps))
+        self.steps, self.dead_after = steps * passes, self.config.dead_after * len(x)
+        first = round(k * (1.0 if self.released else self.config.first))
         dictionaries = Dictionaries(
-            Autoencoder(self._first(x, mean, size, data.seed + seed), size, k, self.config.dictionary, mean, scale)
+            Autoencoder(
+                self._first(x, mean, size, data.seed + seed), size, k, self.config.dictionary, mean, scale,
+                first, self.steps // 2,
+            )
             for seed in range(self.config.seeds)
-        )
+        )  # fmt: skip
         penalty = self.config.penalty
         if self.released:
             for each in dictionaries:
@@ -246,10 +260,6 @@ class Discovered(Method):
             penalty = RELEASED_PENALTY * data.dim if penalty is None else penalty
         for each in dictionaries if penalty is not None else ():
             each.fix_penalty(penalty)
-        batch = max(1, min(self.config.batch_size, len(x) // 8))
-        steps = -(-len(x) // batch)
-        passes = self.config.passes or (RELEASED_PASSES if self.released else _passes(steps))
-        self.steps, self.dead_after = steps * passes, self.config.dead_after * len(x)
         lr = RELEASED_LR if self.released else learning_rate(size)
         self.lr = self.config.lr or lr
         log.info("discovered: %d units of %d images, %d of them in each; %d passes, %d steps of %d images%s",
@@ -268,7 +278,7 @@ class Discovered(Method):
 
     def _first(self, x: Tensor, mean: Tensor, size: int, seed: int) -> Tensor:
         """Atoms at the start, or centres that atoms are mixed of."""
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(STREAM + seed)
         if self.config.dictionary == "archetypal":
             away = centre(_some(x, max(ROWS, 8 * size), seed).float(), mean)
             centres = spherical_kmeans(away, min(4 * size, len(away)), seed=seed)[0]

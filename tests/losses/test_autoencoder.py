@@ -150,6 +150,20 @@ def test_the_threshold_of_jumprelu_gets_the_gradient_of_the_smoothed_loss():
     torch.testing.assert_close(value.grad, -0.4 * near)
 
 
+def test_more_units_fire_at_first():
+    g = torch.Generator().manual_seed(3)
+    x = torch.randn(N, D, generator=g)
+    model = Autoencoder(torch.randn(K, D, generator=g), K, 4, "topk", x.mean(dim=0), 0.3, 20, 10).train()
+    seen = []
+    for _ in range(12):
+        seen.append(model.now)
+        autoencoder_loss(model, x, dead_after=NEVER)
+    assert seen == [20, 18, 17, 15, 14, 12, 10, 9, 7, 6, 4, 4]
+    model.step.zero_()
+    assert model.eval().now == 4
+    assert Autoencoder(torch.randn(K, D), K, 4, "topk", x.mean(dim=0), 0.3, 400, 10).train().now == K
+
+
 def test_silence_is_counted_in_pictures():
     model, x = made()
     model.train()
@@ -216,7 +230,7 @@ def descend(kind: str, x: torch.Tensor, *, steps: int, dead: str = "aux", start=
     scale = 1 / float((x - mean).square().sum(dim=1).mean().sqrt())
     rows = torch.randperm(len(x), generator=g)[:64]
     first = 0.8 * normalize(x[rows] - mean, dim=1) + 0.2 * normalize(torch.randn(64, x.shape[1], generator=g), dim=1)
-    model = Autoencoder(first, 64, 3, kind, mean, scale).train()
+    model = Autoencoder(first, 64, 3, kind, mean, scale, 12, steps // 2).train()
     if start is not None:
         start(model)
     optimizer = DictionaryAdam([model], list(model.parameters()), lr=lr, total=steps, warmup=steps // 10)
