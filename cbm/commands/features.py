@@ -50,11 +50,14 @@ def encode(
 def plan(
     sizes: Annotated[
         list[str],
-        typer.Argument(help="N=images K=concepts, D=512 C=1000 candidates= shots= passes= encoder= dtype= hardware="),
+        typer.Argument(
+            help="N=images K=concepts, D=512 C=1000 method= candidates= shots= passes= k= seeds= encoder= dtype= "
+            "hardware="
+        ),
     ],
     as_json: Json = False,
 ) -> None:
-    """Say what a LaBo run will take before it begins: FLOP, least time, memory, disk, the way it is computed."""
+    """Say what a run (LaBo, or method=discovered with K units) will take: FLOP, least time, memory, disk."""
     from cbm.methods.planning import HARDWARE, Stage, in_bytes, in_time, measure_here, read_job
     from cbm.methods.planning import plan as stages
 

@@ -57,7 +57,9 @@ the same seed would find its own axes at the start."""
 PASSES = 50
 WARMUP = 500
 ROWS = 20_000
-"""Training pictures that semi-NMF and the covariance are taken from, at most."""
+"""Training images that semi-NMF and the covariance are taken from, at most."""
+MANY_ROWS = 200_000
+"""Training images, or parts of them, that clusters are made of, at most."""
 SCALES = (1.0, 2.0, 5.0, 10.0, 20.0, 28.0, 50.0)
 """Lengths of features at which a file's dictionary is tried that does not say its own."""
 RELEASED_LENGTH = 10.0
@@ -243,7 +245,7 @@ class Discovered(Method):
         scale = RELEASED_LENGTH if self.released else 1 / distance
         batch = max(1, min(self.config.batch_size, len(x) // 8))
         steps = -(-len(x) // batch)
-        passes = self.config.passes or (RELEASED_PASSES if self.released else _passes(steps))
+        passes = self.config.passes or (RELEASED_PASSES if self.released else passes_of(steps))
         self.steps, self.dead_after = steps * passes, self.config.dead_after * len(x)
         first = round(k * (1.0 if self.released else self.config.first))
         dictionaries = Dictionaries(
@@ -300,7 +302,7 @@ class Discovered(Method):
         if kind == "semi_nmf":
             atoms = semi_nmf(centre(_some(x, ROWS, seed).float(), mean), size, seed=seed)[0]
         elif kind == "kmeans":
-            atoms = spherical_kmeans(centre(x.float(), mean), size, seed=seed)[0]
+            atoms = spherical_kmeans(centre(_some(x, MANY_ROWS, seed).float(), mean), size, seed=seed)[0]
         else:
             atoms, shown = crop_centres(data, size, seed)
         layer = _matching_pursuit(len(atoms), mean, self.k) if self.config.encode == "code" else None
@@ -465,10 +467,11 @@ def crop_centres(data: FeatureData, size: int, seed: int) -> tuple[Tensor, list[
     if data.crops is None:
         raise UserError("method.dictionary=crops needs the training images themselves, and features that were made "
                         "elsewhere have none: choose kmeans")  # fmt: skip
-    parts = centre(data.crops.x.float(), mean_feature(data.crops.x))
+    chosen = torch.randperm(len(data.crops), generator=torch.Generator().manual_seed(seed))[:MANY_ROWS].sort().values
+    parts = centre(data.crops.x[chosen].float(), mean_feature(data.crops.x))
     centres, nearest, _ = spherical_kmeans(parts, min(size, len(parts) // 2), seed=seed)
     rows = medoids(parts, centres, nearest)
-    centres, rows = centres[rows >= 0], rows[rows >= 0]
+    centres, rows = centres[rows >= 0], chosen[rows[rows >= 0]]
     crops = data.crops
     return centres, [(crops.names[row].rpartition("#")[0], crops.box[row].tolist()) for row in rows.tolist()]
 
@@ -537,8 +540,12 @@ def learning_rate(size: int) -> float:
     return min(0.03, 0.25 / math.sqrt(size))
 
 
-def _passes(steps: int) -> int:
-    """Passes over the data of so many steps each."""
+def passes_of(steps: int) -> int:
+    """Passes over the data of so many steps each, if none are said.
+
+    >>> passes_of(8), passes_of(313)
+    (188, 50)
+    """
     return math.ceil(min(max(PASSES * steps, STEPS[0]), max(STEPS[1], steps)) / steps)
 
 

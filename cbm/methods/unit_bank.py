@@ -15,8 +15,8 @@ from cbm.metrics.reader import centre, centre_directions
 from cbm.metrics.unit_names import LEAST, UnitNames, mean_directions, name_units, top_pictures
 from cbm.solvers import Codes
 
-ROWS = 20_000
-"""Training images that names are tested on where validation images are too few, at most: at even distances."""
+ROWS = 50_000
+"""Images of a split that units are named by and names are tested on, at most: at even distances."""
 KEPT = 20
 """Pictures that are noted of every unit."""
 
@@ -61,7 +61,7 @@ class Naming:
             )
         self.words = centre_directions(words) if centred else normalize(words.float(), dim=1)
         mean = mean_feature(seen.train.x) if centred else torch.zeros(seen.dim)
-        self.train, self.val = (centre(split.x.float(), mean) for split in (seen.train, seen.val))
+        self.train, self.val = (centre(spaced(split.x, ROWS).float(), mean) for split in (seen.train, seen.val))
         self.by_pictures = data.teacher is not None or config.by == "pictures"
         self.config, self.seed = config, data.seed
 
@@ -73,12 +73,16 @@ class Naming:
             fires: where they fire among the training images.
             tried: where they fire among the validation images.
         """
-        means = mean_directions(fires.columns, fires.values, len(atoms), self.train)
+        columns, values = spaced(fires.columns, ROWS), spaced(fires.values, ROWS)
+        means = mean_directions(columns, values, len(atoms), self.train)
         names = name_units(
             means if self.by_pictures else atoms,
-            [(tried.columns, self.val), (spaced(fires.columns, ROWS), spaced(self.train, ROWS))], self.words,
-            fdr=self.config.fdr, min_auroc=self.config.min_auroc, seed=self.seed,
-        )  # fmt: skip
+            [(spaced(tried.columns, ROWS), self.val), (columns, self.train)],
+            self.words,
+            fdr=self.config.fdr,
+            min_auroc=self.config.min_auroc,
+            seed=self.seed,
+        )
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(atoms)) > 0
         if not bool(lives.any()):
             return names, dict.fromkeys(("name_cosine", "name_auroc", "name_named"), 0.0)

@@ -17,7 +17,7 @@ from cbm.data.features import FeatureSplit
 from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
 from cbm.kernels import class_logits, class_vectors
-from cbm.layers import Coded, ConceptBottleneck
+from cbm.layers import ConceptBottleneck, UnitCode
 from cbm.solvers import LinearScores, SparseScores, elastic_net_path
 
 
@@ -50,7 +50,7 @@ def resolve_heads(
     model: ConceptBottleneck, train: FeatureSplit, num_classes: int, targets: list[int]
 ) -> list[SparseHead]:
     """Solve a sparse head on the concepts of a model for every number of concepts per class: on their scores, or on
-    the codes of a model that has some.
+    the codes of units that were found.
 
     Args:
         model: bottleneck whose concepts are used; its own head and residual are ignored.
@@ -60,7 +60,7 @@ def resolve_heads(
     """
     if not targets:
         return []
-    if isinstance(model.activation, Coded):
+    if isinstance(model.activation, UnitCode):
         codes = model.activation.code(train.x, model.concepts)
         scores: LinearScores = SparseScores(codes.values, codes.columns, len(model.concepts))
     else:
@@ -88,14 +88,14 @@ def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list
 
 
 def head_logits(model: ConceptBottleneck, x: Tensor, head: SparseHead) -> Tensor:
-    """Logits ``[N, C]`` of a re-solved head: on the codes of a model that has some, else on the concepts' scores.
+    """Logits ``[N, C]`` of a re-solved head: on the codes of units that were found, else on the concepts' scores.
 
     Args:
         model: the bottleneck.
         x: unit-norm features ``[N, D]``.
         head: the head.
     """
-    if isinstance(model.activation, Coded):
+    if isinstance(model.activation, UnitCode):
         return model.activation.logits(x, model.concepts, head.weight, head.bias)
     return class_logits(x, *class_vectors(model.concepts, head.weight, bias=head.bias))
 

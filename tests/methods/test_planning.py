@@ -59,3 +59,29 @@ def test_the_command(module):
     status, _, errors = module("plan", "N=1000000", "K=9000000", "C=21000", "hardware=a100")
     assert status == 2
     assert "this needs" in errors
+
+
+def test_a_dictionary():
+    encode, features, train, codes, head, _ = plan(
+        Job(1_281_167, 6144, D=768, method="discovered", k=32, encoder="vit_l14"), SLOW
+    )
+    steps = -(-1_281_167 // 4096) * 50
+    assert f"{steps:,} steps of 4,096, 32 units an image" in train.how
+    assert train.flop >= 2 * steps * 2 * 4096 * 6144 * 768
+    assert train.flop < 1.5 * 2 * steps * 2 * 4096 * 6144 * 768  # what touches few units is little
+    assert 2 * 150e6 < train.memory < 1e9  # two dictionaries; the features stay on disk
+    assert codes.memory == 12 * 1_281_167 * 32
+    assert head.memory < 1e9
+    assert encode.flop > 0
+    assert features.disk == 1_281_167 * 768 * 2
+    once = plan(Job(1_281_167, 6144, D=768, method="discovered", k=32, seeds=1), SLOW)[2]
+    assert once.flop == train.flop / 2
+
+
+def test_a_dictionary_by_command(module):
+    status, printed, _ = module("plan", "N=100000", "K=4096", "method=discovered", "k=32", "hardware=h100")
+    assert status == 0
+    assert "train 2 dictionaries" in printed
+    status, _, errors = module("plan", "N=1000", "K=100", "method=discover")
+    assert status != 0
+    assert "method=discover: did you mean 'discovered'" in errors
