@@ -47,7 +47,7 @@ DICTIONARIES: dict[str, dict[str, Any]] = {
 SEVERAL = ("topk", "kmeans", "random")
 SEEDS = 3
 KEYS = (
-    "method/dead", "method/name_named", "method/name_named_null", "method/name_named_dealt", "method/name_cosine",
+    "method/dead", "method/name_named", "method/name_named_null", "method/name_named_dealt", "method/name_too_rare", "method/name_cosine",
     "method/name_cosine_null", "method/name_auroc", "method/stability_cosine", "method/stability_cosine_null",
     "method/stability_matched", "method/stability_matched_null", "test/accuracy", "test/accuracy_nec5", "test/code_r2",
     "test/code_l0", "test/code_r2_best", "test/unnamed_share", "test/name_true", "test/name_true_dealt",
@@ -57,7 +57,7 @@ TITLES = {"birds": "Paper birds", "food": "Food, CLIP ViT-B/32", "cells": "Blood
           "photos": "CIFAR-10 photographs"}  # fmt: skip
 HEADINGS = (
     "dictionary", "units (dead)", "R² at L0", "best code", "test accuracy", "5 / 10 / 20 units, ridge",
-    "found again (random)", "named (random, dealt)", "named truly (dealt)", "decision without a name", "CPU s",
+    "found again (random)", "named (random, dealt) of tested", "named truly (dealt)", "decision without a name", "CPU s",
 )  # fmt: skip
 
 
@@ -178,13 +178,14 @@ def table() -> None:
             if of["test/name_true"] is not None:
                 true = f"{shown(of['test/name_true'])} of {of['test/name_labelled']:.0f}"
                 true += f" ({shown(of['test/name_true_dealt'])})"
+            tested = None if of["method/name_too_rare"] is None else 1 - of["method/name_too_rare"]
             r2 = "–" if of["test/code_r2"] is None else f"{of['test/code_r2']:.3f} at {of['test/code_l0']:.1f}"
             print(
                 f"| {name} | {of['units']:.0f} ({shown(of['method/dead'])} %) | {r2} | "
                 f"{shown(of['test/code_r2_best'], percent=False)} | {accuracy:.1f} | {at} | "
                 f"{shown(of['method/stability_matched'])} ({shown(of['method/stability_matched_null'])}) | "
                 f"{shown(of['method/name_named'])} ({shown(of['method/name_named_null'])}, "
-                f"{shown(of['method/name_named_dealt'])}) | {true} | "
+                f"{shown(of['method/name_named_dealt'])}) of {shown(tested)} | {true} | "
                 f"{shown(of['test/unnamed_share'])} | {of['cpu_s']:.0f} |"
             )
 

@@ -37,7 +37,7 @@ from cbm.layers.autoencoder import KINDS, Autoencoder, Dictionaries
 from cbm.losses.autoencoder import autoencoder_loss, replace_dead, validation_error
 from cbm.methods.base import Built, Method, one_of, register_method
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head, solve_sparse_head
-from cbm.methods.unit_bank import Naming, NamingConfig, unit_bank
+from cbm.methods.unit_bank import Naming, NamingConfig, mean_of, unit_bank
 from cbm.metrics.dictionaries import like_pictures, match_dictionaries
 from cbm.metrics.reader import centre
 from cbm.metrics.unit_names import UnitNames
@@ -64,7 +64,7 @@ SCALES = (1.0, 2.0, 5.0, 10.0, 20.0, 28.0, 50.0)
 """Lengths of features at which a file's dictionary is tried that does not say its own."""
 RELEASED_LENGTH = 10.0
 """Length of the released code's features, which are raw outputs of CLIP (about 10); ours have length 1."""
-RELEASED_PENALTY, RELEASED_PASSES, RELEASED_LR = 3e-5, 200, 5e-4
+RELEASED_PENALTY, RELEASED_PASSES, RELEASED_LR, RELEASED_DEAD = 3e-5, 200, 5e-4, 10
 
 
 @dataclass
@@ -172,7 +172,7 @@ class Discovered(Method):
             raise UserError("method.fidelity=released is Discover-then-Name, whose dictionary is relu: say that, or "
                             "nothing")  # fmt: skip
         if self.released:
-            config.dictionary = "relu"
+            config.dictionary, config.dead, config.dead_after = "relu", "resample", RELEASED_DEAD
         one_of("method.encode", config.encode, ("encoder", "code"))
         one_of("method.start", config.start, ("random", "data"))
         one_of("method.dead", config.dead, ("aux", "resample", "none"))
@@ -438,9 +438,9 @@ class Discovered(Method):
         self.facts |= {f"{key}_null": of_random[key] for key in ("name_cosine", "name_auroc", "name_named")}
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(nearer)) > 0
         self.facts["name_cosine_null_q95"] = common
-        self.facts["name_cosine_above_null"] = float(nearer[lives].double().mean())
-        log.info("discovered: %.0f %% of the units that fire have a name (of random directions %.0f %%, by the words "
-                 "of others %.0f %%)", 100 * facts["name_named"], 100 * of_random["name_named"],
+        self.facts["name_cosine_above_null"] = mean_of(nearer[lives])
+        log.info("discovered: %.0f %% of the units that can be tested have a name (of random directions %.0f %%, by the "
+                 "words of others %.0f %%)", 100 * facts["name_named"], 100 * of_random["name_named"],
                  100 * facts["name_named_dealt"])  # fmt: skip
         return names
 

@@ -84,21 +84,23 @@ class Naming:
             seed=self.seed,
         )
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(atoms)) > 0
-        if not bool(lives.any()):
-            return names, dict.fromkeys(("name_cosine", "name_auroc", "name_named"), 0.0)
         agree = topk_concepts(means, self.words, 1)[1][:, 0] == names.words[:, 0]
-        named = names.named & lives
         return names, {
-            "name_cosine": float(names.cosine[lives, 0].mean()),
-            "name_margin": float(names.margin[lives].mean()),
-            "name_auroc": float(names.auroc[lives].nanmean()),
+            "name_cosine": mean_of(names.cosine[lives, 0]),
+            "name_margin": mean_of(names.margin[lives]),
+            "name_auroc": mean_of(names.auroc[names.tested]),
             "name_auroc_dealt": names.auroc_dealt,
-            "name_named": float(named.sum() / lives.sum()),
-            "name_named_dealt": names.dealt * len(atoms) / int(lives.sum()),
-            "name_too_rare": float((lives & names.auroc.isnan()).sum() / lives.sum()),
-            "name_distinct": float(len(names.words[named, 0].unique())),
-            "name_picture_agreement": float(agree[lives].double().mean()),
+            "name_named": mean_of(names.named[names.tested]),
+            "name_named_dealt": names.dealt,
+            "name_too_rare": mean_of(~names.tested[lives]),
+            "name_distinct": float(len(names.words[names.named, 0].unique())),
+            "name_picture_agreement": mean_of(agree[lives]),
         }
+
+
+def mean_of(values: Tensor) -> float:
+    """Mean of numbers or of truths; 0 of none."""
+    return float(values.double().mean()) if len(values) else 0.0
 
 
 def unit_bank(

@@ -47,7 +47,7 @@ class UnitNames:
         named: whether the word counts as the unit's name ``[K]``.
         firing: number of pictures ``[K]`` on which the unit fires, of those that it was tested on.
         pictures: number of these pictures ``[K]``.
-        dealt: share of the units that would be named by the words of other units.
+        dealt: share of the tested units that would be named by the words of other units.
         auroc_dealt: mean AUROC of those.
     """
 
@@ -60,6 +60,11 @@ class UnitNames:
     pictures: Tensor
     dealt: float
     auroc_dealt: float
+
+    @property
+    def tested(self) -> Tensor:
+        """Which units fire on enough pictures for their word to be tested ``[K]``."""
+        return ~self.auroc.isnan()
 
     @property
     def margin(self) -> Tensor:
@@ -131,7 +136,7 @@ def name_units(
     p = (1 + as_good) / (1 + len(null))
     p[:, ~tested] = found[:, ~tested] = torch.nan
     named = [benjamini_hochberg(each, fdr) & (auroc >= min_auroc) for each, auroc in zip(p, found)]
-    share = float(named[1].double().mean()) if count else 0.0
+    share = float(named[1][tested].double().mean()) if bool(tested.any()) else 0.0
     return UnitNames(nearest, cosine, found[0], p[0], named[0], firing, pictures, share, float(found[1].nanmean()))
 
 

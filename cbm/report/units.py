@@ -315,7 +315,14 @@ def doubts(metrics: dict[str, float]) -> list[tuple[str, str, str, bool | None]]
             bad = known["name_named"] <= known["name_named_null"] + 0.05
         if "name_named_dealt" in known:
             beside.append(f"{share('name_named_dealt')} of the units would keep the word of another unit")
-        found.append(("Units with a name", share("name_named"), "; ".join(beside), bad))
+        found.append(
+            (
+                "Units with a name, of those that fire on enough pictures to be tested",
+                share("name_named"),
+                "; ".join(beside),
+                bad,
+            )
+        )
     if "test/name_true" in metrics and "test/name_true_dealt" in metrics:
         true, dealt = metrics["test/name_true"], metrics["test/name_true_dealt"]
         beside = [f"{100 * dealt:.0f} % with the names exchanged"]
