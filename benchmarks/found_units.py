@@ -47,7 +47,8 @@ DICTIONARIES: dict[str, dict[str, Any]] = {
 SEVERAL = ("topk", "kmeans", "random")
 SEEDS = 3
 KEYS = (
-    "method/dead", "method/name_named", "method/name_named_null", "method/name_named_dealt", "method/name_too_rare", "method/name_cosine",
+    "method/name_too_rare", "method/dead", "method/name_named", "method/name_named_null", "method/name_named_dealt",
+    "method/name_cosine",
     "method/name_cosine_null", "method/name_auroc", "method/stability_cosine", "method/stability_cosine_null",
     "method/stability_matched", "method/stability_matched_null", "test/accuracy", "test/accuracy_nec5", "test/code_r2",
     "test/code_l0", "test/code_r2_best", "test/unnamed_share", "test/name_true", "test/name_true_dealt",
@@ -57,7 +58,7 @@ TITLES = {"birds": "Paper birds", "food": "Food, CLIP ViT-B/32", "cells": "Blood
           "photos": "CIFAR-10 photographs"}  # fmt: skip
 HEADINGS = (
     "dictionary", "units (dead)", "R² at L0", "best code", "test accuracy", "5 / 10 / 20 units, ridge",
-    "found again (random)", "named (random, dealt) of tested", "named truly (dealt)", "decision without a name", "CPU s",
+    "found again (random)", "named (random, dealt) of tested", "named truly (dealt)", "decision unnamed", "CPU s",
 )  # fmt: skip
 
 

@@ -439,7 +439,7 @@ class Discovered(Method):
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(nearer)) > 0
         self.facts["name_cosine_null_q95"] = common
         self.facts["name_cosine_above_null"] = mean_of(nearer[lives])
-        log.info("discovered: %.0f %% of the units that can be tested have a name (of random directions %.0f %%, by the "
+        log.info("discovered: %.0f %% of the units that can be tested have a name (random directions %.0f %%, by the "
                  "words of others %.0f %%)", 100 * facts["name_named"], 100 * of_random["name_named"],
                  100 * facts["name_named_dealt"])  # fmt: skip
         return names

@@ -129,12 +129,15 @@ def test_marks_and_doubts():
     assert null_mark(Unit(0), metrics) is None
     assert null_mark(Unit(0, words=(("red", 0.6),)), {}) is None
     found = {what: (here, bad) for what, here, _, bad in doubts(metrics)}
-    assert found["Units with a name"] == ("50 %", True)  # random directions get as many
+    assert found["Units with a name, of those that fire on enough pictures to be tested"] == (
+        "50 %",
+        True,
+    )  # random directions get as many
     assert found["Units that never fire"] == ("60 %", True)
     assert [bad for here, bad in found.values() if here == "30 %"] == [False]
     assert doubts({}) == []
     alone = doubts({"method/name_named": 0.5})
-    assert alone == [("Units with a name", "50 %", "", None)]
+    assert alone == [("Units with a name, of those that fire on enough pictures to be tested", "50 %", "", None)]
 
 
 def test_a_picture_is_a_sum_of_units():
