@@ -2,15 +2,19 @@
 
     python benchmarks/found_units.py run --photos CIFAR --cells WBCATT --encoder local-dir:FOLDER --clip FOLDER
     python benchmarks/found_units.py table
+    python benchmarks/found_units.py scale --rows 100000 --dim 512 --units 4096
 
 CIFAR is a folder of photographs with a folder for each class, WBCATT the blood cells of ``dataset=wbcatt``; both are
 encoded by ``--encoder``. The last FOLDER has food10.npz and vocabulary.npz (features of CLIP ViT-B/32 that others have
 published). What is not given is left out. ``run`` appends a JSON line for each fit to
 ``benchmarks/results/found_units.jsonl``; lines that are there are not measured again. ``table`` prints the tables of
-``docs/results_found.md``.
+``docs/results_found.md``. ``scale`` trains one dictionary through Lightning on planted features that are mapped from
+disk, and says how long it took, how much memory, and how many of the planted atoms it found.
 """
 
 import argparse
+import json
+import resource
 import tempfile
 import time
 from dataclasses import replace
@@ -25,15 +29,18 @@ from real_clip import prepare
 
 from cbm import config
 from cbm.concepts import ConceptBank
-from cbm.data import FeatureData
+from cbm.data import FeatureData, FeatureSplit
 from cbm.files.console import set_up_logging
 from cbm.layers import predict_logits
 from cbm.methods import create_method, fit_method
+from cbm.metrics.dictionaries import match_dictionaries
 from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.reader import read, said_by_owners, strongest_words
 from cbm.metrics.truth import auroc_matrix
 from cbm.run.train import Clock, encode, gather, read_training_images
+from cbm.training import ConceptBottleneckModule, epochs_of
+from cbm.training import fit as fit_module
 
 ROWS = Rows(Path(__file__).parent / "results" / "found_units.jsonl", ("set", "dictionary", "seed"))
 DICTIONARIES: dict[str, dict[str, Any]] = {
@@ -45,7 +52,10 @@ DICTIONARIES: dict[str, dict[str, Any]] = {
     "relu, released": {"dictionary": "relu", "fidelity": "released"},
 }  # fmt: skip
 SEVERAL = ("topk", "kmeans", "random")
-SEEDS = 3
+SEEDS = {"birds": 3, "food": 3}
+"""Seeds of ``SEVERAL``; one elsewhere."""
+LARGE = ("topk", "batch_topk", "kmeans", "random", "topk, named by pictures")
+"""What is measured on photographs, where a dictionary takes minutes."""
 KEYS = (
     "method/name_too_rare", "method/dead", "method/name_named", "method/name_named_null", "method/name_named_dealt",
     "method/name_cosine",
@@ -143,8 +153,9 @@ def run(arguments: argparse.Namespace) -> None:
         for what, settings in sets(arguments, Path(temporary)).items():
             data, vocabulary = inputs(settings)
             for name, chosen in DICTIONARIES.items():
-                for seed in range(SEEDS if name in SEVERAL else 1):
-                    if (what, name, seed) in ROWS or (name == "crops" and data.crops is None):
+                for seed in range(SEEDS.get(what, 1) if name in SEVERAL else 1):
+                    known = (what, name, seed) in ROWS or (what == "photos" and name not in LARGE)
+                    if known or (name == "crops" and data.crops is None):
                         continue
                     fit(what, chosen, data, vocabulary, seed)
                     print(ROWS.rows[-1] | {"right": ""}, flush=True)
@@ -191,11 +202,65 @@ def table() -> None:
             )
 
 
+def planted(rows: int, dim: int, units: int, few: int, file: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    """Features ``[N, D]`` in half precision, mapped from a file: sums of a few of ``units`` atoms, around a mean."""
+    g = torch.Generator().manual_seed(0)
+    atoms = torch.nn.functional.normalize(torch.randn(units, dim, generator=g), dim=1)
+    mean = 0.7 * torch.nn.functional.normalize(torch.randn(dim, generator=g), dim=0)
+    out = np.memmap(file, np.float16, "w+", shape=(rows, dim))
+    for start in range(0, rows, 8192):
+        count = min(8192, rows - start)
+        columns = torch.randint(units, (count, few), generator=g)
+        weights = (0.5 + torch.rand(count, few, generator=g)) / few**0.5
+        said = torch.nn.functional.embedding_bag(columns, atoms, per_sample_weights=weights, mode="sum")
+        out[start : start + count] = torch.nn.functional.normalize(mean + 0.7 * said, dim=1).half().numpy()
+    out.flush()
+    return torch.from_numpy(out), atoms
+
+
+def scale(arguments: argparse.Namespace) -> None:
+    """Train one dictionary on many rows."""
+    set_up_logging()
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        x, atoms = planted(arguments.rows, arguments.dim, arguments.units, 8, Path(folder) / "x.bin")
+        y = torch.arange(len(x)) % 10
+        held = slice(0, 2000)
+        splits = {"train": FeatureSplit(x, y, []), "val": FeatureSplit(x[held].float(), y[held], [])}
+        data = FeatureData(splits, [str(c) for c in range(10)])
+        settings = {"size": arguments.units, "seeds": 1, "k": arguments.k} | (
+            {} if arguments.passes is None else {"passes": arguments.passes}
+        )
+        method = create_method({"name": "discovered", **settings})
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        began, cpu = time.perf_counter(), time.process_time()
+        built = method.build(data, None, 100.0)
+        module = ConceptBottleneckModule(built.model, method.optimizer, method.loss, method.validate)
+        epochs = epochs_of(built.passes or 1, len(x), built.batch_size)
+        fit_module(module, data, batch_size=built.batch_size, patience=epochs, max_epochs=epochs,
+                   trainer={"accelerator": "cpu", "devices": 1})  # fmt: skip
+        took, used = time.perf_counter() - began, time.process_time() - cpu
+        first = next(iter(built.model))
+        found = match_dictionaries(atoms, first.atoms().detach())
+        row = {
+            "rows": len(x), "dim": arguments.dim, "units": arguments.units, "k": arguments.k, "steps": method.steps,
+            "seconds": round(took, 1), "cpu_s": round(used, 1), "cpu_s_per_step": round(used / method.steps, 4),
+            "memory_mb_before": before // 1024,
+            "memory_mb_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+            "features_mb": x.numel() * 2 // 2**20, "unexplained": round(module.best["loss"], 4),
+            "planted_matched": round(float((found.cosine > 0.95).double().mean()), 4),
+        }  # fmt: skip
+        print(row)
+        (Path(__file__).parent / "results" / "found_units_scale.json").write_text(json.dumps(row, indent=1) + "\n")
+
+
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=("run", "table"))
+    parser.add_argument("command", choices=("run", "table", "scale"))
     for option in ("photos", "cells", "clip", "cache"):
         parser.add_argument(f"--{option}", type=Path)
     parser.add_argument("--encoder")
+    for option, value in (("rows", 100_000), ("dim", 512), ("units", 4096), ("k", 16), ("passes", None)):
+        parser.add_argument(f"--{option}", type=int, default=value)
     given = parser.parse_args()
-    run(given) if given.command == "run" else table()
+    {"run": run, "scale": scale, "table": lambda _: table()}[given.command](given)
