@@ -30,6 +30,7 @@ from torch.nn.functional import normalize
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, FeatureSplit, mean_feature
 from cbm.errors import UserError
+from cbm.files import resolve_path
 from cbm.files.dictionaries import Dictionary, read_dictionary, write_dictionary
 from cbm.kernels import topk_concepts
 from cbm.layers import ConceptBottleneck, SparseCode, UnitCode
@@ -164,7 +165,8 @@ class Discovered(Method):
     def __init__(self, config: DiscoveredConfig):
         super().__init__(config)
         self.released = one_of("method.fidelity", config.fidelity, ("repaired", "released")) == "released"
-        self.file = Path(config.dictionary) if Path(config.dictionary).suffix in SUFFIXES else None
+        given = Path(config.dictionary).suffix in SUFFIXES or "/" in config.dictionary
+        self.file = resolve_path(config.dictionary) if given else None
         if self.file is None:
             one_of("method.dictionary", config.dictionary, DICTIONARIES)
         self.trains = config.dictionary in KINDS
@@ -238,7 +240,8 @@ class Discovered(Method):
             raise UserError("the training images are all alike to the encoder: there is nothing to find in them")
         size, k = self._size(len(x), data.dim), self.k
         if not self.trains:
-            found = [self._found(data, size, data.seed + seed) for seed in range(self.config.seeds)]
+            seeds = 1 if self.file is not None else self.config.seeds  # a file has no other start
+            found = [self._found(data, size, data.seed + seed) for seed in range(seeds)]
             self.seeds = [other.atoms for other in found[1:]]
             return Built(found[0], bank)
         mean = torch.zeros(data.dim) if self.released else self.mean
@@ -350,7 +353,7 @@ class Discovered(Method):
             write_dictionary(folder / "seeds" / f"{number}.safetensors", Dictionary(other, mean, source=source))
 
     def loss(self, model: Dictionaries, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
-        """The mean loss of the dictionaries; arguments as for ``Method.loss``."""
+        """The sum of the dictionaries' losses; arguments as for ``Method.loss``."""
         aux = self.config.aux_k if self.config.dead == "aux" else 0
         losses = [autoencoder_loss(each, x, dead_after=self.dead_after, aux=aux) for each in model]
         if self.config.dead == "resample":

@@ -247,6 +247,8 @@ def test_a_dictionary_is_left_and_read_again(topk, tmp_path):
     assert len(read_dictionary(tmp_path / "seeds" / "1.safetensors")) == 48
     again, units, _, other = found(dictionary=str(tmp_path / "dictionary.safetensors"), k=None)
     assert other.trains is False
+    assert other.seeds == []  # a file has no other start
+    assert "stability_matched" not in other.facts
     assert units.texts == bank.texts
     torch.testing.assert_close(again(data.test.x), model(data.test.x), atol=1e-4, rtol=1e-4)
 
