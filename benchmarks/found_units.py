@@ -55,7 +55,7 @@ SEVERAL = ("topk", "kmeans", "random")
 SEEDS = {"birds": 3, "food": 3}
 """Seeds of ``SEVERAL``; one elsewhere."""
 LARGE = ("topk", "batch_topk", "kmeans", "random", "topk, named by pictures")
-"""What is measured on photographs, where a dictionary takes minutes."""
+"""What is measured on cells and photographs, where a dictionary takes minutes."""
 KEYS = (
     "method/name_too_rare", "method/dead", "method/name_named", "method/name_named_null", "method/name_named_dealt",
     "method/name_cosine",
@@ -154,7 +154,7 @@ def run(arguments: argparse.Namespace) -> None:
             data, vocabulary = inputs(settings)
             for name, chosen in DICTIONARIES.items():
                 for seed in range(SEEDS.get(what, 1) if name in SEVERAL else 1):
-                    known = (what, name, seed) in ROWS or (what == "photos" and name not in LARGE)
+                    known = (what, name, seed) in ROWS or (what in ("cells", "photos") and name not in LARGE)
                     if known or (name == "crops" and data.crops is None):
                         continue
                     fit(what, chosen, data, vocabulary, seed)

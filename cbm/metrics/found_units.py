@@ -92,9 +92,11 @@ def name_truth(
 
 def equal_codes(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData) -> dict[str, float]:
     """Dictionaries side by side: best codes of equally many units over the atoms, and how well these tell the class."""
-    mean, atoms = mean_feature(data.train.x), torch.nn.functional.normalize(bank.directions().float(), dim=1)
+    atoms = torch.nn.functional.normalize(bank.directions().float(), dim=1)
+    coded = isinstance(model.activation, Coded)
+    mean = model.activation.mean if coded else mean_feature(data.train.x)  # units are positive, seen from there
     values = {}
-    if isinstance(model.activation, Coded):
+    if coded:
         few = spaced(data.test.x, 4096).float()
         used = float(model.activation.code(few, model.concepts).count.double().mean())
         away = few - mean
@@ -112,7 +114,7 @@ def ridge_accuracy(data: FeatureData, atoms: Tensor, mean: Tensor, count: int) -
     Args:
         data: encoded splits, of each of which at most ``ROWS`` images are used.
         atoms: unit atoms ``[K, D]``.
-        mean: mean feature ``[D]`` of the training images.
+        mean: feature ``[D]`` from which images are seen.
         count: atoms per image.
     """
     from scipy.sparse import csr_matrix
