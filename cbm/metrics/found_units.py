@@ -93,12 +93,11 @@ def name_truth(
 def equal_codes(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData) -> dict[str, float]:
     """Dictionaries side by side: best codes of equally many units over the atoms, and how well these tell the class."""
     atoms = torch.nn.functional.normalize(bank.directions().float(), dim=1)
-    coded = isinstance(model.activation, Coded)
-    mean = model.activation.mean if coded else mean_feature(data.train.x)  # units are positive, seen from there
-    values = {}
-    if coded:
-        few = spaced(data.test.x, 4096).float()
-        used = float(model.activation.code(few, model.concepts).count.double().mean())
+    layer = model.activation
+    mean, values = mean_feature(data.train.x), {}
+    if isinstance(layer, Coded):
+        few, mean = spaced(data.test.x, 4096).float(), layer.mean  # units are positive, seen from there
+        used = float(layer.code(few, model.concepts).count.double().mean())
         away = few - mean
         best = sparse_code(centre(few, mean), atoms, k=max(1, min(len(atoms), round(used))))
         rest = (centre(few, mean) - best.reconstruct(atoms)) * away.norm(dim=1, keepdim=True)
