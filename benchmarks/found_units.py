@@ -32,6 +32,8 @@ from cbm.concepts import ConceptBank
 from cbm.data import FeatureData, FeatureSplit
 from cbm.files.console import set_up_logging
 from cbm.layers import predict_logits
+from cbm.layers.autoencoder import Autoencoder
+from cbm.losses.autoencoder import autoencoder_loss
 from cbm.methods import create_method, fit_method
 from cbm.metrics.dictionaries import match_dictionaries
 from cbm.metrics.evaluate import evaluate_split
@@ -218,6 +220,22 @@ def planted(rows: int, dim: int, units: int, few: int, file: Path) -> tuple[torc
     return torch.from_numpy(out), atoms
 
 
+def step_seconds(model: Autoencoder, x: torch.Tensor, dense: bool) -> float:
+    """CPU seconds of a training step without the optimizer: of the objective as it is, or by dense codes."""
+    model.zero_grad()
+    began = time.process_time()
+    if dense:
+        away = model.away(x)
+        scores = model.scores(away)
+        values, units = scores.topk(model.k, dim=1)
+        codes = torch.zeros_like(scores).scatter(1, units, values.relu())
+        loss = (away - codes @ model.atoms() - model.bias).square().sum(dim=1).mean()
+    else:
+        loss = autoencoder_loss(model, x, dead_after=10**12)
+    loss.backward()
+    return time.process_time() - began
+
+
 def scale(arguments: argparse.Namespace) -> None:
     """Train one dictionary on many rows."""
     set_up_logging()
@@ -242,12 +260,16 @@ def scale(arguments: argparse.Namespace) -> None:
         took, used = time.perf_counter() - began, time.process_time() - cpu
         first = next(iter(built.model))
         found = match_dictionaries(atoms, first.atoms().detach())
+        timed = first.train()
+        timed.step.fill_(timed.settle)
+        pairs = [[step_seconds(timed, x[:2048], dense) for dense in (False, True)] for _ in range(5)]
         row = {
             "rows": len(x), "dim": arguments.dim, "units": arguments.units, "k": arguments.k, "steps": method.steps,
             "seconds": round(took, 1), "cpu_s": round(used, 1), "cpu_s_per_step": round(used / method.steps, 4),
             "memory_mb_before": before // 1024,
             "memory_mb_peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
             "features_mb": x.numel() * 2 // 2**20, "unexplained": round(module.best["loss"], 4),
+            "sparse_over_dense": round(float(np.median([a / b for a, b in pairs])), 3),
             "planted_matched": round(float((found.cosine > 0.95).double().mean()), 4),
         }  # fmt: skip
         print(row)
