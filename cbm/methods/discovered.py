@@ -234,7 +234,8 @@ class Discovered(Method):
         distance = _distance(x, self.mean)
         if distance < 1e-5:
             raise UserError("the training images are all alike to the encoder: there is nothing to find in them")
-        size, k = self._size(len(x), data.dim), self.k
+        size = self._size(len(x), data.dim)
+        k = min(self.k, size)
         if not self.trains:
             found = [self._found(data, size, data.seed + seed) for seed in range(self.config.seeds)]
             self.seeds = [other.atoms for other in found[1:]]
@@ -341,7 +342,7 @@ class Discovered(Method):
         if isinstance(layer, UnitCode):
             whole = Dictionary(
                 layer.atoms, layer.mean, self.found.directions, -layer.offset, layer.threshold,
-                int(layer.k) or None, scale=1.0, subtracts=False, source=source,
+                min(int(layer.k), len(atoms)) or None, scale=1.0, subtracts=False, source=source,
             )  # fmt: skip
         write_dictionary(folder / "dictionary.safetensors", whole)
         for number, other in enumerate(self.seeds, start=1):

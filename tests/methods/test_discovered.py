@@ -251,6 +251,15 @@ def test_a_dictionary_is_left_and_read_again(topk, tmp_path):
     torch.testing.assert_close(again(data.test.x), model(data.test.x), atol=1e-4, rtol=1e-4)
 
 
+def test_fewer_units_than_should_fire(tmp_path):
+    data, bank = world(n=100)
+    method = create_method({"name": "discovered", "passes": 5})
+    fit_method(method, data, bank, 100.0, trainer=TRAINER)
+    method.leave(tmp_path)
+    left = read_dictionary(tmp_path / "dictionary.safetensors")
+    assert (len(left), left.k) == (12, 12)
+
+
 def test_a_file_that_does_not_say_its_scale(tmp_path, caplog):
     """A dictionary that was made on features of another length: the length that explains most is taken."""
     data, bank = world()
