@@ -162,7 +162,10 @@ class Discovered(Method):
     def __init__(self, config: DiscoveredConfig):
         super().__init__(config)
         self.released = one_of("method.fidelity", config.fidelity, ("repaired", "released")) == "released"
-        self.file = Path(config.dictionary) if Path(config.dictionary).suffix in SUFFIXES else None
+        given = Path(config.dictionary)
+        is_file = given.suffix.lower() in SUFFIXES or (bool(config.dictionary) and given.is_dir())
+        is_file = is_file and config.dictionary not in DICTIONARIES
+        self.file = given if is_file else None
         if self.file is None:
             one_of("method.dictionary", config.dictionary, DICTIONARIES)
         self.trains = config.dictionary in KINDS
@@ -392,7 +395,11 @@ class Discovered(Method):
         fires = self._codes(found, data.train)
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(found.atoms)) > 0
         if not bool(lives.any()):
-            raise UserError("no unit fires on a training image: choose a smaller method.lr, or another dictionary")
+            if self.file is not None:
+                raise UserError(f"no unit of '{self.file}' fires on a training image: it was made of other features, "
+                                "or of features of another length")  # fmt: skip
+            raise UserError("no unit fires on a training image: choose a smaller method.lr or method.penalty, or "
+                            "another dictionary")  # fmt: skip
         self.facts["dead"] = float((~lives).double().mean())
         if self.facts["dead"] > 0.5:
             log.warning("%.0f %% of the units fire on no training image: fewer units (method.size=%d), or "

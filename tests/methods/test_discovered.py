@@ -251,6 +251,20 @@ def test_a_dictionary_is_left_and_read_again(topk, tmp_path):
     torch.testing.assert_close(again(data.test.x), model(data.test.x), atol=1e-4, rtol=1e-4)
 
 
+def test_a_file_is_read_once_and_says_nothing_of_stability(topk, tmp_path):
+    """Read a second time it would be found again unit by unit, which is no finding."""
+    *_, method = topk
+    method.leave(tmp_path)
+    _, units, _, other = found(dictionary=str(tmp_path / "dictionary.safetensors"), k=None)
+    assert not any("stability" in key for key in other.facts)
+    assert all("again" not in concept.provenance["unit"] for concept in units.concepts)
+    other.leave(tmp_path / "again")
+    assert not (tmp_path / "again" / "seeds").exists()
+    (tmp_path / "seeds").rename(tmp_path.parent / "elsewhere")
+    _, same, _, _ = found(dictionary=str(tmp_path), k=None)  # its folder
+    assert same.texts == units.texts
+
+
 def test_fewer_units_than_should_fire(tmp_path):
     data, bank = world(n=100)
     method = create_method({"name": "discovered", "passes": 5})
