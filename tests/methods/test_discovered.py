@@ -265,6 +265,34 @@ def test_a_file_is_read_once_and_says_nothing_of_stability(topk, tmp_path):
     assert same.texts == units.texts
 
 
+def test_codes_begin_with_what_the_dictionary_has_without_any_unit(topk, tmp_path):
+    _, _, data, method = topk
+    method.leave(tmp_path)
+    file = str(tmp_path / "dictionary.safetensors")
+    trained, _, _, coded = found(encode="code")
+    read, _, _, _ = found(dictionary=file, encode="code")
+    for model in (trained, read):
+        assert isinstance(model.activation, SparseCode)
+        torch.testing.assert_close(model.activation.mean, method.found.layer.mean)
+    probabilities = [model(data.test.x).softmax(dim=1) for model in (read, trained)]
+    torch.testing.assert_close(*probabilities, atol=1e-3, rtol=1e-3)
+    coded.leave(tmp_path / "coded")
+    left = read_dictionary(tmp_path / "coded" / "dictionary.safetensors")
+    torch.testing.assert_close(left.mean, method.found.layer.mean)
+    drawn, _, _, _ = found(dictionary="random", encode="code")
+    assert isinstance(drawn.activation, SparseCode)
+
+
+def test_atoms_whose_mean_is_of_longer_features(tmp_path):
+    """A matrix and its mean, made of features of length 10."""
+    data, _ = world()
+    mean = data.train.x.mean(0)
+    atoms = normalize(data.train.x[::10] - mean, dim=1)
+    write_dictionary(tmp_path / "a.safetensors", Dictionary(atoms, 10 * mean))
+    model, _, _, _ = found(dictionary=str(tmp_path / "a.safetensors"))
+    torch.testing.assert_close(model.activation.mean, mean)
+
+
 def test_fewer_units_than_should_fire(tmp_path):
     data, bank = world(n=100)
     method = create_method({"name": "discovered", "passes": 5})
