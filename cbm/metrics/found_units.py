@@ -97,9 +97,10 @@ def equal_codes(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData) 
     if isinstance(model.activation, Coded):
         few = spaced(data.test.x, 4096).float()
         used = float(model.activation.code(few, model.concepts).count.double().mean())
-        away = few - mean
-        best = sparse_code(centre(few, mean), atoms, k=max(1, min(len(atoms), round(used))))
-        rest = (centre(few, mean) - best.reconstruct(atoms)) * away.norm(dim=1, keepdim=True)
+        start = model.activation.mean  # what the encoder begins with, too: it may have learned another than the mean
+        away = few - start
+        best = sparse_code(centre(few, start), atoms, k=max(1, min(len(atoms), round(used))))
+        rest = (centre(few, start) - best.reconstruct(atoms)) * away.norm(dim=1, keepdim=True)
         values["code_r2_best"] = 1 - float(rest.square().sum() / (few - few.mean(dim=0)).square().sum())
     for count in (each for each in COUNTS if each <= len(atoms)):
         values[f"accuracy_l0_{count}"] = ridge_accuracy(data, atoms, mean, count)

@@ -19,6 +19,7 @@ from cbm.methods.discovered import DICTIONARIES, learning_rate
 from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.nec import head_logits, resolve_heads
+from cbm.solvers import sparse_code
 
 THINGS, D = 24, 16
 NAMES = ["a", "b", "c", "d"]
@@ -192,6 +193,16 @@ def test_crops():
     assert crop["box"] == [0, 0, 0.5, 0.5]
     with pytest.raises(UserError, match="crops needs the training images themselves"):
         fit_method(method, data, bank, 100.0, trainer=TRAINER)
+
+
+def test_matching_pursuit_starts_where_the_encoder_does(topk):
+    model, bank, data, _ = topk
+    best = unit_metrics(model, bank, data)["test/code_r2_best"]
+    layer, x = model.activation, data.test.x
+    away = x - layer.mean
+    codes = sparse_code(normalize(away, dim=1), bank.embeddings, k=4)
+    rest = away - codes.reconstruct(bank.embeddings) * away.norm(dim=1, keepdim=True)
+    assert best == pytest.approx(1 - float(rest.square().sum() / (x - x.mean(dim=0)).square().sum()), abs=1e-4)
 
 
 def test_without_a_vocabulary_everything_is_unnamed():
