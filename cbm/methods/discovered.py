@@ -450,6 +450,9 @@ class Discovered(Method):
             facts["name_named"] *= float((names.named & nearer).sum() / names.named.sum().clamp(min=1))
             names = replace(names, named=names.named & nearer)
         self.facts |= facts
+            facts["name_distinct"] = float(len(names.words[names.named, 0].unique()))
+            passed = random.named & (random.cosine[:, 0] > common)
+            of_random["name_named"] *= float(passed.sum() / random.named.sum().clamp(min=1))
         self.facts |= {f"{key}_null": of_random[key] for key in ("name_cosine", "name_auroc", "name_named")}
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(nearer)) > 0
         self.facts["name_cosine_null_q95"] = common

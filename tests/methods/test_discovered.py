@@ -195,6 +195,14 @@ def test_crops():
         fit_method(method, data, bank, 100.0, trainer=TRAINER)
 
 
+def test_random_directions_are_named_by_the_same_rule(topk):
+    *_, method = topk
+    _, bank, _, strict = found(naming={"above_random": True})
+    assert strict.facts["name_named_null"] <= min(0.1, method.facts["name_named_null"])
+    words = {concept.provenance["unit"]["word"] for concept in bank.concepts}
+    assert strict.facts["name_distinct"] == len(words - {None})
+
+
 def test_matching_pursuit_starts_where_the_encoder_does(topk):
     model, bank, data, _ = topk
     best = unit_metrics(model, bank, data)["test/code_r2_best"]
