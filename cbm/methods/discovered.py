@@ -453,7 +453,9 @@ class Discovered(Method):
             facts["name_distinct"] = float(len(names.words[names.named, 0].unique()))
             passed = random.named & (random.cosine[:, 0] > common)
             of_random["name_named"] *= float(passed.sum() / random.named.sum().clamp(min=1))
-        self.facts |= {f"{key}_null": of_random[key] for key in ("name_cosine", "name_auroc", "name_named")}
+        self.facts |= facts
+        beside = ("name_cosine", "name_auroc", "name_named")
+        self.facts |= {f"{key}_null": of_random[key] for key in beside if key in of_random}
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(nearer)) > 0
         self.facts["name_cosine_null_q95"] = common
         self.facts["name_cosine_above_null"] = float(nearer[lives].double().mean())

@@ -321,6 +321,14 @@ def test_fewer_units_than_should_fire(tmp_path):
     assert (len(left), left.k) == (12, 12)
 
 
+def test_nothing_that_could_be_tested_is_no_number():
+    """Both of two clusters are among the three nearest of every image: they fire on all."""
+    *_, method = found(dictionary="kmeans", size=2, k=3)
+    assert method.facts["name_named"] == 0
+    assert "name_auroc" not in method.facts
+    assert all(value == value for value in method.facts.values())
+
+
 def test_a_file_that_does_not_say_its_scale(tmp_path, caplog):
     """A dictionary that was made on features of another length: the length that explains most is taken."""
     data, bank = world()
