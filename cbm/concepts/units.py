@@ -12,7 +12,7 @@ from typing import Any
 
 from cbm.concepts.bank import EMBEDDED_AS, Concept, ConceptBank
 from cbm.errors import UserError, did_you_mean
-from cbm.files.names import one_form
+from cbm.files.names import JOINERS, one_form
 
 PERSON, MODEL = "person", "model"
 """Who may have named a unit, beside the test of its nearest word."""
@@ -182,7 +182,7 @@ def rename_unit(
     """
     column = find_unit(bank, text)
     concept, name = bank.concepts[column], one_form(new)
-    if not name or len(name) > LONGEST or any(not letter.isprintable() for letter in name):
+    if not name or len(name) > LONGEST or not all(each.isprintable() or each in JOINERS for each in name):
         raise UserError(f"--as '{new[:LONGEST]}': expected a name of 1 to {LONGEST} letters on one line")
     if name == concept.text:
         raise UserError(f"unit '{name}' is called so already")
