@@ -43,7 +43,8 @@ class Unit:
         number: its number in the dictionary.
         word: what its name says: the word that passed the test, or the name that it was given; None without a name.
         words: the nearest words with their cosines, the nearest first.
-        auroc: how well the nearest word tells on which validation pictures it fires; None where it was not tested.
+        auroc: how well the nearest word tells on which validation pictures it fires (training pictures, where it fires
+            on too few of them); None where it was not tested.
         p: share of random words that tell it as well; None where it was not tested.
         why: reason why it has no name; empty if it has one.
         firing: share of the training pictures on which it fires, or None.

@@ -246,7 +246,8 @@ class Discovered(Method):
         size = self._size(len(x), data.dim)
         k = min(self.k, size)
         if not self.trains:
-            found = [self._found(data, size, data.seed + seed) for seed in range(self.config.seeds)]
+            seeds = 1 if self.file is not None else self.config.seeds  # a file is what it is
+            found = [self._found(data, size, data.seed + seed) for seed in range(seeds)]
             self.seeds = [other.atoms for other in found[1:]]
             return Built(found[0], bank)
         mean = torch.zeros(data.dim) if self.released else self.mean
@@ -333,8 +334,8 @@ class Discovered(Method):
             made = [_coded(found, self.k) for found in made]
         fits = [_explained(found, few) for found in made]
         best = max(range(len(made)), key=lambda i: fits[i])
-        log.info("'%s': %d units (%s) explain %.0f %% of what the training images differ in%s",
         at = f", at {scales[best]:g} times their length of 1 (the file does not say at which)"
+        log.info("'%s': %d units (%s) explain %.0f %% of what the training images differ in%s",
                  self.file, len(given), given.source, 100 * fits[best],
                  "" if given.scale is not None or len(made) == 1 else at)  # fmt: skip
         if fits[best] < 0.1:
@@ -449,7 +450,6 @@ class Discovered(Method):
         if self.config.naming.above_random:
             facts["name_named"] *= float((names.named & nearer).sum() / names.named.sum().clamp(min=1))
             names = replace(names, named=names.named & nearer)
-        self.facts |= facts
             facts["name_distinct"] = float(len(names.words[names.named, 0].unique()))
             passed = random.named & (random.cosine[:, 0] > common)
             of_random["name_named"] *= float(passed.sum() / random.named.sum().clamp(min=1))
