@@ -12,7 +12,7 @@ from typing import Any
 
 from cbm.concepts.bank import EMBEDDED_AS, Concept, ConceptBank
 from cbm.errors import UserError, did_you_mean
-from cbm.files.names import one_form
+from cbm.files.names import JOINERS, one_form
 
 PERSON, MODEL = "person", "model"
 """Who may have named a unit, beside the test of its nearest word."""
@@ -43,7 +43,8 @@ class Unit:
         number: its number in the dictionary.
         word: what its name says: the word that passed the test, or the name that it was given; None without a name.
         words: the nearest words with their cosines, the nearest first.
-        auroc: how well the nearest word tells on which validation pictures it fires; None where it was not tested.
+        auroc: how well the nearest word tells on which validation pictures it fires (training pictures, where it fires
+            on too few of them); None where it was not tested.
         p: share of random words that tell it as well; None where it was not tested.
         why: reason why it has no name; empty if it has one.
         firing: share of the training pictures on which it fires, or None.
@@ -182,7 +183,7 @@ def rename_unit(
     """
     column = find_unit(bank, text)
     concept, name = bank.concepts[column], one_form(new)
-    if not name or len(name) > LONGEST or any(not letter.isprintable() for letter in name):
+    if not name or len(name) > LONGEST or not all(each.isprintable() or each in JOINERS for each in name):
         raise UserError(f"--as '{new[:LONGEST]}': expected a name of 1 to {LONGEST} letters on one line")
     if name == concept.text:
         raise UserError(f"unit '{name}' is called so already")

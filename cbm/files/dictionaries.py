@@ -134,7 +134,7 @@ def _own(file: Path) -> Dictionary | None:
     """What ``write_dictionary`` wrote; None if somebody else did."""
     if not file.is_file():
         siblings = [entry.name for entry in file.parent.iterdir()] if file.parent.is_dir() else []
-        raise UserError(f"no dictionary '{file}' {did_you_mean(file.name, siblings)}".rstrip())
+        raise UserError(f"no dictionary '{file}': {did_you_mean(file.name, siblings)}".removesuffix(": "))
     if file.suffix.lower() != ".safetensors":
         return None
     tensors, about = read_tensors(file)

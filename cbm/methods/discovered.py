@@ -154,6 +154,12 @@ def _matching_pursuit(count: int, mean: Tensor, k: int) -> SparseCode:
     return SparseCode(zeros, mean, zeros, 0.0, min(k, count), free=False, refit=False, radius=0)
 
 
+def _coded(found: Found, k: int) -> Found:
+    """Sparse codes of k of a dictionary's atoms, from the feature that it has without any of them."""
+    assert found.layer is not None
+    return Found(found.atoms, found.atoms, _matching_pursuit(len(found.atoms), found.layer.mean, k))
+
+
 @register_method("discovered")
 class Discovered(Method):
     """Units of a dictionary that is found in the features, with names where words fit."""
@@ -165,8 +171,10 @@ class Discovered(Method):
     def __init__(self, config: DiscoveredConfig):
         super().__init__(config)
         self.released = one_of("method.fidelity", config.fidelity, ("repaired", "released")) == "released"
-        given = Path(config.dictionary).suffix in SUFFIXES or "/" in config.dictionary
-        self.file = resolve_path(config.dictionary) if given else None
+        given = Path(config.dictionary)
+        is_file = given.suffix.lower() in SUFFIXES or (bool(config.dictionary) and given.is_dir())
+        is_file = is_file and config.dictionary not in DICTIONARIES
+        self.file = resolve_path(config.dictionary) if is_file else None
         if self.file is None:
             one_of("method.dictionary", config.dictionary, DICTIONARIES)
         self.trains = config.dictionary in KINDS
@@ -238,7 +246,8 @@ class Discovered(Method):
         distance = _distance(x, self.mean)
         if distance < 1e-5:
             raise UserError("the training images are all alike to the encoder: there is nothing to find in them")
-        size, k = self._size(len(x), data.dim), self.k
+        size = self._size(len(x), data.dim)
+        k = min(self.k, size)
         if not self.trains:
             seeds = 1 if self.file is not None else self.config.seeds  # a file has no other start
             found = [self._found(data, size, data.seed + seed) for seed in range(seeds)]
@@ -301,7 +310,8 @@ class Discovered(Method):
             return self._imported(self.file, data)
         kind, shown = self.config.dictionary, None
         if kind == "random":
-            return random_units(data, size, self.k, seed)
+            drawn = random_units(data, size, self.k, seed)
+            return _coded(drawn, self.k) if self.config.encode == "code" else drawn
         if kind == "semi_nmf":
             atoms = semi_nmf(centre(_some(x, ROWS, seed).float(), mean), size, seed=seed)[0]
         elif kind == "kmeans":
@@ -315,21 +325,22 @@ class Discovered(Method):
         """The dictionary of a file, as units of our features."""
         given = read_dictionary(file, data.dim)
         k = self.config.k or given.k or 0
-        if given.encoder is None:
-            atoms = normalize(given.atoms.float(), dim=1)
-            mean = given.mean if bool(given.mean.any()) else self.mean
-            if self.config.encode == "code":
-                return Found(atoms, atoms, _matching_pursuit(len(atoms), mean, self.k))
-            return _strongest_scores(atoms, mean, self.k, data.train.x)
         few = _some(data.train.x, 2000, 0).float()
         scales = SCALES if given.scale is None else (given.scale,)
-        made = [_units_of(given, scale, k) for scale in scales]
+        if given.encoder is None:
+            atoms = normalize(given.atoms.float(), dim=1)
+            means = [given.mean / scale for scale in scales] if bool(given.mean.any()) else [self.mean]
+            made = [_strongest_scores(atoms, mean, self.k, few) for mean in means]
+        else:
+            made = [_units_of(given, scale, k) for scale in scales]
+        if self.config.encode == "code":
+            made = [_coded(found, self.k) for found in made]
         fits = [_explained(found, few) for found in made]
         best = max(range(len(made)), key=lambda i: fits[i])
+        at = f", at {scales[best]:g} times their length of 1 (the file does not say at which)"
         log.info("'%s': %d units (%s) explain %.0f %% of what the training images differ in%s",
                  self.file, len(given), given.source, 100 * fits[best],
-                 "" if given.scale is not None else f", at {scales[best]:g} times their length of 1 (the file does not "
-                 "say at which)")  # fmt: skip
+                 "" if given.scale is not None or len(made) == 1 else at)  # fmt: skip
         if fits[best] < 0.1:
             log.warning("'%s': its units say nearly nothing of these images: it was made of other features (another "
                         "encoder, layer, or patches instead of whole images)", self.file)  # fmt: skip
@@ -341,16 +352,18 @@ class Discovered(Method):
         if self.found is None:
             return
         source, layer = f"cbm, method.dictionary={self.config.dictionary}", self.found.layer
-        atoms, mean = self.found.atoms, self.mean
-        whole = Dictionary(atoms, mean, source=source)
+        atoms, mean = self.found.atoms, self.mean if layer is None else layer.mean
+        whole = Dictionary(atoms, mean, scale=1.0, source=source)
         if isinstance(layer, UnitCode):
             whole = Dictionary(
                 layer.atoms, layer.mean, self.found.directions, -layer.offset, layer.threshold,
-                int(layer.k) or None, scale=1.0, subtracts=False, source=source,
+                min(int(layer.k), len(atoms)) or None, scale=1.0, subtracts=False, source=source,
             )  # fmt: skip
         write_dictionary(folder / "dictionary.safetensors", whole)
         for number, other in enumerate(self.seeds, start=1):
-            write_dictionary(folder / "seeds" / f"{number}.safetensors", Dictionary(other, mean, source=source))
+            write_dictionary(
+                folder / "seeds" / f"{number}.safetensors", Dictionary(other, self.mean, scale=1.0, source=source)
+            )
 
     def loss(self, model: Dictionaries, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
         """The sum of the dictionaries' losses; arguments as for ``Method.loss``."""
@@ -390,13 +403,16 @@ class Discovered(Method):
             self.seeds = [each.atoms().detach() for each in others]
             found = Found(first.encoder.detach(), first.atoms().detach(), first.code())
             if self.config.encode == "code":
-                layer = _matching_pursuit(len(first), self.mean, self.k)
-                found = Found(found.atoms, found.atoms, layer)
+                found = _coded(found, self.k)
         self.found = found
         fires = self._codes(found, data.train)
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(found.atoms)) > 0
         if not bool(lives.any()):
-            raise UserError("no unit fires on a training image: choose a smaller method.lr, or another dictionary")
+            if self.file is not None:
+                raise UserError(f"no unit of '{self.file}' fires on a training image: it was made of other features, "
+                                "or of features of another length")  # fmt: skip
+            raise UserError("no unit fires on a training image: choose a smaller method.lr or method.penalty, or "
+                            "another dictionary")  # fmt: skip
         self.facts["dead"] = float((~lives).double().mean())
         if self.facts["dead"] > 0.5:
             log.warning("%.0f %% of the units fire on no training image: fewer units (method.size=%d), or "
@@ -437,8 +453,12 @@ class Discovered(Method):
         if self.config.naming.above_random:
             facts["name_named"] *= float((names.named & nearer).sum() / names.named.sum().clamp(min=1))
             names = replace(names, named=names.named & nearer)
+            facts["name_distinct"] = float(len(names.words[names.named, 0].unique()))
+            passed = random.named & (random.cosine[:, 0] > common)
+            of_random["name_named"] *= float(passed.sum() / random.named.sum().clamp(min=1))
         self.facts |= facts
-        self.facts |= {f"{key}_null": of_random[key] for key in ("name_cosine", "name_auroc", "name_named")}
+        beside = ("name_cosine", "name_auroc", "name_named")
+        self.facts |= {f"{key}_null": of_random[key] for key in beside if key in of_random}
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(nearer)) > 0
         self.facts["name_cosine_null_q95"] = common
         self.facts["name_cosine_above_null"] = mean_of(nearer[lives])

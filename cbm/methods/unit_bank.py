@@ -85,10 +85,10 @@ class Naming:
         )
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(atoms)) > 0
         agree = topk_concepts(means, self.words, 1)[1][:, 0] == names.words[:, 0]
-        return names, {
+        facts = {
             "name_cosine": mean_of(names.cosine[lives, 0]),
             "name_margin": mean_of(names.margin[lives]),
-            "name_auroc": mean_of(names.auroc[names.tested]),
+            "name_auroc": float(names.auroc[names.tested].mean()),
             "name_auroc_dealt": names.auroc_dealt,
             "name_named": mean_of(names.named[names.tested]),
             "name_named_dealt": names.dealt,
@@ -96,6 +96,7 @@ class Naming:
             "name_distinct": float(len(names.words[names.named, 0].unique())),
             "name_picture_agreement": mean_of(agree[lives]),
         }
+        return names, {key: value for key, value in facts.items() if not math.isnan(value)}  # nothing could be tested
 
 
 def mean_of(values: Tensor) -> float:

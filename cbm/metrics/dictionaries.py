@@ -26,7 +26,7 @@ class Match:
         partner: the unit of the other dictionary that every unit is assigned to ``[K]``, by the largest sum of cosines
             (nearest, if there are more than ``EXACT`` units); -1 where none is left.
         cosine: their cosine ``[K]``; NaN where none is left.
-        mutual: whether each is the nearest of the other ``[K]``.
+        mutual: whether a unit and the one that it is assigned to are the nearest of each other ``[K]``.
     """
 
     partner: Tensor
@@ -40,7 +40,8 @@ class Match:
 
     @property
     def matched(self) -> float:
-        """Share of the units that are mutually nearest with a cosine above ``SAME``."""
+        """Share of the units that are assigned to one another, are the nearest of each other, and have a cosine above
+        ``SAME``."""
         return float((self.mutual & (self.cosine > SAME)).double().mean())
 
 

@@ -313,6 +313,8 @@ def doubts(metrics: dict[str, float]) -> list[tuple[str, str, str, bool | None]]
         if "name_named_null" in known:
             beside.append(f"{share('name_named_null')} of random directions get a name in the same way")
             bad = known["name_named"] <= known["name_named_null"] + 0.05
+        if known.get("name_too_rare"):
+            beside.append(f"{share('name_too_rare')} of the units fire on too few pictures for a test")
         if "name_named_dealt" in known:
             beside.append(f"{share('name_named_dealt')} of the units would keep the word of another unit")
         found.append(

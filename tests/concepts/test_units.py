@@ -103,12 +103,21 @@ def test_embeddings_of_other_phrases_are_still_refused(bank: ConceptBank, tmp_pa
         load_bank(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "name", ["\u067e\u0631\u0646\u062f\u0647\u200c\u0647\u0627", "\U0001f469\u200d\U0001f33e farmer"]
+)
+def test_names_of_letters_that_are_joined(bank: ConceptBank, name: str):
+    """A Persian plural, and an emoji of two."""
+    assert name in rename_unit(bank, "unnamed 0003", name).texts
+
+
 def test_what_is_refused(bank: ConceptBank):
     for text, new, said in (
         ("unamed 0003", "x", "no unit 'unamed 0003': did you mean 'unnamed 0003'"),
         ("unnamed 0003", " ", "expected a name of 1 to 80 letters"),
         ("unnamed 0003", "x" * 81, "expected a name of 1 to 80 letters"),
         ("unnamed 0003", "a\x1bb", "expected a name of 1 to 80 letters"),
+        ("unnamed 0003", "\u200d", "expected a name of 1 to 80 letters"),
         ("unnamed 0003", "unnamed 0003", "called so already"),
         ("unnamed 0003", "red wing", "another unit's name"),
     ):

@@ -76,7 +76,7 @@ def test_another_width_no_file_and_damage(tmp_path: Path):
     write_dictionary(path, whole())
     with pytest.raises(UserError, match="a dictionary for 5 features, but there are 768: was it made with another"):
         read_dictionary(path, dim=768)
-    with pytest.raises(UserError, match=r"no dictionary '.*mime.safetensors' did you mean 'mine.safetensors'"):
+    with pytest.raises(UserError, match=r"no dictionary '.*mime.safetensors': did you mean 'mine.safetensors'"):
         read_dictionary(tmp_path / "mime.safetensors")
     content = path.read_bytes()
     path.write_bytes(content[:-40])

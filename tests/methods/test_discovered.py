@@ -19,6 +19,7 @@ from cbm.methods.discovered import DICTIONARIES, learning_rate
 from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.nec import head_logits, resolve_heads
+from cbm.solvers import sparse_code
 
 THINGS, D = 24, 16
 NAMES = ["a", "b", "c", "d"]
@@ -194,6 +195,24 @@ def test_crops():
         fit_method(method, data, bank, 100.0, trainer=TRAINER)
 
 
+def test_random_directions_are_named_by_the_same_rule(topk):
+    *_, method = topk
+    _, bank, _, strict = found(naming={"above_random": True})
+    assert strict.facts["name_named_null"] <= min(0.1, method.facts["name_named_null"])
+    words = {concept.provenance["unit"]["word"] for concept in bank.concepts}
+    assert strict.facts["name_distinct"] == len(words - {None})
+
+
+def test_matching_pursuit_starts_where_the_encoder_does(topk):
+    model, bank, data, _ = topk
+    best = unit_metrics(model, bank, data)["test/code_r2_best"]
+    layer, x = model.activation, data.test.x
+    away = x - layer.mean
+    codes = sparse_code(normalize(away, dim=1), bank.embeddings, k=4)
+    rest = away - codes.reconstruct(bank.embeddings) * away.norm(dim=1, keepdim=True)
+    assert best == pytest.approx(1 - float(rest.square().sum() / (x - x.mean(dim=0)).square().sum()), abs=1e-4)
+
+
 def test_without_a_vocabulary_everything_is_unnamed():
     data, _ = world()
     method = create_method({"name": "discovered", "size": 32, "k": 4, "passes": 5})
@@ -251,6 +270,65 @@ def test_a_dictionary_is_left_and_read_again(topk, tmp_path):
     assert "stability_matched" not in other.facts
     assert units.texts == bank.texts
     torch.testing.assert_close(again(data.test.x), model(data.test.x), atol=1e-4, rtol=1e-4)
+
+
+def test_a_file_is_read_once_and_says_nothing_of_stability(topk, tmp_path):
+    """Read a second time it would be found again unit by unit, which is no finding."""
+    *_, method = topk
+    method.leave(tmp_path)
+    _, units, _, other = found(dictionary=str(tmp_path / "dictionary.safetensors"), k=None)
+    assert not any("stability" in key for key in other.facts)
+    assert all("again" not in concept.provenance["unit"] for concept in units.concepts)
+    other.leave(tmp_path / "again")
+    assert not (tmp_path / "again" / "seeds").exists()
+    (tmp_path / "seeds").rename(tmp_path.parent / "elsewhere")
+    _, same, _, _ = found(dictionary=str(tmp_path), k=None)  # its folder
+    assert same.texts == units.texts
+
+
+def test_codes_begin_with_what_the_dictionary_has_without_any_unit(topk, tmp_path):
+    _, _, data, method = topk
+    method.leave(tmp_path)
+    file = str(tmp_path / "dictionary.safetensors")
+    trained, _, _, coded = found(encode="code")
+    read, _, _, _ = found(dictionary=file, encode="code")
+    for model in (trained, read):
+        assert isinstance(model.activation, SparseCode)
+        torch.testing.assert_close(model.activation.mean, method.found.layer.mean)
+    probabilities = [model(data.test.x).softmax(dim=1) for model in (read, trained)]
+    torch.testing.assert_close(*probabilities, atol=1e-3, rtol=1e-3)
+    coded.leave(tmp_path / "coded")
+    left = read_dictionary(tmp_path / "coded" / "dictionary.safetensors")
+    torch.testing.assert_close(left.mean, method.found.layer.mean)
+    drawn, _, _, _ = found(dictionary="random", encode="code")
+    assert isinstance(drawn.activation, SparseCode)
+
+
+def test_atoms_whose_mean_is_of_longer_features(tmp_path):
+    """A matrix and its mean, made of features of length 10."""
+    data, _ = world()
+    mean = data.train.x.mean(0)
+    atoms = normalize(data.train.x[::10] - mean, dim=1)
+    write_dictionary(tmp_path / "a.safetensors", Dictionary(atoms, 10 * mean))
+    model, _, _, _ = found(dictionary=str(tmp_path / "a.safetensors"))
+    torch.testing.assert_close(model.activation.mean, mean)
+
+
+def test_fewer_units_than_should_fire(tmp_path):
+    data, bank = world(n=100)
+    method = create_method({"name": "discovered", "passes": 5})
+    fit_method(method, data, bank, 100.0, trainer=TRAINER)
+    method.leave(tmp_path)
+    left = read_dictionary(tmp_path / "dictionary.safetensors")
+    assert (len(left), left.k) == (12, 12)
+
+
+def test_nothing_that_could_be_tested_is_no_number():
+    """Both of two clusters are among the three nearest of every image: they fire on all."""
+    *_, method = found(dictionary="kmeans", size=2, k=3)
+    assert method.facts["name_named"] == 0
+    assert "name_auroc" not in method.facts
+    assert all(value == value for value in method.facts.values())
 
 
 def test_a_file_that_does_not_say_its_scale(tmp_path, caplog):

@@ -137,7 +137,10 @@ def test_marks_and_doubts():
     assert [bad for here, bad in found.values() if here == "30 %"] == [False]
     assert doubts({}) == []
     alone = doubts({"method/name_named": 0.5})
-    assert alone == [("Units with a name, of those that fire on enough pictures to be tested", "50 %", "", None)]
+    named = "Units with a name, of those that fire on enough pictures to be tested"
+    assert alone == [(named, "50 %", "", None)]
+    rare = doubts({"method/name_named": 0.3, "method/name_too_rare": 0.68})
+    assert rare[0][2] == "68 % of the units fire on too few pictures for a test"  # no fault of the words
 
 
 def test_a_picture_is_a_sum_of_units():
