@@ -84,7 +84,9 @@ class DictionaryAdam(torch.optim.Adam):
             self._begin_anew(dictionary)
         return loss
 
+    @torch.no_grad()  # Adam calls the closure with gradients on: they would remember every step before
     def _project(self, atoms: list[torch.nn.Parameter]) -> None:
+        """Remove the part of the atoms' gradients along the atoms."""
         for each in atoms:
             if each.grad is not None:
                 each.grad.sub_((each.grad * each).sum(dim=1, keepdim=True) * each)

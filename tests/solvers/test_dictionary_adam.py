@@ -65,6 +65,7 @@ def test_with_a_closure_as_lightning_has_it():
         b.step()
     for own, again in zip(parameters(d), parameters(other)):
         assert own.equal(again)
+    assert not d.decoder.grad.requires_grad  # memory grew with every step: a gradient held those before
 
 
 def test_it_goes_on_where_it_stopped():
