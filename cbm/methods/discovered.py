@@ -24,25 +24,25 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, FeatureSplit, mean_feature
 from cbm.errors import UserError
 from cbm.files import resolve_path
-from cbm.files.dictionaries import Dictionary, read_dictionary, write_dictionary
-from cbm.kernels import topk_concepts
-from cbm.layers import ConceptBottleneck, SparseCode, UnitCode
+from cbm.files.dictionaries import Dictionary, write_dictionary
+from cbm.layers import ConceptBottleneck, UnitCode
 from cbm.layers.autoencoder import KINDS, Autoencoder, Dictionaries
 from cbm.losses.autoencoder import autoencoder_loss, replace_dead, validation_error
 from cbm.methods.base import Built, Method, one_of, register_method
+from cbm.methods.found import ROWS, UNITS, Found, clusters, from_file, nearest_units, random_units, some_rows, start_of
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head, solve_sparse_head
 from cbm.methods.unit_bank import Naming, NamingConfig, mean_of, unit_bank
-from cbm.metrics.dictionaries import like_pictures, match_dictionaries
+from cbm.metrics.dictionaries import match_dictionaries
 from cbm.metrics.reader import centre
 from cbm.metrics.unit_names import UnitNames
-from cbm.solvers import Codes, SparseScores, medoids, semi_nmf, spherical_kmeans
+from cbm.solvers import Codes, SparseScores, spherical_kmeans
 from cbm.solvers.dictionary_adam import DictionaryAdam
 
 log = logging.getLogger(__name__)
@@ -57,12 +57,6 @@ STREAM = 1_592_653
 the same seed would find its own axes at the start."""
 PASSES = 50
 WARMUP = 500
-ROWS = 20_000
-"""Training images that semi-NMF and the covariance are taken from, at most."""
-MANY_ROWS = 200_000
-"""Training images, or parts of them, that clusters are made of, at most."""
-SCALES = (1.0, 2.0, 5.0, 10.0, 20.0, 28.0, 50.0)
-"""Lengths of features at which a file's dictionary is tried that does not say its own."""
 RELEASED_LENGTH = 10.0
 """Length of the released code's features, which are raw outputs of CLIP (about 10); ours have length 1."""
 RELEASED_PENALTY, RELEASED_PASSES, RELEASED_LR, RELEASED_DEAD = 3e-5, 200, 5e-4, 10
@@ -113,53 +107,6 @@ class DiscoveredConfig:
     """Units per class at which the path of the head ends"""
 
 
-class Found(nn.Module):
-    """A dictionary of the training images, before it has names and a head.
-
-    Args:
-        directions: directions ``[K, D]`` that scores are taken with.
-        atoms: atoms ``[K, D]``.
-        layer: what makes codes of scores; None if the head reads the scores.
-        crops: the part of a picture (its name and its box) that each unit is the centre of, if they are parts.
-    """
-
-    directions: Tensor
-    atoms: Tensor
-
-    def __init__(
-        self,
-        directions: Tensor,
-        atoms: Tensor,
-        layer: UnitCode | SparseCode | None,
-        crops: list[tuple[str, list[float]]] | None = None,
-    ):
-        super().__init__()
-        self.register_buffer("directions", directions)
-        self.register_buffer("atoms", atoms)
-        self.layer, self.crops = layer, crops
-
-    def take(self, columns: Tensor) -> "Found":
-        """The units at ``columns``."""
-        layer = self.layer
-        if isinstance(layer, UnitCode):
-            layer = layer.take(columns)
-        elif isinstance(layer, SparseCode):
-            layer = _matching_pursuit(len(columns), layer.mean, int(layer.k))
-        return Found(self.directions[columns], self.atoms[columns], layer)
-
-
-def _matching_pursuit(count: int, mean: Tensor, k: int) -> SparseCode:
-    """Codes of exactly k of ``count`` atoms."""
-    zeros = torch.zeros(count)
-    return SparseCode(zeros, mean, zeros, 0.0, min(k, count), free=False, refit=False, radius=0)
-
-
-def _coded(found: Found, k: int) -> Found:
-    """Sparse codes of k of a dictionary's atoms, from the feature that it has without any of them."""
-    assert found.layer is not None
-    return Found(found.atoms, found.atoms, _matching_pursuit(len(found.atoms), found.layer.mean, k))
-
-
 @register_method("discovered")
 class Discovered(Method):
     """Units of a dictionary that is found in the features, with names where words fit."""
@@ -205,7 +152,7 @@ class Discovered(Method):
             if not fits:
                 raise UserError(f"method.{name}={value}: expected {expected}")
         self.clusters = config.dictionary in CLUSTERS
-        self.k = config.k or (3 if self.clusters else 16)
+        self.k = config.k or (3 if self.clusters else UNITS)
         self.head = SparseHeadConfig(config.l1_ratio, config.lam, max_nec=config.max_nec)
         check_sparse_head(self.head)
         self.reads_crops = config.dictionary == "crops"
@@ -294,7 +241,7 @@ class Discovered(Method):
         """Atoms at the start, or centres that atoms are mixed of."""
         generator = torch.Generator().manual_seed(STREAM + seed)
         if self.config.dictionary == "archetypal":
-            away = centre(_some(x, max(ROWS, 8 * size), seed).float(), mean)
+            away = centre(some_rows(x, max(ROWS, 8 * size), seed).float(), mean)
             centres = spherical_kmeans(away, min(4 * size, len(away)), seed=seed)[0]
             return centres[torch.randperm(len(centres), generator=generator)]
         noise = normalize(torch.randn(size, x.shape[1], generator=generator), dim=1)
@@ -305,46 +252,14 @@ class Discovered(Method):
 
     def _found(self, data: FeatureData, size: int, seed: int) -> Found:
         """A dictionary that needs no training."""
-        x, mean = data.train.x, self.mean
+        code = self.config.encode == "code"
         if self.file is not None:
-            return self._imported(self.file, data)
-        kind, shown = self.config.dictionary, None
-        if kind == "random":
-            drawn = random_units(data, size, self.k, seed)
-            return _coded(drawn, self.k) if self.config.encode == "code" else drawn
-        if kind == "semi_nmf":
-            atoms = semi_nmf(centre(_some(x, ROWS, seed).float(), mean), size, seed=seed)[0]
-        elif kind == "kmeans":
-            atoms = spherical_kmeans(centre(_some(x, MANY_ROWS, seed).float(), mean), size, seed=seed)[0]
+            return from_file(self.file, data.train.x, self.mean, self.config.k, code)
+        if self.config.dictionary == "random":
+            found = random_units(data, size, self.k, seed)
         else:
-            atoms, shown = crop_centres(data, size, seed)
-        layer = _matching_pursuit(len(atoms), mean, self.k) if self.config.encode == "code" else None
-        return Found(atoms, atoms, layer, shown)
-
-    def _imported(self, file: Path, data: FeatureData) -> Found:
-        """The dictionary of a file, as units of our features."""
-        given = read_dictionary(file, data.dim)
-        k = self.config.k or given.k or 0
-        few = _some(data.train.x, 2000, 0).float()
-        scales = SCALES if given.scale is None else (given.scale,)
-        if given.encoder is None:
-            atoms = normalize(given.atoms.float(), dim=1)
-            means = [given.mean / scale for scale in scales] if bool(given.mean.any()) else [self.mean]
-            made = [_strongest_scores(atoms, mean, self.k, few) for mean in means]
-        else:
-            made = [_units_of(given, scale, k) for scale in scales]
-        if self.config.encode == "code":
-            made = [_coded(found, self.k) for found in made]
-        fits = [_explained(found, few) for found in made]
-        best = max(range(len(made)), key=lambda i: fits[i])
-        at = f", at {scales[best]:g} times their length of 1 (the file does not say at which)"
-        log.info("'%s': %d units (%s) explain %.0f %% of what the training images differ in%s",
-                 self.file, len(given), given.source, 100 * fits[best],
-                 "" if given.scale is not None or len(made) == 1 else at)  # fmt: skip
-        if fits[best] < 0.1:
-            log.warning("'%s': its units say nearly nothing of these images: it was made of other features (another "
-                        "encoder, layer, or patches instead of whole images)", self.file)  # fmt: skip
-        return made[best]
+            found = clusters(self.config.dictionary, data, size, self.mean, seed)
+        return found.coded(self.k, self.mean) if code else found
 
     def leave(self, folder: Path) -> None:
         """Write ``dictionary.safetensors``, all units with their encoder, and the other dictionaries' atoms under
@@ -403,7 +318,7 @@ class Discovered(Method):
             self.seeds = [each.atoms().detach() for each in others]
             found = Found(first.encoder.detach(), first.atoms().detach(), first.code())
             if self.config.encode == "code":
-                found = _coded(found, self.k)
+                found = found.coded(self.k, start_of(found))
         self.found = found
         fires = self._codes(found, data.train)
         lives = torch.bincount(fires.columns[fires.columns >= 0], minlength=len(found.atoms)) > 0
@@ -481,68 +396,6 @@ class Discovered(Method):
         return ConceptBottleneck(found.directions, head, spread=spread, activation=found.layer)
 
 
-def crop_centres(data: FeatureData, size: int, seed: int) -> tuple[Tensor, list[tuple[str, list[float]]]]:
-    """Centres ``[K, D]`` of parts of the training images, and the part nearest to each: the concept's picture.
-
-    Raises:
-        UserError: there are no images.
-    """
-    if data.crops is None:
-        raise UserError("method.dictionary=crops needs the training images themselves, and features that were made "
-                        "elsewhere have none: choose kmeans")  # fmt: skip
-    chosen = torch.randperm(len(data.crops), generator=torch.Generator().manual_seed(seed))[:MANY_ROWS].sort().values
-    parts = centre(data.crops.x[chosen].float(), mean_feature(data.crops.x))
-    centres, nearest, _ = spherical_kmeans(parts, min(size, len(parts) // 2), seed=seed)
-    rows = medoids(parts, centres, nearest)
-    centres, rows = centres[rows >= 0], chosen[rows[rows >= 0]]
-    crops = data.crops
-    return centres, [(crops.names[row].rpartition("#")[0], crops.box[row].tolist()) for row in rows.tolist()]
-
-
-def _units_of(given: Dictionary, scale: float, k: int) -> Found:
-    """Units that read features of length 1 as a file's dictionary reads them at ``scale`` times that length."""
-    assert given.encoder is not None
-    bias = given.atoms.new_zeros(len(given)) if given.encoder_bias is None else given.encoder_bias
-    offset = -bias / scale
-    if given.subtracts:
-        offset = offset + given.encoder @ given.mean / scale
-    threshold = torch.zeros_like(offset) if given.threshold is None else given.threshold.clamp(min=0) / scale
-    zeros = torch.zeros_like(offset)
-    layer = UnitCode(offset, given.mean / scale, zeros, given.atoms, k, threshold)
-    return Found(given.encoder, normalize(given.atoms, dim=1), layer)
-
-
-def _explained(found: Found, x: Tensor) -> float:
-    """Share of the variance of images that the units say."""
-    assert found.layer is not None
-    said = found.layer.mean + found.layer.code(x, found.directions).reconstruct(found.layer.parts(found.directions))
-    return 1 - float((x - said).square().sum() / (x - x.mean(dim=0)).square().sum())
-
-
-def nearest_units(x: Tensor, atoms: Tensor, mean: Tensor, k: int) -> Codes:
-    """The k atoms ``[K, D]`` whose cosine with each image, seen from the mean, is largest."""
-    values, columns = topk_concepts(x, atoms, min(k, len(atoms)), beta=-(atoms @ mean))
-    unknown = torch.full((len(x),), torch.nan, dtype=torch.float64)
-    return Codes(values, columns, unknown, unknown, passes=1)
-
-
-def random_units(data: FeatureData, count: int, k: int, seed: int) -> Found:
-    """Directions drawn with the covariance of the training images, of which the k strongest fire."""
-    x, mean = data.train.x, mean_feature(data.train.x)
-    atoms = like_pictures(torch.cov(centre(_some(x, ROWS, 0).float(), mean).T), count, seed)
-    return _strongest_scores(atoms, mean, k, x)
-
-
-def _strongest_scores(atoms: Tensor, mean: Tensor, k: int, x: Tensor) -> Found:
-    """Atoms without an encoder: the k with the largest cosines fire, each so strongly that together they come as near
-    to the training images as one factor can bring them."""
-    layer = UnitCode(atoms @ mean, mean, torch.zeros(len(atoms)), atoms, min(k, len(atoms)))
-    away = _some(x, 2000, 0).float() - mean
-    said = layer.code(away + mean, atoms).reconstruct(atoms)
-    layer.atoms *= float((away * said).sum() / said.square().sum().clamp(min=1e-12))
-    return Found(atoms, atoms, layer)
-
-
 def stability(atoms: Tensor, others: list[Tensor], data: FeatureData) -> dict[str, float]:
     """How far another dictionary has the same units, and two draws of random directions do; nothing without another."""
     if not others:
@@ -576,13 +429,6 @@ def _distance(x: Tensor, mean: Tensor) -> float:
     """Root mean square distance of the rows from the mean."""
     total = sum(float((part.float() - mean).square().sum(dtype=torch.float64)) for part in x.split(65536))
     return math.sqrt(total / len(x))
-
-
-def _some(x: Tensor, most: int, seed: int) -> Tensor:
-    """``x``, or some of its rows."""
-    if len(x) <= most:
-        return x
-    return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:most].sort().values]
 
 
 @torch.no_grad()
