@@ -70,7 +70,8 @@ TITLES = {"birds": "Paper birds", "food": "Food, CLIP ViT-B/32", "cells": "Blood
           "photos": "CIFAR-10 photographs"}  # fmt: skip
 HEADINGS = (
     "dictionary", "units (dead)", "R² at L0", "best code", "test accuracy", "5 / 10 / 20 units, ridge",
-    "found again (random)", "named (random, dealt) of tested", "named truly (dealt)", "decision unnamed", "CPU s",
+    "found again (random)", "named (random, dealt) of tested", "named truly (dealt)", "attributes told (.8 or more)",
+    "decision unnamed", "CPU s",
 )  # fmt: skip
 
 
@@ -192,6 +193,9 @@ def table() -> None:
             if of["test/name_true"] is not None:
                 true = f"{shown(of['test/name_true'])} of {of['test/name_labelled']:.0f}"
                 true += f" ({shown(of['test/name_true_dealt'])})"
+            told = "–"
+            if (auroc := mean(rows, "attribute_auroc")) is not None:
+                told = f"{auroc:.2f} ({shown(mean(rows, 'attributes_above_8'))} %)"
             tested = None if of["method/name_too_rare"] is None else 1 - of["method/name_too_rare"]
             r2 = "–" if of["test/code_r2"] is None else f"{of['test/code_r2']:.3f} at {of['test/code_l0']:.1f}"
             print(
@@ -199,7 +203,7 @@ def table() -> None:
                 f"{shown(of['test/code_r2_best'], percent=False)} | {accuracy:.1f} | {at} | "
                 f"{shown(of['method/stability_matched'])} ({shown(of['method/stability_matched_null'])}) | "
                 f"{shown(of['method/name_named'])} ({shown(of['method/name_named_null'])}, "
-                f"{shown(of['method/name_named_dealt'])}) of {shown(tested)} | {true} | "
+                f"{shown(of['method/name_named_dealt'])}) of {shown(tested)} | {true} | {told} | "
                 f"{shown(of['test/unnamed_share'])} | {of['cpu_s']:.0f} |"
             )
 

@@ -11,7 +11,7 @@ from conftest import PROJECT
 
 @pytest.mark.parametrize(
     ("script", "page_of", "least"),
-    [("real_cells", "results_cells", 80), ("real_clip", "results_clip", 30), ("found_units", "results_found", 30)],
+    [("real_cells", "results_cells", 80), ("real_clip", "results_clip", 30), ("found_units", "results_found", 20)],
 )
 def test_every_table_of_the_page_is_what_the_script_prints(
     script: str, page_of: str, least: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
