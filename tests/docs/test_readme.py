@@ -60,7 +60,9 @@ def adapted(command: str, workspace: Path) -> list[str]:
         else:
             arguments.append(f"cache={shared_folder() / 'cache'}")
         method = next((a.removeprefix("method=") for a in arguments if a.startswith("method=")), "labo")
-        arguments += [q for q in QUICK if METHODS[method].trains or not q.startswith("method.")]
+        short = METHODS[method].trains and hasattr(METHODS[method].Config, "max_epochs")
+        arguments += [q for q in QUICK if short or not q.startswith("method.")]
+        arguments += ["method.passes=3"] * (method == "discovered")
         arguments = ["method.max_epochs=3" if a in QUICK and a.startswith("method.") else a for a in arguments]
         arguments = ["shots=4" if a == "shots=16" else a for a in arguments]
         if not any(word in command for word in WHOLE):
