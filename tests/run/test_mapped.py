@@ -13,7 +13,7 @@ from cbm.data.store import StoredFeatures
 METHODS = {
     "labo": ["method.max_epochs=5"], "v2c": ["method.max_epochs=5"], "posthoc": [], "sparse": ["method.max_epochs=2"],
     "cms": [], "supervised": ["method.max_epochs=3"],
-    "zero_shot": [], "linear_probe": [], "label_free": [],
+    "zero_shot": [], "linear_probe": [], "label_free": [], "discovered": ["method.passes=3", "method.size=24"],
 }  # fmt: skip
 
 
