@@ -13,7 +13,10 @@ from cbm.methods.base import METHODS
 from cbm.metrics.evaluate import residual_metrics
 
 
-@pytest.mark.parametrize("name", sorted(name for name, kind in METHODS.items() if kind.concepts_from is not None))
+NEEDS = sorted(name for name, kind in METHODS.items() if kind.concepts_from not in (None, "features"))
+
+
+@pytest.mark.parametrize("name", NEEDS)
 def test_a_method_without_concepts(name: str):
     data, _ = planted()
     with pytest.raises(UserError, match=f"method={name} needs a concept bank, and got none"):
