@@ -12,7 +12,6 @@ from cbm.methods import create_method
 from cbm.methods.base import METHODS
 from cbm.metrics.evaluate import residual_metrics
 
-
 NEEDS = sorted(name for name, kind in METHODS.items() if kind.concepts_from not in (None, "features"))
 
 
