@@ -20,10 +20,11 @@ from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.methods.name_tied import solve_name_tied
 from cbm.methods.sparse_head import SparseHeadConfig, solve_sparse_head
 from cbm.metrics.codes import code_metrics as code_facts
+from cbm.metrics.dictionaries import directions_like
 from cbm.metrics.nec import resolve_heads
 from cbm.metrics.reader import Reading, centre_directions, few_words, read
 from cbm.run.controls import random_heads
-from cbm.run.evidence import Subject, code_metrics, covariance_root, read_names
+from cbm.run.evidence import Subject, code_metrics, read_names
 from cbm.solvers import SparseScores
 
 PROMPT = "a {}"
@@ -82,12 +83,11 @@ class Case:
         """Directions ``[K, D]``: the words, or as many random ones."""
         if kind in ("named", "exchanged"):
             return self.words
-        z = torch.randn(self.words.shape, generator=torch.Generator().manual_seed(draw))
-        if kind == "covariance":
-            z = z @ covariance_root(centre_directions(self.words))
-        elif kind == "images":
-            z = z @ covariance_root(normalize(self.data.train.x.float() - self.mean, dim=1))
-        return normalize(z, dim=1)
+        if kind in ("covariance", "images"):
+            away = normalize(self.data.train.x.float() - self.mean, dim=1)
+            like = centre_directions(self.words) if kind == "covariance" else away
+            return directions_like(torch.cov(like.T), len(self.words), draw)
+        return normalize(torch.randn(self.words.shape, generator=torch.Generator().manual_seed(draw)), dim=1)
 
     def says(self, kind: str, draw: int) -> Tensor:
         """What the names say of the classes ``[K, C]``; dealt out anew if exchanged."""

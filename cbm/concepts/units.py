@@ -18,6 +18,8 @@ PERSON, MODEL = "person", "model"
 """Who may have named a unit, beside the test of its nearest word."""
 SAID = ("word", "named_by", "proposed")
 """What the provenance says of a unit's name."""
+DEAD = "fires on no training image"
+"""Reason for which a unit of a dictionary is no concept."""
 LONGEST = 80
 """Characters of a name, at most."""
 

@@ -12,7 +12,7 @@ from cbm.errors import UserError
 from cbm.files.dictionaries import Dictionary, read_dictionary
 from cbm.kernels import topk_concepts
 from cbm.layers import SparseCode, UnitCode
-from cbm.metrics.dictionaries import like_pictures
+from cbm.metrics.dictionaries import directions_like
 from cbm.metrics.reader import centre
 from cbm.solvers import Codes, medoids, semi_nmf, spherical_kmeans
 
@@ -192,7 +192,7 @@ def nearest_units(x: Tensor, atoms: Tensor, mean: Tensor, k: int) -> Codes:
 def random_units(data: FeatureData, count: int, k: int, seed: int) -> Found:
     """Directions drawn with the covariance of the training images, of which the k strongest fire."""
     x, mean = data.train.x, mean_feature(data.train.x)
-    atoms = like_pictures(torch.cov(centre(some_rows(x, ROWS, 0).float(), mean).T), count, seed)
+    atoms = directions_like(torch.cov(centre(some_rows(x, ROWS, 0).float(), mean).T), count, seed)
     return strongest_scores(atoms, mean, k, x)
 
 

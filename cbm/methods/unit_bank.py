@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped
+from cbm.concepts.units import DEAD
 from cbm.data.features import FeatureData, mean_feature, spaced
 from cbm.errors import UserError
 from cbm.kernels import topk_concepts
@@ -164,7 +165,7 @@ def unit_bank(
         for k in numbers
     ]
     dead = (~lives).nonzero().flatten().tolist()
-    dropped = [Dropped(f"unit {k:04d}", (), "fires on no training image") for k in dead]
+    dropped = [Dropped(f"unit {k:04d}", (), DEAD) for k in dead]
     left_out = (lives & ~keep).nonzero().flatten().tolist()
     dropped += [Dropped(f"unit {k:04d}", (), "no word fits it (method.naming.unnamed=drop)") for k in left_out]
     says = said_by = None

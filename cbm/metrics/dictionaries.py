@@ -71,11 +71,11 @@ def match_dictionaries(atoms: Tensor, others: Tensor) -> Match:
     return Match(partner, found, mutual & (nearest == partner))
 
 
-def like_pictures(covariance: Tensor, count: int, seed: int) -> Tensor:
-    """Random unit directions ``[K, D]`` with the covariance of the pictures: what a dictionary must beat.
+def directions_like(covariance: Tensor, count: int, seed: int) -> Tensor:
+    """Random unit directions ``[K, D]`` with a given covariance: what a dictionary (or words) must beat.
 
     Args:
-        covariance: covariance ``[D, D]`` of the pictures.
+        covariance: covariance ``[D, D]`` of the pictures (of the words).
         count: number of directions K.
         seed: random seed.
     """

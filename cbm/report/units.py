@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from cbm.concepts.bank import ConceptBank
-from cbm.concepts.units import Crop, Unit, units_of
+from cbm.concepts.units import DEAD, Crop, Unit, units_of
 from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData
 from cbm.data.images import Images
@@ -149,10 +149,6 @@ def describe_units(
         len(idle),
         None if isinstance(model.activation, Coded) else cards.k,
     )
-
-
-DEAD = "fires on no training image"
-"""Reason for which a unit is no concept (``cbm.methods.unit_bank``)."""
 
 
 class UnitCards:

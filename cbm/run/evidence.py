@@ -25,6 +25,7 @@ from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.metrics import chance_accuracy
 from cbm.metrics.bootstrap import Units, accuracy_intervals, mean_of_classes
+from cbm.metrics.dictionaries import directions_like
 from cbm.metrics.evaluate import accuracy, deleted_logits, outside_share, truncated_logits
 from cbm.metrics.grounding import association
 from cbm.metrics.integrity import (
@@ -263,8 +264,7 @@ def code_metrics(subject: Subject, words: Codes) -> dict[str, float]:
     concepts = subject.bank.directions().float()
     unit = torch.nn.functional.normalize(concepts, dim=1)
     texts = torch.nn.functional.normalize(classes - unit.mean(dim=0), dim=1).T
-    generator = torch.Generator().manual_seed(subject.cfg.seed)
-    random = torch.randn(concepts.shape, generator=generator) @ covariance_root(centre_directions(concepts))
+    random = directions_like(torch.cov(centre_directions(concepts).T), len(concepts), cfg.seed)
     values = {}
     for name, directions, said in (
         ("", concepts, words),
@@ -273,12 +273,6 @@ def code_metrics(subject: Subject, words: Codes) -> dict[str, float]:
         own = centre_directions(directions) @ texts
         values[f"test/code_zero_shot{name}"] = reader_accuracy(said, own - own.mean(dim=1, keepdim=True), y)
     return values
-
-
-def covariance_root(directions: Tensor) -> Tensor:
-    """A matrix R ``[D, D]``: standard normal rows times R have the covariance of ``directions`` ``[K, D]``."""
-    values, axes = torch.linalg.eigh(torch.cov(directions.T.double()))
-    return (values.clamp(min=0).sqrt()[:, None] * axes.T).float()
 
 
 def integrity_metrics(integrity: Integrity) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """``python -m cbm name RUN --model NAME``: a model proposes names for units, and those that pass the test are taken.
 
-The model sees training pictures. The test is that of the units' own words (``cbm.metrics.unit_names``): on validation
-pictures, the text of a proposal must tell where the unit fires, better than random words of the vocabulary do.
+The model sees training pictures. The test is that of the units' own words (``cbm.metrics.unit_names``): the text of a
+proposal must tell where the unit fires, better than random words of the vocabulary do.
 """
 
 import logging

@@ -4,7 +4,7 @@ import torch
 from torch.nn.functional import normalize
 
 from cbm.metrics import dictionaries
-from cbm.metrics.dictionaries import like_pictures, match_dictionaries
+from cbm.metrics.dictionaries import directions_like, match_dictionaries
 
 
 def test_a_permutation_is_found_again():
@@ -38,7 +38,7 @@ def test_of_another_size_and_too_large_for_an_exact_assignment(monkeypatch):
 def test_random_directions_have_the_pictures_covariance():
     g = torch.Generator().manual_seed(0)
     x = torch.randn(4000, 5, generator=g) * torch.tensor([3.0, 1.0, 1.0, 0.1, 0.0])
-    drawn = like_pictures(torch.cov(x.T), 4000, seed=1)
+    drawn = directions_like(torch.cov(x.T), 4000, seed=1)
     torch.testing.assert_close(drawn.norm(dim=1), torch.ones(4000))
     assert drawn[:, 4].abs().max() < 1e-5
     assert (drawn[:, 0].square().mean() > 3 * drawn[:, 1].square().mean()).item()
