@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cbm import config as schema
@@ -109,11 +108,11 @@ def _show_findings(bank: "ConceptBank", findings: "list[Finding]", limit: int) -
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
     counts = f"{len(bank)} concepts, {len(bank.classes)} classes, {len(findings)} findings"
-    out.print(f"{escape(bank.name)}: {counts}")
+    out.print(f"{bank.name}: {counts}")
     for kind, group in sorted(kinds.items(), key=lambda item: -len(item[1])):
-        table = Table("concept", "detail", title=escape(f"{kind} ({len(group)})"), title_justify="left")
+        table = Table("concept", "detail", title=f"{kind} ({len(group)})", title_justify="left")
         for finding in group[:limit]:
-            table.add_row(escape(finding.text), escape(finding.detail))
+            table.add_row(finding.text, finding.detail)
         out.print(table)
 
 
@@ -130,9 +129,9 @@ def diff(before: Bank, after: Bank, as_json: Json = False) -> None:
     out.print(f"{len(changes.added)} added, {len(changes.removed)} removed, {len(changes.owners)} with other owners")
     for sign, texts in (("+", changes.added), ("-", changes.removed)):
         for text in texts:
-            out.print(f"{sign} {text}", markup=False, highlight=False)
+            out.print(f"{sign} {text}")
     for text, (old, new) in changes.owners.items():
-        out.print(f"~ {text}: {', '.join(old) or 'none'} -> {', '.join(new) or 'none'}", markup=False, highlight=False)
+        out.print(f"~ {text}: {', '.join(old) or 'none'} -> {', '.join(new) or 'none'}")
 
 
 @app.command()
@@ -238,7 +237,7 @@ def v2c(
         words = build_vocabulary(lists, n_adjectives=adjectives, n_nouns=nouns, patterns=names_in(patterns))
     else:
         words = Vocabulary(tuple(read_bank(resolve_path(vocabulary)).texts), {"file": str(vocabulary)})
-    out.print(f"{len(words.texts)} phrases in the vocabulary", highlight=False)
+    out.print(f"{len(words.texts)} phrases in the vocabulary")
     book = make_codebook(
         images,
         tower,
@@ -257,9 +256,9 @@ def v2c(
     table = Table("class", "concepts", "above chance", "most counted")
     for name, texts in book.most_counted().items():
         above = str(book.record["above_chance"][name])
-        table.add_row(escape(name), str(len(texts)), above, escape(", ".join(texts[:5])))
+        table.add_row(name, str(len(texts)), above, ", ".join(texts[:5]))
     out.print(table)
-    out.print(f"{len(book.bank)} concepts in {destination}", markup=False, highlight=False)
+    out.print(f"{len(book.bank)} concepts in {destination}")
 
 
 @app.command()
@@ -320,11 +319,11 @@ def _write_phrases(bank: "ConceptBank", names: list[str], destination: Path) -> 
     write_atomically(destination, json.dumps(phrases, indent=1, ensure_ascii=False).encode())
     table = Table("class", "concepts", "first")
     for name, texts in phrases.items():
-        table.add_row(escape(name), str(len(texts)), escape(", ".join(texts[:4])))
+        table.add_row(name, str(len(texts)), ", ".join(texts[:4]))
     out.print(table)
     reasons = Counter(dropped.reason.split(" '")[0] for dropped in bank.dropped)
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing"
-    out.print(f"{len(bank)} concepts in {destination}; left out: {left_out}", markup=False, highlight=False)
+    out.print(f"{len(bank)} concepts in {destination}; left out: {left_out}")
 
 
 def _class_names(dataset: str | None, root: Path | None, file: Path | None, cache: Path) -> list[str]:

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cbm.commands.shared import Cache, Json, out, readable_size, show
 from cbm.errors import UserError
 from cbm.files.cache import Entry, choose, count_entries, links_in, read_cache
 from cbm.files.cache import remove as remove_entry
+from cbm.files.console import say
 
 app = typer.Typer(help="Say what is in the feature store, or remove some of it.", invoke_without_command=True)
 
@@ -38,14 +38,14 @@ def list_cache(context: typer.Context, cache: Cache = Path("cache"), as_json: Js
     for each in entries:
         day = datetime.fromtimestamp(each.used).strftime("%Y-%m-%d")
         count = f"{'?' if each.count is None else format(each.count, ',')} {each.unit}"
-        table.add_row(escape(_short(each.name)), escape(each.what), count, readable_size(each.size), day)
+        table.add_row(_short(each.name), each.what, count, readable_size(each.size), day)
     if entries:
         out.print(table)
     for link in links_in(cache):
-        out.print(f"note: '{escape(str(link))}' is a link: look there with --cache", highlight=False, soft_wrap=True)
+        out.print(f"note: '{link!s}' is a link: look there with --cache", soft_wrap=True)
     size = readable_size(sum(each.size for each in entries))
     total = f"{count_entries(entries)}, {size}" if entries else "nothing of cbm"
-    out.print(f"{escape(str(cache))}: {total}", highlight=False, soft_wrap=True)
+    out.print(f"{cache!s}: {total}", soft_wrap=True)
 
 
 @app.command()
@@ -68,7 +68,7 @@ def remove(
     if chosen and not yes:
         for entry in chosen:
             why = f": {entry.lasting}" if entry.lasting else ""
-            typer.echo(f"{entry.name} ({entry.what}, {readable_size(entry.size)}){why}", err=True)
+            say(f"{entry.name} ({entry.what}, {readable_size(entry.size)}){why}", beside=True)
         if not sys.stdin.isatty():
             raise UserError(f"{count_entries(chosen)} would be removed: say --yes (there is no terminal to ask at)")
         if not typer.confirm(f"Remove {count_entries(chosen)}, {readable_size(size)}?", err=True):
@@ -84,7 +84,7 @@ def remove(
     if as_json:
         show(None, {"removed": [entry.name for entry in gone], "bytes": freed, "kept": kept}, as_json)
     else:
-        out.print(f"{count_entries(gone)} removed, {readable_size(freed)} freed", highlight=False)
+        out.print(f"{count_entries(gone)} removed, {readable_size(freed)} freed")
     if kept:
         more = f" (and {len(kept) - 1} more)" if len(kept) > 1 else ""
         raise UserError(f"{kept[0]}{more}")
@@ -104,8 +104,8 @@ def _chosen(cache: Path, names: list[str], older_than: float | None, everything:
     before = float("inf") if older_than is None else time.time() - 86400 * older_than
     meant = [entry for entry in entries if entry.used <= before]
     if lasting := [entry for entry in meant if entry.lasting]:
-        typer.echo(f"note: not removed unless named: {count_entries(lasting)} such as {lasting[0].name}: "
-                   f"{lasting[0].lasting}", err=True)  # fmt: skip
+        first = lasting[0]
+        say(f"note: not removed unless named: {count_entries(lasting)} such as {first.name}: {first.lasting}", beside=True)
     return [entry for entry in meant if not entry.lasting]
 
 

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cbm import config as schema
@@ -50,7 +49,7 @@ def show(name: Card, as_json: Json = False) -> None:
         if isinstance(value, dict):
             value = ", ".join(f"{entry} {said}" for entry, said in value.items())
         if value not in (None, ""):
-            table.add_row(key, escape(str(value)))
+            table.add_row(key, str(value))
     show_result(table, entries, as_json)
 
 
@@ -87,7 +86,7 @@ def check(
     if place is not None:
         verify_checksums(place, about.md5, found)
     for problem in [] if as_json else found.problems:  # at once: what was not whole may not be readable
-        out.print(escape(f"wrong: {problem}"), highlight=False)
+        out.print(f"wrong: {problem}")
     dataset = read_dataset(card.reader, card.name, place, dict(card.args or {}), cache)
     shown = len(found.problems)
     images = sum(map(len, dataset.splits.values()))
@@ -106,8 +105,8 @@ def check(
     _show_sizes(sizes)
     for kind, sentences in (("note", found.notes), ("doubt", found.doubts), ("wrong", found.problems[shown:])):
         for sentence in sentences:
-            out.print(escape(f"{kind}: {sentence}"), highlight=False)
-    out.print(f"{name}: {found.summary()}", highlight=False)
+            out.print(f"{kind}: {sentence}")
+    out.print(f"{name}: {found.summary()}")
     raise typer.Exit(1 if found.problems else 0)
 
 

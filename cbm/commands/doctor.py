@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
 from cbm.commands.shared import Cache, Json, out, readable_size, show
 from cbm.errors import UserError
@@ -46,9 +45,9 @@ def doctor(
         show(None, facts, as_json)
     else:
         for problem in problems:
-            out.print(f"to do: {escape(problem)}", highlight=False, soft_wrap=True)
+            out.print(f"to do: {problem}", soft_wrap=True)
         if not problems:
-            out.print("all right", highlight=False)
+            out.print("all right")
     if problems:
         raise typer.Exit(1)
 
@@ -56,7 +55,7 @@ def doctor(
 def _print_facts(title: str, found: dict[str, Any]) -> None:
     for name, value in found.items():
         words = "; ".join(map(str, value)) if isinstance(value, list) else str(value)
-        out.print(f"{title:<9} {escape(name)}: {escape(words)}", highlight=False, soft_wrap=True)
+        out.print(f"{title:<9} {name}: {words}", soft_wrap=True)
         title = ""
 
 

@@ -79,6 +79,6 @@ def plan(
         "precision, are never made."
     )
     if not as_json:
-        out.print(said, highlight=False)
+        out.print(said)
     if peak > machine.memory:
         raise UserError(f"this needs {in_bytes(peak)} of memory, {machine.name} has {in_bytes(machine.memory)}")

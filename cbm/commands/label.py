@@ -61,9 +61,9 @@ def label(
         return
     said = found.spoken if not found.count else f"true for {found.spoken} of the concepts that {split} images used"
     counts = f"{found.count} answers about {found.classes} classes, {found.skipped} skipped"
-    out.print(f"{queue.by}: {said}; {counts}", highlight=False, markup=False)
+    out.print(f"{queue.by}: {said}; {counts}")
     if found.count or found.skipped:
-        out.print(f"answers in {queue.table}", highlight=False, markup=False)
+        out.print(f"answers in {queue.table}")
 
 
 def vision_endpoint(model: str, base_url: str | None, concurrency: int) -> "Endpoint":

@@ -24,7 +24,8 @@ from cbm import config
 from cbm.commands.explain import explain, explain_unchosen
 from cbm.commands.overrides import for_hydra
 from cbm.errors import UserError
-from cbm.files.console import stop, stop_without
+from cbm.files.console import say, stop, stop_without
+from cbm.files.inert import one_line
 
 log = logging.getLogger("cbm")
 
@@ -82,7 +83,7 @@ def launch(name: str, overrides: list[str]) -> None:
             if HydraConfig.get().mode != RunMode.MULTIRUN:
                 stop(error)
             which = " ".join(HydraConfig.get().overrides.task)
-            print(f"error: {' '.join(str(error).split())} ({which})", file=sys.stderr)
+            say(f"error: {one_line(str(error))} ({which})", beside=True)
             raise  # Hydra goes on with the other runs and raises it again at the end
         except ModuleNotFoundError as error:
             stop_without(error)

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 from rich.table import Table
 
 from cbm.commands.label import vision_endpoint
@@ -67,8 +66,8 @@ def _rename(run: Path, unit: str | None, new: str | None, as_json: bool) -> None
         return
     said = f"'{was}' is called '{now}' now"
     said += "" if new is None else f"; edits that say '{was}' mean the same unit"
-    out.print(said, highlight=False, markup=False)
-    out.print(f"report.html has the old name until: python -m cbm report {run}", highlight=False, markup=False)
+    out.print(said)
+    out.print(f"report.html has the old name until: python -m cbm report {run}")
 
 
 def _list(run: Path, unit: str | None, units: int, as_json: bool) -> None:
@@ -95,20 +94,18 @@ def _list(run: Path, unit: str | None, units: int, as_json: bool) -> None:
         auroc = each.unit.name_auroc
         words = ", ".join(f"{word} {cosine:.2f}" for word, cosine in each.unit.words[:3])
         table.add_row(
-            escape(each.text),
+            each.text,
             each.unit.state,
             "–" if auroc is None else f"{auroc:.2f}",
             "–" if each.unit.firing is None else f"{100 * each.unit.firing:.1f}%",
             f"{each.weight:.2f}",
             str(each.classes),
-            escape(words) or "–",
+            words or "–",
         )
     show(table, None, as_json)
     named = sum(each.unit.named for each in found)
     more = f"; the {units} of most weight are shown (--units)" if len(found) > units else ""
-    out.print(
-        f"{len(found)} unit{'' if len(found) == 1 else 's'}, {named} with a name{more}", highlight=False, markup=False
-    )
+    out.print(f"{len(found)} unit{'' if len(found) == 1 else 's'}, {named} with a name{more}")
 
 
 def _propose(
@@ -124,16 +121,16 @@ def _propose(
     table = Table("unit", "proposal", "AUROC", "p", "")
     for each in found:
         table.add_row(
-            escape(each.unit),
-            escape(each.text),
+            each.unit,
+            each.text,
             "–" if each.auroc is None else f"{each.auroc:.2f}",
             "–" if each.p is None else f"{each.p:.3f}",
-            f"taken: {escape(each.taken)}" if each.taken else escape(each.why),
+            f"taken: {each.taken}" if each.taken else each.why,
         )
     show(table, None, as_json)
     taken = sum(each.taken is not None for each in found)
     asked = len({each.unit for each in found})
     said = f"{endpoint.model}: {len(found)} proposals; of {asked} units, {taken} got a new name"
-    out.print(said, highlight=False, markup=False)
+    out.print(said)
     if taken:
-        out.print(f"report.html has the old names until: python -m cbm report {run}", highlight=False, markup=False)
+        out.print(f"report.html has the old names until: python -m cbm report {run}")

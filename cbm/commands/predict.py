@@ -78,7 +78,7 @@ def predict(
         log.warning("stopped: run the same command again, it goes on there")
         raise typer.Exit(130) from None
     for file in (destination, *([] if page is None else [page])):
-        out.print(f"{file}: {result.images:,} images", markup=False, highlight=False)
+        out.print(f"{file}: {result.images:,} images")
     if result.failed:
         log.warning("%s of them cannot be read and have no label, first %s", f"{result.failed:,}", result.first)
     if result.failed == result.images:

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from cbm.commands.shared import Cache, Json, Root, Run, names_in, not_there, out, show
 from cbm.errors import UserError
+from cbm.files.console import say
 from cbm.files.shipped import install_command
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ def report(
     """Write report.html of a finished run again."""
     from cbm.run.rewrite_report import rewrite_report
 
-    out.print(str(rewrite_report(run, cache)), highlight=False)
+    out.print(str(rewrite_report(run, cache)))
 
 
 def spurious(
@@ -165,7 +166,7 @@ def adapt(
     show(table, known, as_json)
     edits = found[0].proposals[names[0]].edits
     for edit in edits.edits if edits and not as_json else ():
-        out.print(f"  {edit}", markup=False, highlight=False)
+        out.print(f"  {edit}")
     if destination is not None:
         if edits is None:
             raise UserError(f"--out: what {names[0]} does cannot be said as edits; name an editor that edits first")
@@ -252,7 +253,7 @@ def compare(
         from cbm.report.comparison import write_comparison
 
         write_comparison(destination, rows)
-        print(f"written to {destination}", file=sys.stderr)
+        say(f"written to {destination}", beside=True)
 
 
 def export(
@@ -269,7 +270,7 @@ def export(
     path = model.export(destination, top_k=top_k, format=kind)
     count = 0 if model.bank is None else len(model.bank)
     size = path.stat().st_size / 1e6
-    out.print(f"{path}: {len(model.classes)} classes, {count} concepts, {size:.1f} MB", highlight=False, markup=False)
+    out.print(f"{path}: {len(model.classes)} classes, {count} concepts, {size:.1f} MB")
 
 
 def explore(
@@ -293,4 +294,4 @@ def explore(
     explorer = Explorer(run.removeprefix("run="), cache, dataset=dataset, root=root, name=split)
     from cbm.app.page import launch
 
-    launch(explorer, port, share=share, opened=lambda at: out.print(f"{run} is open at {at}", highlight=False))
+    launch(explorer, port, share=share, opened=lambda at: out.print(f"{run} is open at {at}"))

@@ -2,23 +2,23 @@
 
 import json
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from cbm import config as schema
 from cbm.errors import UserError
+from cbm.files.inert import for_json
+from cbm.files.terminal import output
 
 if TYPE_CHECKING:
     from cbm.data import ImageDataset
     from cbm.data.encoded import Encoding
     from cbm.encoders.base import Encoder
 
-out = Console(width=None if sys.stdout.isatty() else 120)
+out = output()
 
 Bank = Annotated[Path, typer.Argument(help="A bank: bank.json, class -> phrases JSON, or one phrase per line.")]
 Cache = Annotated[Path, typer.Option(help="Folder of the feature store.")]
@@ -35,9 +35,9 @@ Run = Annotated[Path, typer.Argument(help="A finished run.")]
 def show(table: Table | None, records: Any, as_json: bool) -> None:
     """Print a table for people, or what it was made of as JSON (where numbers that are not finite are null)."""
     if as_json:
-        print(json.dumps(_finite(records), ensure_ascii=False, indent=1))
+        print(for_json(json.dumps(_finite(records), ensure_ascii=False, indent=1)))
     elif table is not None:
-        out.print(table, highlight=False)
+        out.print(table)
 
 
 def _finite(value: Any) -> Any:

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from functools import cache
 from typing import NoReturn
 
+from cbm.files.inert import for_terminal, one_line
+
 log = logging.getLogger("cbm")
 
 FOR_DEVELOPERS = (DeprecationWarning, PendingDeprecationWarning, FutureWarning, ImportWarning, ResourceWarning)
@@ -27,7 +29,7 @@ def set_up_logging() -> None:
     warnings.showwarning = lambda message, category, *place: log.warning("%s", " ".join(str(message).split()))
     if not log.handlers:
         handler = _terminal_handler() if sys.stderr.isatty() else _Plain()
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Inert("%(message)s"))
         log.addHandler(handler)
     log.setLevel("INFO" if process_rank() == 0 else "ERROR")  # only the first of several processes speaks
     log.propagate = False
@@ -36,8 +38,13 @@ def set_up_logging() -> None:
 
 def stop(message: object, status: int = 2) -> NoReturn:
     """End the process with one line."""
-    print(f"error: {' '.join(str(message).split()).rstrip(' :,')}", file=sys.stderr)
+    print(f"error: {one_line(str(message)).rstrip(' :,')}", file=sys.stderr)
     sys.exit(status)
+
+
+def say(text: str, *, beside: bool = False) -> None:
+    """Print text on the output, or ``beside`` it on the errors; text of others in it is only text."""
+    print(for_terminal(text), file=sys.stderr if beside else sys.stdout, flush=True)
 
 
 def open_closed_streams() -> None:
@@ -61,17 +68,25 @@ def stop_without(error: ModuleNotFoundError) -> None:
 
 def _terminal_handler() -> logging.Handler:
     """Lines that break at the width of the terminal, with bold and colour."""
-    from rich.console import Console
     from rich.logging import RichHandler
 
+    from cbm.files.terminal import errors
+
     return RichHandler(
-        console=Console(stderr=True),
+        console=errors(),
         show_path=False,
         show_time=False,
         show_level=False,
         markup=False,
         highlighter=None,
     )
+
+
+class _Inert(logging.Formatter):
+    """Messages in which text of others is only text."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return for_terminal(super().format(record))
 
 
 class _Plain(logging.StreamHandler):

@@ -14,6 +14,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from cbm.errors import UserError, did_you_mean
+from cbm.files.inert import for_csv, for_latex, for_markdown
 from cbm.files.run_directory import read_about, read_config, read_metrics, verify_run
 from cbm.report.pairing import Contender, Judgement, judge, notes
 
@@ -355,10 +356,11 @@ def title(key: str) -> str:
 
 
 def _rich(rows: list[Row]) -> str:
-    from rich.console import Console
     from rich.measure import Measurement
     from rich.table import Table
     from rich.text import Text
+
+    from cbm.files.terminal import Terminal
 
     labels, metrics = columns(rows)
     shared = [key for key in labels if len(rows) > 1 and len({row.labels[key] for row in rows}) == 1]
@@ -372,7 +374,7 @@ def _rich(rows: list[Row]) -> str:
     for row in rows:
         texts = [Text(row.labels[key]) for key in labels if key not in shared]
         table.add_row(*texts, *(Text(cell(row, key), "bold" if key in row.best else "") for key in metrics))
-    console = Console()
+    console = Terminal()
     unbounded = console.options.update(max_width=10_000)
     console.width = max(console.width, Measurement.get(console, unbounded, table).minimum)
     with console.capture() as capture:
@@ -389,34 +391,20 @@ def _markdown(rows: list[Row]) -> str:
     lines = [[*labels, *map(title, metrics)], ["---"] * len(labels) + ["---:"] * len(metrics)]
     for row in rows:
         cells = [f"**{cell(row, key)}**" if key in row.best else cell(row, key) for key in metrics]
-        lines.append([row.labels[key].replace("|", "\\|") for key in labels] + cells)
-    said = "".join(f"\n{note}\n" for note in table_notes(rows))
+        lines.append([for_markdown(row.labels[key]) for key in labels] + cells)
+    said = "".join(f"\n{for_markdown(note)}\n" for note in table_notes(rows))
     return "".join(f"| {' | '.join(line)} |\n" for line in lines) + said
 
 
 def _latex(rows: list[Row]) -> str:
     labels, metrics = columns(rows)
     lines = [f"\\begin{{tabular}}{{{'l' * len(labels)}{'r' * len(metrics)}}}", "\\toprule"]
-    lines += [" & ".join(_escape(name) for name in (*labels, *map(title, metrics))) + " \\\\", "\\midrule"]
+    lines += [" & ".join(for_latex(name) for name in (*labels, *map(title, metrics))) + " \\\\", "\\midrule"]
     for row in rows:
-        cells = [_escape(cell(row, key)) for key in metrics]
+        cells = [for_latex(cell(row, key)) for key in metrics]
         cells = [f"\\textbf{{{cell}}}" if key in row.best else cell for key, cell in zip(metrics, cells)]
-        lines.append(" & ".join([_escape(row.labels[key]) for key in labels] + cells) + " \\\\")
+        lines.append(" & ".join([for_latex(row.labels[key]) for key in labels] + cells) + " \\\\")
     return "\n".join([*lines, "\\bottomrule", "\\end{tabular}", ""])
-
-
-LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "±": r"$\pm$",
-    "–": "--",
-    EQUAL: r"$\approx$",
-}
-
-
-def _escape(text: str) -> str:
-    return "".join(LATEX.get(c, f"\\{c}" if c in "&%$#_{}" else c) for c in text)
 
 
 def _csv(rows: list[Row]) -> str:
@@ -438,5 +426,5 @@ def _csv(rows: list[Row]) -> str:
             sd = statistics.stdev(values) if len(values) > 1 else ""
             cells += [statistics.fmean(values) if values else "", sd, len(values)]
             cells += row.intervals.get(key, ("", "")) if key in ends else ()
-        writer.writerow([*(row.labels[key] for key in labels), *cells, " ".join(map(str, row.seeds))])
+        writer.writerow([*(for_csv(row.labels[key]) for key in labels), *cells, for_csv(" ".join(map(str, row.seeds)))])
     return text.getvalue()

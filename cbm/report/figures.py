@@ -3,7 +3,6 @@
 import base64
 import io
 import re
-import unicodedata
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cbm.files import write_atomically
+from cbm.files.inert import one_line
 from cbm.layers import ConceptBottleneck
 from cbm.report.wording import LONGEST, clip
 
@@ -68,7 +68,7 @@ def as_image(drawn: str) -> str:
 
 def label(text: str, longest: int = LONGEST) -> str:
     """Text of others as one line that a figure can show: no control characters, no halves of letters, not endless."""
-    return clip("".join(" " if unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") else c for c in text), longest)
+    return clip(one_line(text), longest)
 
 
 def add_legend(axes: "Axes", handles: "Sequence[Artist]", names: Sequence[str], **settings: Any) -> None:

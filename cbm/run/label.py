@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 from cbm.data.concept_answers import PEOPLE, PEOPLES_TABLE
 from cbm.data.readers import SPLITS
 from cbm.errors import UserError, did_you_mean
+from cbm.files.console import say as say_line
 from cbm.files.names import file_name
 from cbm.layers import require_linear
 from cbm.metrics.pair_queue import TOP, Pair, PairQueue
@@ -98,7 +99,7 @@ def ask_people(
     pairs: int,
     *,
     keys: TextIO | None = None,
-    say: Callable[[str], None] = lambda line: print(line, file=sys.stderr, flush=True),
+    say: Callable[[str], None] = lambda line: say_line(line, beside=True),
     show: Callable[[Path], object] | None = None,
 ) -> None:
     """Ask whoever types, until there are enough answers, no more images, or no more keys.

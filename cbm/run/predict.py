@@ -201,10 +201,11 @@ def _progress(total: int, done: int) -> Iterator[Callable[[int], None]]:
         total: number of images.
         done: how many of them were there before.
     """
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    from cbm.files.terminal import errors
+
+    console = errors()
     columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
     began = said = time.monotonic()
     now = done

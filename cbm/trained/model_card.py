@@ -53,7 +53,7 @@ def model_card(
         assert bank is not None
         use = ConceptUse(bottleneck, bank, classes, {}, CONCEPTS)
         shown = enumerate(classes[:CLASSES])
-        uses = [(_cell(name), [_cell(concept.text) for concept in use.of(label)]) for label, name in shown]
+        uses = [(name, [concept.text for concept in use.of(label)]) for label, name in shown]
     return load_template(Path(__file__).parent / "model_card.md").render(
         place=place,
         method=config["method"]["name"],
@@ -63,7 +63,7 @@ def model_card(
         title=card.title or dataset,
         homepage=card.homepage,
         licence=card.licence,
-        classes=[_cell(name) for name in classes],
+        classes=classes,
         concepts=None if bank is None else len(bank),
         units_named=None if units is None else sum(unit.named for unit in units),
         bank_name=bank and bank.name,
@@ -77,8 +77,3 @@ def model_card(
         rest=len(classes) > len(uses),
         residual=bottleneck is not None and bottleneck.residual is not None,
     )
-
-
-def _cell(text: str) -> str:
-    """A name inside a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|")

@@ -1,13 +1,13 @@
 """The table for the person who reads a generated bank before using it."""
 
 import csv
-import html
 import io
 from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
 from cbm.files import write_atomically
+from cbm.files.inert import for_csv, for_html
 
 
 class Row(NamedTuple):
@@ -45,17 +45,17 @@ def write_review(folder: Path, title: str, rows: list[Row]) -> None:
     table = io.StringIO()
     writer = csv.writer(table, lineterminator="\n")
     writer.writerow(COLUMNS)
-    writer.writerows([_inert(value) for value in _cells(row)] for row in rows)
+    writer.writerows([for_csv(value) for value in _cells(row)] for row in rows)
     write_atomically(folder / "review.csv", table.getvalue().encode())
     lines = []
     for row in rows:
-        cells = "".join(f"<td>{html.escape(value)}</td>" for value in _cells(row))
+        cells = "".join(f"<td>{for_html(value)}</td>" for value in _cells(row))
         lines.append(f'<tr class="{"kept" if row.kept else "dropped"}">{cells}</tr>')
     reasons = Counter(row.note.split(" '")[0] for row in rows if not row.kept)
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing"
     page = PAGE.format(
-        title=html.escape(title),
-        summary=html.escape(f"{sum(row.kept for row in rows)} of {len(rows)} phrases kept. Left out: {left_out}."),
+        title=for_html(title),
+        summary=for_html(f"{sum(row.kept for row in rows)} of {len(rows)} phrases kept. Left out: {left_out}."),
         head="".join(f"<th>{column}</th>" for column in COLUMNS),
         body="\n".join(lines),
     )
@@ -64,8 +64,3 @@ def write_review(folder: Path, title: str, rows: list[Row]) -> None:
 
 def _cells(row: Row) -> list[str]:
     return ["kept" if row.kept else "dropped", *row[1:]]
-
-
-def _inert(value: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
-    return f"'{value}" if value.startswith(("=", "+", "-", "@")) else value
