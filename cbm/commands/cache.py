@@ -105,7 +105,10 @@ def _chosen(cache: Path, names: list[str], older_than: float | None, everything:
     meant = [entry for entry in entries if entry.used <= before]
     if lasting := [entry for entry in meant if entry.lasting]:
         first = lasting[0]
-        say(f"note: not removed unless named: {count_entries(lasting)} such as {first.name}: {first.lasting}", beside=True)
+        say(
+            f"note: not removed unless named: {count_entries(lasting)} such as {first.name}: {first.lasting}",
+            beside=True,
+        )
     return [entry for entry in meant if not entry.lasting]
 
 

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 from cbm import __version__
 from cbm.errors import UserError, did_you_mean
 from cbm.files.console import open_closed_streams, process_rank, stop, stop_without, stop_writing
+from cbm.files.names import as_text, is_text
 
 BEGINS = {
     "train": "composing the configuration",
@@ -76,6 +77,8 @@ def main(*words: str) -> None:
             stop_writing(error)
         if isinstance(error, ModuleNotFoundError):
             stop_without(error)
+        if isinstance(error, UnicodeEncodeError) and not is_text(error.object):
+            stop(f"'{as_text(error.object)[-200:]}' is not a name in UTF-8: rename what is called so")
         if not hasattr(error, "format_message"):  # what the parser of the command line says has it
             raise
         _explain_usage(error, arguments)

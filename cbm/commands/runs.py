@@ -2,7 +2,6 @@
 
 import importlib.util
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 

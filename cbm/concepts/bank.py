@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -12,11 +13,15 @@ import torch
 from torch import Tensor
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files import write_atomically
+from cbm.files import new_folder, write_atomically
 from cbm.files.names import one_form
 from cbm.files.parsing import read_json
 from cbm.files.tensors import read_tensors, write_tensors
 
+log = logging.getLogger(__name__)
+
+LARGE = 10_000_000
+"""Bytes of a bank from which on it is said that it is read."""
 OWNERS = "owners"
 """Key of the provenance that says who chose the owners, if the source of the concepts does not name them."""
 EMBEDDED_AS = "embedded_as"
@@ -195,7 +200,17 @@ class ConceptBank:
         return json.dumps(content, indent=1, ensure_ascii=False).encode()
 
     def save(self, folder: Path) -> None:
-        """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``."""
+        """Write ``bank.json`` and, if there are embeddings, ``embeddings.safetensors`` into ``folder``.
+
+        A folder that is not there yet appears with both, or not at all.
+
+        Raises:
+            UserError: the disk is full, or the place cannot be written to.
+        """
+        if not folder.exists():
+            with new_folder(folder) as whole:
+                self.save(whole)
+            return
         write_atomically(folder / "bank.json", self.to_json())
         if self.embeddings is not None:
             about = {"texts": _fingerprint([c.provenance.get(EMBEDDED_AS, c.text) for c in self.concepts])}
@@ -209,6 +224,8 @@ def load_bank(path: Path) -> ConceptBank:
         UserError: the file is missing, damaged, or not a bank, or the embeddings do not belong to it.
     """
     file = path / "bank.json" if path.is_dir() else path
+    if file.is_file() and (size := file.stat().st_size) > LARGE:
+        log.info("reading '%s' (%.0f MB)", file, size / 1e6)
     content = read_json(file)
     if not isinstance(content, dict) or not isinstance(content.get("concepts"), list):
         raise UserError(f"'{file}' is not a concept bank: expected {{\"concepts\": [...]}}")

@@ -11,6 +11,7 @@ import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BufferedReader, RawIOBase
 from pathlib import Path
 from typing import Any, cast
@@ -20,10 +21,13 @@ import rich.progress
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.findings import Finding, classes_by_key, findings_bank, phrase_key
 from cbm.errors import UserError, did_you_mean
+from cbm.files.opening import check_regular
 from cbm.files.parsing import read_json
 
 log = logging.getLogger(__name__)
 
+LONGEST = 1 << 20
+"""Bytes of a line of the table, which none has."""
 RELATIONS = ("HasA", "MadeOf", "HasProperty", "IsA", "PartOf")
 """What may link a class to a concept. The class is where the edge starts; only of PartOf it is where the edge ends."""
 
@@ -115,6 +119,7 @@ def _table(path: Path, relations: tuple[str, ...], progress: bool) -> Iterator[E
         rb"\t/r/(" + "|".join(relations).encode() + rb")\t/c/en/([^/\t]+)[^\t]*\t/c/en/([^/\t]+)[^\t]*\t(.*)"
     )
     number = 0
+    check_regular(path)
     try:
         with rich.progress.open(
             path, "rb", description="reading ConceptNet", transient=True, disable=not progress
@@ -122,7 +127,11 @@ def _table(path: Path, relations: tuple[str, ...], progress: bool) -> Iterator[E
             blocks = BufferedReader(cast(RawIOBase, raw), 1 << 20)
             if blocks.peek(2)[:2] == b"\x1f\x8b":
                 blocks = BufferedReader(cast(RawIOBase, gzip.GzipFile(fileobj=blocks)), 1 << 20)
-            for number, line in enumerate(blocks, start=1):
+            for number, line in enumerate(iter(partial(blocks.readline, LONGEST), b""), start=1):
+                if len(line) == LONGEST:
+                    raise UserError(
+                        f"'{path}' line {number} has {LONGEST:,} bytes or more: it is not ConceptNet's table"
+                    )
                 if number == 1 and (line.count(b"\t") != 4 or not line.startswith(b"/a/")):
                     raise _not_a_table(path, line)
                 if match := wanted.search(line):

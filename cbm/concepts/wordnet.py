@@ -15,6 +15,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.concepts.findings import Finding, findings_bank, phrase_key
 from cbm.concepts.hygiene import clean_class_name
 from cbm.errors import UserError, did_you_mean
+from cbm.files.opening import check_regular
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ class WordNet:
         for name in ("index.noun", "data.noun"):
             if not (folder / name).exists():
                 raise UserError(f"no '{name}' in '{path}': expected the folder 'dict' of a WordNet distribution")
+            check_regular(folder / name)
         self._file = folder / "data.noun"
         self._data = self._file.read_bytes()
         self._known: dict[int, Synset] = {}

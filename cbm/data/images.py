@@ -1,5 +1,6 @@
 """Where pictures are: as files, or as arrays in memory (in tar files: ``webdataset.py``). All are read one by one."""
 
+import errno
 import hashlib
 import logging
 import os
@@ -15,6 +16,8 @@ import numpy as np
 from PIL import Image
 
 from cbm.data.fingerprints import UNREADABLE, derived
+from cbm.files.names import as_text, is_text
+from cbm.files.opening import open_to_read
 from cbm.files.pictures import ANY, EXTENSIONS, UNKNOWN, look, open_picture, pixels_version
 
 log = logging.getLogger(__name__)
@@ -23,6 +26,8 @@ NOT_OURS = {"__macosx", "@eadir", "$recycle.bin", "system volume information", "
 """Folders that operating systems leave behind, in lower case: passed over like hidden ones."""
 MANY = 10_000
 """Files from which on it is said that they are read."""
+FOLLOWED = 1000
+"""Links that are followed, to see whether they lead out of a data set."""
 LEFT_BEHIND = {"thumbs.db", "desktop.ini"}
 """Files that they leave behind."""
 
@@ -172,13 +177,13 @@ def file_key(path: str | Path) -> str:
     try:
         stat = os.stat(place)  # noqa: PTH116
     except (OSError, ValueError):
-        return f"{place}|missing"
-    return f"{place}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}"
+        return as_text(f"{place}|missing")
+    return as_text(f"{place}|{stat.st_size}|{stat.st_mtime_ns}|{stat.st_ctime_ns}")
 
 
 def _file_hash(path: Path) -> str:
     try:
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
     except (OSError, ValueError) as error:
         return f"unreadable:{type(error).__name__}"
@@ -218,7 +223,7 @@ MEMORIES: dict[str, tuple[str, type]] = {"hash": ("files", str), "look": ("looks
 
 def _recall(memory: Path, table: str, column: str, keys: list[str]) -> dict[str, Any]:
     """What is remembered of ``keys``; a damaged memory is forgotten."""
-    if not memory.is_file():
+    if not memory.is_file() or memory.is_symlink():
         return {}
     known: dict[str, Any] = {}
     try:
@@ -243,6 +248,8 @@ def _remember(memory: Path, table: str, column: str, fresh: dict[str, Any]) -> N
         return
     try:
         memory.parent.mkdir(parents=True, exist_ok=True)
+        if os.path.lexists(memory) and (memory.is_symlink() or not memory.is_file()):
+            raise OSError(errno.EINVAL, "not a regular file")
         with closing(sqlite3.connect(memory, timeout=60)) as database, database:
             database.execute(f"create table if not exists {table} (key text primary key, {column}) without rowid")
             database.executemany(f"insert or replace into {table} values (?, ?)", fresh.items())
@@ -253,11 +260,22 @@ def _remember(memory: Path, table: str, column: str, fresh: dict[str, Any]) -> N
 def list_names(folder: Path, others: Counter[str] | None = None) -> list[str]:
     """All picture files below ``folder``, sorted, as paths from there; what is hidden is passed over.
 
+    So are names that are not UTF-8 (of an old archive): no table and no page can hold them. It is said.
+
     Args:
         folder: the folder.
         others: the endings of files that are not read are counted here, in lower case (empty: none).
     """
-    return list(walk_names(folder, others))
+    names = list(walk_names(folder, others))
+    if odd := [name for name in names if not is_text(name)]:
+        log.warning(
+            "%d picture(s) in '%s' are passed over, whose names are not UTF-8, first '%s': rename them",
+            len(odd),
+            folder,
+            as_text(odd[0]),
+        )
+        names = [name for name in names if is_text(name)]
+    return names
 
 
 def walk_names(folder: Path, others: Counter[str] | None = None) -> Iterator[str]:
@@ -269,11 +287,12 @@ def walk_names(folder: Path, others: Counter[str] | None = None) -> Iterator[str
         folder: the folder.
         others: as for ``list_names``.
     """
-    levels = [_contents(folder, "")]
+    links: list[str] = []
+    levels = [_contents(folder, "", links)]
     while levels:
         for name, is_folder in levels[-1]:
             if is_folder:
-                levels.append(_contents(folder / name, f"{name}/"))
+                levels.append(_contents(folder / name, f"{name}/", links))
                 break
             ending = os.path.splitext(name)[1].lower()  # noqa: PTH122
             if ending in EXTENSIONS:
@@ -282,10 +301,35 @@ def walk_names(folder: Path, others: Counter[str] | None = None) -> Iterator[str
                 others[ending] += 1
         else:
             levels.pop()
+    if said := lead_outside(folder, links):
+        log.warning("%s", said)
 
 
-def _contents(folder: Path, above: str) -> Iterator[tuple[str, bool]]:
-    """The files and folders in a folder that are somebody's, sorted, and whether each is a folder."""
+def lead_outside(folder: Path, names: Sequence[str]) -> str | None:
+    """A sentence about files that lie outside a folder: whoever sent it may have chosen them; None if there are none.
+
+    Args:
+        folder: the folder.
+        names: paths from there that are links, or not below it by how they are written; of many, some are followed.
+    """
+    home = os.path.realpath(folder)
+    step = max(1, len(names) // FOLLOWED)
+    away = [
+        (name, there)
+        for name in names[::step]
+        if (there := os.path.realpath(os.path.join(home, name))) and not there.startswith(f"{home}{os.sep}")  # noqa: PTH118
+    ]
+    if not away:
+        return None
+    some = f"{len(away) * step:,} of {len(names):,} links and paths lead" if len(names) > 1 else "a link or path leads"
+    return (
+        f"{some} out of '{folder}', first '{away[0][0]}' to '{away[0][1]}': these files are opened, and may be shown "
+        "in reports and W&B (docs/trust.md)"
+    )
+
+
+def _contents(folder: Path, above: str, links: list[str]) -> Iterator[tuple[str, bool]]:
+    """The files and folders in a folder that are somebody's, sorted, and whether each is a folder. ``links`` grows."""
     found = []
     try:
         with os.scandir(folder) as entries:
@@ -297,6 +341,8 @@ def _contents(folder: Path, above: str) -> Iterator[tuple[str, bool]]:
                     ours = not hidden and (entry.is_symlink() or entry.is_file())
                 if ours:
                     found.append((above + entry.name, entry.is_dir()))
+                    if entry.is_symlink() and os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
+                        links.append(above + entry.name)
     except OSError as error:
         log.warning("folder '%s' cannot be read and is passed over: %s", folder, error.strerror)
     return iter(sorted(found))

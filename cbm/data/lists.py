@@ -14,6 +14,7 @@ import numpy as np
 from cbm.data.dataset import Split
 from cbm.data.images import ImageFiles, is_ours, list_names
 from cbm.errors import UserError, did_you_mean
+from cbm.files.opening import check_regular
 from cbm.files.parsing import read_table
 from cbm.files.pictures import PLUGINS
 
@@ -30,6 +31,7 @@ def read_lines(name: str, file: Path, least: int = 1) -> Iterator[tuple[int, lis
     """Number and words of every line that is not empty; each has ``least`` words or more."""
     if not file.is_file():
         raise UserError(f"data set '{name}': no file '{file}' {UNPACKED}")
+    check_regular(file)
     with file.open(encoding="utf-8", errors="replace") as lines:
         for number, line in enumerate(lines, start=1):
             if "\0" in line:
@@ -84,6 +86,7 @@ def read_matlab(file: Path, key: str, convert: Callable[[Any], T]) -> T:
     """
     from scipy.io import loadmat
 
+    check_regular(file)
     try:
         with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(START)) as pool:
             return convert(pool.submit(loadmat, file, squeeze_me=True, variable_names=[key]).result()[key])

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from cbm.errors import UserError
-from cbm.files import place_new, write_atomically, write_in_parts
+from cbm.files import open_to_read, place_new, write_atomically, write_in_parts
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +117,16 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     if not sound:
         _drop(path)
         return None
-    with safetensors.safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys() if name != "checksum"}  # noqa: SIM118
-        return tensors, json.loads(file.metadata()["json"])
+    try:
+        with safetensors.safe_open(path, "pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys() if name != "checksum"}  # noqa: SIM118
+            metadata = json.loads(file.metadata()["json"])
+            if not isinstance(metadata, dict):
+                raise TypeError("no settings")
+            return tensors, metadata
+    except Exception:  # the checksum of something else: whatever its content makes the parser raise
+        _drop(path)
+        return None
 
 
 def peek(path: Path, name: str) -> Tensor | None:
@@ -135,7 +142,7 @@ def peek(path: Path, name: str) -> Tensor | None:
 def _is_sound(path: Path) -> bool:
     """Whether the content is what its checksum says."""
     digest = hashlib.blake2b(digest_size=CHECKSUM)
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         if "-" in path.stem:
             return hashlib.file_digest(file, lambda: digest).hexdigest() == path.stem.partition("-")[2]
         left = os.fstat(file.fileno()).st_size - CHECKSUM
@@ -149,7 +156,7 @@ def _drop(path: Path) -> None:
     """Make a damaged shard absent. Its name stays taken: nobody can mistake a later file for it."""
     if not _size(path):
         return
-    log.warning("'%s' is damaged (its checksum does not match): it is made again", path)
+    log.warning("'%s' is damaged (it is not what was written): it is made again", path)
     with suppress(OSError, UserError):  # where nothing can be written it stays, and is found again next time
         if "-" in path.stem:
             path.unlink(missing_ok=True)

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split, class_index
-from cbm.data.images import ImageFiles
+from cbm.data.images import ImageFiles, lead_outside
 from cbm.data.lists import is_there, missing_files
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError, did_you_mean
@@ -117,6 +117,10 @@ def read_csv(
     dataset = ImageDataset(name, sorted({row.label for row in rows}), {}, list(roles.concepts))
     rows = _merged(table, rows, roles, dataset)
     _find_files(table, rows)
+    place, named = os.fspath(table.parent), [row.path for row in rows]
+    odd = [name for name in named if ".." in name or os.path.isabs(name) or os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH117, PTH118
+    if said := lead_outside(table.parent, odd):
+        dataset.doubts.append(said)
     for split in SPLITS:
         if part := [row for row in rows if row.split == split]:
             values = _concept_values(part, roles.concepts, table, threshold) if roles.concepts else None

@@ -18,6 +18,7 @@ from cbm.data.dataset import ImageDataset, Split
 from cbm.data.given import GivenImages
 from cbm.data.images import ImageFiles, Images
 from cbm.data.lists import missing_files
+from cbm.files.opening import open_to_read
 from cbm.files.pictures import EXTENSIONS
 
 SAMPLE = 100  # pictures of a split that are opened
@@ -61,7 +62,7 @@ def verify_checksums(root: Path, md5: dict[str, str], findings: Findings) -> Non
         if path is None:
             findings.notes.append(f"checksum of '{name}' not compared: the file is not there")
             continue
-        with path.open("rb") as file:
+        with open_to_read(path) as file:
             found = hashlib.file_digest(file, "md5").hexdigest()
         if found != expected:
             findings.problems.append(f"'{path}' has the MD5 checksum {found}, published is {expected}: get it again")

@@ -29,7 +29,8 @@ from cbm.data.lists import passed_over
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError
 from cbm.files import write_atomically
-from cbm.files.names import one_form
+from cbm.files.names import as_text, one_form
+from cbm.files.opening import LARGEST_HEADER, LARGEST_PICTURE, Limited, open_to_read
 from cbm.files.parsing import parse_json, read_text
 from cbm.files.pictures import EXTENSIONS, UNKNOWN, look, open_picture
 
@@ -39,7 +40,7 @@ LABELS = ("cls", "json", "txt")
 JSON_KEYS = ("label", "cls", "class")
 SLOW = 64  # tar files from which on indexing shows its progress
 LABEL = 1 << 20  # bytes of a label, at most
-LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said; no picture has more
+LARGE = 1 << 30  # bytes of a tar file from which on indexing it is said
 INDEX = pa.schema([("name", pa.string()), ("start", pa.int64()), ("size", pa.int64()), ("label", pa.string())])
 MEMBERS = pa.schema([("start", pa.int64()), ("content", pa.string()), ("look", pa.int32())])
 OTHERS = b"others"  # in the metadata of the index: endings that are not read, counted
@@ -67,9 +68,9 @@ class ImageTars:
     def open(self, row: int, least: int | None = None) -> Image.Image:
         """The image as upright RGB; raises what Pillow or the file system raises."""
         tar, start, size = self.places[row].tolist()
-        if size > LARGE:
+        if size > LARGEST_PICTURE:
             raise ValueError(f"'{self.names[row]}' has {size:,} bytes, more than a picture may have")
-        with (self.root / self.tars[tar]).open("rb") as file:
+        with open_to_read(self.root / self.tars[tar]) as file:
             file.seek(start)
             content = file.read(size)
         return open_picture(io.BytesIO(content), least, self.names[row])
@@ -173,7 +174,7 @@ def _read_members(tar: Path, index: pa.Table, cache: Path) -> pa.Table:
     """Read a tar file once: what its images are, and the hash of the whole, which is remembered like any file's."""
     whole, contents, looks, at = hashlib.blake2b(digest_size=16), [], [], 0
     starts = index["start"].to_pylist()
-    with tar.open("rb") as file:
+    with open_to_read(tar) as file:
 
         def skip(count: int) -> None:
             while count and (block := file.read(min(count, 1 << 20))):
@@ -182,11 +183,16 @@ def _read_members(tar: Path, index: pa.Table, cache: Path) -> pa.Table:
 
         for start, size in zip(starts, index["size"].to_pylist()):
             skip(start - at)
+            at = start + size
+            if size > LARGEST_PICTURE:  # which is not opened
+                contents.append(f"{UNREADABLE}ValueError")
+                looks.append(UNKNOWN)
+                skip(size)
+                continue
             content = file.read(size)
             whole.update(content)
             contents.append(hashlib.blake2b(content, digest_size=16).hexdigest())
             looks.append(look(io.BytesIO(content)))
-            at = start + size
         skip(tar.stat().st_size - at)
     ImageFiles(tar.parent, [tar.name]).remember(cache, [whole.hexdigest()])
     return pa.table({"start": starts, "content": contents, "look": looks}, schema=MEMBERS)
@@ -197,10 +203,12 @@ def _read_index(tar: Path) -> pa.Table:
     said: dict[str, dict[str, str]] = {}
     others: Counter[str] = Counter()
     try:
-        with tarfile.open(tar, mode="r:") as archive:
+        with open_to_read(tar) as file, tarfile.open(fileobj=Limited(file, LARGEST_HEADER), mode="r:") as archive:
             for member in iter(archive.next, None):
                 archive.members.clear()  # type: ignore[attr-defined]  # a million of them are a gigabyte
                 key, ending = _key(member.name)
+                if member.size < 0:
+                    raise UserError(f"'{tar}': '{member.name}' has {member.size:,} bytes")
                 if not member.isreg() or member.issparse() or member.name.rpartition("/")[2].startswith("."):
                     continue
                 if f".{ending}" in EXTENSIONS:
@@ -219,13 +227,13 @@ def _read_index(tar: Path) -> pa.Table:
         raise
     except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{tar}' is no tar file or is cut off after {len(pictures)} picture(s): {error}") from error
-    with tar.open("rb") as file:
+    with open_to_read(tar) as file:
         file.seek(-min(tarfile.BLOCKSIZE, tar.stat().st_size), 2)
         if any(file.read()):
             raise UserError(f"'{tar}' is cut off after {len(pictures)} picture(s): it lacks the end of a tar file")
     labels = [_label(tar, name, said.get(key, {})) for key, name, _, _ in pictures]
     columns = {
-        "name": [name for _, name, _, _ in pictures],
+        "name": [as_text(name) for _, name, _, _ in pictures],
         "start": [start for _, _, start, _ in pictures],
         "size": [size for _, _, _, size in pictures],
         "label": labels,

@@ -1,12 +1,12 @@
 """Encoders come from strangers. What their files say chooses among parts of the libraries; no code in them is run."""
 
-import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 from cbm.errors import UserError, did_you_mean
+from cbm.files.loading import tensors_only
 
 CLEANING = ("canonicalize", "lower", "whitespace")
 TOKENIZER_SETTINGS = {"clean": (str, CLEANING), "strip_sep_token": (bool, None), "language": (str, None)}
@@ -129,19 +129,6 @@ def no_foreign_code(id: str) -> Iterator[None]:
             if "trust_remote_code" in str(error):
                 raise refusal from error
             raise
-
-
-@contextmanager
-def tensors_only() -> Iterator[None]:
-    """``torch.load`` unpickles nothing but tensors, whoever calls it."""
-    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
-    before = {name: os.environ.pop(name, None) for name in names}
-    os.environ[names[0]] = "1"
-    try:
-        yield
-    finally:
-        del os.environ[names[0]]
-        os.environ.update({name: value for name, value in before.items() if value is not None})
 
 
 def _is_tokenizer(kind: Any) -> bool:

@@ -6,9 +6,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from cbm.encoders.base import Encoder
-from cbm.encoders.foreign_code import tensors_only
 from cbm.encoders.positions import timm_position_features
 from cbm.errors import UserError, did_you_mean
+from cbm.files.loading import tensors_only
 
 log = logging.getLogger(__name__)
 

@@ -4,12 +4,13 @@ from cbm.files.atomic import (
     PARTIAL,
     cannot_write,
     locked,
-    open_regular,
+    new_folder,
     place_new,
     sweep,
     write_atomically,
     write_in_parts,
 )
+from cbm.files.opening import open_regular, open_to_read
 from cbm.files.shipped import SHIPPED, named_files, resolve_path
 
 __all__ = [
@@ -18,7 +19,9 @@ __all__ = [
     "cannot_write",
     "locked",
     "named_files",
+    "new_folder",
     "open_regular",
+    "open_to_read",
     "place_new",
     "resolve_path",
     "sweep",

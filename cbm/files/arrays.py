@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cbm.errors import UserError, did_you_mean
+from cbm.files.loading import load_tensors
+from cbm.files.opening import check_regular
 from cbm.files.parsing import parse_json, read_json, read_table, read_text
 
 if TYPE_CHECKING:
@@ -95,6 +97,7 @@ def read_file(file: Path) -> dict[str, Stored]:
     Raises:
         UserError: it cannot be read, or holds objects that would have to be executed.
     """
+    check_regular(file)
     try:
         found = _READ[file.suffix.lower()](file)
     except UserError:
@@ -229,8 +232,11 @@ def _no_numbers(where: str, dtype: object) -> np.ndarray:
 
 def _text(array: np.ndarray, where: str) -> np.ndarray:
     try:
-        return np.char.decode(array, "utf-8") if array.dtype.kind == "S" else np.asarray(array)
-    except UnicodeDecodeError as error:
+        if array.dtype.kind == "S":
+            return np.char.decode(array, "utf-8")
+        "".join(np.asarray(array).ravel().tolist()).encode()  # half a character is no text
+        return np.asarray(array)
+    except UnicodeError as error:
         raise UserError(f"{where} holds bytes that are not UTF-8: save text as np.array(names, dtype=str)") from error
 
 
@@ -312,19 +318,17 @@ def leading_json(file: Path) -> Any:
 def _torch(file: Path) -> dict[str, Stored]:
     import pickle
 
-    import torch
-
     try:
         if leading_json(file) is not None:
             with file.open("rb") as whole:
                 whole.readline(LINE)
                 behind = io.BytesIO(whole.read())
-            content = torch.load(behind, map_location="cpu", weights_only=True)
+            content = load_tensors(behind)
         else:
             try:
-                content = torch.load(file, map_location="cpu", weights_only=True, mmap=True)
+                content = load_tensors(file, mapped=True)
             except RuntimeError:  # a file of before torch 1.6 cannot be mapped
-                content = torch.load(file, map_location="cpu", weights_only=True)
+                content = load_tensors(file)
     except pickle.UnpicklingError as error:
         raise HoldsObjects(
             f"'{file}' holds Python objects, which are not loaded (they could do anything): save a dict of tensors and "

@@ -1,20 +1,31 @@
-"""Find files, and write them whole or not at all."""
+"""What is written: whole or not at all, through no link, under the permissions that the user's umask leaves.
+
+A file appears under its name when it is complete (``write_atomically``), a folder when all its files are
+(``new_folder``). What a killed process leaves is called ``.partial.*``, is locked as long as its process lives, and is
+removed by the next one that writes beside it.
+"""
 
 import errno
 import os
+import re
+import secrets
+import shutil
 import stat
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from cbm.errors import UserError
 from cbm.files.locks import OPEN_FILES_STAY, PAUSE, LockHeldError, NoLocksError, lock
+from cbm.files.opening import open_regular
 
 PARTIAL = ".partial."
 """How the names of files begin that are being written, or were when their process was killed."""
+
+PARTIAL_FOLDER = f"{PARTIAL}folder."
+"""How the names of folders begin that are being filled, or were."""
 
 LEFT_OVER = 3600.0
 """Seconds after which an unfinished file is a leftover where it must be closed, and so unlocked, before it gets its
@@ -28,10 +39,6 @@ FOLDER_LOCK = ".folder.lock"
 
 NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL, errno.EMLINK)
 """What file systems without hard links say to one."""
-
-
-NO_FOLLOW, NO_WAITING = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
-"""What keeps ``os.open`` from following links and waiting for pipes; 0 on Windows, which has none such."""
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -70,8 +77,8 @@ def write_in_parts(
                 file.write(part)
             file.flush()
             os.fsync(file.fileno())
-            temporary.chmod(0o644)
             path = folder / name()
+            _same_permissions(temporary, path)
             if OPEN_FILES_STAY:
                 file.close()
                 _until_free(lambda: place(temporary, path))
@@ -115,26 +122,6 @@ def place_new(temporary: Path, path: Path, release: Callable[[], object] | None 
     return True
 
 
-def open_regular(path: str | Path, flags: int) -> int:
-    """The ``opener`` of ``open`` for a regular file of this very name: no link is followed, no pipe waited for.
-
-    Raises:
-        OSError: it cannot be opened, or something else has the name.
-    """
-    try:
-        if not NO_FOLLOW and Path(path).is_symlink():
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(path))
-        descriptor = os.open(path, flags | NO_FOLLOW | NO_WAITING, 0o666)
-    except OSError as error:
-        if error.errno == errno.ELOOP:
-            raise OSError(errno.ELOOP, "a link, not a file", str(path)) from error
-        raise
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", str(path))
-    return descriptor
-
-
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Nobody else who asks for the folder in this way has it at the same time (where the file system has locks)."""
@@ -153,16 +140,70 @@ def locked(folder: Path) -> Iterator[None]:
 def _locked_file(folder: Path) -> IO[bytes]:
     """A new temporary file, locked as long as it is open: nobody else takes it for a leftover."""
     while True:
-        file = tempfile.NamedTemporaryFile(dir=folder, prefix=PARTIAL, delete=False)  # noqa: SIM115
+        name = folder / f"{PARTIAL}{secrets.token_hex(8)}"
+        file = open(name, "xb", opener=open_regular)  # noqa: SIM115
         with suppress(NoLocksError, LockHeldError):  # where there are no locks nothing is swept
             lock(file.fileno(), wait=True)
-        if Path(file.name).exists():
+        if name.exists():
             return file
         file.close()  # swept by another process before it was locked
 
 
+def _same_permissions(temporary: Path, path: Path) -> None:
+    """A file that takes the place of another keeps who may read it."""
+    with suppress(OSError):
+        old = path.lstat().st_mode
+        if stat.S_ISREG(old):
+            temporary.chmod(stat.S_IMODE(old) & 0o777)
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """A folder to fill, which gets the name ``path`` at the end of the block; an error or a kill leaves none.
+
+    Args:
+        path: a folder that does not exist yet. Those above it are made.
+
+    Raises:
+        UserError: the disk is full, the place cannot be written to, or ``path`` is there (also: meanwhile).
+    """
+    with ExitStack() as at_end:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            sweep(path.parent)
+            if os.path.lexists(path):
+                raise UserError(f"'{path}' is there already: remove it or choose another folder")
+            temporary = _locked_folder(path.parent, at_end)
+            yield temporary
+            if os.path.lexists(path):
+                raise UserError(f"'{path}' was made by somebody else meanwhile: nothing was written over it")
+            temporary.rename(path)
+        except UserError as error:  # which may name the temporary folder, that is gone then
+            raise UserError(re.sub(rf"{re.escape(PARTIAL_FOLDER)}\w+", path.name, str(error))) from error
+        except OSError as error:
+            raise cannot_write(path, error) from error
+
+
+def _locked_folder(parent: Path, at_end: ExitStack) -> Path:
+    """A new temporary folder, locked until the end: nobody else takes it for a leftover; it is removed then."""
+    while True:
+        folder = parent / f"{PARTIAL_FOLDER}{secrets.token_hex(8)}"
+        folder.mkdir()
+        at_end.callback(shutil.rmtree, folder, ignore_errors=True)
+        if OPEN_FILES_STAY:  # a folder with an open file cannot get another name: old ones are leftovers there
+            return folder
+        with suppress(FileNotFoundError):
+            at_end.enter_context(locked(folder))
+            if folder.exists():
+                return folder
+
+
 def sweep(folder: Path) -> None:
-    """Remove the temporary files of processes that are gone: those that nobody holds a lock on."""
+    """Remove what processes that are gone were writing: the temporary files and folders that nobody has locked."""
+    for path in folder.glob(f"{PARTIAL_FOLDER}*"):
+        with suppress(OSError, NoLocksError, LockHeldError):
+            if path.is_dir() and not path.is_symlink():
+                _sweep_folder(path)
     for path in folder.glob(f"{PARTIAL}*"):
         with suppress(OSError, NoLocksError, LockHeldError):  # gone, in use, or not ours
             with open(path, "rb", opener=open_regular) as file:
@@ -171,6 +212,19 @@ def sweep(folder: Path) -> None:
                     path.unlink()
             if OPEN_FILES_STAY and time.time() - path.stat().st_mtime > LEFT_OVER:
                 path.unlink()
+
+
+def _sweep_folder(path: Path) -> None:
+    if OPEN_FILES_STAY:
+        if time.time() - path.stat().st_mtime > LEFT_OVER:
+            shutil.rmtree(path)
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        lock(descriptor)
+        shutil.rmtree(path)
+    finally:
+        os.close(descriptor)
 
 
 def _until_free(place: Callable[[], object]) -> None:

@@ -17,8 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files.atomic import PARTIAL, cannot_write, open_regular
+from cbm.files.atomic import PARTIAL, cannot_write
 from cbm.files.locks import LockHeldError, NoLocksError, lock
+from cbm.files.opening import open_regular
 
 SHARD = r"[0-9a-f]+(-[0-9a-f]+)?\.safetensors"
 OURS = rf"(\.partial\..*|{SHARD}|about\.json|index\.(safetensors|parquet)|unit/({SHARD}|\.partial\..*))"

@@ -5,7 +5,8 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import NoReturn
 
@@ -45,6 +46,15 @@ def stop(message: object, status: int = 2) -> NoReturn:
 def say(text: str, *, beside: bool = False) -> None:
     """Print text on the output, or ``beside`` it on the errors; text of others in it is only text."""
     print(for_terminal(text), file=sys.stderr if beside else sys.stdout, flush=True)
+
+
+@contextmanager
+def failing_softly(what: str) -> Iterator[None]:
+    """Turn an exception inside the block into a warning that begins with ``what``."""
+    try:
+        yield
+    except Exception as error:  # libraries that draw and send can raise anything
+        log.warning("%s: %s: %s", what, type(error).__name__, " ".join(str(error).split())[:200])
 
 
 def open_closed_streams() -> None:

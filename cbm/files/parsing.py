@@ -11,23 +11,28 @@ from pathlib import Path
 from typing import Any
 
 from cbm.errors import UserError
+from cbm.files.opening import LARGEST_JSON, LARGEST_TEXT, LARGEST_YAML, cannot_read, read_limited
 
 
-def read_text(path: Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark.
+def read_text(path: Path, largest: int = LARGEST_TEXT) -> str:
+    """A text file in UTF-8, with or without a byte order mark; its lines end with ``\\n``.
+
+    Args:
+        path: the file.
+        largest: bytes that it may have.
 
     Raises:
-        UserError: the file cannot be read, or is not UTF-8 text.
+        UserError: the file cannot be read, is too large, or is not UTF-8 text.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = io.TextIOWrapper(io.BytesIO(read_limited(path, largest)), encoding="utf-8-sig").read()
         if "\0" in text:
             raise UserError(f"'{path}' is not a text file in UTF-8")
         return text
     except UnicodeDecodeError as error:
         raise UserError(f"'{path}' is not a text file in UTF-8") from error
     except (OSError, ValueError) as error:
-        raise UserError(f"cannot read '{path}': {getattr(error, 'strerror', None) or error}") from error
+        raise cannot_read(path, error) from error
 
 
 def read_json(path: Path) -> Any:
@@ -36,7 +41,7 @@ def read_json(path: Path) -> Any:
     Raises:
         UserError: it cannot be read, or is not JSON.
     """
-    return parse_json(read_text(path), f"'{path}'")
+    return parse_json(read_text(path, LARGEST_JSON), f"'{path}'")
 
 
 def parse_json(text: str, where: str) -> Any:
@@ -65,29 +70,18 @@ def _integer(digits: str) -> int | float:
 
 
 def read_yaml(path: Path) -> Any:
-    """A YAML file without references (``*name``: a few lines of them can stand for gigabytes) and repeated keys.
+    """A YAML file of plain data (``cbm.files.loading.PlainLoader``).
 
     Raises:
         UserError: it cannot be read, or is not such YAML.
     """
     import yaml
 
-    class Loader(yaml.SafeLoader):
-        def compose_node(self, parent: Any, index: Any) -> Any:
-            if self.check_event(yaml.AliasEvent):
-                mark = self.peek_event().start_mark
-                raise yaml.YAMLError(f"a reference (*name) in line {mark.line + 1}; write out what it stands for")
-            return super().compose_node(parent, index)
+    from cbm.files.loading import PlainLoader
 
-        def construct_mapping(self, node: Any, deep: bool = False) -> Any:
-            mapping = super().construct_mapping(node, deep)
-            if len(mapping) < len(node.value):
-                raise yaml.YAMLError(f"a key twice in the mapping that begins in line {node.start_mark.line + 1}")
-            return mapping
-
-    text = read_text(path)
+    text = read_text(path, LARGEST_YAML)
     try:
-        return yaml.load(text, Loader)  # a SafeLoader: plain data, no objects
+        return yaml.load(text, PlainLoader)
     except yaml.YAMLError as error:
         raise UserError(f"'{path}' is not YAML: {' '.join(str(error).split())}") from error
     except RecursionError as error:

@@ -14,6 +14,7 @@ What changes pixels changes ``VERSION``, which is part of a picture's key in the
 """
 
 import importlib.util
+import os
 import struct
 from functools import cache
 from pathlib import Path
@@ -22,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError, features
 
+from cbm.files.opening import LARGEST_PICTURE, open_to_read
 from cbm.files.shipped import install_command
 
 VERSION = 2
@@ -43,6 +45,9 @@ EXTENSIONS = frozenset(
     + [".dcm", ".dicom"] * DICOM
 )
 """Endings of the files that are read, in lower case. Some need a package that not everybody has."""
+FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "GIF", "TIFF", "PPM", "AVIF", "HEIF")
+"""What a picture's content may be, whatever its file is called, in Pillow's words. Others are not even tried: some run
+another program (PostScript), some are decoded by code that nobody else uses."""
 PLUGINS = {".heic": "pillow-heif", ".heif": "pillow-heif", ".dcm": "pydicom", ".dicom": "pydicom"}
 """The packages that read what Pillow alone does not."""
 
@@ -82,15 +87,16 @@ def open_picture(source: str | Path | IO[bytes], least: int | None = None, name:
         (255, 255, 255)
     """
     if isinstance(source, str | Path):
-        with Path(source).open("rb") as file:
+        with open_to_read(source) as file:
+            if (size := os.fstat(file.fileno()).st_size) > LARGEST_PICTURE:
+                raise ValueError(f"'{name or source}' has {size:,} bytes, more than a picture may have")
             return open_picture(file, least, name or str(source))
     name = name or str(getattr(source, "name", "picture"))
     if _is_dicom(source, name):
         return _open_dicom(source, name)
-    _register_heif()
     source.seek(0)
     try:
-        opened = Image.open(source)
+        opened = Image.open(source, formats=_formats())
     except Image.DecompressionBombError as error:
         raise Image.DecompressionBombError(f"{_too_large(name)} ({error})") from error
     except UnidentifiedImageError as error:
@@ -139,14 +145,13 @@ def look(source: Path | IO[bytes]) -> int:
         shorter side of an upright JPEG with 8 bits. ``CHANGED``: with other pixels. ``UNKNOWN``: not at all.
     """
     if isinstance(source, Path):
-        with source.open("rb") as file:
+        with open_to_read(source) as file:
             return look(file)
     try:
         if _is_dicom(source, str(getattr(source, "name", ""))):
             return CHANGED if DICOM else UNKNOWN
-        _register_heif()
         source.seek(0)
-        with Image.open(source) as opened:
+        with Image.open(source, formats=_formats()) as opened:
             plain = opened.mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr") and "transparency" not in opened.info
             # a PNG file's own method decodes the whole picture, to see what stands behind it
             turned = _orientation(opened, Image.Image.getexif) != 1 or (
@@ -253,12 +258,14 @@ def _notes_behind(file: IO[bytes]) -> bool:
 
 
 @cache
-def _register_heif() -> None:
-    """Let Pillow read HEIC, if the package is there."""
+def _formats() -> tuple[str, ...]:
+    """The formats that are read here: those of ``FORMATS`` that this Pillow knows."""
+    Image.init()
     if HEIF:
         import pillow_heif
 
         pillow_heif.register_heif_opener()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
 
 
 def _needs_plugin(file: IO[bytes], name: str) -> str | None:

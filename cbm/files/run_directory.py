@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files import PARTIAL, open_regular, write_atomically
+from cbm.files.loading import interpolation_in
 from cbm.files.locks import LockHeldError, NoLocksError, lock
 from cbm.files.names import file_name
 from cbm.files.parsing import read_json, read_yaml
@@ -33,7 +34,7 @@ def settings_hash(cfg: DictConfig) -> str:
         UserError: a setting that ``read_config`` would refuse.
     """
     settings: Any = OmegaConf.to_container(cfg, resolve=True)
-    if key := _interpolation(settings):
+    if key := interpolation_in(settings):
         raise UserError(f"'{key}' contains '${{', which a written configuration cannot keep: say it in other words")
     settings = {key: value for key, value in settings.items() if key not in NOT_PART_OF_A_RUN}
     settings["trainer"] = {k: v for k, v in settings["trainer"].items() if k not in ("progress", "checkpoint_seconds")}
@@ -260,26 +261,12 @@ def read_config(path: Path) -> DictConfig:
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"'{file}' is not the configuration of a run")
-    if key := _interpolation(content):
+    if key := interpolation_in(content):
         raise UserError(f"'{file}': '{key}' contains '${{', which no run writes: it was changed, write out its value")
     try:
         return OmegaConf.create(content)
     except Exception as error:  # OmegaConf lets its parser's errors through
         raise UserError(f"'{file}' cannot be read: {' '.join(str(error).split())[:200]}") from error
-
-
-def _interpolation(settings: Any, key: str = "") -> str | None:
-    """The key of the first value or key of nested settings that OmegaConf would take for an interpolation, or None."""
-    if isinstance(settings, dict):
-        inside = [(name, f"{key}.{name}".lstrip("."), value) for name, value in settings.items()]
-    elif isinstance(settings, list):
-        inside = [("", f"{key}[{number}]", value) for number, value in enumerate(settings)]
-    else:
-        return key if isinstance(settings, str) and "${" in settings else None
-    for name, place, value in inside:
-        if found := place if "${" in str(name) else _interpolation(value, place):
-            return found
-    return None
 
 
 def read_metrics(path: Path) -> dict[str, float]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.files.opening import check_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,6 +48,8 @@ def read_tensors(path: Path) -> "tuple[dict[str, Tensor], Any]":
     """
     from safetensors import safe_open
 
+    if path.exists():
+        check_regular(path)
     try:
         with safe_open(path, "pt") as file:
             said = (file.metadata() or {}).get("cbm", "")

@@ -4,9 +4,10 @@ import json
 import re
 import statistics
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from cbm.files import write_atomically
+from cbm.files.console import failing_softly
 from cbm.report.compare import EQUAL, Row, cell, columns, table_notes, title
 from cbm.report.figures import add_legend, as_image, new_figure, svg
 from cbm.report.templates import load_template
@@ -29,7 +30,8 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
     for row in rows:
         dataset, shots = row.labels["dataset"], row.labels["shots"]
         groups.setdefault(dataset if shots == "all" else f"{dataset}, {shots} shots", []).append(row)
-    tables, figures = [], {}
+    tables: list[tuple[str, list[str], list[str], list[Any]]] = []
+    figures: dict[str, list[tuple[str, str]]] = {}
     for name, members in groups.items():
         labels, metrics = columns(members)
         lines = [
@@ -37,8 +39,11 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
             for row in members
         ]
         tables.append((name, labels, [title(key) for key in metrics], lines))
-        drawn = [(curve_figure(members, *settings), caption) for caption, settings in CURVES.items()]
-        figures[name] = [(as_image(svg(figure)), caption) for figure, caption in drawn if figure is not None]
+        figures[name] = []
+        for caption, settings in CURVES.items():
+            with failing_softly(f"the figure '{caption}' of {name} is left out"):
+                if (figure := curve_figure(members, *settings)) is not None:
+                    figures[name].append((as_image(svg(figure)), caption))
     page = load_template(Path(__file__).parent / "comparison.html").render(
         rows=rows,
         runs=sum(len(row.paths) for row in rows),

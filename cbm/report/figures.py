@@ -4,7 +4,7 @@ import base64
 import io
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from cbm.files import write_atomically
+from cbm.files.console import failing_softly
 from cbm.files.inert import one_line
 from cbm.layers import ConceptBottleneck
 from cbm.report.wording import LONGEST, clip
@@ -176,11 +177,23 @@ def correlation_figure(model: ConceptBottleneck, texts: Sequence[str], x: Tensor
     return figure
 
 
-def write_figures(folder: Path, figures: "dict[str, Figure]") -> dict[str, str]:
-    """Write every figure to ``folder/NAME.svg``; returns them as ``<svg>`` elements."""
-    drawn = {name: svg(figure) for name, figure in figures.items()}
-    for name, element in drawn.items():
-        write_atomically(folder / f"{name}.svg", f'<?xml version="1.0" encoding="utf-8"?>\n{element}'.encode())
+def write_figures(folder: Path, figures: "Mapping[str, Callable[[], Figure | None]]") -> dict[str, str]:
+    """Draw every figure and write it to ``folder/NAME.svg``; returns them as ``<svg>`` elements.
+
+    One that cannot be drawn or written costs itself: it is said and left out.
+
+    Args:
+        folder: where.
+        figures: functions that draw, by name; one that returns None has nothing to show.
+    """
+    drawn = {}
+    for name, draw in figures.items():
+        with failing_softly(f"the figure '{name}' is left out"):
+            if (figure := draw()) is not None:
+                element = svg(figure)
+                content = f'<?xml version="1.0" encoding="utf-8"?>\n{element}'
+                write_atomically(folder / f"{name}.svg", content.encode())
+                drawn[name] = element
     return drawn
 
 

@@ -1,9 +1,10 @@
 """``report.html``: one file that shows what a run learned, what it is worth, and where it goes wrong."""
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
@@ -59,6 +60,9 @@ from cbm.report.units import describe_units, part_name
 from cbm.report.verdict import verdict
 from cbm.report.vocabulary import both_ends, dropped_groups, grounded_concepts
 from cbm.report.wording import clip
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 log = logging.getLogger(__name__)
 
@@ -200,15 +204,14 @@ def describe_run(result: RunResult) -> dict[str, Any]:
 @torch.no_grad()
 def draw(result: RunResult) -> dict[str, str]:
     """Write the figures of a run; returns them by title as ``data:`` addresses."""
-    metrics, test, bottleneck = result.metrics, result.data.test, result.bottleneck
-    drawn = {
-        "accuracy_nec": sparsity_figure(metrics),
-        "calibration": calibration_figure(predict_logits(result.model, test.x).softmax(dim=1), test.y),
-        "interventions": intervention_figure(metrics),
+    metrics, test, bottleneck, bank = result.metrics, result.data.test, result.bottleneck, result.bank
+    figures: dict[str, Callable[[], Figure | None]] = {
+        "accuracy_nec": lambda: sparsity_figure(metrics),
+        "calibration": lambda: calibration_figure(predict_logits(result.model, test.x).softmax(dim=1), test.y),
+        "interventions": lambda: intervention_figure(metrics),
     }
-    if bottleneck is not None and result.bank is not None:
-        drawn["concept_correlation"] = correlation_figure(bottleneck, result.bank.texts, spaced(test.x, 2000))
-    figures = {name: figure for name, figure in drawn.items() if figure is not None}
+    if bottleneck is not None and bank is not None:
+        figures["concept_correlation"] = lambda: correlation_figure(bottleneck, bank.texts, spaced(test.x, 2000))
     written = write_figures(result.path / "figures", figures)
     return {FIGURES[name]: as_image(element) for name, element in written.items()}
 

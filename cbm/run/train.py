@@ -34,6 +34,7 @@ from cbm.editing.domains.source_card import source_card
 from cbm.encoders import load_encoder
 from cbm.encoders.base import LOGIT_SCALE, Encoder
 from cbm.errors import UserError
+from cbm.files.console import failing_softly
 from cbm.files.pictures import VERSION
 from cbm.files.predictions import write_predictions
 from cbm.files.run_directory import PREDICTIONS, RunDirectory, choose_run_directory, finished_run, read_metrics
@@ -409,15 +410,6 @@ def show(result: RunResult, logger: Any) -> None:
         with failing_softly("not all results went to W&B"):
             log_results(logger, result)
     announce(result)
-
-
-@contextmanager
-def failing_softly(what: str) -> Iterator[None]:
-    """Turn an exception inside the block into a warning that begins with ``what``."""
-    try:
-        yield
-    except Exception as error:  # libraries that draw and send can raise anything
-        log.warning("%s: %s: %s", what, type(error).__name__, " ".join(str(error).split())[:200])
 
 
 def wandb_logger(cfg: DictConfig, path: Path) -> Any:

@@ -13,6 +13,7 @@ from typing import IO, Any, NamedTuple
 from cbm.errors import UserError
 from cbm.files import cannot_write, open_regular, place_new, write_atomically
 from cbm.files.locks import OPEN_FILES_STAY, LockHeldError, NoLocksError, lock
+from cbm.files.names import as_text
 from cbm.run.sources import NameList
 
 log = logging.getLogger("cbm")
@@ -147,7 +148,7 @@ def take_up(unfinished: Unfinished, facts: dict[str, Any], names: NameList) -> K
     wanted = names.read(0, rows)
     try:
         for seen, row in enumerate(csv.reader(line.decode() for line in file), -1):
-            right = facts["columns"] if seen < 0 else [shown_name(next(wanted)), *row[1:]]
+            right = facts["columns"] if seen < 0 else [as_text(next(wanted)), *row[1:]]
             if row != right or len(row) != len(facts["columns"]):
                 raise UserError(f"row {seen + 1} of '{unfinished.path}' is damaged: {again}")
             if seen >= 0 and row[-1]:
@@ -185,12 +186,7 @@ def _compare(beside: Path, facts: dict[str, Any], again: str) -> None:
 
 def failure(row: list[str]) -> str:
     """What a row says about an image that could not be read."""
-    return f"'{shown_name(row[0])}': {row[-1]}"
-
-
-def shown_name(name: str) -> str:
-    """A name as text: bytes that are no UTF-8 as ``\\udcNN``."""
-    return name.encode(errors="backslashreplace").decode()
+    return f"'{as_text(row[0])}': {row[-1]}"
 
 
 def _line(row: list[str]) -> str:

@@ -27,11 +27,11 @@ from cbm.editing import BankSwap, Edit, EditSet, edited_model, load_edits, load_
 from cbm.encoders import load_encoder
 from cbm.encoders.base import LOGIT_SCALE, Encoder
 from cbm.errors import UserError
-from cbm.files import resolve_path, write_atomically
+from cbm.files import new_folder, resolve_path, write_atomically
 from cbm.files.console import warn_once
 from cbm.files.names import one_form
 from cbm.files.pictures import VERSION, open_picture, upright_rgb
-from cbm.files.run_directory import open_run, read_about
+from cbm.files.run_directory import open_run, read_about, read_metrics
 from cbm.files.without_paths import without_paths
 from cbm.layers import ConceptBottleneck, load_model, require_concepts, require_linear, save_model
 from cbm.metrics.evaluate import cut_points
@@ -540,10 +540,8 @@ def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> P
         repo: repository of the hub that the folder is for; paths of this computer are left out then.
 
     Raises:
-        UserError: the folder exists already.
+        UserError: the folder exists already, the disk is full, or ``metrics.json`` of the run is damaged.
     """
-    if folder.exists():
-        raise UserError(f"'{folder}' is there already: remove it or choose another folder")
     config: Any = OmegaConf.to_container(model.config)
     about = {**model.about, "changes": [str(change) for change in model.changes]}
     bank = model.bank
@@ -553,20 +551,23 @@ def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> P
         if bank is not None:
             concepts = tuple(replace(c, provenance=without_paths(c.provenance)) for c in bank.concepts)
             bank = replace(bank, source=without_paths(bank.source), concepts=concepts)
-    metrics = json.loads((model.path / "metrics.json").read_text())
+    metrics = read_metrics(model.path)
     if model.changes:
         about |= {"verdict": None, "integrity": None}
         metrics = {}
-    save_model(model.model, folder / "model.safetensors")
-    if bank is not None:
-        bank.save(folder / "bank")
-    write_atomically(folder / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
     place = str(folder) if repo is None else f"hf-hub:{repo}"
-    write_atomically(folder / "README.md", model_card(model.model, model.bank, place, config, about, metrics).encode())
-    for name, content in (("about.json", about), ("metrics.json", metrics)):  # the last says: finished
-        write_atomically(folder / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
-    if repo is None and (card := model.path / "source_card.safetensors").is_file():
-        shutil.copyfile(card, folder / card.name)
+    card = model_card(model.model, model.bank, place, config, about, metrics)
+    with new_folder(folder) as whole:
+        save_model(model.model, whole / "model.safetensors")
+        if bank is not None:
+            bank.save(whole / "bank")
+        write_atomically(whole / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+        write_atomically(whole / "README.md", card.encode())
+        for name, content in (("about.json", about), ("metrics.json", metrics)):
+            write_atomically(whole / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+        source = model.path / "source_card.safetensors"
+        if repo is None and source.is_file():
+            shutil.copyfile(source, whole / source.name)
     return folder
 
 

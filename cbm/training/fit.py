@@ -24,6 +24,7 @@ from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.files import write_in_parts
+from cbm.files.loading import load_tensors
 from cbm.training.batches import TrainingBatches
 from cbm.training.module import ConceptBottleneckModule
 
@@ -76,7 +77,7 @@ def is_sound(checkpoint: Path) -> bool:
         with zipfile.ZipFile(checkpoint) as archive:
             if archive.testzip() is not None:
                 return False
-        return "cbm" in torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
+        return "cbm" in load_tensors(checkpoint, mapped=True)
     except Exception:  # whatever a foreign or damaged file makes the parsers raise
         return False
 
@@ -177,7 +178,7 @@ def fit(
                 ) from error
             log.debug("a process that had finished training did not end well: %s", error)  # gloo, now and then
         if many:
-            found_best = torch.load(results, weights_only=True)
+            found_best = load_tensors(results)
             module.best, module.history = found_best["best"], found_best["history"]
     if module.best["state"] is not None:
         module.model.load_state_dict(module.best["state"])

@@ -1,0 +1,81 @@
+"""What may be loaded from files of others: plain data. No pickle, no code, no objects, nothing that is looked up.
+
+- Tensors: safetensors, and PyTorch's own files through ``load_tensors`` only.
+- YAML: mappings, lists, words and numbers (``PlainLoader``).
+- Configurations: written ones are resolved, so ``${...}`` in a received one is somebody else's (``interpolation_in``).
+- Encoders: classes of the libraries and no code beside them (``cbm.encoders.foreign_code``).
+"""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+
+def load_tensors(source: Path | IO[bytes], *, mapped: bool = False) -> Any:
+    """Tensors, numbers, texts, and lists and dicts of them, from a file that ``torch.save`` wrote.
+
+    Args:
+        source: a path, or an open file.
+        mapped: whether tensors stay on disk until they are used.
+
+    Raises:
+        pickle.UnpicklingError: the file holds other objects, which are never made.
+        Exception: whatever a damaged file makes the parser raise.
+    """
+    import torch
+
+    return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped or None)
+
+
+@contextmanager
+def tensors_only() -> Iterator[None]:
+    """``torch.load`` unpickles nothing but tensors, whoever calls it and whatever the environment says."""
+    names = ("TORCH_FORCE_WEIGHTS_ONLY_LOAD", "TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD")
+    before = {name: os.environ.pop(name, None) for name in names}
+    os.environ[names[0]] = "1"
+    try:
+        yield
+    finally:
+        del os.environ[names[0]]
+        os.environ.update({name: value for name, value in before.items() if value is not None})
+
+
+def interpolation_in(settings: Any, key: str = "") -> str | None:
+    """The key of the first value or key of nested settings that OmegaConf would take for an interpolation, or None.
+
+    Example:
+        >>> interpolation_in({"a": [{"b": "x ${oc.env:HOME}"}]})
+        'a[0].b'
+    """
+    if isinstance(settings, dict):
+        inside = [(name, f"{key}.{name}".lstrip("."), value) for name, value in settings.items()]
+    elif isinstance(settings, list):
+        inside = [("", f"{key}[{number}]", value) for number, value in enumerate(settings)]
+    else:
+        return key if isinstance(settings, str) and "${" in settings else None
+    for name, place, value in inside:
+        if found := place if "${" in str(name) else interpolation_in(value, place):
+            return found
+    return None
+
+
+class PlainLoader(yaml.SafeLoader):
+    """YAML without objects, references (``*name``: a few lines of them can stand for gigabytes) and repeated keys."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """A node, which is no reference."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.YAMLError(f"a reference (*name) in line {mark.line + 1}; write out what it stands for")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> Any:
+        """A mapping, in which no key stands twice."""
+        mapping = super().construct_mapping(node, deep)
+        if len(mapping) < len(node.value):
+            raise yaml.YAMLError(f"a key twice in the mapping that begins in line {node.start_mark.line + 1}")
+        return mapping
