@@ -17,6 +17,7 @@ from typing import Any
 from cbm.data.readers import SPLITS
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
+from cbm.files.inert import for_csv, from_csv, path_for_csv, path_from_csv
 from cbm.files.names import one_form
 from cbm.files.parsing import read_json, read_table
 
@@ -97,11 +98,13 @@ def read_concept_answers(table: Path) -> list[ConceptAnswer]:
         if len(said) != 1:
             raise UserError(f"'{table}' line {line}: expected one answer (1, 0 or ?), found {len(said)}")
         (concept, word), split = said[0], record["split"].strip()
+        concept = from_csv(concept)
         if word not in WORDS:
             raise UserError(f"'{table}' line {line}: '{concept}' is '{word}'; expected 1, 0 or ?")
         if split not in SPLITS:
             raise UserError(f"'{table}' line {line}: unknown split '{split}': {did_you_mean(split, SPLITS)}")
-        path, concept, label = record["path"].strip(), one_form(concept), one_form(record["label"])
+        path, label = path_from_csv(record["path"].strip()), one_form(from_csv(record["label"]))
+        concept = one_form(concept)
         if not path or not label:
             raise UserError(f"'{table}' line {line}: path and label must not be empty")
         known = details.get((path, concept), {})
@@ -129,11 +132,11 @@ def write_concept_answers(
     place = {concept: number for number, concept in enumerate(concepts)}
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*IMAGE, *concepts])
+    writer.writerow([*IMAGE, *map(for_csv, concepts)])
     for answer in answers:
         cells = [""] * len(concepts)
         cells[place[answer.concept]] = words[answer.shown]
-        writer.writerow([answer.path, answer.label, answer.split, *cells])
+        writer.writerow([path_for_csv(answer.path), for_csv(answer.label), answer.split, *cells])
     content = {
         "by": by,
         **(summary or {}),

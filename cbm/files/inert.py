@@ -163,3 +163,8 @@ def path_for_csv(path: str) -> str:
         ('./=x.png', 'a/=x.png')
     """
     return f"./{path}" if FORMULA.match(path) else path
+
+
+def path_from_csv(cell: str) -> str:
+    """The path that ``path_for_csv`` wrote."""
+    return cell[2:] if cell.startswith("./") and FORMULA.match(cell[2:]) else cell

@@ -6,6 +6,7 @@ from typing import Any
 
 from rich.console import Console, ConsoleOptions
 from rich.segment import Segment
+from rich.text import Text
 
 from cbm.files.inert import for_terminal
 
@@ -25,6 +26,10 @@ class Terminal(Console):
 
     def __init__(self, **settings: Any):
         super().__init__(**{"markup": False, "emoji": False, "highlight": False, **settings})
+
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Text as it is laid out."""
+        return super().render_str(for_terminal(text), **settings)
 
     def render(self, renderable: Any, options: ConsoleOptions | None = None) -> Iterable[Segment]:
         """What is printed, in pieces; all text comes through here."""

@@ -12,6 +12,7 @@ from typing import IO, Any, NamedTuple
 
 from cbm.errors import UserError
 from cbm.files import cannot_write, open_regular, place_new, write_atomically
+from cbm.files.inert import for_csv, path_for_csv, path_from_csv
 from cbm.files.locks import OPEN_FILES_STAY, LockHeldError, NoLocksError, lock
 from cbm.files.names import as_text
 from cbm.run.sources import NameList
@@ -148,7 +149,7 @@ def take_up(unfinished: Unfinished, facts: dict[str, Any], names: NameList) -> K
     wanted = names.read(0, rows)
     try:
         for seen, row in enumerate(csv.reader(line.decode() for line in file), -1):
-            right = facts["columns"] if seen < 0 else [as_text(next(wanted)), *row[1:]]
+            right = facts["columns"] if seen < 0 else [path_for_csv(as_text(next(wanted))), *row[1:]]
             if row != right or len(row) != len(facts["columns"]):
                 raise UserError(f"row {seen + 1} of '{unfinished.path}' is damaged: {again}")
             if seen >= 0 and row[-1]:
@@ -186,11 +187,11 @@ def _compare(beside: Path, facts: dict[str, Any], again: str) -> None:
 
 def failure(row: list[str]) -> str:
     """What a row says about an image that could not be read."""
-    return f"'{as_text(row[0])}': {row[-1]}"
+    return f"'{as_text(path_from_csv(row[0]))}': {row[-1]}"
 
 
 def _line(row: list[str]) -> str:
-    return ",".join(map(_cell, row)) + "\n"
+    return ",".join(map(_cell, [path_for_csv(row[0]), *map(for_csv, row[1:])])) + "\n"
 
 
 def _cell(text: str) -> str:

@@ -1,0 +1,77 @@
+"""Files of others give plain data or an error; nothing in them is made, run or looked up."""
+
+import datetime
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from cbm.files.loading import PlainLoader, interpolation_in, load_tensors, tensors_only
+
+
+class Evil:
+    """Makes a folder when it is unpickled."""
+
+    def __init__(self, mark: Path):
+        self.mark = mark
+
+    def __reduce__(self):
+        return (Path.mkdir, (self.mark,))
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+@pytest.mark.parametrize("old", [False, True])
+def test_objects_are_never_made(tmp_path: Path, mapped: bool, old: bool):
+    torch.save(
+        {"x": torch.ones(2), "y": Evil(tmp_path / "ran")}, tmp_path / "f.pt", _use_new_zipfile_serialization=not old
+    )
+    with pytest.raises((pickle.UnpicklingError, RuntimeError)):
+        load_tensors(tmp_path / "f.pt", mapped=mapped)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_tensors_and_plain_values_are(tmp_path: Path):
+    torch.save({"x": torch.ones(2), "names": ["a"]}, tmp_path / "f.pt")
+    assert load_tensors(tmp_path / "f.pt")["names"] == ["a"]
+    with (tmp_path / "f.pt").open("rb") as file:
+        assert load_tensors(file)["x"].tolist() == [1, 1]
+
+
+def test_whatever_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    torch.save(Evil(tmp_path / "ran"), tmp_path / "f.pt")
+    monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
+    with tensors_only(), pytest.raises(pickle.UnpicklingError):
+        torch.load(tmp_path / "f.pt", weights_only=False)
+    assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("settings", "key"),
+    [
+        ({"a": "${oc.env:HOME}"}, "a"),
+        ({"a": {"b": ["x", "y ${c}"]}}, "a.b[1]"),
+        ({"${a}": 1}, "${a}"),
+        ({"a": [{"${b}": 1}]}, "a[0].${b}"),
+        ({"a": "$ {b} costs $5", "b": [1, None, 0.5, True]}, None),
+    ],
+)
+def test_interpolations_are_found_wherever_they_stand(settings: dict, key: str | None):
+    assert interpolation_in(settings) == key
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["!!python/object/apply:os.getcwd []", "!!python/name:os.system", "!x a", "a: &b [1]\nc: *b", "{a: 1, a: 2}",
+     "<<: {a: 1}\nb: !!python/tuple [1]"],
+)  # fmt: skip
+def test_yaml_is_plain(text: str):
+    with pytest.raises(yaml.YAMLError):
+        yaml.load(text, PlainLoader)
+
+
+def test_yaml_that_is():
+    assert yaml.load("{a: [1, 0.5, x, null, true, 2026-01-01]}", PlainLoader) == {
+        "a": [1, 0.5, "x", None, True, datetime.date(2026, 1, 1)]
+    }
