@@ -86,9 +86,14 @@ def parse_body(content: bytes, clean: Callable[[str], str]) -> Any:
     """
     text = content.decode(json.detect_encoding(content), "replace")
     try:
-        return _cleaned(json.loads(text, parse_constant=lambda word: None), clean)
+        return _cleaned(json.loads(text, parse_constant=lambda word: None, parse_int=_integer), clean)
     except (ValueError, RecursionError):
         return clean(text[:SHOWN])
+
+
+def _integer(digits: str) -> int | None:
+    """A number; None for one that is too long to be read."""
+    return int(digits) if len(digits) <= 400 else None
 
 
 def _cleaned(value: Any, clean: Callable[[str], str]) -> Any:

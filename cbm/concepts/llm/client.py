@@ -331,7 +331,7 @@ class Asker:
             found = await self._once(transport, request, False, attempt, why)
             self.structured = False
             return found
-        if self.tally.asked == 0:
+        if self.tally.asked + self.tally.cached == 0:  # nothing says that it ever accepted one
             raise UserError(f"{host} does not accept the request (status {status}): {said}")
         raise Failed(f"status {status} from {host}: {said}")
 
