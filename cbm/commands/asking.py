@@ -15,7 +15,7 @@ MaxRequests = Annotated[
     int | None,
     typer.Option(help="Requests of this run after which the model is asked no more; repeated ones count too."),
 ]
-MaxTokens = Annotated[
+MaxCostTokens = Annotated[
     int | None,
     typer.Option(
         "--max-cost-tokens",
@@ -30,7 +30,7 @@ AllowHttp = Annotated[
 
 def vision_endpoint(
     model: str | None, option: str, base_url: str | None, concurrency: int, max_requests: int | None,
-    max_tokens: int | None, allow_http: bool,
+    max_cost_tokens: int | None, allow_http: bool,
 ) -> "Endpoint | None":  # fmt: skip
     """Who is asked, checked before anything is opened; None if nobody is.
 
@@ -40,13 +40,13 @@ def vision_endpoint(
         base_url: address of its server.
         concurrency: requests at the same time.
         max_requests: requests of this run.
-        max_tokens: tokens of this run.
+        max_cost_tokens: tokens of this run.
         allow_http: whether a key may go to another machine unencrypted.
 
     Raises:
         UserError: settings that cannot work, no key for a hosted model, or options for a model that nobody named.
     """
-    limits = (("--max-requests", max_requests), ("--max-cost-tokens", max_tokens))
+    limits = (("--max-requests", max_requests), ("--max-cost-tokens", max_cost_tokens))
     for name, value in limits:
         if value is not None and value < 1:
             raise UserError(f"{name} {value}: expected 1 or more")
@@ -61,7 +61,7 @@ def vision_endpoint(
     from cbm.concepts.llm.endpoint import Endpoint
 
     endpoint = Endpoint(
-        model, base_url, concurrency, max_requests=max_requests, max_tokens=max_tokens, allow_http=allow_http
+        model, base_url, concurrency, max_requests=max_requests, max_cost_tokens=max_cost_tokens, allow_http=allow_http
     )
     endpoint.check()
     endpoint.key()

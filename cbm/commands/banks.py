@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from cbm import config as schema
-from cbm.commands.asking import AllowHttp, MaxRequests, MaxTokens
+from cbm.commands.asking import AllowHttp, MaxCostTokens, MaxRequests
 from cbm.commands.shared import (
     Bank,
     Cache,
@@ -290,7 +290,7 @@ def llm(
     split: Annotated[bool, typer.Option(help="Split sentences into phrases with a second request.")] = True,
     skip_failed: Annotated[bool, typer.Option(help="Write the bank although some requests failed.")] = False,
     max_requests: MaxRequests = None,
-    max_cost_tokens: MaxTokens = None,
+    max_cost_tokens: MaxCostTokens = None,
     allow_http: AllowHttp = False,
     cache: Annotated[Path, typer.Option(help="Folder in which answers are kept.")] = Path("cache/llm"),
     dry_run: Annotated[bool, typer.Option(help="Print what would be asked, and send nothing.")] = False,
@@ -309,7 +309,7 @@ def llm(
     names = _class_names(dataset, root, classes, Path("cache"))
     endpoint = Endpoint(
         model, base_url, concurrency, timeout, retries,
-        max_requests=max_requests, max_tokens=max_cost_tokens, allow_http=allow_http,
+        max_requests=max_requests, max_cost_tokens=max_cost_tokens, allow_http=allow_http,
     )  # fmt: skip
     if superclass is None:
         superclass = (dataset and schema.load_card(dataset).superclass) or "object"

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxRequests, MaxTokens, vision_endpoint
+from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxCostTokens, MaxRequests, vision_endpoint
 from cbm.commands.shared import Cache, Json, Run, out, show
 from cbm.errors import UserError
 
@@ -33,7 +33,7 @@ def label(
     base_url: BaseUrl = None,
     concurrency: Concurrency = 8,
     max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
+    max_cost_tokens: MaxCostTokens = None,
     allow_http: AllowHttp = False,
     seed: Annotated[int, typer.Option(help="Random seed for the draw.")] = 0,
     cache: Cache = Path("cache"),
@@ -42,7 +42,7 @@ def label(
     """Say whether images show what the model used for them (y, n, s, u, q): how often it is true, with an interval."""
     if pairs < 1:
         raise UserError(f"--pairs {pairs}: expected 1 or more")
-    endpoint = vision_endpoint(by, "--by MODEL", base_url, concurrency, max_requests, max_tokens, allow_http)
+    endpoint = vision_endpoint(by, "--by MODEL", base_url, concurrency, max_requests, max_cost_tokens, allow_http)
     from cbm.run.label import ask_model, ask_people, open_picture, open_queue
 
     queue = open_queue(

@@ -8,7 +8,7 @@ import typer
 from rich.markup import escape
 from rich.table import Table
 
-from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxRequests, MaxTokens, vision_endpoint
+from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxCostTokens, MaxRequests, vision_endpoint
 from cbm.commands.shared import Cache, Json, Run, out, show
 from cbm.errors import UserError
 
@@ -33,7 +33,7 @@ def name(
     units: Annotated[int, typer.Option(help="Units to list, or unnamed ones to ask the model about.")] = 20,
     concurrency: Concurrency = 8,
     max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
+    max_cost_tokens: MaxCostTokens = None,
     allow_http: AllowHttp = False,
     cache: Cache = Path("cache"),
     as_json: Json = False,
@@ -47,7 +47,7 @@ def name(
     asked = [said for said, given in (("--as", new), ("--undo", undo), ("--model", model)) if given]
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]}: say one of them")
-    endpoint = vision_endpoint(model, "--model NAME", base_url, concurrency, max_requests, max_tokens, allow_http)
+    endpoint = vision_endpoint(model, "--model NAME", base_url, concurrency, max_requests, max_cost_tokens, allow_http)
     if new is not None or undo:
         _rename(run, unit, new, as_json)
     elif endpoint is not None:

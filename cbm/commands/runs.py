@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
-from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxRequests, MaxTokens, vision_endpoint
+from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxCostTokens, MaxRequests, vision_endpoint
 from cbm.commands.shared import Cache, Json, Root, Run, names_in, not_there, out, show
 from cbm.errors import UserError
 from cbm.files.shipped import install_command
@@ -70,7 +70,7 @@ def intervene(
     base_url: BaseUrl = None,
     concurrency: Concurrency = 8,
     max_requests: MaxRequests = None,
-    max_tokens: MaxTokens = None,
+    max_cost_tokens: MaxCostTokens = None,
     allow_http: AllowHttp = False,
     propagate: Annotated[bool, typer.Option(help="Also update concepts correlated with the answer.")] = False,
     cost: Annotated[list[str] | None, typer.Option(help="Cost of asking about a concept or group: NAME=COST.")] = None,
@@ -91,7 +91,9 @@ def intervene(
     names = names_in(policies)
     if expert is not None and answers is not None:
         raise UserError("--answers and --expert: say one of them")
-    endpoint = vision_endpoint(expert, "--expert MODEL", base_url, concurrency, max_requests, max_tokens, allow_http)
+    endpoint = vision_endpoint(
+        expert, "--expert MODEL", base_url, concurrency, max_requests, max_cost_tokens, allow_http
+    )
     curves = question_curves(
         run,
         cache,

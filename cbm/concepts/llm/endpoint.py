@@ -27,7 +27,7 @@ class Endpoint:
         longest_wait: no wait is longer, whatever Retry-After says.
         rewrites: further tries after an answer that is not of the schema.
         max_requests: HTTP requests of a run, retries and rewrites too; None is no limit.
-        max_tokens: tokens of prompts and answers of a run; None is no limit.
+        max_cost_tokens: tokens of prompts and answers of a run; None is no limit.
         allow_http: whether a key may go to another machine unencrypted.
     """
 
@@ -40,7 +40,7 @@ class Endpoint:
     longest_wait: float = 60.0
     rewrites: int = 2
     max_requests: int | None = None
-    max_tokens: int | None = None
+    max_cost_tokens: int | None = None
     allow_http: bool = False
 
     @property
@@ -94,7 +94,7 @@ class Endpoint:
 
     def budget(self) -> Budget:
         """A new budget, of which nothing is used."""
-        return Budget(self.max_requests, self.max_tokens)
+        return Budget(self.max_requests, self.max_cost_tokens)
 
     def key(self) -> str:
         """The key from the environment; a server that wants none (local, or with a password in its URL) gets a made-up

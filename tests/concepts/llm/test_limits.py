@@ -129,12 +129,12 @@ def test_a_budget_of_requests_is_never_passed(asker, server, concurrency: int, b
 def test_a_budget_of_tokens(asker, server):
     """100 tokens of a question and 20 of an answer, as the server counts; the question is known before it is sent."""
     asked = [about(f"w{n}") for n in range(9)]
-    found = asker(max_tokens=360)
+    found = asker(max_cost_tokens=360)
     assert len(found.ask(asked)) == 3
     assert found.budget.spent == 360
     assert found.budget.used(3, 9).startswith("the budget of 360 tokens is used: 3 of 9")
     assert "--max-cost-tokens" in found.budget.used(3, 9)
-    many = asker(max_tokens=240, concurrency=4)
+    many = asker(max_cost_tokens=240, concurrency=4)
     assert 2 <= len(many.ask(asked)) - many.tally.cached <= 5  # those in flight may pass it
 
 
@@ -144,7 +144,7 @@ def test_a_budget_of_tokens(asker, server):
 )  # fmt: skip
 def test_a_server_that_does_not_count_is_counted_by_letters(asker, server, usage):
     server.always = send(200, {**concepts("red cap"), "usage": usage})
-    found = asker(max_tokens=1000)
+    found = asker(max_cost_tokens=1000)
     assert 1 < len(found.ask([about(f"w{n}") for n in range(100)])) < 50
     assert found.tally.stopped is not None
     assert found.budget.spent <= 1100
@@ -163,7 +163,7 @@ def test_the_command_stops_at_its_budget_and_goes_on(module, server, tmp_path: P
     status, _, errors = module(*arguments, "--max-cost-tokens", "150", "--concurrency", "1")
     assert status == 2
     assert "the budget of 150 tokens is used: 5 of 10 questions" in errors.splitlines()[-1]
-    status, _, errors = module(*arguments, "--max-requests", "4")
+    status, _, errors = module(*arguments, "--max-requests", "5")
     assert status == 0, errors
     assert len(server.bodies) == 10
     for option in ("--max-requests", "--max-cost-tokens"):
