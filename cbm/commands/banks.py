@@ -11,6 +11,7 @@ import typer
 from rich.table import Table
 
 from cbm import config as schema
+from cbm.commands.asking import AllowHttp, MaxCostTokens, MaxRequests
 from cbm.commands.shared import (
     Bank,
     Cache,
@@ -287,6 +288,9 @@ def llm(
     samples: Annotated[int, typer.Option(help="Number of times every question is asked.")] = 1,
     split: Annotated[bool, typer.Option(help="Split sentences into phrases with a second request.")] = True,
     skip_failed: Annotated[bool, typer.Option(help="Write the bank although some requests failed.")] = False,
+    max_requests: MaxRequests = None,
+    max_cost_tokens: MaxCostTokens = None,
+    allow_http: AllowHttp = False,
     cache: Annotated[Path, typer.Option(help="Folder in which answers are kept.")] = Path("cache/llm"),
     dry_run: Annotated[bool, typer.Option(help="Print what would be asked, and send nothing.")] = False,
     price_in: Annotated[float | None, typer.Option(help="Price in US dollars per million prompt tokens.")] = None,
@@ -296,13 +300,16 @@ def llm(
     from cbm.concepts.llm import check_installed
 
     check_installed()
-    from cbm.concepts.llm.client import Endpoint
     from cbm.concepts.llm.command import make_bank
+    from cbm.concepts.llm.endpoint import Endpoint
     from cbm.concepts.llm.generate import Settings
 
     not_there(destination)
     names = _class_names(dataset, root, classes, Path("cache"))
-    endpoint = Endpoint(model, base_url, concurrency, timeout, retries)
+    endpoint = Endpoint(
+        model, base_url, concurrency, timeout, retries,
+        max_requests=max_requests, max_cost_tokens=max_cost_tokens, allow_http=allow_http,
+    )  # fmt: skip
     if superclass is None:
         superclass = (dataset and schema.load_card(dataset).superclass) or "object"
     settings = Settings(superclass, temperature, max_tokens, samples, split, skip_failed)

@@ -2,15 +2,13 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxCostTokens, MaxRequests, vision_endpoint
 from cbm.commands.shared import Cache, Json, Run, out, show
 from cbm.errors import UserError
-
-if TYPE_CHECKING:
-    from cbm.concepts.llm.client import Endpoint
 
 
 def add_to(app: typer.Typer) -> None:
@@ -32,20 +30,19 @@ def label(
     by: Annotated[
         str | None, typer.Option(help="Vision-language model to ask instead, behind an OpenAI-compatible server.")
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Address of its server; default: OpenAI.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests at the same time.")] = 8,
-    max_requests: Annotated[int | None, typer.Option(help="Requests after which the model is asked no more.")] = None,
+    base_url: BaseUrl = None,
+    concurrency: Concurrency = 8,
+    max_requests: MaxRequests = None,
+    max_cost_tokens: MaxCostTokens = None,
+    allow_http: AllowHttp = False,
     seed: Annotated[int, typer.Option(help="Random seed for the draw.")] = 0,
     cache: Cache = Path("cache"),
     as_json: Json = False,
 ) -> None:
     """Say whether images show what the model used for them (y, n, s, u, q): how often it is true, with an interval."""
-    for option, value in (("--pairs", pairs), ("--max-requests", max_requests)):
-        if value is not None and value < 1:
-            raise UserError(f"{option} {value}: expected 1 or more")
-    if by is None and (base_url is not None or max_requests is not None):
-        raise UserError(f"{'--base-url' if base_url else '--max-requests'} needs --by MODEL: who is asked there")
-    endpoint = None if by is None else vision_endpoint(by, base_url, concurrency)
+    if pairs < 1:
+        raise UserError(f"--pairs {pairs}: expected 1 or more")
+    endpoint = vision_endpoint(by, "--by MODEL", base_url, concurrency, max_requests, max_cost_tokens, allow_http)
     from cbm.run.label import ask_model, ask_people, open_picture, open_queue
 
     queue = open_queue(
@@ -54,7 +51,7 @@ def label(
     if endpoint is None:
         ask_people(queue, pairs, show=open_picture if open_images else None)
     else:
-        ask_model(queue, endpoint, cache, pairs, max_requests)
+        ask_model(queue, endpoint, cache, pairs)
     found = queue.precision
     if as_json:
         show(None, {"by": queue.by, "split": split, "table": queue.table, **asdict(found)}, as_json)
@@ -64,16 +61,3 @@ def label(
     out.print(f"{queue.by}: {said}; {counts}")
     if found.count or found.skipped:
         out.print(f"answers in {queue.table}")
-
-
-def vision_endpoint(model: str, base_url: str | None, concurrency: int) -> "Endpoint":
-    """Who is asked, checked before anything is opened."""
-    from cbm.concepts.llm import check_installed
-
-    check_installed()
-    from cbm.concepts.llm.client import Endpoint
-
-    endpoint = Endpoint(model, base_url, concurrency=concurrency)
-    endpoint.check()
-    endpoint.key()
-    return endpoint

@@ -2,14 +2,17 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.table import Table
 
-from cbm.commands.label import vision_endpoint
+from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxCostTokens, MaxRequests, vision_endpoint
 from cbm.commands.shared import Cache, Json, Run, out, show
 from cbm.errors import UserError
+
+if TYPE_CHECKING:
+    from cbm.concepts.llm.endpoint import Endpoint
 
 
 def add_to(app: typer.Typer) -> None:
@@ -25,29 +28,29 @@ def name(
     model: Annotated[
         str | None, typer.Option(help="Vision-language model that proposes names, behind an OpenAI-compatible server.")
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Address of its server; default: OpenAI.")] = None,
+    base_url: BaseUrl = None,
     units: Annotated[int, typer.Option(help="Units to list, or unnamed ones to ask the model about.")] = 20,
-    concurrency: Annotated[int, typer.Option(help="Requests at the same time.")] = 8,
-    max_requests: Annotated[int | None, typer.Option(help="Requests after which the model is asked no more.")] = None,
+    concurrency: Concurrency = 8,
+    max_requests: MaxRequests = None,
+    max_cost_tokens: MaxCostTokens = None,
+    allow_http: AllowHttp = False,
     cache: Cache = Path("cache"),
     as_json: Json = False,
 ) -> None:
     """Name the units that method=discovered found: list them, name one by hand, or have a model propose names, of which
     only those are taken that tell on validation images where the unit fires."""
-    for option, value in (("--units", units), ("--max-requests", max_requests)):
-        if value is not None and value < 1:
-            raise UserError(f"{option} {value}: expected 1 or more")
+    if units < 1:
+        raise UserError(f"--units {units}: expected 1 or more")
     if new is not None and unit is None:
         raise UserError("--as needs --unit NAME: which unit is called so")
     asked = [said for said, given in (("--as", new), ("--undo", undo), ("--model", model)) if given]
     if len(asked) > 1:
         raise UserError(f"{asked[0]} and {asked[1]}: say one of them")
-    if model is None and (base_url is not None or max_requests is not None):
-        raise UserError(f"{'--base-url' if base_url else '--max-requests'} needs --model NAME: who is asked there")
+    endpoint = vision_endpoint(model, "--model NAME", base_url, concurrency, max_requests, max_cost_tokens, allow_http)
     if new is not None or undo:
         _rename(run, unit, new, as_json)
-    elif model is not None:
-        _propose(run, cache, vision_endpoint(model, base_url, concurrency), units, unit, max_requests, as_json)
+    elif endpoint is not None:
+        _propose(run, cache, endpoint, units, unit, as_json)
     else:
         _list(run, unit, units, as_json)
 
@@ -108,13 +111,11 @@ def _list(run: Path, unit: str | None, units: int, as_json: bool) -> None:
     out.print(f"{len(found)} unit{'' if len(found) == 1 else 's'}, {named} with a name{more}")
 
 
-def _propose(
-    run: Path, cache: Path, endpoint: Any, units: int, unit: str | None, max_requests: int | None, as_json: bool
-) -> None:
+def _propose(run: Path, cache: Path, endpoint: "Endpoint", units: int, unit: str | None, as_json: bool) -> None:
     """Have a model propose names, and say what became of them."""
     from cbm.run.name import propose_names
 
-    found = propose_names(run, cache, endpoint, units=units, only=unit, max_requests=max_requests)
+    found = propose_names(run, cache, endpoint, units=units, only=unit)
     if as_json:
         show(None, [asdict(proposal) for proposal in found], as_json)
         return

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.table import Table
 
+from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxCostTokens, MaxRequests, vision_endpoint
 from cbm.commands.shared import Cache, Json, Root, Run, names_in, not_there, out, show
 from cbm.errors import UserError
 from cbm.files.console import say
@@ -66,8 +67,11 @@ def intervene(
     expert: Annotated[
         str | None, typer.Option(help="Vision-language model to ask instead, behind an OpenAI-compatible server.")
     ] = None,
-    base_url: Annotated[str | None, typer.Option(help="Address of its server; default: OpenAI.")] = None,
-    concurrency: Annotated[int, typer.Option(help="Requests at the same time.")] = 8,
+    base_url: BaseUrl = None,
+    concurrency: Concurrency = 8,
+    max_requests: MaxRequests = None,
+    max_cost_tokens: MaxCostTokens = None,
+    allow_http: AllowHttp = False,
     propagate: Annotated[bool, typer.Option(help="Also update concepts correlated with the answer.")] = False,
     cost: Annotated[list[str] | None, typer.Option(help="Cost of asking about a concept or group: NAME=COST.")] = None,
     seed: Annotated[int, typer.Option(help="Random seed for the noise and the random order.")] = 0,
@@ -87,14 +91,9 @@ def intervene(
     names = names_in(policies)
     if expert is not None and answers is not None:
         raise UserError("--answers and --expert: say one of them")
-    endpoint = None
-    if expert is not None:
-        from cbm.concepts.llm import check_installed
-
-        check_installed()
-        from cbm.concepts.llm.client import Endpoint
-
-        endpoint = Endpoint(expert, base_url, concurrency=concurrency)
+    endpoint = vision_endpoint(
+        expert, "--expert MODEL", base_url, concurrency, max_requests, max_cost_tokens, allow_http
+    )
     curves = question_curves(
         run,
         cache,

@@ -24,7 +24,7 @@ from cbm.metrics.intervention import told_together
 from cbm.trained import TrainedModel, load
 
 if TYPE_CHECKING:  # needs the extra 'llm'
-    from cbm.concepts.llm.client import Endpoint
+    from cbm.concepts.llm.endpoint import Endpoint
     from cbm.concepts.llm.vision import VisionExpert
 
 log = logging.getLogger("cbm")
@@ -53,7 +53,7 @@ def question_curves(
         noise: share of the answers that are wrong.
         answers: CSV file with a column ``picture`` and a column per concept (1, 0, empty), which answers instead of the
             truth.
-        expert: vision-language model that answers instead of the truth.
+        expert: vision-language model that answers instead of the truth, and its budget for all policies.
         propagate: whether concepts correlated with an answer are updated too (``cbm.editing.asking.propagation``).
         costs: cost of a question about a concept or group, by name; other questions cost 1.
         seed: random seed for the noise and for the ``random`` policy.
@@ -63,7 +63,7 @@ def question_curves(
 
     Raises:
         UserError: the run or a policy does not exist, the model has no concepts or no linear head, no concept has
-            labels, the file of answers does not fit, or the expert does not answer.
+            labels, the file of answers does not fit, or the expert does not answer or has used its budget.
     """
     for name in policies:
         if name not in POLICIES:

@@ -17,7 +17,7 @@ from cbm.metrics.pair_queue import TOP, Pair, PairQueue
 from cbm.trained import load
 
 if TYPE_CHECKING:  # needs the extra 'llm'
-    from cbm.concepts.llm.client import Endpoint
+    from cbm.concepts.llm.endpoint import Endpoint
 
 log = logging.getLogger("cbm")
 
@@ -162,15 +162,14 @@ def open_picture(image: Path) -> None:
         log.warning("no program opens '%s' here", image)
 
 
-def ask_model(queue: PairQueue, endpoint: "Endpoint", cache: Path, pairs: int, max_requests: int | None = None) -> None:
+def ask_model(queue: PairQueue, endpoint: "Endpoint", cache: Path, pairs: int) -> None:
     """Ask a vision-language model the same questions.
 
     Args:
         queue: the questions.
-        endpoint: the server and the model.
+        endpoint: the server, the model and the budget.
         cache: folder of the cache; answers are kept there too, and never paid twice.
         pairs: answers (yes or no) about this split after which nothing more is asked.
-        max_requests: largest number of requests to the server in this call; no limit by default.
 
     Raises:
         UserError: the server does not answer; the answers before that are kept.
@@ -178,11 +177,11 @@ def ask_model(queue: PairQueue, endpoint: "Endpoint", cache: Path, pairs: int, m
     from cbm.concepts.llm.vision import VisionExpert
 
     expert = VisionExpert(endpoint, queue.places.images, queue.texts, cache)
-    tally = expert.asker.tally
+    budget, tally = expert.asker.budget, expert.asker.tally
     while (todo := pairs - queue.precision.count) > 0:
-        left = todo if max_requests is None else max_requests - tally.asked - tally.retried
-        if left <= 0:
-            log.warning("stopped at --max-requests %d: run the same command again to go on", max_requests)
+        left = todo if budget.requests_left is None else budget.requests_left
+        if left <= 0 or tally.stopped is not None:
+            log.warning("stopped at %s: run the same command again to go on", budget.spoken)
             break
         batch: list[Pair] = []
         while len(batch) < min(todo, left, endpoint.concurrency) and (pair := queue.next(batch)) is not None:
@@ -191,5 +190,6 @@ def ask_model(queue: PairQueue, endpoint: "Endpoint", cache: Path, pairs: int, m
             log.warning("no image is left to ask about: %d answers", queue.precision.count)
             break
         found = expert.ask([(pair.row, pair.concept) for pair in batch])
-        queue.answer_all((pair, None if said != said else said == 1) for pair, said in zip(batch, found))
+        answered = [(pair, said) for pair, said in zip(batch, found) if said is not None]
+        queue.answer_all((pair, None if said != said else said == 1) for pair, said in answered)
     log.info(expert.summary())

@@ -36,7 +36,7 @@ from cbm.trained import TrainedModel, load
 from cbm.trained.names import change_names, unit_states
 
 if TYPE_CHECKING:  # needs the extra 'llm'
-    from cbm.concepts.llm.client import Endpoint
+    from cbm.concepts.llm.endpoint import Endpoint
 
 log = logging.getLogger("cbm")
 
@@ -74,17 +74,15 @@ def propose_names(
     *,
     units: int = 20,
     only: str | None = None,
-    max_requests: int | None = None,
 ) -> list[Proposal]:
     """Have a model propose names for units, test them, and give those that pass to the units.
 
     Args:
         run: the run directory.
         cache: folder of the cache and the feature store.
-        endpoint: the server and the model.
+        endpoint: the server, the model and the budget.
         units: number of unnamed units to ask about, those of most weight first.
         only: name of the one unit to ask about, named or not.
-        max_requests: largest number of new questions to the server; no limit by default.
 
     Raises:
         UserError: no such run or unit, concepts that were written down, nothing that reads text, no pictures, or a
@@ -113,7 +111,7 @@ def propose_names(
     fires = [firing(bottleneck, data.splits[name].x, k) for name in ("train", "val")]
     namer = UnitNamer(endpoint, dataset.splits["train"].images, cache)
     shown = {column: pictures_of(column, *fires[0]) for column in wanted}
-    said = namer.propose({column: rows for column, rows in shown.items() if rows[0]}, max_requests)
+    said = namer.propose({column: rows for column, rows in shown.items() if rows[0]})
     log.info("%s proposed names for %d units (%d answers are new)", endpoint.model, len(said), namer.asker.tally.asked)
     pairs = [(column, text) for column, texts in said.items() for text in dict.fromkeys(map(one_form, texts)) if text]
     tested = space.test(pairs, bank.directions(), fires[0], fires[1][0])

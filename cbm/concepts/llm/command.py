@@ -1,13 +1,13 @@
 """``python -m cbm concepts llm``: what it prints."""
 
-import logging
 from collections import Counter
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from cbm.concepts.llm.client import AnswerCache, Endpoint
+from cbm.concepts.llm.cache import AnswerCache
+from cbm.concepts.llm.endpoint import Endpoint
 from cbm.concepts.llm.generate import Generated, Settings, generate, plan, preview
 from cbm.concepts.llm.prompts import load_families
 from cbm.errors import UserError
@@ -115,8 +115,3 @@ def _summary(
 
 def _say(text: str) -> None:
     print(text, flush=True)
-
-
-logging.getLogger("openai").setLevel("CRITICAL")
-for _name in ("httpx", "httpx2", "httpcore", "httpcore2"):
-    logging.getLogger(_name).setLevel("CRITICAL")

@@ -14,8 +14,11 @@ from typing import Any
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.concepts.hygiene import clean_class_names, drop_class_names, drop_unfit
 from cbm.concepts.llm.answers import MARKUP, looks_like_sentence, split_by_rules
-from cbm.concepts.llm.client import Answer, AnswerCache, Asker, Endpoint, Request, Tally
+from cbm.concepts.llm.cache import AnswerCache
+from cbm.concepts.llm.client import Asker, Tally
+from cbm.concepts.llm.endpoint import Endpoint
 from cbm.concepts.llm.prompts import Family, fill
+from cbm.concepts.llm.question import Answer, Request
 from cbm.concepts.llm.review import Row, write_review
 from cbm.concepts.readers import merge_duplicates, normalise_text
 from cbm.errors import UserError
@@ -122,14 +125,14 @@ def generate(
         advance: called once per request done.
 
     Raises:
-        UserError: ``out`` is there, some requests failed for good, or no concept is left.
+        UserError: ``out`` is there, some requests failed for good, the budget is used, or no concept is left.
     """
     if out.exists():
         raise UserError(f"'{out}' is there already: remove it or choose another --out")
     asked = plan(classes, families, endpoint.model, settings)
     asker = Asker(endpoint, cache, advance)
     answers = asker.ask(entry.request for entry in asked)
-    _check_failures(asker.tally, len({entry.request.hash for entry in asked}), cache, settings.skip_failed)
+    _check_failures(asker, len({entry.request.hash for entry in asked}), settings.skip_failed)
     phrases = [
         Phrase(item.text, item.group, entry, [entry.request.hash])
         for entry in asked
@@ -146,14 +149,17 @@ def generate(
         log.warning("concepts: the model gave none for %d of %d classes: %s", len(bare), len(classes), shown)
     statuses = dict(Counter(answer.status for answer in answers.values()))
     generated = Generated(bank, asker.tally, bare, statuses)
-    _write(out, generated, rows, _record(classes, families, endpoint, settings, generated, answers, asked))
+    _write(out, generated, rows, _record(classes, families, asker, settings, generated, answers, asked))
     return generated
 
 
-def _check_failures(tally: Tally, requests: int, cache: AnswerCache, skip: bool) -> None:
+def _check_failures(asker: Asker, requests: int, skip: bool) -> None:
     """One line if requests failed; none, but a warning, if that is to be ignored and any succeeded."""
+    tally = asker.tally
     if not tally.failures and not tally.not_asked:
         return
+    if tally.stopped is not None:
+        raise UserError(asker.budget.used(tally.asked + tally.cached, requests, tally.stopped))
     first = next(iter(tally.failures.values()), "")
     stopped = f", {tally.not_asked} were not sent any more" if tally.not_asked else ""
     if skip and not tally.not_asked and len(tally.failures) < requests:
@@ -161,7 +167,7 @@ def _check_failures(tally: Tally, requests: int, cache: AnswerCache, skip: bool)
         return
     raise UserError(
         f"{len(tally.failures)} of {requests} requests failed{stopped}; first: {first}. "
-        f"The {tally.asked + tally.cached} answers so far are kept in '{cache.folder}': run the same "
+        f"The {tally.asked + tally.cached} answers so far are kept in '{asker.cache.folder}': run the same "
         "command again, it asks only for the rest"
     )
 
@@ -178,8 +184,11 @@ def _take_apart(
     for batch in batches:
         listed = "\n".join(f"{number}: {sentence}" for number, sentence in enumerate(batch, start=1))
         requests.append(Request(model, SPLIT_SYSTEM, listed, "split", settings.temperature, settings.max_tokens))
-    failed_before = dict(asker.tally.failures)
+    failed_before, before = dict(asker.tally.failures), asker.tally.asked + asker.tally.cached
     answers = asker.ask(requests)
+    if asker.tally.stopped is not None:
+        questions = before + len({request.hash for request in requests})
+        raise UserError(asker.budget.used(before + len(answers), questions, asker.tally.stopped))
     asker.tally.failures, asker.tally.not_asked = failed_before, 0
     parts: dict[str, tuple[list[str], str | None]] = {}
     for batch, request in zip(batches, requests):
@@ -254,17 +263,21 @@ def _with_origin(concept: Concept, phrases: list[Phrase], answers: dict[str, Ans
 
 
 def _record(
-    classes: list[str], families: list[Family], endpoint: Endpoint, settings: Settings, generated: Generated,
+    classes: list[str], families: list[Family], asker: Asker, settings: Settings, generated: Generated,
     answers: dict[str, Answer], asked: list[Asked],
 ) -> dict[str, Any]:  # fmt: skip
-    """What somebody needs to know to judge or repeat the generation. No key, no credentials."""
-    tally = generated.tally
+    """What somebody needs to know to judge or repeat the generation. No key, no credentials.
+
+    ``endpoint`` is who was asked in this run, None if nobody was; ``answered_at`` are the servers of all answers.
+    """
+    tally, endpoint = generated.tally, asker.endpoint
     versions = {name: importlib.metadata.version(name) for name in ("openai", "pydantic", "tenacity")}
     refused = sorted({e.class_name for e in asked if (a := answers.get(e.request.hash)) and a.status == "refused"})
     return {
         "model": endpoint.model,
         "answered_by": sorted({answer.model for answer in answers.values()}),
-        "endpoint": endpoint.host,
+        "answered_at": sorted({answer.host for answer in answers.values()}),
+        "endpoint": endpoint.host if asker.budget.sent else None,
         "dates": [min(a.date for a in answers.values()), max(a.date for a in answers.values())],
         "parameters": {
             "superclass": settings.superclass,
@@ -285,6 +298,7 @@ def _record(
             "asked": tally.asked,
             "cached": tally.cached,
             "retried": tally.retried,
+            "sent": asker.budget.sent,
             "failed": len(tally.failures),
             "answers": generated.statuses,
             "concepts": len(generated.bank),

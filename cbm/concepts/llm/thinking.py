@@ -103,7 +103,7 @@ def _outside_marks(text: str) -> str:
     return "".join(kept) if inside else "".join([*kept, text[place:]])
 
 
-def _last_json(text: str) -> str:
+def _last_json(text: str, longest: int = 5000) -> str:
     """JSON that ends the text, or nothing."""
-    found = re.search(r"(?s)(?:```\w*\s*)?([{\[](?:(?!\n\s*\n).)*[}\]])\s*(?:```)?\s*\Z", text)
+    found = re.search(r"(?s)(?:```\w*\s*)?([{\[](?:(?!\n\s*\n).)*[}\]])\s*(?:```)?\s*\Z", text[-longest:])
     return found[1] if found else ""

@@ -10,7 +10,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from cbm.concepts.llm.client import AnswerCache, Asker, Endpoint, Request
+from cbm.concepts.llm.cache import AnswerCache
+from cbm.concepts.llm.client import Asker
+from cbm.concepts.llm.endpoint import Endpoint
+from cbm.concepts.llm.question import Request
 from cbm.data.images import Images, store_keys
 from cbm.errors import UserError
 
@@ -48,33 +51,26 @@ class UnitNamer:
         self._sheets: dict[str, tuple[Sequence[int], Sequence[int]]] = {}
         self.asker = Asker(endpoint, AnswerCache(cache / "vision"), load=self._load)
 
-    def propose(
-        self, units: Mapping[int, tuple[Sequence[int], Sequence[int]]], max_requests: int | None = None
-    ) -> dict[int, list[str]]:
-        """Names that the model proposes, the best first; nothing for units that it has no answer for.
+    def propose(self, units: Mapping[int, tuple[Sequence[int], Sequence[int]]]) -> dict[int, list[str]]:
+        """Names that the model proposes, the best first; nothing for units that it has no answer for, or that the
+        budget was used before.
 
         Args:
             units: rows of the pictures on which a unit fires most, and of some on which it does not, by its column.
-            max_requests: largest number of new questions; no limit by default.
 
         Raises:
             UserError: the server does not answer, whatever is tried; the answers before that are kept.
         """
         requests = {column: self._request(*rows) for column, rows in units.items()}
-        known = {column: self.asker.cache.get(request) is not None for column, request in requests.items()}
-        if max_requests is not None:
-            new = [column for column in requests if not known[column]]
-            for column in new[max_requests:]:
-                del requests[column]
-            if new[max_requests:]:
-                log.warning("stopped at --max-requests %d, %d of %d units are left: run the same command again to go "
-                            "on", max_requests, len(new) - max_requests, len(units))  # fmt: skip
         tally = self.asker.tally
         again = "what was answered is kept, run the same command again to go on"
         try:
             answers = self.asker.ask(requests.values())
         except UserError as error:
             raise UserError(f"{error}; {again}") from error
+        if tally.stopped is not None:
+            log.warning("stopped at %s, %d of %d units are left: run the same command again to go on",
+                        self.asker.budget.spoken, tally.not_asked, len(units))  # fmt: skip
         if tally.failures and not answers:
             raise UserError(f"{self.endpoint.host} does not answer about images "
                             f"({next(iter(tally.failures.values()))}); {again}")  # fmt: skip

@@ -17,7 +17,10 @@ import torch
 from torch import Tensor
 
 from cbm.concepts.llm.answers import first_word
-from cbm.concepts.llm.client import AnswerCache, Asker, Endpoint, Request
+from cbm.concepts.llm.cache import AnswerCache
+from cbm.concepts.llm.client import Asker
+from cbm.concepts.llm.endpoint import Endpoint
+from cbm.concepts.llm.question import Request
 from cbm.data.images import Images, store_keys
 from cbm.errors import UserError
 
@@ -59,19 +62,24 @@ class VisionExpert:
         """Ask about the concepts ``[N, K]`` that are True; the other answers are NaN.
 
         Raises:
-            UserError: the server does not answer, whatever is tried.
+            UserError: the server does not answer, whatever is tried, or the budget is used before all is answered.
         """
         pairs = [(n, self.concepts[k]) for n, k in asked.nonzero().tolist()]
         found = torch.full(asked.shape, math.nan)
-        found[asked] = torch.tensor(self.ask(pairs))
+        answers = self.ask(pairs)
+        if None in answers:
+            questions = self._kept() + self.asker.tally.not_asked
+            raise UserError(self.asker.budget.used(self._kept(), questions, self.asker.tally.stopped or ""))
+        found[asked] = torch.tensor(answers)
         if self.truth is not None:
             judged = ~found.isnan() & ~self.truth.isnan()
             self.judged += int(judged.sum())
             self.right += int((found[judged] == self.truth[judged]).sum())
         return found
 
-    def ask(self, questions: Sequence[tuple[int, str]]) -> list[float]:
-        """Ask about pairs of an image's row and a concept; returns the answers: 1, 0, NaN.
+    def ask(self, questions: Sequence[tuple[int, str]]) -> list[float | None]:
+        """Ask about pairs of an image's row and a concept; returns the answers: 1, 0, NaN, or None where the budget was
+        used before the question was asked.
 
         Raises:
             UserError: the server does not answer, whatever is tried.
@@ -93,7 +101,7 @@ class VisionExpert:
                 f"{self.endpoint.host} does not answer about images ({next(iter(tally.failures.values()))}); "
                 f"{self._kept()} answers are kept, run the same command again to go on"
             )
-        return [self.known.get(pair, math.nan) for pair in pairs]
+        return [self.known.get(pair) for pair in pairs]
 
     def summary(self) -> str:
         """One line: what was asked, and how often the answer was right."""
@@ -130,6 +138,6 @@ def _former_answers(folder: Path, model: str) -> dict[tuple[str, str], float]:
         try:
             entry = json.loads(line)
             known[entry["picture"], entry["concept"]] = WORDS.get(first_word(entry["answer"]), math.nan)
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             continue  # the last line of an interrupted run
     return known

@@ -1,5 +1,6 @@
 """A vision-language model asked about images: the same client, cache and failures as for phrases."""
 
+import hashlib
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from llm_server import completion, send
 
 from cbm.concepts.llm.answers import first_word
 from cbm.concepts.llm.client import Endpoint, Request
-from cbm.concepts.llm.vision import VisionExpert
+from cbm.concepts.llm.vision import PROMPT, VisionExpert
 from cbm.data.images import ImageArray
 from cbm.errors import UserError
 
@@ -141,3 +142,23 @@ def test_a_server_that_gives_up_is_one_line_and_the_same_command_goes_on(server,
     server.always = says
     torch.testing.assert_close(expert()(asked)[:, 0], torch.ones(4))
     assert len(server.bodies) == done + 3  # the one that is kept is not asked again
+
+
+def test_a_budget_ends_an_expert_s_questions_and_the_same_command_goes_on(server, expert):
+    server.always = says
+    asked = torch.tensor([[True, False]] * 4)
+    line = "the budget of 3 requests is used: 3 of 4 questions are answered and kept; run the same command again"
+    with pytest.raises(UserError, match=line):
+        expert(max_requests=3)(asked)
+    assert len(server.bodies) == 3
+    assert expert(max_requests=1).ask([(row, "wing") for row in range(4)]) == [1.0] * 4
+    assert expert(max_requests=1).ask([(row, "beak") for row in range(2)])[1] is None
+    assert len(server.bodies) == 5
+
+
+def test_former_answers_that_are_damaged_are_left_out(server, expert, tmp_path: Path):
+    server.always = says
+    (tmp_path / "vision").mkdir()
+    name = hashlib.sha256(f"tiny|{PROMPT}".encode()).hexdigest()[:12]
+    (tmp_path / "vision" / f"{name}.jsonl").write_text("[" * 100_000 + '\n{"picture": [], "concept": 1, "answer": 1}\n')
+    assert expert().ask([(0, "wing")]) == [1.0]
