@@ -6,6 +6,7 @@ from cbm.app.explorer import Explorer
 from cbm.app.render import render
 from cbm.data.concept_answers import PEOPLES_TABLE
 from cbm.errors import UserError
+from cbm.files import cannot_write
 from cbm.layers import require_linear
 from cbm.metrics.pair_queue import Pair, PairQueue
 from cbm.report.thumbnails import data_uri
@@ -68,12 +69,16 @@ class Labelling:
         Raises:
             UserError: no such button, or the table cannot be written.
         """
-        if key == UNDO:
-            self.queue.undo()
-        elif key not in ANSWERS:
+        if key not in (UNDO, *ANSWERS):
             raise UserError(f"'{key}' stands for nothing here")
-        elif self.pair is not None and row == str(self.pair.row):
-            self.queue.answer(self.pair, ANSWERS[key])
+        self.explorer.check_place()
+        try:
+            if key == UNDO:
+                self.queue.undo()
+            elif self.pair is not None and row == str(self.pair.row):
+                self.queue.answer(self.pair, ANSWERS[key])
+        except OSError as error:
+            raise cannot_write(self.queue.table, error) from error
 
     def view(self) -> str:
         """The next question and what the answers say so far, as HTML; or why there is none."""
