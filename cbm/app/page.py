@@ -105,14 +105,9 @@ def choice(value: str = "", **settings: Any) -> gr.HTML:
     return gr.HTML(value, js_on_load=CHOOSE, **settings)
 
 
-class Drop(gr.File):
-    """Where a picture is dropped. It is read from where it was put, and copied nowhere else."""
-
-    is_template = True  # looks like a gr.File
-
-    async def async_move_resource_to_block_cache(self, url_or_file_path: Any) -> str | None:
-        """Leave a file where it is."""
-        return None if url_or_file_path is None else str(url_or_file_path)
+async def left_there(url_or_file_path: Any) -> str | None:
+    """Where a dropped picture is read from: where it was put. Gradio would copy it to a place of its own."""
+    return None if url_or_file_path is None else str(url_or_file_path)
 
 
 class Page:
@@ -189,7 +184,8 @@ class Page:
     def _picture_tab(self) -> None:
         with gr.Row():
             with gr.Column(scale=3, min_width=260):
-                self.drop = Drop(label="Drop a picture here", show_label=False, type="filepath", height=120)
+                self.drop = gr.File(label="Drop a picture here", show_label=False, type="filepath", height=120)
+                vars(self.drop)["async_move_resource_to_block_cache"] = left_there
                 with gr.Row():
                     self.of_class = gr.Dropdown([ANY_CLASS, *self.explorer.classes], value=ANY_CLASS, label="Class")
                     self.mistakes = gr.Checkbox(label="Mistakes only")
