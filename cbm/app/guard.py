@@ -8,6 +8,7 @@ closed. What is sent is bounded, and files that it names must be pictures that w
 
 import asyncio
 import json
+import logging
 import re
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
@@ -15,6 +16,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cbm.app.uploads import UploadRefusedError, Uploads
+
+log = logging.getLogger("cbm")
 
 NAMES = ("127.0.0.1", "localhost", "[::1]")
 """What this computer is called by itself."""
@@ -124,9 +127,26 @@ class Guard:
             headers = [(key, value) for key, value in scope["headers"] if key not in (b"content-length", b"expect")]
             headers = [(key, value) for key, value in headers if key != b"transfer-encoding"]
             headers.append((b"content-length", str(len(body)).encode()))
-            await self.app({**scope, "headers": headers}, replayed(body, receive), send)
+            await self._pass({**scope, "headers": headers}, replayed(body, receive), send)
         else:
-            await self.app(scope, receive, send)
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
+        """Let Gradio answer; what it does not expect is a line in the log."""
+        begun = False
+
+        async def sent(message: Any) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sent)
+        except Exception as error:
+            log.warning("the page: %s at %s", type(error).__name__, scope["path"])
+            log.debug("the page", exc_info=error)
+            if not begun:
+                raise RefusedError(500, "this cannot be answered") from error
 
     def _host(self, scope: Any) -> str:
         """The origin (``http://127.0.0.1:7860``) that a request is to: that of this very page."""
