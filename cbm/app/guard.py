@@ -147,6 +147,7 @@ class Guard:
             log.debug("the page", exc_info=error)
             if not begun:
                 raise RefusedError(500, "this cannot be answered") from error
+            await send({"type": "http.response.body", "body": b""})
 
     def _host(self, scope: Any) -> str:
         """The origin (``http://127.0.0.1:7860``) that a request is to: that of this very page."""
