@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from urllib.parse import urlsplit
 
-TABS = 50
+TABS, TURNS = 50, 13
 WANTED = ("gallery", "explanation")
 
 
@@ -89,7 +89,7 @@ def main() -> None:
     address = next(found[0] for line in server.stdout if (found := re.search(r"http://\S+", line)))
     try:
         print(f"opened: {memory(server.pid):.0f} MB")
-        for turn in range(1, 6):
+        for turn in range(1, TURNS + 1):
             begun = time.perf_counter()
             with ThreadPoolExecutor(TABS) as pool:
                 tabs = list(pool.map(lambda _: Tab(address), range(TABS)))

@@ -38,6 +38,7 @@ class Labelling:
     def __init__(self, explorer: Explorer):
         self.explorer = explorer
         self.pair: Pair | None = None
+        self.note = ""  # why the last answer was not kept
 
     @cached_property
     def queue(self) -> PairQueue:
@@ -72,13 +73,22 @@ class Labelling:
         if key not in (UNDO, *ANSWERS):
             raise UserError(f"'{key}' stands for nothing here")
         self.explorer.check_place()
+        self.note = ""
         try:
             if key == UNDO:
                 self.queue.undo()
             elif self.pair is not None and row == str(self.pair.row):
-                self.queue.answer(self.pair, ANSWERS[key])
+                self._answer(self.pair, ANSWERS[key])
         except OSError as error:
             raise cannot_write(self.queue.table, error) from error
+
+    def _answer(self, pair: Pair, shown: bool | None) -> None:
+        """Keep an answer, or say that somebody else was faster and said something else: a picture has one."""
+        self.queue.answer(pair, shown)
+        kept = next((each for each in self.queue.here if each.path == pair.path), None)
+        if kept is not None and (kept.concept, kept.shown) != (pair.concept, shown):
+            said = next(key for key, value in ANSWERS.items() if value == kept.shown)
+            self.note = f"'{pair.name}' was answered by somebody else meanwhile: '{kept.concept}', {said}; that is kept"
 
     def view(self) -> str:
         """The next question and what the answers say so far, as HTML; or why there is none."""

@@ -718,6 +718,8 @@ class Page:
         @answered
         def answer(tab: Session, event: gr.EventData) -> str:
             tab.labelling.press(sent_with(event, "key"), sent_with(event, "row"))
+            if tab.labelling.note:
+                gr.Warning(tab.labelling.note)
             return tab.labelling.view()
 
         self._on(self.truth_tab.select, ask, session, self.truth, show_progress="hidden")

@@ -257,8 +257,10 @@ def test_values_that_the_page_does_not_offer(address: str, capfd):
     for number in (float("nan"), float("inf"), -float("inf"), 1e308, 10**400, "1", None, True, [], {}):
         assert "number" in tab.refused(drag, [None, number, *here])
         assert "number" in tab.refused(reweight, [None, name, number])
-    for scope, told, why in (("x", here[1], ""), (None, here[1], ""), (["x"], here[1], ""), (here[0], "nobody", ""),
-                             (here[0], None, ""), (here[0], many, ""), (*here[:2], many), (*here[:2], {"a": 1})):  # fmt: skip
+    for scope, told, why in (
+        ("x", here[1], ""), (None, here[1], ""), (["x"], here[1], ""), (here[0], "nobody", ""), (here[0], None, ""),
+        (here[0], many, ""), (*here[:2], many), (*here[:2], {"a": 1}),
+    ):  # fmt: skip
         said = tab.refused(mask, [None, scope, told, why])
         assert "\n" not in said
         assert len(said) < 1000
