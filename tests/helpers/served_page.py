@@ -19,7 +19,7 @@ def serve(explorer: Explorer, **settings: Any) -> str:
     opened: queue.Queue[str] = queue.Queue()
     settings["opened"] = opened.put
     threading.Thread(target=launch, args=(explorer,), kwargs=settings, daemon=True).start()
-    return opened.get(timeout=1200)
+    return opened.get(timeout=300)
 
 
 def ask(address: str, path: str, method: str = "GET", body: bytes = b"", **headers: str) -> tuple[int, dict, bytes]:
