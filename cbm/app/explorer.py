@@ -3,6 +3,7 @@
 All tabs share it; none changes it, but for the names of units.
 """
 
+import threading
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -12,10 +13,11 @@ from PIL import Image
 from torch import Tensor
 
 from cbm.concepts import ConceptBank
-from cbm.concepts.units import units_of
+from cbm.concepts.units import find_unit, name_back, rename_unit, units_of
 from cbm.data import FeatureSplit
 from cbm.data.images import Images, NoImage
 from cbm.errors import UserError
+from cbm.files import cannot_write
 from cbm.files.pictures import open_picture
 from cbm.files.run_directory import read_metrics
 from cbm.layers import (
@@ -28,7 +30,7 @@ from cbm.layers import (
     require_concepts,
 )
 from cbm.trained import TrainedModel, load
-from cbm.trained.names import rename, undo_rename
+from cbm.trained.names import change_names
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class Explorer:
         data: the encoded split, and the validation split where there is one.
         images: N pictures of the split.
         logits: logits ``[N, C]`` without edits.
+        shared: whether others than the user of this computer can see it: then nothing is written into the run.
     """
 
     def __init__(
@@ -88,6 +91,10 @@ class Explorer:
         self.name, self.domain = name, pictures.name
         self.images: Images = pictures.splits[name].images
         self.logits = predict_logits(self.model.model, self.split.x)
+        self.shared = False
+        self._naming = threading.Lock()
+        self._places: dict[Path, tuple[int, int]] = {}
+        self.check_place()
 
     @property
     def split(self) -> FeatureSplit:
@@ -164,9 +171,44 @@ class Explorer:
         Raises:
             UserError: a name that is empty, very long, or another unit's, or nothing to take back.
         """
+        had: list[str] = []
+        with self._naming:  # the bank of the last one that wrote is kept
+            column, size = find_unit(self.bank, text), len(self.bank)
+
+            def change(bank: ConceptBank) -> ConceptBank:
+                if len(bank) != size:
+                    raise UserError(f"'{self.model.path}' has other units than when it was opened: open it again")
+                name = bank.texts[column]  # somebody else may have named it, or given its name to another
+                if new is None and name != self.bank.texts[column]:
+                    self.model.bank = bank  # what all tabs see from now on
+                    raise UserError(f"'{text}' was called '{name}' by somebody else meanwhile: that is not taken back")
+                changed = name_back(bank, name)[0] if new is None else rename_unit(bank, name, new)
+                had.extend((name, changed.texts[column]))
+                return changed
+
+            self.check_place()
+            try:
+                self.model.bank = change_names(self.model.path, change)
+            except OSError as error:
+                raise cannot_write(self.model.path, error) from error
+        return had[0], had[1]
+
+    def check_place(self) -> None:
+        """Check that the run may be written into, and is still what was opened.
+
+        Raises:
+            UserError: others can see it, or it was removed, or something else has its name.
+        """
         run = self.model.path
-        self.model.bank, was, now = undo_rename(run, text) if new is None else rename(run, text, new)
-        return was, now
+        if self.shared:
+            raise UserError("this page is shared: nothing is written into the run; open it without --share for that")
+        try:
+            state = run.stat()
+        except OSError as error:
+            raise UserError(f"the run directory '{run}' is not there any more ({error.strerror or error})") from error
+        place = (state.st_dev, state.st_ino)
+        if self._places.setdefault(run, place) != place:
+            raise UserError(f"'{run}' is not the run directory that was opened: something else has its name now")
 
     def picture(self, row: int) -> Picture:
         """A picture of the split.

@@ -6,6 +6,7 @@ from cbm.app.explorer import Explorer
 from cbm.app.render import render
 from cbm.data.concept_answers import PEOPLES_TABLE
 from cbm.errors import UserError
+from cbm.files import cannot_write
 from cbm.layers import require_linear
 from cbm.metrics.pair_queue import Pair, PairQueue
 from cbm.report.thumbnails import data_uri
@@ -37,6 +38,7 @@ class Labelling:
     def __init__(self, explorer: Explorer):
         self.explorer = explorer
         self.pair: Pair | None = None
+        self.note = ""  # why the last answer was not kept
 
     @cached_property
     def queue(self) -> PairQueue:
@@ -68,12 +70,25 @@ class Labelling:
         Raises:
             UserError: no such button, or the table cannot be written.
         """
-        if key == UNDO:
-            self.queue.undo()
-        elif key not in ANSWERS:
+        if key not in (UNDO, *ANSWERS):
             raise UserError(f"'{key}' stands for nothing here")
-        elif self.pair is not None and row == str(self.pair.row):
-            self.queue.answer(self.pair, ANSWERS[key])
+        self.explorer.check_place()
+        self.note = ""
+        try:
+            if key == UNDO:
+                self.queue.undo()
+            elif self.pair is not None and row == str(self.pair.row):
+                self._answer(self.pair, ANSWERS[key])
+        except OSError as error:
+            raise cannot_write(self.queue.table, error) from error
+
+    def _answer(self, pair: Pair, shown: bool | None) -> None:
+        """Keep an answer, or say that somebody else was faster and said something else: a picture has one."""
+        self.queue.answer(pair, shown)
+        kept = next((each for each in self.queue.here if each.path == pair.path), None)
+        if kept is not None and (kept.concept, kept.shown) != (pair.concept, shown):
+            said = next(key for key, value in ANSWERS.items() if value == kept.shown)
+            self.note = f"'{pair.name}' was answered by somebody else meanwhile: '{kept.concept}', {said}; that is kept"
 
     def view(self) -> str:
         """The next question and what the answers say so far, as HTML; or why there is none."""

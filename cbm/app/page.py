@@ -1,33 +1,52 @@
 """The page: Gradio components over ``Session``. Nothing is computed here, and nothing else knows of Gradio."""
 
 import functools
+import html
+import inspect
+import logging
 import os
-from collections.abc import Callable
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
+os.environ["GRADIO_RUN_HISTORY"] = (
+    "False"  # inputs would be kept in the browser, with a button that sends them to a hub
+)
 
 import gradio as gr
-from starlette.middleware import Middleware
 
 from cbm.app.adapt import suggest
 from cbm.app.classes import describe_class
 from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts
 from cbm.app.decision import decide, reach, search_bars
 from cbm.app.effect import effect_on_split
-from cbm.app.explorer import Explorer
+from cbm.app.explorer import Explorer, Picture
 from cbm.app.gallery import find_pictures
+from cbm.app.guard import guarding
+from cbm.app.inputs import LONGEST, LONGEST_WHY, key_of, number, one_of, sent_with, switch, text, whole
 from cbm.app.label import KEYS
 from cbm.app.render import TEMPLATES, render
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
+from cbm.app.uploads import EACH, Uploads, own_uploads
 from cbm.concepts.units import units_of
 from cbm.errors import UserError
 from cbm.files.shipped import script_command
 from cbm.report.thumbnails import data_uri
 
+log = logging.getLogger("cbm")
+
 ANY_CLASS, ANY_FLIP = "any class", "any other class"
 LISTED = 40  # concepts of a list
 AUTOMATIC = "automatic"
+METHODS = ("covering", "positions")
+GUARDS = ("lenient", "default", "strict")
+MOST_SHOTS = 10_000
+TABS = 200
+"""Tabs that are remembered, those that were used last."""
 CHOOSE = """
 let last = null;
 element.addEventListener('click', (event) => {
@@ -46,16 +65,40 @@ watch('value', () => {
 
 
 def answered(handler: Callable) -> Callable:
-    """Mistakes of the reader become a message in the page."""
+    """Whatever goes wrong becomes a message in the page, one line long; a tab does one thing at a time.
+
+    A handler whose first parameter is called ``tab`` is not called for a tab that was forgotten.
+    """
+    of_tab = next(iter(inspect.signature(handler).parameters), "") == "tab"
 
     @functools.wraps(handler)
     def answer(*arguments: Any) -> Any:
         try:
-            return handler(*arguments)
+            if not of_tab:
+                return handler(*arguments)
+            tab = arguments[0]
+            if not isinstance(tab, Session):
+                raise UserError("this tab was forgotten, edits that were not saved too: reload the page")
+            with tab.lock:
+                return handler(*arguments)
+        except gr.Error:
+            raise
         except UserError as error:
-            raise gr.Error(str(error), duration=10, title="Not done", print_exception=False) from error
+            raise not_done(str(error)) from error
+        except OSError as error:
+            raise not_done(f"'{error.filename}': {error.strerror}" if error.filename else str(error)) from error
+        except Exception as error:
+            place = traceback.extract_tb(error.__traceback__)[-1]
+            log.warning("the page: %s in %s, line %s", type(error).__name__, place.name, place.lineno)
+            log.debug("the page", exc_info=error)
+            raise not_done(f"something unexpected happened ({type(error).__name__}); the tab goes on") from error
 
     return answer
+
+
+def not_done(line: str) -> gr.Error:
+    """The message that says why something was not done; names in it are text, and no HTML."""
+    return gr.Error(html.escape(line, quote=False), duration=10, title="Not done", print_exception=False)
 
 
 def choice(value: str = "", **settings: Any) -> gr.HTML:
@@ -63,19 +106,9 @@ def choice(value: str = "", **settings: Any) -> gr.HTML:
     return gr.HTML(value, js_on_load=CHOOSE, **settings)
 
 
-def number_of(event: gr.EventData) -> int:
-    """The key of a button that stands for a picture or a concept."""
-    key = str(event.key)
-    if not key.isdecimal():
-        raise UserError(f"'{key}' stands for nothing here")
-    return int(key)
-
-
-def given(value: float | None) -> float:
-    """A number that was not left empty."""
-    if value is None:
-        raise UserError("a number is needed here")
-    return float(value)
+async def left_there(url_or_file_path: Any) -> str | None:
+    """Where a dropped picture is read from: where it was put. Gradio would copy it to a place of its own."""
+    return None if url_or_file_path is None else str(url_or_file_path)
 
 
 class Page:
@@ -83,17 +116,19 @@ class Page:
 
     Args:
         explorer: what all tabs look at.
+        uploads: where dropped pictures are, until they are decoded; by default those of this process.
 
     Attributes:
         blocks: the Gradio application.
     """
 
-    def __init__(self, explorer: Explorer):
+    def __init__(self, explorer: Explorer, uploads: Uploads | None = None):
         self.explorer = explorer
+        self.uploads = own_uploads() if uploads is None else uploads
         self.editable = explorer.has_concepts
         self.linear = explorer.bottleneck is not None
         with gr.Blocks(
-            title=f"cbm: {explorer.model.path.name}", analytics_enabled=False, fill_width=True, delete_cache=(600, 3600)
+            title=f"cbm: {explorer.model.path.name}", analytics_enabled=False, fill_width=True
         ) as self.blocks:
             self.session = gr.State(None)
             gr.HTML(self._header())
@@ -142,13 +177,16 @@ class Page:
         with gr.Row(elem_classes="toolbar"):
             self.undo = gr.Button("Undo", size="sm", min_width=80)
             self.redo = gr.Button("Redo", size="sm", min_width=80)
-            self.save = gr.Button("Save edits", size="sm", variant="primary", min_width=80)
+            self.save = gr.Button(
+                "Save edits", size="sm", variant="primary", min_width=80, visible=not self.explorer.shared
+            )
             self.saved_at = gr.HTML(elem_classes="saved-at")
 
     def _picture_tab(self) -> None:
         with gr.Row():
             with gr.Column(scale=3, min_width=260):
                 self.drop = gr.File(label="Drop a picture here", show_label=False, type="filepath", height=120)
+                vars(self.drop)["async_move_resource_to_block_cache"] = left_there
                 with gr.Row():
                     self.of_class = gr.Dropdown([ANY_CLASS, *self.explorer.classes], value=ANY_CLASS, label="Class")
                     self.mistakes = gr.Checkbox(label="Mistakes only")
@@ -162,15 +200,19 @@ class Page:
                 self.verdict = choice(elem_id="verdict")
                 if self.editable:
                     with gr.Row():
-                        methods = [AUTOMATIC, "covering", "positions"] if self.linear else ["covering"]
-                        self.where_how = gr.Dropdown(methods, value=methods[0], label="Heat map by", min_width=120)
+                        self.methods = [AUTOMATIC, *METHODS] if self.linear else [METHODS[0]]
+                        self.where_how = gr.Dropdown(
+                            self.methods, value=self.methods[0], label="Heat map by", min_width=120
+                        )
                         self.where = gr.Button("Where is the concept seen?", size="sm", min_width=120)
             with gr.Column(scale=4, min_width=340):
                 if self.editable:
                     self._editor_panel()
                 self.explanation = choice(elem_id="explanation")
                 if self.editable:
-                    self.search = gr.Textbox(label="Find a concept", placeholder="any words of it", elem_id="search")
+                    self.search = gr.Textbox(
+                        label="Find a concept", placeholder="any words of it", elem_id="search", max_length=LONGEST
+                    )
                     self.found = choice(elem_id="found")
 
     def _editor_panel(self) -> None:
@@ -188,7 +230,13 @@ class Page:
                     min_width=160,
                     visible=self.linear,
                 )
-        self.because = gr.Textbox(label="Why", container=False, placeholder="why (kept with the edit)", max_lines=1)
+        self.because = gr.Textbox(
+            label="Why",
+            container=False,
+            placeholder="why (kept with the edit)",
+            max_lines=1,
+            max_length=LONGEST_WHY,
+        )
         with gr.Row():
             self.present = gr.Button("Present", size="sm", min_width=56)
             self.absent = gr.Button("Absent", size="sm", min_width=56)
@@ -228,13 +276,15 @@ class Page:
     def _concepts_tab(self) -> None:
         with gr.Row():
             with gr.Column(scale=2, min_width=260):
-                self.concept_words = gr.Textbox(label="Find a concept", placeholder="any words of it")
+                self.concept_words = gr.Textbox(
+                    label="Find a concept", placeholder="any words of it", max_length=LONGEST
+                )
                 self.concept_kind = gr.Radio(
                     [ALL, NAMED, UNNAMED], value=ALL, label="Units", visible=self.explorer.units, elem_id="kind"
                 )
                 self.concept_list = choice(elem_id="concept-list")
             with gr.Column(scale=4, min_width=340):
-                with gr.Row(visible=self.explorer.units):
+                with gr.Row(visible=self.explorer.units and not self.explorer.shared):
                     self.new_name = gr.Textbox(
                         show_label=False,
                         placeholder="another name for the chosen unit",
@@ -255,13 +305,24 @@ class Page:
                 label="2. A folder of them, a folder per class",
                 placeholder="empty: drawn from the split; the rest is tested",
                 scale=2,
+                visible=not self.explorer.shared,
             )
-            self.guard = gr.Dropdown(["lenient", "default", "strict"], value="default", label="3. How careful")
+            self.guard = gr.Dropdown(list(GUARDS), value="default", label="3. How careful")
         self.suggest = gr.Button("4. Propose edits", variant="primary")
         self.suggestion = gr.HTML(elem_id="suggestion")
         self.take = gr.Button("5. Apply them", visible=False)
 
     # -------------------------------------------------------------------------------------------------- what is shown
+
+    def _dropped(self, file: Any) -> Picture:
+        """A picture that was dropped; its file is removed."""
+        try:
+            with self.uploads.reading(
+                text(file.get("path") if isinstance(file, dict) else "", "picture", 4096)
+            ) as path:
+                return self.explorer.read(path)
+        except FileNotFoundError as error:
+            raise UserError("this file was not dropped here, or it was read before: drop it again") from error
 
     def _picture(self, session: Session) -> dict:
         """Everything about the picture that is looked at, and the edits."""
@@ -331,6 +392,15 @@ class Page:
 
     # --------------------------------------------------------------------------------------------------- connections
 
+    def _on(self, listener: Callable, handler: Callable, inputs: Any, outputs: Any, **settings: Any) -> None:
+        """Connect an event. It is no part of an API, and what the browser sends is checked by the handler alone."""
+        listener(handler, inputs, outputs, api_visibility="private", preprocess=False, **settings)
+
+    def _listed(self, session: Session, of: Any, mistakes: Any, page: int) -> dict:
+        """The gallery that a browser asks for."""
+        one_of(of, [ANY_CLASS, *self.explorer.classes], "Class")
+        return self._gallery(session, of, switch(mistakes, "Mistakes only"), page)
+
     def _connect(self) -> None:
         session = self.session
         panel = [self.held, self.value, self.proposed, self.accept] if self.editable else []
@@ -339,15 +409,15 @@ class Page:
         chooser = [self.of_class, self.mistakes, self.number]
 
         @answered
-        def begin(of: str, mistakes: bool, number: int) -> dict:
+        def begin(of: Any, mistakes: Any, page: int) -> dict:
             fresh = Session(self.explorer)
             listed = {self.concept_list: self._concept_list(fresh, "")} if self.editable else {}
-            gallery, looked = self._gallery(fresh, of, mistakes, number), self._picture(fresh)
+            gallery, looked = self._listed(fresh, of, mistakes, page), self._picture(fresh)
             return {session: fresh} | gallery | looked | self._class(fresh, self.explorer.classes[0]) | listed
 
         classes = [self.class_page, self.class_concepts] + ([self.weight] if self.linear else [])
         start = [session, self.gallery, self.number, *seen, *classes]
-        self.blocks.load(begin, chooser, start + ([self.concept_list] if self.editable else []))
+        self._on(self.blocks.load, begin, chooser, start + ([self.concept_list] if self.editable else []))
         self._connect_pictures(seen, chooser)
         self._connect_classes(classes, seen)
         if self.editable:
@@ -361,76 +431,79 @@ class Page:
         session = self.session
 
         @answered
-        def choose(tab: Session, of: str, mistakes: bool, number: int, event: gr.EventData) -> dict:
-            tab.look_at(self.explorer.picture(number_of(event)))
-            return self._gallery(tab, of, mistakes, number) | self._picture(tab)
+        def choose(tab: Session, of: Any, mistakes: Any, page: int, event: gr.EventData) -> dict:
+            tab.look_at(self.explorer.picture(key_of(event)))
+            return self._listed(tab, of, mistakes, page) | self._picture(tab)
 
         def turn(step: int | None) -> Callable:
             @answered
-            def turned(tab: Session, of: str, mistakes: bool, number: int) -> dict:
-                return self._gallery(tab, of, mistakes, 0 if step is None else number + step)
+            def turned(tab: Session, of: Any, mistakes: Any, page: int) -> dict:
+                return self._listed(tab, of, mistakes, 0 if step is None else page + step)
 
             return turned
 
         @answered
-        def drop(tab: Session, file: str | None) -> dict:
+        def drop(tab: Session, file: Any) -> dict:
             if file is not None:
-                tab.look_at(self.explorer.read(file))
-            return self._picture(tab)
+                tab.look_at(self._dropped(file))
+            return self._picture(tab) | {self.drop: None}
 
         @answered
         def explain(tab: Session, event: gr.EventData) -> dict:
-            tab.why = str(event.key)
+            tab.explain(sent_with(event, "key"))
             return self._picture(tab)
 
         here = [session, *chooser]
-        self.gallery.select(choose, here, [self.gallery, self.number, *seen], show_progress="hidden")
+        self._on(self.gallery.select, choose, here, [self.gallery, self.number, *seen], show_progress="hidden")
         for button, step in ((self.previous, -1), (self.next, 1)):
-            button.click(turn(step), here, [self.gallery, self.number], show_progress="hidden")
+            self._on(button.click, turn(step), here, [self.gallery, self.number], show_progress="hidden")
         for control in (self.of_class, self.mistakes):
-            control.input(turn(None), here, [self.gallery, self.number], show_progress="hidden")
+            self._on(control.input, turn(None), here, [self.gallery, self.number], show_progress="hidden")
 
         @answered
-        def go(tab: Session, of: str, mistakes: bool, number: int, event: gr.EventData) -> dict:
-            return choose(tab, of, mistakes, number, event) | {self.tabs: gr.Tabs(selected="picture")}
+        def go(tab: Session, of: Any, mistakes: Any, page: int, event: gr.EventData) -> dict:
+            return choose(tab, of, mistakes, page, event) | {self.tabs: gr.Tabs(selected="picture")}
 
         for view in [self.class_page, *((self.effect, self.concept_page) if self.editable else ())]:
-            view.select(go, here, [self.gallery, self.number, *seen, self.tabs], show_progress="hidden")
-        self.drop.upload(drop, [session, self.drop], seen)
-        self.verdict.select(explain, session, seen, show_progress="hidden")
+            self._on(view.select, go, here, [self.gallery, self.number, *seen, self.tabs], show_progress="hidden")
+        self._on(self.drop.upload, drop, [session, self.drop], [*seen, self.drop])
+        self._on(self.verdict.select, explain, session, seen, show_progress="hidden")
 
     def _connect_editor(self, seen: list, panel: list, edits: list) -> None:
         session, place = self.session, [self.session, self.scope, self.told, self.because]
+        flips = [ANY_FLIP, *self.explorer.classes]
 
         @answered
         def hold(tab: Session, event: gr.EventData) -> dict:
-            tab.hold(number_of(event))
+            tab.hold(key_of(event))
             return self._picture(tab)
 
         @answered
-        def find(tab: Session, words: str) -> str:
+        def find(tab: Session, words: Any) -> str:
+            words = text(words, "Find a concept")
             bars = search_bars(tab, words)
             largest = max([abs(bar.after) for bar in bars] + [1e-12])
             return render("found", words=words, bars=bars, largest=largest, energies=not self.linear)
 
         @answered
-        def drag(tab: Session, value: float | None, scope: str, told: str, why: str) -> dict:
-            tab.edit("set", reach(tab).activation(given(value)), scope=scope, classes=told, why=why)
+        def drag(tab: Session, value: Any, scope: str, told: str, why: Any) -> dict:
+            given = reach(tab).activation(number(value, "Value"))
+            tab.edit("set", given, scope=scope, classes=told, why=text(why, "Why", LONGEST_WHY))
             shown = self._picture(tab)
             del shown[self.value]  # the hand is on it
             return shown
 
         def operation(op: str, value: str | None = None) -> Callable:
             @answered
-            def operate(tab: Session, scope: str, told: str, why: str) -> dict:
-                tab.edit(op, value, scope=scope, classes=told, why=why)
+            def operate(tab: Session, scope: str, told: str, why: Any) -> dict:
+                tab.edit(op, value, scope=scope, classes=told, why=text(why, "Why", LONGEST_WHY))
                 return self._picture(tab)
 
             return operate
 
         @answered
-        def remove_alike(tab: Session, scope: str, told: str, why: str) -> dict:
-            tab.remove_alike(scope=scope, classes=told, why=why)
+        def remove_alike(tab: Session, scope: str, told: str, why: Any) -> dict:
+            tab.remove_alike(scope=scope, classes=told, why=text(why, "Why", LONGEST_WHY))
             return self._picture(tab)
 
         def act(do: Callable[[Session], Any]) -> Callable:
@@ -451,26 +524,28 @@ class Page:
                     path=str(path),
                     run=str(tab.explorer.model.path),
                     left_out=left_out,
+                    note=tab.note,
                 ),
                 **self._edits(tab),
             }
 
         @answered
-        def add_saved(tab: Session, file: str | None) -> dict:
-            if file is None:
+        def add_saved(tab: Session, file: Any) -> dict:
+            if not (name := text(file, "Edits saved with the run")):
                 raise UserError("choose a file of edits first")
-            tab.read(file)
+            tab.read(name)
             return self._picture(tab)
 
         @answered
-        def correct(tab: Session, wanted: str) -> dict:
-            if wanted == ANY_FLIP:
+        def correct(tab: Session, wanted: Any) -> dict:
+            if one_of(wanted, flips, "It should be") == ANY_FLIP:
                 raise UserError("say which class it should be")
             tab.correct(wanted)
             return self._picture(tab)
 
         @answered
-        def flip(tab: Session, wanted: str) -> dict:
+        def flip(tab: Session, wanted: Any) -> dict:
+            one_of(wanted, flips, "It should be")
             tab.smallest_flip(None if wanted == ANY_FLIP else wanted)
             return self._panel(tab)
 
@@ -482,7 +557,8 @@ class Page:
             return self._panel(tab)
 
         @answered
-        def where(tab: Session, how: str) -> dict:
+        def where(tab: Session, how: Any) -> dict:
+            one_of(how, self.methods, "Heat map by")
             tab.look_for(None if how == AUTOMATIC else how)
             return self._picture(tab)
 
@@ -494,11 +570,16 @@ class Page:
 
         quick: dict[str, Any] = {"show_progress": "hidden"}
         for view in (self.explanation, self.found):
-            view.select(hold, session, seen, **quick)
-        self.search.input(find, [session, self.search], self.found, trigger_mode="always_last", **quick)
+            self._on(view.select, hold, session, seen, **quick)
+        self._on(self.search.input, find, [session, self.search], self.found, trigger_mode="always_last", **quick)
         still = [component for component in seen if component is not self.value]
-        self.value.input(
-            drag, [session, self.value, self.scope, self.told, self.because], still, trigger_mode="always_last", **quick
+        self._on(
+            self.value.input,
+            drag,
+            [session, self.value, self.scope, self.told, self.because],
+            still,
+            trigger_mode="always_last",
+            **quick,
         )
         for button, op, value in (
             (self.present, "set", "present"),
@@ -506,55 +587,57 @@ class Page:
             (self.mask, "mask", None),
             (self.remove, "remove", None),
         ):
-            button.click(operation(op, value), place, seen, **quick)
-        self.remove_alike.click(remove_alike, place, seen, **quick)
-        self.undo.click(act(Session.undo), session, seen, **quick)
-        self.redo.click(act(Session.redo), session, seen, **quick)
-        self.accept.click(act(Session.accept), session, seen, **quick)
-        self.save.click(save, session, [self.saved_at, *edits])
-        self.load_saved.click(add_saved, [session, self.saved], seen)
+            self._on(button.click, operation(op, value), place, seen, **quick)
+        self._on(self.remove_alike.click, remove_alike, place, seen, **quick)
+        self._on(self.undo.click, act(Session.undo), session, seen, **quick)
+        self._on(self.redo.click, act(Session.redo), session, seen, **quick)
+        self._on(self.accept.click, act(Session.accept), session, seen, **quick)
+        self._on(self.save.click, save, session, [self.saved_at, *edits])
+        self._on(self.load_saved.click, add_saved, [session, self.saved], seen)
         if self.linear:
-            self.correct.click(correct, [session, self.wanted], seen)
-            self.flip.click(flip, [session, self.wanted], panel)
+            self._on(self.correct.click, correct, [session, self.wanted], seen)
+            self._on(self.flip.click, flip, [session, self.wanted], panel)
         else:
-            self.follow.click(follow, session, panel)
-        self.where.click(where, [session, self.where_how], seen)
-        self.run.click(run, session, self.effect)
+            self._on(self.follow.click, follow, session, panel)
+        self._on(self.where.click, where, [session, self.where_how], seen)
+        self._on(self.run.click, run, session, self.effect)
 
     def _connect_classes(self, classes: list, seen: list) -> None:
         session = self.session
 
         @answered
-        def show(tab: Session, name: str) -> dict:
-            return self._class(tab, name)
+        def show(tab: Session, name: Any) -> dict:
+            return self._class(tab, text(name, "Class"))
 
-        self.a_class.input(show, [session, self.a_class], classes)
-        self.class_tab.select(show, [session, self.a_class], classes, show_progress="hidden")
+        self._on(self.a_class.input, show, [session, self.a_class], classes)
+        self._on(self.class_tab.select, show, [session, self.a_class], classes, show_progress="hidden")
         if not self.editable:
             return
 
         @answered
-        def hold(tab: Session, name: str, event: gr.EventData) -> dict:
-            tab.hold(number_of(event))
-            return self._class(tab, name) | self._picture(tab)
+        def hold(tab: Session, name: Any, event: gr.EventData) -> dict:
+            tab.hold(key_of(event))
+            return self._class(tab, text(name, "Class")) | self._picture(tab)
 
         both = [*classes, *seen]
-        self.class_concepts.select(hold, [session, self.a_class], both, show_progress="hidden")
+        self._on(self.class_concepts.select, hold, [session, self.a_class], both, show_progress="hidden")
         if not self.linear:
             return
 
         @answered
-        def reweight(tab: Session, name: str, weight: float | None) -> dict:
-            tab.edit("reweight", given(weight), scope=EVERYWHERE, classes=name)
+        def reweight(tab: Session, name: Any, weight: Any) -> dict:
+            one_of(name, self.explorer.classes, "Class")
+            tab.edit("reweight", number(weight, "Weight"), scope=EVERYWHERE, classes=name)
             return self._class(tab, name) | self._picture(tab)
 
         @answered
-        def forget(tab: Session, name: str) -> dict:
+        def forget(tab: Session, name: Any) -> dict:
+            one_of(name, self.explorer.classes, "Class")
             tab.edit("remove", scope=EVERYWHERE, classes=name)
             return self._class(tab, name) | self._picture(tab)
 
-        self.reweight.click(reweight, [session, self.a_class, self.weight], both)
-        self.forget.click(forget, [session, self.a_class], both)
+        self._on(self.reweight.click, reweight, [session, self.a_class, self.weight], both)
+        self._on(self.forget.click, forget, [session, self.a_class], both)
 
     def _connect_concepts(self, seen: list) -> None:
         session = self.session
@@ -562,45 +645,56 @@ class Page:
         looked_for = [session, self.concept_words, self.concept_kind]
         views = [self.concept_page, self.concept_list, *seen]
 
-        def shown(tab: Session, words: str, kind: str) -> dict:
+        def listed(tab: Session, words: Any, kind: Any) -> str:
+            return self._concept_list(tab, text(words, "Find a concept"), one_of(kind, (ALL, NAMED, UNNAMED), "Units"))
+
+        def shown(tab: Session, words: Any, kind: Any) -> dict:
+            _ = tab.held  # says so if none is
             assert tab.concept is not None
             facts = render("concept", facts=describe_concept(self.explorer, tab.concept))
-            listed = self._concept_list(tab, words, kind)
-            return {self.concept_page: facts, self.concept_list: listed} | self._picture(tab)
+            return {self.concept_page: facts, self.concept_list: listed(tab, words, kind)} | self._picture(tab)
 
         @answered
-        def find(tab: Session, words: str, kind: str) -> str:
-            return self._concept_list(tab, words, kind)
+        def find(tab: Session, words: Any, kind: Any) -> str:
+            return listed(tab, words, kind)
 
         @answered
-        def show(tab: Session, words: str, kind: str, event: gr.EventData) -> dict:
-            tab.hold(number_of(event))
+        def show(tab: Session, words: Any, kind: Any, event: gr.EventData) -> dict:
+            tab.hold(key_of(event))
             return shown(tab, words, kind)
 
         @answered
-        def rename(tab: Session, words: str, kind: str, new: str) -> dict:
-            tab.rename(new)
+        def rename(tab: Session, words: Any, kind: Any, new: Any) -> dict:
+            tab.rename(text(new, "the new name"))
+            if tab.note:
+                gr.Warning(html.escape(tab.note, quote=False))
             return shown(tab, words, kind) | {self.new_name: ""}
 
         @answered
-        def name_back(tab: Session, words: str, kind: str) -> dict:
+        def name_back(tab: Session, words: Any, kind: Any) -> dict:
             tab.rename(None)
             return shown(tab, words, kind)
 
         for control in (self.concept_words, self.concept_kind):
-            control.input(find, looked_for, self.concept_list, trigger_mode="always_last", show_progress="hidden")
-        self.concept_list.select(show, looked_for, views)
+            self._on(
+                control.input, find, looked_for, self.concept_list, trigger_mode="always_last", show_progress="hidden"
+            )
+        self._on(self.concept_list.select, show, looked_for, views)
         if self.explorer.units:
             for event in (self.rename.click, self.new_name.submit):
-                event(rename, [*looked_for, self.new_name], [*views, self.new_name])
-            self.name_back.click(name_back, looked_for, views)
+                self._on(event, rename, [*looked_for, self.new_name], [*views, self.new_name])
+            self._on(self.name_back.click, name_back, looked_for, views)
 
     def _connect_domain(self, seen: list) -> None:
         session = self.session
 
         @answered
-        def propose(tab: Session, shots: float, support: str, guard: str) -> dict:
-            found = suggest(self.explorer, shots=int(shots or 0), support=support.strip(), guard=guard)
+        def propose(tab: Session, shots: Any, support: Any, guard: Any) -> dict:
+            folder = text(support, "A folder", 4096).strip()
+            if folder and self.explorer.shared:
+                raise UserError("this page is shared: no other folders of this computer are opened")
+            few = whole(shots, "Labelled pictures per class", 1, MOST_SHOTS)
+            found = suggest(self.explorer, shots=few, support=folder, guard=one_of(guard, GUARDS, "How careful"))
             tab.propose(found.edits)
             some = gr.update(visible=bool(len(found.edits)))
             return {self.suggestion: render("suggestion", s=found), self.take: some}
@@ -610,8 +704,10 @@ class Page:
             tab.accept()
             return self._picture(tab) | {self.take: gr.update(visible=False)}
 
-        self.suggest.click(propose, [session, self.shots, self.support, self.guard], [self.suggestion, self.take])
-        self.take.click(take, session, [*seen, self.take])
+        self._on(
+            self.suggest.click, propose, [session, self.shots, self.support, self.guard], [self.suggestion, self.take]
+        )
+        self._on(self.take.click, take, session, [*seen, self.take])
 
     def _connect_truth(self) -> None:
         session = self.session
@@ -622,30 +718,32 @@ class Page:
 
         @answered
         def answer(tab: Session, event: gr.EventData) -> str:
-            tab.labelling.press(str(event.key), str(event.row))
+            tab.labelling.press(sent_with(event, "key"), sent_with(event, "row"))
+            if tab.labelling.note:
+                gr.Warning(html.escape(tab.labelling.note, quote=False))
             return tab.labelling.view()
 
-        self.truth_tab.select(ask, session, self.truth, show_progress="hidden")
-        self.truth.select(answer, session, self.truth, show_progress="hidden")
+        self._on(self.truth_tab.select, ask, session, self.truth, show_progress="hidden")
+        self._on(self.truth.select, answer, session, self.truth, show_progress="hidden")
 
 
-class LocalOnly:
-    """ASGI middleware: the browser is told to load nothing from, and send nothing to, any other host."""
+@contextmanager
+def ended_by_signals() -> Iterator[None]:
+    """A process that is asked to end cleans up before, and ends as if it had not."""
 
-    POLICY = b"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: blob:"
+    def end(number: int, frame: Any) -> None:
+        raise SystemExit(128 + number)
 
-    def __init__(self, app: Any):
-        self.app = app
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Add the header to every answer."""
-
-        async def send_with_policy(message: Any) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message["headers"], (b"content-security-policy", self.POLICY)]}
-            await send(message)
-
-        await self.app(scope, receive, send_with_policy)
+    numbers = [number for name in ("SIGTERM", "SIGHUP") if (number := getattr(signal, name, None)) is not None]
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, end) for number in numbers if signal.getsignal(number) != signal.SIG_IGN}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def launch(
@@ -656,31 +754,39 @@ def launch(
     Args:
         explorer: the run.
         port: by default the first that is free from 7860 on.
-        share: make a public address too, through Gradio's server.
+        share: make a public address too, through Gradio's server; then nothing is written into the run.
         opened: told the address.
 
     Raises:
         UserError: the port is taken.
     """
     theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    blocks = Page(explorer).blocks
+    explorer.shared = share
+    page = Page(explorer)
+    blocks = page.blocks
     blocks.queue(default_concurrency_limit=4)
-    try:
-        _, address, public = blocks.launch(
-            server_name="127.0.0.1",
-            server_port=port,
-            share=share,
-            quiet=True,
-            prevent_thread_lock=True,
-            max_file_size="50mb",
-            theme=theme,
-            css_paths=[TEMPLATES / "style.css"],
-            footer_links=[],
-            ssr_mode=False,
-            app_kwargs={"middleware": [Middleware(LocalOnly)]},
-        )
-    except OSError as error:
-        raise UserError(f"cannot serve on port {port}: {error}") from error
-    if opened is not None:
-        opened(public or address)
-    blocks.block_thread()
+    with ended_by_signals():
+        try:
+            _, address, public = blocks.launch(
+                server_name="127.0.0.1",
+                server_port=port,
+                share=share,
+                quiet=True,
+                prevent_thread_lock=True,
+                max_file_size=EACH,
+                theme=theme,
+                css_paths=[TEMPLATES / "style.css"],
+                footer_links=[],
+                ssr_mode=False,
+                mcp_server=False,
+                enable_monitoring=False,
+                state_session_capacity=TABS,
+                blocked_paths=[str(explorer.model.path.resolve())],
+                app_kwargs={"lifespan": guarding(page.uploads, lambda: blocks.share_url)},
+            )
+        except OSError as error:
+            raise UserError(f"cannot serve on port {port}: {error}") from error
+        blocks.share = False  # Gradio's page for public addresses loads its scripts from another host
+        if opened is not None:
+            opened(public or address)
+        blocks.block_thread()

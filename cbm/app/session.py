@@ -1,17 +1,22 @@
 """``Session``: what one browser tab does: the picture it looks at, the concept it holds, the edits it made."""
 
+import os
+import threading
+from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import torch
 
 from cbm.app.explorer import Explorer, Picture
 from cbm.app.gallery import class_index
+from cbm.app.inputs import LARGEST, LONGEST, LONGEST_WHY, number, one_of, text
 from cbm.app.label import Labelling
 from cbm.concepts.units import former_names
 from cbm.editing import Comparison, Edit, EditSet, load_edits
 from cbm.errors import UserError
-from cbm.files import locked
+from cbm.files import cannot_write, locked, place_new, write_atomically, write_in_parts
 from cbm.trained.editor import Editor
 from cbm.trained.heat_map import HeatMap
 
@@ -34,10 +39,14 @@ class Session:
         heat: where the picture shows the held concept, once that was asked.
         compared: the edits that were last run over the split.
         labelling: the questions whether what was used is true.
+        note: what became of the last thing that was written, if it is not what was to be expected.
+        lock: held while something is done in the tab, which may ask for much at once.
     """
 
     def __init__(self, explorer: Explorer):
         self.explorer = explorer
+        self.lock = threading.RLock()
+        self.note = ""
         self._editor = Editor(explorer.model, domain=explorer.domain) if explorer.has_concepts else None
         self._saved: tuple[Path, bytes] | None = None  # the file that this tab wrote or read, as it was then
         self._dragged: Edit | None = None
@@ -96,6 +105,15 @@ class Session:
         """Go to another picture."""
         self.picture, self.why, self.proposed, self.heat = picture, None, EditSet(), None
 
+    def explain(self, name: str) -> None:
+        """Explain the decision about a class.
+
+        Raises:
+            UserError: there is no such class.
+        """
+        class_index(self.explorer, text(name, "class"))
+        self.why = name
+
     def hold(self, column: int) -> None:
         """Take up a concept.
 
@@ -118,9 +136,11 @@ class Session:
 
     def rename(self, new: str | None) -> tuple[str, str]:
         """Give the held unit another name, or take its last one back (``cbm.app.Explorer.rename``)."""
-        names = self.explorer.rename(self.held, new)
+        held = self.held
+        was, now = self.explorer.rename(held, new)
+        self.note = "" if held == was else f"'{held}' was called '{was}' by somebody else meanwhile"
         _ = self.editor  # follows the names
-        return names
+        return was, now
 
     # -------------------------------------------------------------------------------------------------------- editing
 
@@ -154,6 +174,11 @@ class Session:
         self._apply(EditSet(tuple(self._edit(text, "remove", None, scope, classes, why) for text in texts)))
 
     def _edit(self, concept: str, op: str, value: float | str | None, scope: str, classes: str, why: str) -> Edit:
+        one_of(scope, (HERE, EVERYWHERE), "For")
+        text(classes, "As read by")
+        text(why, "Why", LONGEST_WHY)
+        if value is not None and not isinstance(value, str):
+            number(value, "the value", -LARGEST * LARGEST, LARGEST * LARGEST)
         told = None if classes == ALL_CLASSES else (self.explorer.classes[class_index(self.explorer, classes)],)
         return Edit(op, concept, value, told, (self.picture.name,) if scope == HERE else None, why=why.strip() or None)
 
@@ -241,28 +266,50 @@ class Session:
         """Write the edits into the run directory: ``edits.yaml``, or the next free ``edits-2.yaml``, ...
 
         A file that this tab wrote or read is written again unless somebody else has changed it; others are left alone.
+        ``note`` says so where it came to that.
 
         Returns:
             The file, and how many edits are not in it: those of dropped pictures, which no split knows.
 
         Raises:
-            UserError: there is nothing to save.
+            UserError: there is nothing to save, or it cannot be written; the edits stay in the tab.
         """
         known = set(self.explorer.split.names)
         kept = EditSet(tuple(edit for edit in self.edits.edits if known.issuperset(edit.samples or ())))
         if not len(kept):
             raise UserError("there is no edit to save" + (" but of dropped pictures" if len(self.edits) else ""))
-        number, path = 2, self.explorer.model.path / "edits.yaml"
-        with locked(path.parent):
-            while path.exists() and not (path.is_file() and (path, path.read_bytes()) == self._saved):
-                path, number = path.with_name(f"edits-{number}.yaml"), number + 1
-            kept.save(path)
-            self._saved = path, path.read_bytes()
+        self.explorer.check_place()
+        folder, content = self.explorer.model.path, kept.to_yaml()
+        try:
+            with locked(folder):
+                passed, path = self._write(folder, content)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+        self.note = f"{passed}: saved as {path.name}" if passed else ""
+        self._saved = path, content
         return path, len(self.edits) - len(kept)
+
+    def _write(self, folder: Path, content: bytes) -> tuple[str, Path]:
+        """Write to the first file that is this tab's, as it left it, or that is not there; and why not to one before.
+
+        Nothing is replaced but what this tab wrote or read, also where there are no locks.
+        """
+        passed = ""
+        for path in edit_files(folder):
+            if self._saved is not None and path == self._saved[0] and os.path.lexists(path):
+                if is_still(path, self._saved[1]):
+                    write_atomically(path, content)
+                    return passed, path
+                passed = f"{path.name} was changed by somebody else meanwhile"
+            elif os.path.lexists(path):
+                passed = passed or f"{path.name} was there already, and is not this tab's"
+            elif write_new(path, content):
+                return passed, path
+        raise AssertionError("there is always another name")
 
     def saved_files(self) -> list[Path]:
         """Edits that are in the run directory."""
-        return sorted(self.explorer.model.path.glob("edits*.yaml"))
+        return sorted(path for path in self.explorer.model.path.glob("edits*.yaml") if path.is_file())
 
     def read(self, file: str) -> Path:
         """Add the edits of a file of the run directory.
@@ -272,8 +319,11 @@ class Session:
         """
         found = {path.name: path for path in self.saved_files()}
         if file not in found:
-            raise UserError(f"no '{file}' in '{self.explorer.model.path}'")
-        content = found[file].read_bytes()
+            raise UserError(f"no '{file[:LONGEST]}' in '{self.explorer.model.path}'")
+        try:
+            content = found[file].read_bytes()
+        except OSError as error:
+            raise UserError(f"cannot read '{found[file]}': {error.strerror or error}") from error
         edits = load_edits(found[file])
         begun = bool(len(self.edits))
         self._dragged = None
@@ -287,3 +337,28 @@ class Session:
         if self._editor is None:
             return self.explorer.model.predict_features(self.picture.x[None]).logits[0]
         return self.editor.logits(self.picture.x[None], [self.picture.name])[0]
+
+
+def edit_files(folder: Path) -> Iterator[Path]:
+    """``edits.yaml``, ``edits-2.yaml``, ... of a folder, without end."""
+    yield folder / "edits.yaml"
+    yield from (folder / f"edits-{number}.yaml" for number in count(2))
+
+
+def is_still(path: Path, content: bytes) -> bool:
+    """Whether a file is there and says what it said."""
+    try:
+        return path.is_file() and path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def write_new(path: Path, content: bytes) -> bool:
+    """Write a file if nothing has its name; whether it was so.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
+    placed: list[bool] = []
+    write_in_parts(path.parent, [content], lambda: path.name, lambda new, at: placed.append(place_new(new, at)))
+    return placed[0]

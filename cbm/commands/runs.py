@@ -280,7 +280,10 @@ def explore(
     root: Root = None,
     split: Annotated[str, typer.Option(help="Split to show: train, val or test.")] = "test",
     share: Annotated[
-        bool, typer.Option("--share", help="Also open a public address, through Gradio's server.")
+        bool,
+        typer.Option(
+            "--share", help="Also open a public address, through Gradio's server; nothing is written into the run."
+        ),
     ] = False,
     cache: Cache = Path("cache"),
 ) -> None:

@@ -193,8 +193,8 @@ class EditSet:
         for name in sorted(self.samples - set(names))[:1]:
             raise UserError(f"no picture '{name}' in this split: {did_you_mean(name, names)}")
 
-    def save(self, path: str | Path) -> None:
-        """Write ``edits.yaml``; fields that are None are left out."""
+    def to_yaml(self) -> bytes:
+        """What ``edits.yaml`` says; fields that are None are left out."""
         content = [
             {
                 key: list(value) if isinstance(value, tuple) else value
@@ -203,7 +203,11 @@ class EditSet:
             }
             for edit in self.edits
         ]
-        write_atomically(Path(path), yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode())
+        return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
+
+    def save(self, path: str | Path) -> None:
+        """Write ``edits.yaml``."""
+        write_atomically(Path(path), self.to_yaml())
 
 
 def load_edits(path: str | Path) -> EditSet:

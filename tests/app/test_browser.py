@@ -64,7 +64,9 @@ def page(browser, address: str):
     page.goto(address)
     page.wait_for_selector("#explanation .bar")
     yield page
+    kept = page.evaluate("[...Object.keys(localStorage), ...Object.keys(sessionStorage), document.cookie].join()")
     context.close()
+    assert "history" not in kept
     assert [url for url in asked if not url.startswith((address, "data:", "blob:"))] == []
     assert failed == []
 
@@ -136,6 +138,9 @@ def test_dropped_files(page, tmp_path: Path):
     page.wait_for_selector("#explanation .bar")
     page.locator("input[type=file]").first.set_input_files(tmp_path / "<b>bird.png")
     page.wait_for_selector("text=true class not known")
+    (tmp_path / "<img src=x onerror='window.hurt = 1'>.png").write_text("no picture")
+    page.locator("input[type=file]").first.set_input_files(tmp_path / "<img src=x onerror='window.hurt = 1'>.png")
+    page.wait_for_selector("text=is no picture that can be read")
     assert page.evaluate("window.hurt") is None
 
 
