@@ -23,7 +23,6 @@ work is divided, and the first birds of a class stay the same when more are aske
 import csv
 import json
 import os
-import shutil
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -32,6 +31,7 @@ from pathlib import Path
 import numpy as np
 
 from cbm.errors import UserError, did_you_mean
+from cbm.files import new_folder
 
 VARIANTS = ("birds", "birds_spurious", "birds_shift")
 SPLITS = ("train", "val", "test")
@@ -541,25 +541,20 @@ def write_birds(
     _check_variant(variant)
     if root.exists() and (not root.is_dir() or any(root.iterdir())):
         raise UserError(f"{root} exists already: remove it, or name another folder for the paper birds")
-    root.parent.mkdir(parents=True, exist_ok=True)
-    partial = root.with_name(f".{root.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
+    with suppress(OSError):
+        root.rmdir()  # an empty one
     try:
-        _write_into(partial, variant, seed, dict(zip(SPLITS, (n_train, n_val, n_test))), size, workers)
-        with suppress(OSError):
-            root.rmdir()  # Windows gives a folder no name that is taken, not even by an empty one
-        try:
-            partial.rename(root)
-        except OSError:
-            if not (root / "images.csv").exists():  # else another process was faster, with the same bytes
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+        with new_folder(root) as whole:
+            _write_into(whole, variant, seed, dict(zip(SPLITS, (n_train, n_val, n_test))), size, workers)
+    except UserError:
+        if not (root / "images.csv").exists():  # else another process was faster, with the same bytes
+            raise
 
 
 def _write_into(folder: Path, variant: str, seed: int, counts: dict[str, int], size: int, workers: int | None) -> None:
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    from cbm.files.terminal import errors
 
     rows, chunks = [], []  # a chunk of work: paths, attributes, keys, shifted
     for split, n_per_class in counts.items():
@@ -585,7 +580,7 @@ def _write_into(folder: Path, variant: str, seed: int, counts: dict[str, int], s
         return len(paths)
 
     columns = (TextColumn("drawing paper birds"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    console = Console(stderr=True)
+    console = errors()
     with (
         ThreadPoolExecutor(workers or os.cpu_count()) as pool,
         Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress,

@@ -4,7 +4,7 @@ import logging
 import os
 import posixpath
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -424,6 +424,12 @@ def _no_concept(table: Path, row: Row, concept: str, cells: list[str], threshold
     )
 
 
+def drawn_folder(root: Path, made_of: Mapping[str, Any]) -> Path:
+    """Where paper birds of these settings (those of ``read_birds``) lie or would be drawn."""
+    defaults = {"variant": "birds", "seed": 0, "n_train": 100, "n_val": 20, "n_test": 40, "size": 64}
+    return root / "-".join(str(made_of.get(key, value)) for key, value in defaults.items())
+
+
 @reader("birds")
 def read_birds(
     name: str,
@@ -453,7 +459,7 @@ def read_birds(
     from cbm.data.birds import write_birds
 
     made_of: dict[str, Any] = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
-    root = root / f"{variant}-{seed}-{n_train}-{n_val}-{n_test}-{size}"
+    root = drawn_folder(root, made_of)
     if not (root / "images.csv").is_file():
         log.info("drawing %s into %s", variant, root)
         write_birds(root, **made_of)

@@ -22,6 +22,7 @@ from cbm.concepts.units import former_names
 from cbm.config import FEATURES, load_card
 from cbm.data import FeatureData, FeatureSplit, ImageDataset, unit_norm
 from cbm.data.encoded import Encoding, encode_splits, read_images, reorder_classes
+from cbm.data.received import as_received
 from cbm.data.text_store import text_encoder
 from cbm.editing import BankSwap, Edit, EditSet, edited_model, load_edits, load_source_card, swap_bank
 from cbm.encoders import load_encoder
@@ -225,8 +226,10 @@ class TrainedModel:
             root: folder of the images, if the card does not say.
 
         Raises:
-            UserError: no such card.
+            UserError: no such card, or the run's own would draw images somewhere.
         """
+        if dataset is None and root is None:
+            return as_received(copy.deepcopy(self.config.dataset))
         card = load_card(dataset) if isinstance(dataset, str) else copy.deepcopy(dataset or self.config.dataset)
         card.root = card.root if root is None else str(root)
         return card

@@ -3,7 +3,6 @@
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from cbm.concepts.llm.cache import AnswerCache
@@ -11,6 +10,8 @@ from cbm.concepts.llm.endpoint import Endpoint
 from cbm.concepts.llm.generate import Generated, Settings, generate, plan, preview
 from cbm.concepts.llm.prompts import load_families
 from cbm.errors import UserError
+from cbm.files.console import say
+from cbm.files.terminal import errors
 
 SHOWN = 3
 ANSWER_TOKENS = 250
@@ -34,27 +35,27 @@ def make_bank(
     asked = plan(classes, families, endpoint.model, settings)
     if dry_run:
         for entry in asked[:SHOWN]:
-            _say(f"--- {entry.class_name}, {entry.family}, {entry.facet}")
+            say(f"--- {entry.class_name}, {entry.family}, {entry.facet}")
             for message in entry.request.payload(True, 0)["messages"]:
-                _say(f"{message['role']}: {message['content'].strip()}")
+                say(f"{message['role']}: {message['content'].strip()}")
         if len(asked) > SHOWN:
-            _say(f"--- and {len(asked) - SHOWN} more")
+            say(f"--- and {len(asked) - SHOWN} more")
         counts = preview(asked, kept)
         to_send = counts["requests"] - counts["cached"]
         answers = to_send * ANSWER_TOKENS
-        _say(f"{counts['requests']} requests, {counts['cached']} of them cached, {to_send} to send")
-        _say(
+        say(f"{counts['requests']} requests, {counts['cached']} of them cached, {to_send} to send")
+        say(
             f"about {counts['prompt_tokens']:,} prompt tokens (letters / 4) and {answers:,} completion tokens "
             f"({ANSWER_TOKENS} per answer): estimates"
         )
         if price_in is not None or price_out is not None:
             cost = (counts["prompt_tokens"] * (price_in or 0) + answers * (price_out or 0)) / 1e6
-            _say(f"about {cost:.2f} USD at the prices given")
+            say(f"about {cost:.2f} USD at the prices given")
         return
     endpoint.key()
     with Progress(
         TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"),
-        TimeElapsedColumn(), TimeRemainingColumn(), console=Console(stderr=True), transient=True,
+        TimeElapsedColumn(), TimeRemainingColumn(), console=errors(), transient=True,
     ) as bar:  # fmt: skip
         task = bar.add_task("asking", total=len({entry.request.hash for entry in asked}), rate="")
 
@@ -97,21 +98,17 @@ def _summary(
 ) -> None:  # fmt: skip
     """What was asked, what it cost, what came of it."""
     bank, tally = generated.bank, generated.tally
-    _say(f"{tally.asked + tally.cached} requests: {tally.asked} asked, {tally.cached} cached, {tally.retried} retried")
+    say(f"{tally.asked + tally.cached} requests: {tally.asked} asked, {tally.cached} cached, {tally.retried} retried")
     cost = tally.cost(price_in, price_out)
     money = "" if cost is None else f", {cost:.4f} USD"
-    _say(f"{tally.prompt_tokens:,} prompt tokens, {tally.completion_tokens:,} completion tokens{money} in this run")
+    say(f"{tally.prompt_tokens:,} prompt tokens, {tally.completion_tokens:,} completion tokens{money} in this run")
     odd = {"rules": "read by rules", "truncated": "truncated", "refused": "refused"}
     if notes := [f"{generated.statuses[key]} {word}" for key, word in odd.items() if generated.statuses.get(key)]:
-        _say("answers: " + ", ".join(notes))
+        say("answers: " + ", ".join(notes))
     reasons = Counter(dropped.reason.split(" '")[0] for dropped in bank.dropped)
     left_out = ", ".join(f"{count} {reason}" for reason, count in reasons.most_common()) or "nothing"
-    _say(f"{len(bank)} concepts of {classes - len(generated.bare)} classes in {out}; left out: {left_out}")
+    say(f"{len(bank)} concepts of {classes - len(generated.bare)} classes in {out}; left out: {left_out}")
     if generated.bare:
         shown = ", ".join(generated.bare[:5]) + (", ..." if len(generated.bare) > 5 else "")
-        _say(f"no concept for {len(generated.bare)} classes: {shown}")
-    _say(f"look at {out / 'review.html'} before you train")
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
+        say(f"no concept for {len(generated.bare)} classes: {shown}")
+    say(f"look at {out / 'review.html'} before you train")
