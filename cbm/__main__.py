@@ -1,6 +1,24 @@
-"""``python -m cbm``: the same as ``cbm``."""
+"""``python -m cbm``: the same as ``cbm``, also in that Python files of the working folder are no part of it.
 
-from cbm.commands.main import main
+With ``-m`` Python looks for modules in the working folder first: a ``yaml.py`` in a received folder would be run. What
+Python itself imports before this line (``runpy``, ``importlib``) it still takes from there: inside a received folder say
+``cbm``, which has no such folder, or ``python -P -m cbm``.
+"""
+
+import os
+import sys
+
+
+def leave_working_folder() -> None:
+    """Take the working folder off the places where modules are looked for, unless this package lies there."""
+    home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - nothing else is imported yet
+    here = os.path.realpath(os.getcwd())  # noqa: PTH109
+    if here != home:
+        sys.path[:] = [place for place in sys.path if os.path.realpath(place or here) != here]
+
 
 if __name__ == "__main__":
+    leave_working_folder()
+    from cbm.commands.main import main
+
     main()

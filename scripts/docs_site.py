@@ -15,7 +15,8 @@ from mkdocs.structure.files import File
 log = logging.getLogger("mkdocs.plugins.docs_site")
 
 PROJECT = Path(__file__).resolve().parents[1]
-PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
+PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md",
+         "SECURITY.md": "security.md"}  # fmt: skip
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\((?![a-z]+:|#)([^)\s#]+)(#[^)\s]*)?\)")
 PICTURE = re.compile(r"(!\[[^\]]*\])\(docs/([^)\s]+)\)")
 STYLE = """

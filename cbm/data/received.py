@@ -1,7 +1,5 @@
 """What the configuration of a received run may have its data set do: be read. Nothing is drawn or downloaded for it."""
 
-from pathlib import Path
-
 from omegaconf import DictConfig, OmegaConf
 
 from cbm.config import card_names, load_card
@@ -30,7 +28,7 @@ def as_received(card: DictConfig) -> DictConfig:
         own = load_card(card.name) if card.name in card_names() else None
         if not (place / "images.csv").is_file() and (own is None or (own.root, own.args) != (card.root, card.args)):
             raise UserError(
-                f"the run's images would be drawn into '{Path(place)}', a place that its configuration names: draw them "
+                f"the run's images would be drawn into '{place}', a place that its configuration names: draw them "
                 "yourself by training there, or say where they are with --root (dataset.root=)"
             )
     return card

@@ -245,3 +245,21 @@ def test_first_line_in_time():
     process.communicate()
     assert process.returncode == 2
     assert time.perf_counter() - began > first
+
+
+def test_python_files_of_the_working_folder_are_no_part_of_it(tmp_path: Path):
+    """``python -m`` puts the working folder first, where a received folder may hold a ``yaml.py``."""
+    names = {"torch", "typer", "rich", "yaml", "omegaconf", "numpy", "sitecustomize", "usercustomize", "conftest"}
+    of_python = {"json", "csv", "logging", "argparse", "hashlib", "difflib", "tempfile", "socket", "random", "copy"}
+    for name in names | of_python:  # what runpy itself imports is run before ours begins: ``cbm`` has no such folder
+        (tmp_path / f"{name}.py").write_text(f"open('RAN', 'a').write('{name} ')")
+    result = subprocess.run(
+        [sys.executable, "-m", "cbm", "datasets", "--json"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
+    assert '"birds"' in result.stdout
+    assert not (tmp_path / "RAN").exists(), (tmp_path / "RAN").read_text()
