@@ -1,8 +1,8 @@
 """``python -m cbm``: the same as ``cbm``, also in that Python files of the working folder are no part of it.
 
 With ``-m`` Python looks for modules in the working folder first: a ``yaml.py`` in a received folder would be run. What
-Python itself imports before this line (``runpy``, ``importlib``) it still takes from there: inside a received folder say
-``cbm``, which has no such folder, or ``python -P -m cbm``.
+Python itself imports before this line (``runpy``, ``importlib``) it still takes from there: inside a received folder
+say ``cbm``, which has no such folder, or ``python -P -m cbm``.
 """
 
 import os

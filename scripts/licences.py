@@ -31,12 +31,15 @@ WHAT = {
 }
 """What each extra is for; "" stands for none."""
 SHORT = (
-    ("Apache Software License", "Apache-2.0"), ("Apache License, Version 2.0", "Apache-2.0"), ("Apache 2.0", "Apache-2.0"),
+    ("Apache Software License", "Apache-2.0"), ("Apache License, Version 2.0", "Apache-2.0"),
+    ("Apache 2.0", "Apache-2.0"),
     ("MIT License", "MIT"), ("BSD License", "BSD"), ("Python Software Foundation License", "PSF-2.0"),
     ("Mozilla Public License 2.0 (MPL 2.0)", "MPL-2.0"), ("The Unlicense (Unlicense)", "Unlicense"),
     ("Historical Permission Notice and Disclaimer (HPND)", "HPND"), ("ISC License (ISCL)", "ISC"),
 )  # fmt: skip
 """Licences as packages say them, and their names in short."""
+UNSAID = ("OSI Approved", "Other/Proprietary License")
+"""What says of a licence only that there is one."""
 
 
 def pinned() -> dict[str, str]:
@@ -53,10 +56,8 @@ def licence(name: str) -> str:
         return "(not installed)"
     if said["License-Expression"]:
         return said["License-Expression"]
-    classes = [
-        line.rpartition(" :: ")[2] for line in said.get_all("Classifier") or () if line.startswith("License :: ")
-    ]
-    classes = [each for each in classes if each not in ("OSI Approved", "Other/Proprietary License")]
+    lines = [line for line in said.get_all("Classifier") or () if line.startswith("License :: ")]
+    classes = [each for line in lines if (each := line.rpartition(" :: ")[2]) not in UNSAID]
     text = " / ".join(classes) or (said["License"] or "").strip().partition("\n")[0][:60]
     for long, short in SHORT:
         text = text.replace(long, short)
@@ -105,8 +106,10 @@ def page() -> str:
     lines = [
         "# Dependencies and their licences",
         "",
-        "Made by `python scripts/licences.py`: the versions that are tested together (`constraints.txt`), what each package",
-        "says its licence is, and which extra brings it (`pip install '.[EXTRA]'`).",
+        "Made by `python scripts/licences.py`: the versions that are tested together (`constraints.txt`), what each",
+        "package says its licence is, and which extra brings it (`pip install '.[EXTRA]'`). cbm itself is under the",
+        "Apache licence 2.0. None of these is under the GPL. The packages of CUDA, which torch brings on Linux, are",
+        "under NVIDIA's own licence: who passes an installation on (an image of a container) passes them on too.",
         "",
         "| extra | for | packages |",
         "|---|---|---|",

@@ -334,18 +334,26 @@ def _contents(folder: Path, above: str, links: list[str]) -> Iterator[tuple[str,
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.is_dir():
+                folder = _is_folder(entry)
+                if folder:
                     ours = is_ours(entry.name) and not entry.is_symlink()
                 else:  # pipes and the like are nobody's; a link to nothing is somebody's mistake, to be said later
                     hidden = entry.name.startswith(".") or entry.name.lower() in LEFT_BEHIND
                     ours = not hidden and (entry.is_symlink() or entry.is_file())
                 if ours:
-                    found.append((above + entry.name, entry.is_dir()))
+                    found.append((above + entry.name, folder))
                     if entry.is_symlink() and os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
                         links.append(above + entry.name)
     except OSError as error:
         log.warning("folder '%s' cannot be read and is passed over: %s", folder, error.strerror)
     return iter(sorted(found))
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle leads to nothing
+        return False
 
 
 def is_ours(folder: str) -> bool:

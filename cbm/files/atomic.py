@@ -7,7 +7,6 @@ removed by the next one that writes beside it.
 
 import errno
 import os
-import re
 import secrets
 import shutil
 import stat
@@ -167,6 +166,7 @@ def new_folder(path: Path) -> Iterator[Path]:
     Raises:
         UserError: the disk is full, the place cannot be written to, or ``path`` is there (also: meanwhile).
     """
+    name = ""
     with ExitStack() as at_end:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -174,12 +174,13 @@ def new_folder(path: Path) -> Iterator[Path]:
             if os.path.lexists(path):
                 raise UserError(f"'{path}' is there already: remove it or choose another folder")
             temporary = _locked_folder(path.parent, at_end)
+            name = temporary.name
             yield temporary
             if os.path.lexists(path):
                 raise UserError(f"'{path}' was made by somebody else meanwhile: nothing was written over it")
             temporary.rename(path)
         except UserError as error:  # which may name the temporary folder, that is gone then
-            raise UserError(re.sub(rf"{re.escape(PARTIAL_FOLDER)}\w+", path.name, str(error))) from error
+            raise UserError(str(error).replace(name, path.name) if name else str(error)) from error
         except OSError as error:
             raise cannot_write(path, error) from error
 

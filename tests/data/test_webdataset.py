@@ -18,6 +18,7 @@ from cbm.data.copies import find_copies
 from cbm.data.images import ImageFiles
 from cbm.data.webdataset import open_tars, read_pool
 from cbm.errors import UserError
+from cbm.files.opening import LARGEST_PICTURE
 
 
 def picture(colour: tuple[int, int, int], seed: int, kind: str = "PNG") -> bytes:
@@ -238,3 +239,87 @@ def test_pictures_to_evaluate_and_members_that_are_not_read(tmp_path: Path):
     data = read(tmp_path / "tars", tmp_path / "cache")
     assert list(data.splits) == ["test"]
     assert data.doubts == ["3 file(s) are not read as images: 2 .mp4, 1 .npy"]
+
+
+def head(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.type = size, kind
+    return entry.tobuf(tarfile.GNU_FORMAT)
+
+
+def with_hole(file: Path, name: str, size: int, kind: bytes = tarfile.REGTYPE) -> None:
+    """A member of gigabytes that takes no space, and a good picture behind it."""
+    good = picture(COLOURS["red"], 0)
+    with file.open("wb") as content:
+        content.write(head(name, size, kind))
+        content.seek(512 + -(-size // 512) * 512)
+        content.write(head("b.png", len(good)) + good.ljust(-(-len(good) // 512) * 512, b"\0") + bytes(1024))
+
+
+def peak(call) -> float:
+    """Gigabytes that a call takes in Python at most."""
+    import tracemalloc
+
+    tracemalloc.start()
+    try:
+        call()
+        return tracemalloc.get_traced_memory()[1] / 1e9
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_picture_of_gigabytes_is_one_that_cannot_be_read(tmp_path: Path):
+    with_hole(tmp_path / "t.tar", "a.png", LARGEST_PICTURE + 1)
+
+    def use() -> None:
+        images, _ = open_tars(tmp_path, ["t.tar"], tmp_path / "cache")
+        assert images.names == ["t.tar/a.png", "t.tar/b.png"]
+        with pytest.raises(ValueError, match=f"'t.tar/a.png' has {LARGEST_PICTURE + 1:,} bytes, more than a picture"):
+            images.open(0)
+        assert images.open(1).size == (12, 12)
+        assert images.contents(tmp_path / "cache")[0].startswith("unreadable")
+
+    assert peak(use) < 0.05
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_of_gigabytes_is_not_read(tmp_path: Path, kind: bytes):
+    with_hole(tmp_path / "t.tar", "././@LongLink", 2600 << 20, kind)
+
+    def use() -> None:
+        with pytest.raises(UserError, match="it states a part of 2,726,297,600 bytes"):
+            open_tars(tmp_path, ["t.tar"], tmp_path / "cache")
+
+    assert peak(use) < 0.05
+
+
+def test_a_size_below_nothing(tmp_path: Path):
+    block = bytearray(head("a.png", 0))
+    block[124:136] = b"\xff" * 11 + b"\xfe"  # -2 in base 256
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + 256 + sum(block[156:]))
+    (tmp_path / "t.tar").write_bytes(bytes(block) + bytes(1024))
+    with pytest.raises(UserError, match=r"t\.tar'"):
+        open_tars(tmp_path, ["t.tar"], tmp_path / "cache")
+
+
+def test_names_that_are_not_utf_8(tmp_path: Path):
+    pack(tmp_path / "t.tar", {"caf.png": picture(COLOURS["red"], 0), "caf.cls": "x"})
+    content = bytearray((tmp_path / "t.tar").read_bytes())
+    for start in (0, content.index(b"caf.cls")):
+        content[start + 2 : start + 3] = b"\xe9"
+        content[start + 148 : start + 156] = b"%06o\0 " % (
+            sum(content[start : start + 148]) + 256 + sum(content[start + 156 : start + 512])
+        )
+    (tmp_path / "t.tar").write_bytes(bytes(content))
+    images, labels = open_tars(tmp_path, ["t.tar"], tmp_path / "cache")
+    assert images.names == ["t.tar/ca\\udce9.png"]
+    assert labels == ["x"]
+    assert images.open(0).size == (12, 12)
+
+
+@pytest.mark.parametrize("name", ["t.tar", "t/t.tar"])
+def test_a_tar_file_that_is_a_pipe(tmp_path: Path, name: str):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    os.mkfifo(tmp_path / name)
+    with pytest.raises((UserError, OSError), match="not a regular file"):
+        open_tars(tmp_path, [name], tmp_path / "cache")

@@ -204,6 +204,56 @@ def test_a_kind_that_needs_a_package_says_which(monkeypatch: pytest.MonkeyPatch)
     assert pixels_version(UNKNOWN, None) != missing  # tried again once the package is there
 
 
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\nshowpage\n"
+RARE = {
+    "eps": POSTSCRIPT,
+    "eps of Windows": b"\xc5\xd0\xd3\xc6" + (32).to_bytes(4, "little") + len(POSTSCRIPT).to_bytes(4, "little")
+    + bytes(20) + POSTSCRIPT,
+    "wmf": b"\xd7\xcd\xc6\x9a\x00\x00" + bytes(8) + b"\x60\x00" + bytes(4) + b"\x01\x00\x09\x00" + bytes(50),
+    "xpm": b"/* XPM */\nstatic char *x[] = {\n\"1 1 1 1\",\n\"a c #ffffff\",\n\"a\"};\n",
+    **{kind: kind for kind in ("PCX", "SGI", "TGA", "DIB", "IM", "MSP", "SPIDER", "ICO", "ICNS", "JPEG2000", "QOI")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", RARE)
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif", "x"])
+def test_formats_that_are_not_listed_are_not_even_tried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, name: str
+):
+    """Whatever the file is called. A program of PostScript's would be started."""
+    (tmp_path / "gs").write_text(f"#!/bin/sh\ntouch '{tmp_path}/RAN'\n")
+    (tmp_path / "gs").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    content = RARE[kind]
+    if isinstance(content, str):
+        mode = {"MSP": "1", "SPIDER": "F"}.get(kind, "RGB")
+        content = written(Image.new(mode, (32, 32)), kind).getvalue()
+    (tmp_path / name).write_bytes(content)
+    assert look(tmp_path / name) == UNKNOWN
+    for source in (tmp_path / name, io.BytesIO(content)):
+        with pytest.raises(OSError, match="cannot identify image file"):
+            open_picture(source)
+    assert not (tmp_path / "RAN").exists()
+
+
+def test_every_ending_has_its_format():
+    """Nothing that is listed by its ending is refused by its content."""
+    kinds = {
+        ".jpg": "JPEG",
+        ".png": "PNG",
+        ".bmp": "BMP",
+        ".webp": "WEBP",
+        ".gif": "GIF",
+        ".tif": "TIFF",
+        ".ppm": "PPM",
+    }
+    kinds |= {".avif": "AVIF"} if pictures.AVIF else {}
+    for ending, kind in kinds.items():
+        assert ending in pictures.EXTENSIONS
+        assert open_picture(written(Image.fromarray(COLOUR), kind)).size == (64, 48)
+    assert open_picture(written(Image.fromarray(COLOUR), "MPO")).size == (64, 48)
+
+
 def test_no_other_door():
     """Whoever opens a picture file does it through ``open_picture``."""
     for file in (PROJECT / "cbm").rglob("*.py"):

@@ -1,5 +1,7 @@
 """What a run directory that came from elsewhere can ask of whoever reads it or writes to it: nothing."""
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from omegaconf import OmegaConf
 
 import cbm
 from cbm.errors import UserError
-from cbm.files.run_directory import read_config, settings_hash
+from cbm.files.run_directory import choose_run_directory, open_run, read_config, settings_hash
 
 
 @pytest.fixture
@@ -79,3 +81,32 @@ def test_what_could_not_be_read_is_not_written():
     cfg = OmegaConf.create({"trainer": {}, "method": {"name": "labo"}, "tags": [r"\${x}"]})
     with pytest.raises(UserError, match=r"'tags\[0\]' contains '\$\{'"):
         settings_hash(cfg)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "about.json", "state.json", "bank/bank.json", "model.safetensors"])
+def test_what_this_user_may_not_read_is_one_line(received: Path, name: str, monkeypatch: pytest.MonkeyPatch):
+    """As the system says it to others than root."""
+    (received / "state.json").write_text('{"finished": true, "settings": "x", "checksums": {}}')
+    really, denied = os.open, received / name
+
+    def refuse(path: object, *args: object, **settings: object) -> int:
+        if isinstance(path, str | Path) and Path(path) == denied:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return really(path, *args, **settings)
+
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(UserError, match=f"{name}'") as raised:
+        cbm.load(received)
+    assert "Permission denied" in str(raised.value)
+
+
+def test_a_directory_that_may_not_be_looked_into_is_one_line(received: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    monkeypatch.setattr(Path, "exists", refuse)
+    cfg = OmegaConf.create({"run_dir": str(received), "method": {"name": "labo"}, "trainer": {}})
+    for call in (lambda: open_run(received), lambda: choose_run_directory(cfg)):
+        with pytest.raises(UserError, match=f"cannot read '{received}': Permission denied"):
+            call()

@@ -1,11 +1,15 @@
 """The hub is played by a folder: what would be uploaded is copied there, and downloaded from there."""
 
+import errno
 import json
+import os
+import re
 import shutil
 from pathlib import Path, PureWindowsPath
 
 import pytest
 import torch
+import yaml
 from hand_made_run import write_run
 from huggingface_hub import errors
 from safetensors import safe_open
@@ -142,3 +146,59 @@ def test_paths_of_windows_say_no_more(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("cbm.files.without_paths.Path", PureWindowsPath)
     said = ["C:\\Users\\me\\x.json", "D:/x.json", "local-dir:C:\\Users\\me\\clip", "local-dir:C:/Users/me/clip", "a: b"]
     assert without_paths(said) == ["x.json", "x.json", "local-dir:clip", "local-dir:clip", "a: b"]
+
+
+def test_a_folder_is_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A full disk at any of its files, or a damaged run, leaves no folder, and the same call works then."""
+    model = cbm.load(write_run(tmp_path / "run"))
+    real, left = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        if not left:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        left.pop()
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    for stop_at in range(7):
+        left[:] = range(stop_at)
+        with pytest.raises(cbm.UserError, match=f"no space left for '{tmp_path}/saved/"):
+            model.save(tmp_path / "saved")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]
+    monkeypatch.setattr(os, "fsync", real)
+    monkeypatch.setattr(shutil, "copyfile", lambda *_: (_ for _ in ()).throw(OSError(errno.ENOSPC, "No space left")))
+    with pytest.raises(cbm.UserError, match=f"no space left for '{tmp_path}/saved'"):
+        model.save(tmp_path / "saved")
+    monkeypatch.undo()
+    (tmp_path / "run" / "metrics.json").write_text("{")
+    with pytest.raises(cbm.UserError, match="metrics.json' is not JSON"):
+        model.save(tmp_path / "saved")
+    (tmp_path / "run" / "metrics.json").write_text("{}")
+    assert cbm.load(model.save(tmp_path / "saved")).classes == model.classes
+
+
+def test_no_name_in_the_card_is_markup(tmp_path: Path):
+    """Class, concept, data set and bank names, and whatever a received configuration says, are text."""
+    run = write_run(tmp_path / "run")
+    name = "a|b <img src=x> [c](http://d.e) `f` @g \x1b[31m *h*"
+    for file in (run / "about.json", run / "bank" / "bank.json"):
+        content = json.loads(file.read_text())
+        if "classes" in content:
+            content["classes"][0] = name
+        else:
+            content["name"] = name
+            content["concepts"][0]["text"] = name
+        file.write_text(json.dumps(content))
+    (run / "bank" / "embeddings.safetensors").unlink()
+    config = yaml.safe_load((run / "config.yaml").read_text())
+    config["method"]["name"] = config["method"]["fidelity"] = config["dataset"]["name"] = name
+    config["encoder"]["model"] = name
+    (run / "config.yaml").write_text(yaml.safe_dump(config))
+    card = (cbm.load(run).save(tmp_path / "saved") / "README.md").read_text()
+    assert yaml.safe_load(card.split("---")[1])["tags"][-1].startswith("a|b <img")
+    body = card.split("---\n", 2)[2]
+    text = re.sub(r"`[^`\n]*`", "", body)  # what stands between backticks is as it is
+    assert "<img" not in text
+    assert not re.search(r"(?<!\\)\]\(", text)
+    assert "\x1b" not in card
+    assert not re.search(r"(?<!\\)\*h", text)
