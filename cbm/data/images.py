@@ -334,14 +334,14 @@ def _contents(folder: Path, above: str, links: list[str]) -> Iterator[tuple[str,
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                folder = _is_folder(entry)
-                if folder:
+                is_folder = _is_folder(entry)
+                if is_folder:
                     ours = is_ours(entry.name) and not entry.is_symlink()
                 else:  # pipes and the like are nobody's; a link to nothing is somebody's mistake, to be said later
                     hidden = entry.name.startswith(".") or entry.name.lower() in LEFT_BEHIND
                     ours = not hidden and (entry.is_symlink() or entry.is_file())
                 if ours:
-                    found.append((above + entry.name, folder))
+                    found.append((above + entry.name, is_folder))
                     if entry.is_symlink() and os.path.splitext(entry.name)[1].lower() in EXTENSIONS:  # noqa: PTH122
                         links.append(above + entry.name)
     except OSError as error:

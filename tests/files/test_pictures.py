@@ -226,6 +226,9 @@ def test_formats_that_are_not_listed_are_not_even_tried(
     monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
     content = RARE[kind]
     if isinstance(content, str):
+        Image.init()
+        if kind not in Image.SAVE:
+            pytest.skip(f"this Pillow writes no {kind}")
         mode = {"MSP": "1", "SPIDER": "F"}.get(kind, "RGB")
         content = written(Image.new(mode, (32, 32)), kind).getvalue()
     (tmp_path / name).write_bytes(content)
