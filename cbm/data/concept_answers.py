@@ -17,7 +17,7 @@ from typing import Any
 from cbm.data.readers import SPLITS
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
-from cbm.files.inert import for_csv, from_csv, path_for_csv, path_from_csv
+from cbm.files.inert import for_csv, path_for_csv, path_from_csv
 from cbm.files.names import one_form
 from cbm.files.parsing import read_json, read_table
 
@@ -98,12 +98,11 @@ def read_concept_answers(table: Path) -> list[ConceptAnswer]:
         if len(said) != 1:
             raise UserError(f"'{table}' line {line}: expected one answer (1, 0 or ?), found {len(said)}")
         (concept, word), split = said[0], record["split"].strip()
-        concept = from_csv(concept)
         if word not in WORDS:
             raise UserError(f"'{table}' line {line}: '{concept}' is '{word}'; expected 1, 0 or ?")
         if split not in SPLITS:
             raise UserError(f"'{table}' line {line}: unknown split '{split}': {did_you_mean(split, SPLITS)}")
-        path, label = path_from_csv(record["path"].strip()), one_form(from_csv(record["label"]))
+        path, label = path_from_csv(record["path"].strip()), one_form(record["label"])
         concept = one_form(concept)
         if not path or not label:
             raise UserError(f"'{table}' line {line}: path and label must not be empty")

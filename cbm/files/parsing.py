@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from cbm.errors import UserError
+from cbm.files.inert import from_csv
 from cbm.files.opening import LARGEST_JSON, LARGEST_TEXT, LARGEST_YAML, cannot_read, read_limited
 
 
@@ -117,7 +118,8 @@ def _separator(text: str) -> str:
 def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     """Columns and rows of a table; a row with fewer cells than columns ends with empty ones.
 
-    Cells are separated by commas, semicolons, tabs or vertical bars, whichever divides the first rows alike.
+    Cells are separated by commas, semicolons, tabs or vertical bars, whichever divides the first rows alike. What
+    ``cbm.files.inert.for_csv`` put before what looks like a formula is taken off.
 
     Raises:
         UserError: it cannot be read, has a column twice, or a row with more cells than columns.
@@ -125,8 +127,8 @@ def read_table(path: Path) -> tuple[list[str], list[dict[str, str]]]:
     text = without_hint(read_text(path))
     lines = csv.DictReader(io.StringIO(text, newline=""), restval="", delimiter=_separator(text))
     try:
-        columns = list(lines.fieldnames or [])
-        rows = list(lines)
+        lines.fieldnames = columns = [from_csv(name) for name in lines.fieldnames or []]
+        rows = [{key: from_csv(cell) if isinstance(cell, str) else cell for key, cell in row.items()} for row in lines]
     except csv.Error as error:
         raise UserError(f"'{path}' line {lines.line_num} is not CSV: {error}") from error
     if twice := [column for number, column in enumerate(columns) if column and column in columns[:number]]:
