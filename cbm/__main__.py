@@ -19,6 +19,8 @@ def leave_working_folder() -> None:
 
 if __name__ == "__main__":
     leave_working_folder()
-    from cbm.commands.main import main
 
+from cbm.commands.main import main  # noqa: E402 - not before
+
+if __name__ == "__main__":
     main()
