@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
-from cbm.files.atomic import open_regular
+from cbm.files import open_regular
 from cbm.files.locks import OPEN_FILES_STAY, LockHeldError, NoLocksError, lock
 
 PREFIX = "cbm-app-"

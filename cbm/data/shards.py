@@ -7,6 +7,7 @@ checksum; the file is then emptied, which is as good as absent.
 Files up to f47ba49 carry the checksum in their name instead (``00003-1f6c...9a.safetensors``); they are read as well.
 """
 
+import errno
 import hashlib
 import json
 import logging
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from cbm.errors import UserError
 from cbm.files import open_to_read, place_new, write_atomically, write_in_parts
+from cbm.files.opening import cannot_read
 
 log = logging.getLogger(__name__)
 
@@ -113,6 +115,11 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     try:
         sound = _is_sound(path)
     except FileNotFoundError:  # another process found it damaged
+        return None
+    except OSError as error:
+        if error.errno != errno.EINVAL:
+            raise cannot_read(path, error) from error
+        log.warning("'%s' is %s: it is passed over", path, error.strerror)
         return None
     if not sound:
         _drop(path)

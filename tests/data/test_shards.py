@@ -1,6 +1,7 @@
 """A shard is what was written, or absent: whatever its checksum says."""
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -33,3 +34,12 @@ def test_a_right_checksum_of_something_else(tmp_path: Path, content: str, form: 
     tensors, metadata = read_shard(tmp_path / "00001.safetensors")
     assert tensors["features"].shape == (2, 3)
     assert metadata == {"errors": {}}
+
+
+@pytest.mark.parametrize("kind", ["a pipe", "a folder", "a device"])
+def test_what_is_no_file_is_passed_over(tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture):
+    make = {"a pipe": os.mkfifo, "a folder": Path.mkdir, "a device": lambda path: path.symlink_to("/dev/zero")}
+    make[kind](tmp_path / "00000.safetensors")
+    assert read_shard(tmp_path / "00000.safetensors") is None
+    assert "is not a regular file: it is passed over" in caplog.text
+    assert peek(tmp_path / "00000.safetensors", "features") is None

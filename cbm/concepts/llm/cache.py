@@ -12,8 +12,7 @@ from cbm.concepts.llm.answers import Item, read_answer
 from cbm.concepts.llm.body import LONGEST
 from cbm.concepts.llm.question import Answer, Request
 from cbm.concepts.llm.redact import whole
-from cbm.files import write_atomically
-from cbm.files.atomic import open_regular
+from cbm.files import open_regular, write_atomically
 
 log = logging.getLogger(__name__)
 
