@@ -75,6 +75,8 @@ def main(*words: str) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             stop_writing(error)
+        if isinstance(error, OSError) and error.filename is not None:  # what no reader or writer has put in words
+            stop(f"cannot use '{as_text(os.fsdecode(error.filename))}': {error.strerror or error}")
         if isinstance(error, ModuleNotFoundError):
             stop_without(error)
         if isinstance(error, UnicodeEncodeError) and not is_text(error.object):

@@ -114,6 +114,9 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         sound = _is_sound(path)
     except FileNotFoundError:  # another process found it damaged
         return None
+    except OSError as error:  # as good as absent to this user
+        log.warning("'%s' cannot be read (%s): what it holds is made again", path, error.strerror or error)
+        return None
     if not sound:
         _drop(path)
         return None

@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from cbm.errors import UserError, did_you_mean
-from cbm.files import PARTIAL, open_regular, write_atomically
+from cbm.files import PARTIAL, open_regular, open_to_read, write_atomically
 from cbm.files.loading import interpolation_in
 from cbm.files.locks import LockHeldError, NoLocksError, lock
 from cbm.files.names import file_name
+from cbm.files.opening import cannot_read
 from cbm.files.parsing import read_json, read_yaml
 
 NOT_PART_OF_A_RUN = ("run_dir", "cache", "overwrite", "report", "logger")
@@ -165,7 +166,11 @@ def _read_state(file: Path) -> dict[str, Any]:
 
 
 def _checksum(file: Path) -> str:
-    return hashlib.blake2b(file.read_bytes(), digest_size=16).hexdigest()
+    try:
+        with open_to_read(file) as content:
+            return hashlib.file_digest(content, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+    except OSError as error:
+        raise cannot_read(file, error) from error
 
 
 def open_run(path: Path) -> tuple[Path, DictConfig]:
@@ -175,10 +180,14 @@ def open_run(path: Path) -> tuple[Path, DictConfig]:
         UserError: there is no such run (with the nearest names), it is not finished, or it is damaged.
     """
     path = Path(path)
-    if not (path / "config.yaml").is_file():
+    try:
+        there, finished = (path / "config.yaml").is_file(), (path / "metrics.json").is_file()
+    except OSError as error:  # a folder that this user may not enter
+        raise cannot_read(path, error) from error
+    if not there:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no run in '{path}': {did_you_mean(path.name, siblings)}")
-    if not (path / "metrics.json").is_file():
+    if not finished:
         raise UserError(f"run '{path}' is not finished: run its train.py command again, it goes on where it stopped")
     verify_run(path)
     return path, read_config(path)

@@ -245,3 +245,40 @@ def test_first_line_in_time():
     process.communicate()
     assert process.returncode == 2
     assert time.perf_counter() - began > first
+
+
+def test_an_error_of_the_file_system_is_one_line(module, monkeypatch: pytest.MonkeyPatch):
+    """Whatever door it comes through, and whatever the file is called."""
+    from cbm.commands import tree
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied", b"a\x1b[31m\xff.json")
+
+    monkeypatch.setattr(tree, "run", refuse)
+    status, _, errors = module("--quiet", "datasets")
+    assert status == 2
+    assert errors.splitlines() == ["error: cannot use 'a\ufffd[31m\\udcff.json': Permission denied"]
+
+
+def test_modules_of_the_working_folder_are_not_imported(tmp_path: Path):
+    """``python -m`` looks there first: a data set's folder may hold a torch.py."""
+    for name in ("torch", "typer", "rich", "numpy", "yaml", "errno"):
+        (tmp_path / f"{name}.py").write_text("open('CODE_WAS_RUN', 'w')")
+    done = subprocess.run(
+        [sys.executable, "-m", "cbm", "datasets"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "CODE_WAS_RUN").exists()
+
+
+def test_class_names_from_a_pipe_are_not_waited_for(module, tmp_path: Path):
+    os.mkfifo(tmp_path / "names.txt")
+    status, _, errors = module(
+        "concepts", "llm", "--classes", "names.txt", "--superclass", "bird", "--model", "m", "--out", "bank"
+    )
+    assert status == 2
+    assert "not a regular file" in errors

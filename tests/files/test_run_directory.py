@@ -1,5 +1,7 @@
 """What a run directory that came from elsewhere can ask of whoever reads it or writes to it: nothing."""
 
+import errno
+import json
 from pathlib import Path
 
 import pytest
@@ -79,3 +81,32 @@ def test_what_could_not_be_read_is_not_written():
     cfg = OmegaConf.create({"trainer": {}, "method": {"name": "labo"}, "tags": [r"\${x}"]})
     with pytest.raises(UserError, match=r"'tags\[0\]' contains '\$\{'"):
         settings_hash(cfg)
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "about.json"])
+def test_a_file_that_this_user_may_not_read_is_one_line(
+    received: Path, name: str, module, monkeypatch: pytest.MonkeyPatch
+):
+    """Tests run as root too, who may read everything."""
+    from cbm.files import opening
+
+    real = opening.os.open
+
+    def refuse(path, *args):
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args)
+
+    (received / "state.json").write_text(json.dumps({"settings": "x", "finished": True, "checksums": {name: ""}}))
+    monkeypatch.setattr(opening.os, "open", refuse)
+    status, _, errors = module("export", str(received), "--out", "m.onnx")
+    assert f"{name}': Permission denied" in one_line((status, errors))
+
+
+def test_a_folder_that_this_user_may_not_enter_is_one_line(received: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(UserError, match="cannot read '.*received': Permission denied"):
+        cbm.load(received)
