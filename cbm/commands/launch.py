@@ -9,15 +9,17 @@ import functools
 import logging
 import os
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, NoReturn
 
 import hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from cbm import config
@@ -26,6 +28,7 @@ from cbm.commands.overrides import for_hydra
 from cbm.errors import UserError
 from cbm.files.console import say, stop, stop_without
 from cbm.files.inert import one_line
+from cbm.files.loading import call_in
 
 log = logging.getLogger("cbm")
 
@@ -93,7 +96,10 @@ def launch(name: str, overrides: list[str]) -> None:
 
     sys.argv = [typed[0], *arguments]  # where Hydra reads them
     try:
-        hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(job)()
+        with nothing_called():
+            hydra.main(version_base="1.3", config_path=str(config.CONFIGS), config_name=name)(job)()
+    except CalledError as error:
+        stop(error)
     except UserError:
         stop("not every run of the sweep could be made, see above; the same command skips those that were")
     except (HydraException, OmegaConfBaseException) as error:
@@ -104,6 +110,33 @@ def launch(name: str, overrides: list[str]) -> None:
         stop(explain_unchosen(arguments))
     finally:
         sys.argv = typed
+
+
+class CalledError(UserError):
+    """Settings that say what is to be called."""
+
+
+@contextmanager
+def nothing_called() -> Iterator[None]:
+    """While Hydra runs, it calls nothing that settings name, but its own launchers and sweepers.
+
+    It would make its callbacks and log formatters from any function's name in a card or in ``configs/`` of the working
+    folder, which may be somebody else's.
+    """
+    load = ConfigLoaderImpl.load_configuration
+
+    def checked(*args: Any, **kwargs: Any) -> DictConfig:
+        cfg = load(*args, **kwargs)
+        plugins = ("launcher._target_", "sweeper._target_")  # of which Hydra takes no others
+        if key := call_in(OmegaConf.to_container(cfg.hydra, resolve=False), plugins):
+            raise CalledError(f"'hydra.{key}' names something to call, which no setting may: take it out")
+        return cfg
+
+    ConfigLoaderImpl.load_configuration = checked  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        ConfigLoaderImpl.load_configuration = load  # type: ignore[method-assign]
 
 
 def _check_options(name: str, arguments: list[str]) -> None:

@@ -75,10 +75,10 @@ def main(*words: str) -> None:
     except Exception as error:
         if isinstance(error, OSError) and error.errno == errno.ENOSPC and error.filename is None:
             stop_writing(error)
+        if isinstance(error, OSError) and error.filename is not None:  # what no reader or writer has put in words
+            stop(f"cannot use '{as_text(os.fsdecode(error.filename))}': {error.strerror or error}")
         if isinstance(error, ModuleNotFoundError):
             stop_without(error)
-        if isinstance(error, PermissionError) and isinstance(error.filename, str | bytes | os.PathLike):
-            stop(f"'{as_text(os.fsdecode(error.filename))}' may not be read or written: {error.strerror}")
         if isinstance(error, UnicodeEncodeError) and not is_text(error.object):
             stop(f"'{as_text(error.object)[-200:]}' is not a name in UTF-8: rename what is called so")
         if not hasattr(error, "format_message"):  # what the parser of the command line says has it

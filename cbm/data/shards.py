@@ -7,7 +7,6 @@ checksum; the file is then emptied, which is as good as absent.
 Files up to f47ba49 carry the checksum in their name instead (``00003-1f6c...9a.safetensors``); they are read as well.
 """
 
-import errno
 import hashlib
 import json
 import logging
@@ -24,7 +23,6 @@ from torch import Tensor
 
 from cbm.errors import UserError
 from cbm.files import open_to_read, place_new, write_atomically, write_in_parts
-from cbm.files.opening import cannot_read
 
 log = logging.getLogger(__name__)
 
@@ -116,10 +114,8 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         sound = _is_sound(path)
     except FileNotFoundError:  # another process found it damaged
         return None
-    except OSError as error:
-        if error.errno != errno.EINVAL:
-            raise cannot_read(path, error) from error
-        log.warning("'%s' is %s: it is passed over", path, error.strerror)
+    except OSError as error:  # as good as absent to this user
+        log.warning("'%s' cannot be read (%s): what it holds is made again", path, error.strerror or error)
         return None
     if not sound:
         _drop(path)

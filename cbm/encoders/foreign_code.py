@@ -5,6 +5,8 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from cbm.errors import UserError, did_you_mean
 from cbm.files.loading import tensors_only
 
@@ -12,6 +14,12 @@ CLEANING = ("canonicalize", "lower", "whitespace")
 TOKENIZER_SETTINGS = {"clean": (str, CLEANING), "strip_sep_token": (bool, None), "language": (str, None)}
 """What ``tokenizer_kwargs`` may say, with its type and values: open_clip's own words but for files and caches. All
 others would go to the transformers library (``trust_remote_code`` among them)."""
+
+
+MOST_LAYERS = 1000
+"""Of a tower: a billion of them would be made one after the other, for ever."""
+LARGEST_SIDE = 4096
+"""Pixels along a side of what a tower reads."""
 
 
 def check_folder(folder: Path, id: str) -> None:
@@ -35,6 +43,10 @@ def check_settings(config: Any, id: str) -> None:
         if not isinstance(config, dict) or not isinstance(config.get(part), dict):
             raise UserError(f"{where}: no settings 'model_cfg.{part}'")
     text, vision = config["text_cfg"], config["vision_cfg"]
+    for part in (text, vision):
+        layers = part.get("layers", 0)
+        for count in layers if isinstance(layers, list) else [layers]:
+            _check_layers(count, where)
     name = vision.get("timm_model_name")
     if name is not None and not (isinstance(name, str) and timm.is_model(name)):
         near = did_you_mean(str(name), timm.list_models())
@@ -53,6 +65,27 @@ def check_settings(config: Any, id: str) -> None:
         if not isinstance(value, kind) or (choices is not None and value not in choices):
             expected = f"a {kind.__name__}" if choices is None else did_you_mean(str(value), choices)
             raise UserError(f"{where}: the tokenizer setting '{key}' is {value!r}: {expected}")
+
+
+def _check_layers(count: Any, where: str) -> None:
+    if not isinstance(count, int) or count > MOST_LAYERS:
+        raise UserError(f"{where}: {count!r} layers: expected at most {MOST_LAYERS:,}")
+
+
+def check_preprocessing(network: Any, preprocess: Any, id: str) -> None:
+    """Prepare a small picture as the encoder's files say, so that what is wrong with them is found when it is loaded.
+
+    Raises:
+        UserError: pictures would be made of a size that no tower reads.
+        Exception: what the preprocessing raises.
+    """
+    from open_clip import get_model_preprocess_cfg
+
+    size = get_model_preprocess_cfg(network).get("size")
+    for side in size if isinstance(size, list | tuple) else [size]:
+        if side is not None and not (isinstance(side, int) and 0 < side <= LARGEST_SIDE):
+            raise UserError(f"encoder '{id}' wants pictures of size {size!r}: expected 1 to {LARGEST_SIDE:,} pixels")
+    preprocess(Image.new("RGB", (32, 32)))
 
 
 @contextmanager
@@ -86,6 +119,7 @@ def no_foreign_code(id: str) -> Iterator[None]:
             if config.model_type not in hf_model.arch_dict or not _of_transformers(type(config)):
                 known = did_you_mean(str(config.model_type), hf_model.arch_dict)
                 raise UserError(f"encoder '{id}': a text tower of type '{config.model_type}', {known}")
+            _check_layers(getattr(config, "num_hidden_layers", 0) or 0, f"encoder '{id}', its text tower")
             if config._attn_implementation not in (None, "eager", "sdpa"):  # others are fetched, and are code
                 raise UserError(f"encoder '{id}': attention by '{config._attn_implementation}': expected eager or sdpa")
             return config

@@ -11,7 +11,7 @@ from rich.progress import track
 from torch import Tensor, nn
 
 from cbm.encoders.base import Encoder, uses_quick_gelu
-from cbm.encoders.foreign_code import check_folder, check_settings, no_foreign_code
+from cbm.encoders.foreign_code import check_folder, check_preprocessing, check_settings, no_foreign_code
 from cbm.encoders.positions import position_features
 from cbm.errors import UserError
 from cbm.files.console import pass_on
@@ -220,6 +220,7 @@ def load(model: str, pretrained: str | None, device: str) -> tuple[Any, Any, Any
         network, preprocess = open_clip.create_model_from_pretrained(
             model, pretrained=pretrained, device=device, weights_only=True, force_quick_gelu=forced
         )
+        check_preprocessing(network, preprocess, model)
         text = config["text_cfg"]
         if text.get("hf_tokenizer_name"):
             tokenizer = open_clip.get_tokenizer(model, trust_remote_code=False)

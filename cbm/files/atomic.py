@@ -77,6 +77,7 @@ def write_in_parts(
             file.flush()
             os.fsync(file.fileno())
             path = folder / name()
+            _refuse_special(path)
             _same_permissions(temporary, path)
             if OPEN_FILES_STAY:
                 file.close()
@@ -146,6 +147,15 @@ def _locked_file(folder: Path) -> IO[bytes]:
         if name.exists():
             return file
         file.close()  # swept by another process before it was locked
+
+
+def _refuse_special(path: Path) -> None:
+    """Raise an ``OSError`` if a name is a device, a pipe or a socket, or a link to one: ``/dev/null`` stays."""
+    mode = None
+    with suppress(OSError):
+        mode = path.stat().st_mode
+    if mode is not None and not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise OSError(errno.EINVAL, "a device, a pipe or a socket, which no file replaces", str(path))
 
 
 def _same_permissions(temporary: Path, path: Path) -> None:

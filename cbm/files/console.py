@@ -4,10 +4,12 @@ import logging
 import os
 import re
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import cache
+from types import TracebackType
 from typing import NoReturn
 
 from cbm.files.inert import for_terminal, one_line
@@ -28,6 +30,7 @@ def set_up_logging() -> None:
     for message in ANSWERED:
         warnings.filterwarnings("ignore", message)
     warnings.showwarning = lambda message, category, *place: log.warning("%s", " ".join(str(message).split()))
+    sys.excepthook = show_traceback
     if not log.handlers:
         handler = _terminal_handler() if sys.stderr.isatty() else _Plain()
         handler.setFormatter(_Inert("%(message)s"))
@@ -62,6 +65,11 @@ def open_closed_streams() -> None:
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: SIM115, PTH123
+
+
+def show_traceback(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+    """A ``sys.excepthook``: what Python prints of an error that nobody foresaw, with text of others as text."""
+    say("".join(traceback.format_exception(kind, error, trace)).rstrip("\n"), beside=True)
 
 
 def stop_writing(error: OSError) -> NoReturn:

@@ -3,11 +3,13 @@
 - Tensors: safetensors, and PyTorch's own files through ``load_tensors`` only.
 - YAML: mappings, lists, words and numbers (``PlainLoader``).
 - Configurations: written ones are resolved, so ``${...}`` in a received one is somebody else's (``interpolation_in``).
+- Settings on the command line, in cards and in ``configs/`` of the working folder: none says what is to be called
+  (``call_in``); Hydra would.
 - Encoders: classes of the libraries and no code beside them (``cbm.encoders.foreign_code``).
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -51,16 +53,39 @@ def interpolation_in(settings: Any, key: str = "") -> str | None:
         >>> interpolation_in({"a": [{"b": "x ${oc.env:HOME}"}]})
         'a[0].b'
     """
+    return next((place for place, name, value in _places(settings, key) if "${" in name or "${" in value), None)
+
+
+CALLS = ("_target_", "()")
+"""What stands before the name of a function that Hydra, or Python's logging, is to call."""
+
+
+def call_in(settings: Any, allowed: Collection[str] = ()) -> str | None:
+    """The key of the first place in nested settings where a library would be told what to call, or None.
+
+    Args:
+        settings: the settings.
+        allowed: keys of such places that may be.
+
+    Example:
+        >>> call_in({"callbacks": {"x": {"_target_": "os.remove"}}})
+        'callbacks.x._target_'
+    """
+    return next((place for place, name, _ in _places(settings) if name in CALLS and place not in allowed), None)
+
+
+def _places(settings: Any, key: str = "") -> Iterator[tuple[str, str, str]]:
+    """Of everything in nested settings: where it is, its own name there, and the text that it is, or none."""
+    inside: list[tuple[str, str, Any]] = []
     if isinstance(settings, dict):
-        inside = [(name, f"{key}.{name}".lstrip("."), value) for name, value in settings.items()]
+        inside = [(f"{key}.{name}".lstrip("."), str(name), value) for name, value in settings.items()]
     elif isinstance(settings, list):
-        inside = [("", f"{key}[{number}]", value) for number, value in enumerate(settings)]
-    else:
-        return key if isinstance(settings, str) and "${" in settings else None
-    for name, place, value in inside:
-        if found := place if "${" in str(name) else interpolation_in(value, place):
-            return found
-    return None
+        inside = [(f"{key}[{number}]", "", value) for number, value in enumerate(settings)]
+    elif isinstance(settings, str):
+        yield key, "", settings
+    for place, name, value in inside:
+        yield place, name, ""
+        yield from _places(value, place)
 
 
 class PlainLoader(yaml.SafeLoader):

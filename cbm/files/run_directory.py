@@ -188,10 +188,10 @@ def open_run(path: Path) -> tuple[Path, DictConfig]:
     """
     path = Path(path)
     try:
-        finished = (path / "config.yaml").is_file() and (path / "metrics.json").is_file()
-    except OSError as error:  # a directory that may not be looked into
+        there, finished = (path / "config.yaml").is_file(), (path / "metrics.json").is_file()
+    except OSError as error:  # a folder that this user may not enter
         raise cannot_read(path, error) from error
-    if not finished and not (path / "config.yaml").is_file():
+    if not there:
         siblings = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(f"no run in '{path}': {did_you_mean(path.name, siblings)}")
     if not finished:

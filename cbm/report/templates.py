@@ -8,7 +8,8 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
-from cbm.files.inert import for_code, for_markdown, one_line
+from cbm.files.inert import for_code, for_markdown, one_line, plain
+from cbm.files.names import as_text
 from cbm.report.wording import clip, deviations, number, percent, quote, signed
 
 
@@ -20,12 +21,17 @@ def _in_markdown(value: Any) -> Any:
     return for_markdown(value) if isinstance(value, str) and not isinstance(value, _Escaped) else value
 
 
+def _in_page(value: Any) -> Any:
+    """Without commands to a terminal and marks that turn letters around; what a filter has made of HTML stays."""
+    return plain(as_text(value), "\n\t") if type(value) is str else value
+
+
 @cache
 def _environment(folder: Path, page: bool) -> Environment:
     environment = Environment(
         loader=FileSystemLoader(folder),
         autoescape=page,
-        finalize=None if page else _in_markdown,
+        finalize=_in_page if page else _in_markdown,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,

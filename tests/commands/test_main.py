@@ -263,3 +263,25 @@ def test_python_files_of_the_working_folder_are_no_part_of_it(tmp_path: Path):
     assert result.returncode == 0, result.stderr
     assert '"birds"' in result.stdout
     assert not (tmp_path / "RAN").exists(), (tmp_path / "RAN").read_text()
+
+
+def test_an_error_of_the_file_system_is_one_line(module, monkeypatch: pytest.MonkeyPatch):
+    """Whatever door it comes through, and whatever the file is called."""
+    from cbm.commands import tree
+
+    def refuse(*args):
+        raise PermissionError(13, "Permission denied", b"a\x1b[31m\xff.json")
+
+    monkeypatch.setattr(tree, "run", refuse)
+    status, _, errors = module("--quiet", "datasets")
+    assert status == 2
+    assert errors.splitlines() == ["error: cannot use 'a\ufffd[31m\\udcff.json': Permission denied"]
+
+
+def test_class_names_from_a_pipe_are_not_waited_for(module, tmp_path: Path):
+    os.mkfifo(tmp_path / "names.txt")
+    status, _, errors = module(
+        "concepts", "llm", "--classes", "names.txt", "--superclass", "bird", "--model", "m", "--out", "bank"
+    )
+    assert status == 2
+    assert "not a regular file" in errors

@@ -10,7 +10,7 @@ import pytest
 import torch
 from trust.test_bit_flips import flips
 
-from cbm.data import FeatureStore, index
+from cbm.data import FeatureStore, index, shards
 from cbm.data import store as store_module
 from cbm.data.fingerprints import derived, to_digests
 from cbm.data.images import ImageArray
@@ -234,3 +234,15 @@ def test_what_several_things_decide():
     assert derived("ab", 512, 9) == hashlib.blake2b(b"ab|512|9", digest_size=16).hexdigest()
     assert derived("ab", "unreadable:PermissionError", "cell") == "unreadable:PermissionError"
     assert to_digests([derived("unreadable:OSError", 0, 1)]).tolist() == [[0, 0]]
+
+
+def test_a_shard_that_this_user_may_not_read_is_as_good_as_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    write_new_shard(tmp_path, "00000", {"x": torch.ones(1)}, {})
+
+    def refuse(path: Path):
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(shards, "open_to_read", refuse)
+    assert read_shard(tmp_path / "00000.safetensors") is None
+    monkeypatch.undo()
+    assert read_shard(tmp_path / "00000.safetensors") is not None  # nothing was emptied

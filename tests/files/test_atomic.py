@@ -115,3 +115,25 @@ def test_a_leftover_that_leads_elsewhere_is_no_leftover(tmp_path: Path):
     (tmp_path / "here" / ".partial.folder.x").symlink_to("../there")
     write_atomically(tmp_path / "here" / "file", b"")
     assert (tmp_path / "there" / "x").exists()
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_device_or_a_pipe_keeps_its_name(tmp_path: Path, linked: bool):
+    """``--out /dev/null``, as root, would replace it."""
+    os.mkfifo(path := tmp_path / "pipe")
+    if linked:
+        path = tmp_path / "link"
+        path.symlink_to("pipe")
+    with pytest.raises(UserError, match="a device, a pipe or a socket"):
+        write_atomically(path, b"x")
+    assert (tmp_path / "pipe").is_fifo()
+    assert path.is_symlink() == linked
+    assert not list(tmp_path.glob(".partial.*"))
+
+
+def test_a_link_to_a_file_is_replaced_and_the_file_stays(tmp_path: Path):
+    (tmp_path / "victim").write_text("precious")
+    (tmp_path / "link").symlink_to("victim")
+    write_atomically(tmp_path / "link", b"x")
+    assert (tmp_path / "victim").read_text() == "precious"
+    assert (tmp_path / "link").read_bytes() == b"x"

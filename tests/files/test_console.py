@@ -5,7 +5,7 @@ import logging
 
 import pytest
 
-from cbm.files.console import set_up_logging
+from cbm.files.console import set_up_logging, show_traceback
 
 
 class Terminal(io.StringIO):
@@ -28,3 +28,13 @@ def test_lines_are_padded_and_broken_for_a_terminal_only(kind: type, monkeypatch
     assert len(lines) == (3 if kind is io.StringIO else 4)
     if kind is io.StringIO:
         assert lines == ["short", "word " * 20, ""]
+
+
+def test_a_traceback_obeys_nobody(capsys: pytest.CaptureFixture):
+    try:
+        raise ValueError("\x1b]0;title\x07 and \x9b2J")
+    except ValueError as error:
+        show_traceback(ValueError, error, error.__traceback__)
+    written = capsys.readouterr().err
+    assert written.startswith("Traceback (most recent call last):\n")
+    assert written.endswith("ValueError: \ufffd]0;title\ufffd and \ufffd2J\n")

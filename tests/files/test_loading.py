@@ -8,7 +8,7 @@ import pytest
 import torch
 import yaml
 
-from cbm.files.loading import PlainLoader, interpolation_in, load_tensors, tensors_only
+from cbm.files.loading import PlainLoader, call_in, interpolation_in, load_tensors, tensors_only
 
 
 class Evil:
@@ -75,3 +75,17 @@ def test_yaml_that_is():
     assert yaml.load("{a: [1, 0.5, x, null, true, 2026-01-01]}", PlainLoader) == {
         "a": [1, 0.5, "x", None, True, datetime.date(2026, 1, 1)]
     }
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        ({"callbacks": {"x": {"_target_": "os.mkdir", "path": "x"}}}, "callbacks.x._target_"),
+        ({"job_logging": {"formatters": {"f": {"()": "os.mkdir"}}}}, "job_logging.formatters.f.()"),
+        ({"a": [1, {"b": [{"_target_": None}]}]}, "a[1].b[0]._target_"),
+        ({"launcher": {"_target_": "x", "y": {"_target_": "os.mkdir"}}}, "launcher.y._target_"),
+        ({"launcher": {"_target_": "x"}, "text": "_target_", "(": 1}, None),
+    ],
+)
+def test_what_a_library_would_call_is_found(settings: dict, found: str | None):
+    assert call_in(settings, ("launcher._target_",)) == found

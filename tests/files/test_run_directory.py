@@ -1,6 +1,7 @@
 """What a run directory that came from elsewhere can ask of whoever reads it or writes to it: nothing."""
 
 import errno
+import json
 import os
 from pathlib import Path
 
@@ -110,3 +111,32 @@ def test_a_directory_that_may_not_be_looked_into_is_one_line(received: Path, mon
     for call in (lambda: open_run(received), lambda: choose_run_directory(cfg)):
         with pytest.raises(UserError, match=f"cannot read '{received}': Permission denied"):
             call()
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.json", "about.json"])
+def test_a_file_that_this_user_may_not_read_is_one_line(
+    received: Path, name: str, module, monkeypatch: pytest.MonkeyPatch
+):
+    """Tests run as root too, who may read everything."""
+    from cbm.files import opening
+
+    real = opening.os.open
+
+    def refuse(path, *args):
+        if Path(path).name == name:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return real(path, *args)
+
+    (received / "state.json").write_text(json.dumps({"settings": "x", "finished": True, "checksums": {name: ""}}))
+    monkeypatch.setattr(opening.os, "open", refuse)
+    status, _, errors = module("export", str(received), "--out", "m.onnx")
+    assert f"{name}': Permission denied" in one_line((status, errors))
+
+
+def test_a_folder_that_this_user_may_not_enter_is_one_line(received: Path, monkeypatch: pytest.MonkeyPatch):
+    def refuse(path: Path) -> bool:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(UserError, match="cannot read '.*received': Permission denied"):
+        cbm.load(received)

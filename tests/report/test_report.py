@@ -23,6 +23,7 @@ from cbm.report.classes import select_classes
 from cbm.report.command import reproduce_command
 from cbm.report.explanations import Breakdown, Contribution, blame, confident_mistakes, explain, typical_rows
 from cbm.report.result import RunResult
+from cbm.report.templates import load_template
 
 DIM = 16
 PASSED = ("names", "truth", "leak", "outside")
@@ -249,6 +250,15 @@ def test_markup_in_names_is_text(tmp_path: Path):
     assert "<i>0" not in html
     assert not any("evil" in target for target in page.asked)
     assert "&lt;script&gt;alert" in html
+
+
+def test_pages_hold_no_commands_and_no_turned_letters(tmp_path: Path):
+    """Neither for whoever prints a page on a terminal, nor for whoever reads it."""
+    file = tmp_path / "page.html"
+    file.write_text('<p title="{{ text }}">{{ text }}\n{{ text|clip(9) }}</p>')
+    page = load_template(file).render(text="a\x1b[31m\u202e<b>\x9b")
+    assert page.startswith('<p title="a\ufffd[31m\ufffd&lt;b&gt;\ufffd">a\ufffd[31m\ufffd&lt;b&gt;\ufffd\n')
+    assert not set("\x1b\x9b\u202e") & set(page)
 
 
 def test_missing_picture_leaves_a_placeholder(birds: Run, tmp_path: Path):

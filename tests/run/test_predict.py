@@ -193,6 +193,10 @@ def test_what_is_another_is_said_instead_of_mixed(module, folder: Path, monkeypa
     facts = Path("p.csv.partial.json").read_text()
     Path("p.csv.partial.json").write_text(facts[:50])
     assert "cannot be read from 'p.csv.partial.json'" in refused(*base, *SIZE)
+    Path("p.csv.partial.json").unlink()
+    os.mkfifo("p.csv.partial.json")  # not waited for
+    assert "cannot be read from 'p.csv.partial.json'" in refused(*base, *SIZE)
+    Path("p.csv.partial.json").unlink()
     Path("p.csv.partial.json").write_text(facts)
     lines = content.split(b"\n")
     content = b"\n".join([lines[0], lines[2], lines[1], *lines[3:]])

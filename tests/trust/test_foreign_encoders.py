@@ -123,6 +123,16 @@ MEMBERS: dict[str, tuple[Callable[[Path], None], str]] = {
     "no text tower": (
         lambda f: change(f / "open_clip_config.json", model_cfg={"vision_cfg": {}}), "model_cfg.text_cfg"
     ),
+    "a billion layers": (lambda f: text_cfg(f, layers=10**9), "1000000000 layers: expected at most 1,000"),
+    "stages without end": (lambda f: vision_cfg(f, layers=[1, 1, 1, 10**9]), "1000000000 layers"),
+    "layers that are no number": (lambda f: text_cfg(f, layers="12"), "'12' layers"),
+    "a text tower of a billion layers": (
+        lambda f: own_text_tower(f, **BERT | {"num_hidden_layers": 10**9}), "1000000000 layers"
+    ),
+    "pictures that fill all memory": (lambda f: vision_cfg(f, image_size=10**6), "pictures of size|cannot be loaded"),
+    "colours that are no numbers": (
+        lambda f: change(f / "open_clip_config.json", preprocess_cfg={"mean": ["a"], "std": [1]}), "cannot be loaded"
+    ),
     "a pipe": (lambda f: os.mkfifo(f / "vocab.txt"), "'vocab.txt' is neither a file nor a folder"),
 }  # fmt: skip
 
