@@ -1,14 +1,20 @@
-"""What the configuration of a received run may have its data set do: be read. Nothing is drawn or downloaded for it."""
+"""What the configuration of a received run may have its data set do: be read.
+
+Nothing is downloaded for it, and nothing is drawn but paper birds below the working folder.
+"""
+
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from cbm.config import card_names, load_card
 from cbm.data.tables import drawn_folder
 from cbm.errors import UserError
 from cbm.files.shipped import resolve_path
 
 MAKES = "birds"
 """The reader that draws its images, where they are not there."""
+MOST_PER_SPECIES, LARGEST = 5_000, 512
+"""Images of a species, and pixels along a side, that are drawn because a run says so."""
 
 
 def as_received(card: DictConfig) -> DictConfig:
@@ -18,17 +24,28 @@ def as_received(card: DictConfig) -> DictConfig:
         card: as the run's configuration says.
 
     Raises:
-        UserError: its images would be drawn, into another folder or otherwise than our card of that name says.
+        UserError: its images would be drawn outside the working folder, or fill it.
     """
     OmegaConf.set_struct(card, False)
     if card.args and "download" in card.args:
         card.args.download = False
     if card.reader == MAKES and card.root is not None:
-        place = drawn_folder(resolve_path(card.root), dict(card.args or {}))
-        own = load_card(card.name) if card.name in card_names() else None
-        if not (place / "images.csv").is_file() and (own is None or (own.root, own.args) != (card.root, card.args)):
+        place = drawn_folder(resolve_path(card.root), made_of := dict(card.args or {}))
+        if not (place / "images.csv").is_file() and not (_is_below_here(place) and _is_small(made_of)):
             raise UserError(
-                f"the run's images would be drawn into '{place}', a place that its configuration names: draw them "
-                "yourself by training there, or say where they are with --root (dataset.root=)"
+                f"the run's images would be drawn into '{place}', as its configuration says: expected a place below the "
+                f"working folder, and {MOST_PER_SPECIES:,} a species at most; --root (dataset.root=) says where they are"
             )
     return card
+
+
+def _is_below_here(place: Path) -> bool:
+    return place.resolve().is_relative_to(Path.cwd().resolve())
+
+
+def _is_small(made_of: dict) -> bool:
+    numbers = [made_of.get(key, 0) for key in ("n_train", "n_val", "n_test")]
+    size = made_of.get("size", 0)
+    return all(isinstance(number, int) for number in (*numbers, size)) and (
+        sum(numbers) <= MOST_PER_SPECIES and size <= LARGEST
+    )

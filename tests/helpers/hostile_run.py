@@ -130,6 +130,9 @@ ATTACKS: dict[str, Callable[[Path], object]] = {
     "the images are to be drawn elsewhere": lambda run: change_yaml(
         run, lambda cfg: cfg["dataset"].update(root=str(run.parent / "drawn"))
     ),
+    "the images would fill the disk": lambda run: change_yaml(
+        run, lambda cfg: (cfg["dataset"].update(root="here"), cfg["dataset"]["args"].update(n_train=10**9))
+    ),
     "the images are devices": lambda run: change_yaml(run, lambda cfg: cfg["dataset"].update(root="/dev")),
     "the model is pickled": lambda run: torch.save({"x": Ran(run)}, run / "model.safetensors"),
     "the model says it has terabytes": lambda run: replace_file(run, "model.safetensors", long_header),

@@ -59,7 +59,8 @@ def test_nothing_happens_but_a_line(attack: str, sound: Path, tmp_path: Path, mo
     run = hostile_run(sound, tmp_path / "place", attack)
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     picture = next(Path(small()[0].removeprefix("dataset.root=")).rglob("*.png"))
-    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     before = {path for path in run.parent.rglob("*") if run not in path.parents}
     arguments = {
         "report": ["report", str(run), f"--cache={CACHE}"],
@@ -83,7 +84,7 @@ def test_nothing_happens_but_a_line(attack: str, sound: Path, tmp_path: Path, mo
         assert "Traceback" not in said[-1], (door, said[-1])
         if status:
             assert sum(line.startswith("error: ") for line in errors.splitlines()) == 1, (door, errors)
-    files = [path for path in (*run.rglob("*"), *tmp_path.glob("p.*")) if path.is_file()]
+    files = [path for path in (*run.rglob("*"), *Path().glob("p.*")) if path.is_file()]
     written = [path.read_bytes() for path in files if path.stat().st_size < 1e8]
     assert not (run.parent / "RAN").exists()
     assert (run.parent / "victim").read_text() == "precious"
