@@ -33,8 +33,8 @@ def as_received(card: DictConfig) -> DictConfig:
         place = drawn_folder(resolve_path(card.root), made_of := dict(card.args or {}))
         if not (place / "images.csv").is_file() and not (_is_below_here(place) and _is_small(made_of)):
             raise UserError(
-                f"the run's images would be drawn into '{place}', as its configuration says: expected a place below the "
-                f"working folder, and {MOST_PER_SPECIES:,} a species at most; --root (dataset.root=) says where they are"
+                f"the run's images would be drawn into '{place}', as its configuration says: expected a place below "
+                f"the working folder, and {MOST_PER_SPECIES:,} a species at most; --root (dataset.root=) says where"
             )
     return card
 
