@@ -19,6 +19,18 @@ def has_concepts(model: nn.Module, bank: Any = True) -> bool:
     return bank is not None and isinstance(model, ConceptBottleneck | EnergyBottleneck)
 
 
+def width_of(model: nn.Module) -> int:
+    """Width D of the features that a classifier reads."""
+    if isinstance(model, ConceptBottleneck):
+        return model.concepts.shape[1]
+    return len(model.mean) if isinstance(model, EnergyBottleneck) else model.matrix.shape[1]  # type: ignore[arg-type, union-attr, return-value]
+
+
+def concepts_of(model: nn.Module) -> int:
+    """Number of concepts K that a classifier decides by."""
+    return len(model.concepts) if isinstance(model, ConceptBottleneck) else len(model.concept_table)  # type: ignore[arg-type]
+
+
 def linear_or_none(model: nn.Module, bank: Any = True) -> ConceptBottleneck | None:
     """The model, if a linear head reads its concepts."""
     return model if bank is not None and isinstance(model, ConceptBottleneck) else None

@@ -15,6 +15,7 @@ from cbm.files import cannot_write, open_regular, place_new, write_atomically
 from cbm.files.inert import for_csv, path_for_csv, path_from_csv
 from cbm.files.locks import OPEN_FILES_STAY, LockHeldError, NoLocksError, lock
 from cbm.files.names import as_text
+from cbm.files.parsing import read_json
 from cbm.run.sources import NameList
 
 log = logging.getLogger("cbm")
@@ -174,10 +175,10 @@ def _compare(beside: Path, facts: dict[str, Any], again: str) -> None:
         UserError: they are not, or nobody knows.
     """
     try:
-        before = json.loads(beside.read_text(encoding="utf-8"))
+        before = read_json(beside)
         if not isinstance(before, dict):
-            raise TypeError
-    except (OSError, ValueError, TypeError) as error:
+            raise UserError("no settings")
+    except UserError as error:
         raise UserError(f"what the rows so far are made from cannot be read from '{beside}': {again}") from error
     for key, what in FACTS.items():
         if (then := before.get(key)) != (now := facts[key]):
