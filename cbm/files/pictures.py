@@ -141,7 +141,8 @@ def upright_rgb(picture: Image.Image, name: str = "picture") -> Image.Image:
     flat = _eight_bits(picture, name)
     if flat.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in flat.info:
         flat = _on_white(flat)
-    rgb = _from_lab(flat) if flat.mode == "LAB" else flat.convert("RGB")
+    rgb = flat if flat.mode == "RGB" and flat is not picture else None
+    rgb = rgb or (_from_lab(flat) if flat.mode == "LAB" else flat.convert("RGB"))
     turn = TURNS.get(_orientation(picture))
     rgb = rgb if turn is None else rgb.transpose(turn)
     rgb.info = {}  # or the next one would turn it again
