@@ -27,7 +27,7 @@ from cbm.commands.shared import (
     show,
 )
 from cbm.errors import UserError
-from cbm.files import resolve_path, write_atomically
+from cbm.files import new_folder, resolve_path, write_atomically
 from cbm.files.names import one_form
 
 if TYPE_CHECKING:
@@ -252,8 +252,9 @@ def v2c(
         seed=seed,
         synonyms=[] if synonyms is None else read_bank(resolve_path(synonyms)).texts,
     )
-    book.bank.save(destination)
-    write_atomically(destination / "generation.json", json.dumps(book.record, indent=1, ensure_ascii=False).encode())
+    with new_folder(destination) as whole:
+        book.bank.save(whole)
+        write_atomically(whole / "generation.json", json.dumps(book.record, indent=1, ensure_ascii=False).encode())
     table = Table("class", "concepts", "above chance", "most counted")
     for name, texts in book.most_counted().items():
         above = str(book.record["above_chance"][name])

@@ -11,6 +11,7 @@ from torch import Tensor
 from cbm.data.features import unit_norm
 from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.encoders.base import Encoder
+from cbm.files import sweep
 
 log = logging.getLogger(__name__)
 
@@ -49,6 +50,7 @@ class TextStore:
             UserError: the encoder has no text tower, or the disk is full.
         """
         folder = self.root / "text" / encoder.fingerprint
+        sweep(folder)
         known: dict[str, Tensor] = {}
         for path in find_shards(folder).values():
             if shard := read_shard(path):

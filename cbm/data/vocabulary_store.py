@@ -14,6 +14,7 @@ from cbm.data.features import unit_norm
 from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
+from cbm.files import sweep
 
 log = logging.getLogger(__name__)
 
@@ -75,6 +76,7 @@ class VocabularyStore:
             raise UserError(f"template '{bare[0]}' has no place {{}} for the concept")
         key = hashlib.sha256("\n".join([*templates, "", *texts]).encode()).hexdigest()[:32]
         folder = self.root / "vocabulary" / encoder.fingerprint / key
+        sweep(folder)
         stems = [f"{start // SHARD:06d}" for start in range(0, len(texts), SHARD)]
         there = {stem: path for stem, path in find_shards(folder).items() if read_shard(path) is not None}
         missing = [i for i, stem in enumerate(stems) if stem not in there]

@@ -4,7 +4,6 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import tempfile
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -22,7 +21,7 @@ from cbm.concepts.llm.question import Answer, Request
 from cbm.concepts.llm.review import Row, write_review
 from cbm.concepts.readers import merge_duplicates, normalise_text
 from cbm.errors import UserError
-from cbm.files import write_atomically
+from cbm.files import new_folder, write_atomically
 
 log = logging.getLogger(__name__)
 
@@ -319,15 +318,12 @@ def _record(
 def _write(out: Path, generated: Generated, rows: list[Row], record: dict[str, Any]) -> None:
     """All files, or no folder at all."""
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
-            folder = Path(temporary) / "bank"
+        with new_folder(out) as folder:
             generated.bank.save(folder)
             write_atomically(folder / "generation.json", json.dumps(record, indent=1, ensure_ascii=False).encode())
             write_review(folder, generated.bank.name, rows)
-            folder.rename(out)
-    except OSError as error:
-        raise UserError(f"cannot write '{out}': {error.strerror or error}; the answers are kept, run again") from error
+    except UserError as error:
+        raise UserError(f"{error}; the answers are kept, run again") from error
 
 
 def preview(asked: list[Asked], cache: AnswerCache) -> dict[str, int]:
