@@ -1,7 +1,7 @@
 """DICOM files as they are meant to be looked at: rescaled, windowed, and with white where white belongs."""
 
 import zlib
-from typing import IO, Any
+from typing import IO, Any, BinaryIO, cast
 
 import numpy as np
 
@@ -60,8 +60,9 @@ def _check_deflated(file: IO[bytes], name: str) -> None:
     from pydicom.filereader import read_dataset, read_preamble
     from pydicom.uid import DeflatedExplicitVRLittleEndian
 
-    read_preamble(file, True)
-    about = read_dataset(file, False, True, stop_when=lambda tag, kind, length: tag.group != 2)
+    opened = cast(BinaryIO, file)
+    read_preamble(opened, True)
+    about = read_dataset(opened, False, True, stop_when=lambda tag, kind, length: tag.group != 2)
     if about.get("TransferSyntaxUID") == DeflatedExplicitVRLittleEndian:
         decoder, packed, count = zlib.decompressobj(-zlib.MAX_WBITS), file.read(), 0
         while packed and not decoder.eof:

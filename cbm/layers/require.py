@@ -7,6 +7,7 @@ from torch import nn
 from cbm.errors import UserError
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.energy import EnergyBottleneck
+from cbm.layers.probe import LinearProbe
 
 
 def has_concepts(model: nn.Module, bank: Any = True) -> bool:
@@ -23,7 +24,10 @@ def width_of(model: nn.Module) -> int:
     """Width D of the features that a classifier reads."""
     if isinstance(model, ConceptBottleneck):
         return model.concepts.shape[1]
-    return len(model.mean) if isinstance(model, EnergyBottleneck) else model.matrix.shape[1]  # type: ignore[arg-type, union-attr, return-value]
+    if isinstance(model, EnergyBottleneck):
+        return len(model.mean)  # type: ignore[arg-type]
+    assert isinstance(model, LinearProbe)
+    return model.matrix.shape[1]
 
 
 def concepts_of(model: nn.Module) -> int:

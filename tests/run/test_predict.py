@@ -26,7 +26,7 @@ from cbm.report.predictions import Shown, predictions_page
 from cbm.run import predict as module_under_test
 from cbm.run.predict import predict, table_rows
 from cbm.run.sources import Batch, FeatureSource, ImageSource, NameList, find_images
-from cbm.run.unfinished import take_up, unfinished_table
+from cbm.run.unfinished import Unfinished, take_up, unfinished_table
 
 SIZE = ["--batch-size", "8", "--workers", "0"]
 
@@ -316,6 +316,21 @@ def test_a_page_has_the_first_images(module, folder: Path, monkeypatch: pytest.M
     page = Path("p.html").read_text()
     assert "This page shows the first 5 of 30 images; the table has all of them." in page
     assert page.count("<article>") == 5
+
+
+def test_a_page_without_its_table_goes_on(module, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A kill between the two: the page is there, and it is that of the table that is taken up."""
+    words = (run(), str(folder), "--out", "p.csv", "--html", "p.html", *SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert module("predict", *words)[0] == 130
+    assert Path("p.html").exists()
+    assert not Path("p.csv").exists()
+    status, _, errors = module("predict", *words)
+    assert status == 0, errors
+    assert Path("p.csv").exists()
+    status, _, errors = module("predict", run(), str(folder), "--out", "q.csv", "--html", "p.html", *SIZE)
+    assert "--html 'p.html' is there already" in errors
 
 
 class Ready:
