@@ -25,7 +25,7 @@ def width_of(model: nn.Module) -> int:
     if isinstance(model, ConceptBottleneck):
         return model.concepts.shape[1]
     if isinstance(model, EnergyBottleneck):
-        return len(model.mean)  # type: ignore[arg-type]
+        return len(model.mean)
     assert isinstance(model, LinearProbe)
     return model.matrix.shape[1]
 
