@@ -474,6 +474,8 @@ def _column(file: Path, name: str, kind: str, lists: bool, rows: int) -> "Callab
         batches = content.iter_batches(1 << 14, columns=[name])
         values = (_values(batch.column(0), where, kind, lists, file) for batch in batches)
         whole = _joined(values, rows, where, file)
+        if len(whole) != rows:
+            raise UserError(f"{where} is damaged: it has {len(whole):,} rows, and the file says {rows:,}")
         return _tensor(whole) if kind == "f" else whole
 
     return read
@@ -549,7 +551,7 @@ def _joined(parts: Iterator[np.ndarray], rows: int, where: str, file: Path) -> n
             whole = whole.astype(np.result_type(whole, part))
         whole[end : end + len(part)] = part
         end += len(part)
-    return whole
+    return whole[:end]
 
 
 def _rectangle(column: Any, where: str) -> np.ndarray:

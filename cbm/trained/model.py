@@ -167,7 +167,10 @@ class TrainedModel:
                 f"or phrases; give it features [N, {self.dim}] of the same model (dataset=features dataset.root=FILE, "
                 "cbm.load(RUN).predict(features))"
             )
-        encoder = load_encoder(self.config.encoder)
+        try:
+            encoder = load_encoder(self.config.encoder)
+        except OmegaConfBaseException as error:
+            raise self._not_of_a_run(error) from error
         if trained_on not in (encoder.fingerprint, encoder.former):
             raise UserError(
                 f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained "
@@ -240,8 +243,12 @@ class TrainedModel:
             cfg.dataset = card
             return Encoding.of(cfg).whole()  # type: ignore[arg-type]
         except (OmegaConfBaseException, AttributeError) as error:
-            file, reason = self.path / "config.yaml", str(error).splitlines()[0]
-            raise UserError(f"'{file}' is not the configuration of a run: {reason}") from error
+            raise self._not_of_a_run(error) from error
+
+    def _not_of_a_run(self, error: Exception) -> UserError:
+        """The one line for a configuration that lacks a setting."""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return UserError(f"'{self.path / 'config.yaml'}' is not the configuration of a run: {reason}")
 
     def read(
         self,

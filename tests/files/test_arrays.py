@@ -279,3 +279,13 @@ def test_what_repeats_itself_and_is_large_on_disk_is_read(tmp_path: Path, monkey
         tmp_path / "f.npz", y=np.eye(100, dtype=np.float32)[np.random.default_rng(0).integers(0, 100, 9000)]
     )
     assert read_arrays(tmp_path / "f.npz")["y"].read().shape == (9000, 100)
+
+
+def test_fewer_rows_than_are_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is missing is not filled with whatever is in memory."""
+    parquet.write_table(arrow.table({"X": np.arange(50_000.0), "names": ["a"] * 50_000}), tmp_path / "f.parquet")
+    whole = parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *a, **b: list(whole(*a, **b))[:2])
+    for array in read_arrays(tmp_path / "f.parquet").values():
+        with pytest.raises(UserError, match="is damaged: it has 32,768 rows, and the file says 50,000"):
+            array.read()

@@ -65,12 +65,15 @@ def save_bank(root: Path) -> None:
     ConceptBank("b", "s", concepts, "encoder", torch.eye(2, 4)).save(root)
 
 
+ENCODER = {"id": "e", "fingerprint": "f", "dim": 4, "logit_scale": 100.0}
+
+
 def save_run(root: Path) -> None:
     """The text files of a finished run, unsigned."""
     tree(**{
         "config.yaml": "seed: 0\nmethod:\n  name: labo\n  lr: 1.0e-05\ndataset:\n  name: birds\n  args: {}\n",
         "metrics.json": json.dumps({"test/accuracy": 0.5, "time/fit_s": 1.0}),
-        "about.json": json.dumps({"classes": ["a", "b"], "encoder": {"id": "e", "fingerprint": "f"}}),
+        "about.json": json.dumps({"classes": ["a", "b"], "encoder": ENCODER}),
         "state.json": json.dumps({"settings": "0", "finished": True, "checksums": {"metrics.json": "0"}}),
     })(root)  # fmt: skip
 
