@@ -137,7 +137,7 @@ def test_settings_of_the_encoder_that_are_not_there(received: Path):
         model.encoding(model.card())
     set_in(received, "encoder", {"precision": "fp32"})
     with pytest.raises(UserError, match="not the configuration of a run: Missing key model"):
-        cbm.load(received).encoder
+        _ = cbm.load(received).encoder
 
 
 def test_a_bank_of_another_model(tmp_path: Path):
