@@ -55,7 +55,9 @@ class TextStore:
         for path in find_shards(folder).values():
             if shard := read_shard(path):
                 tensors, metadata = shard
-                known.update(zip(metadata["texts"], tensors["features"]))
+                stored, features = metadata.get("texts"), tensors.get("features")
+                if isinstance(stored, list) and features is not None and features.shape == (len(stored), encoder.dim):
+                    known.update((text, row) for text, row in zip(stored, features) if isinstance(text, str))
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             features = encoder.encode_text(new, progress=progress)

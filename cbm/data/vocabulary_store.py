@@ -77,8 +77,18 @@ class VocabularyStore:
         key = hashlib.sha256("\n".join([*templates, "", *texts]).encode()).hexdigest()[:32]
         folder = self.root / "vocabulary" / encoder.fingerprint / key
         sweep(folder)
-        stems = [f"{start // SHARD:06d}" for start in range(0, len(texts), SHARD)]
-        there = {stem: path for stem, path in find_shards(folder).items() if read_shard(path) is not None}
+        counts = {f"{start // SHARD:06d}": min(SHARD, len(texts) - start) for start in range(0, len(texts), SHARD)}
+
+        def sound(stem: str, path: Path) -> bool:
+            shard = read_shard(path)
+            features = None if shard is None else shard[0].get("features")
+            return features is not None and features.shape == (counts[stem], encoder.dim)
+
+        stems = list(counts)
+        found = {stem: path for stem, path in find_shards(folder).items() if stem in counts}
+        there = {stem: path for stem, path in found.items() if sound(stem, path)}
+        for stem in found.keys() - there.keys():  # damaged, or of something else: its name is needed
+            found[stem].unlink(missing_ok=True)
         missing = [i for i, stem in enumerate(stems) if stem not in there]
         if missing and len(missing) < len(stems):
             log.info("vocabulary: %d of %d shards are encoded already", len(stems) - len(missing), len(stems))

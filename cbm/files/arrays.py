@@ -498,12 +498,26 @@ def check_columns(content: Any, file: Path, names: Sequence[str] | None = None) 
         raise UserError(
             f"'{file}' is damaged: it says that it has {metadata.num_rows:,} rows, and its parts have others"
         )
-    for number in range(metadata.num_columns):
-        chunks = [group.column(number) for group in groups]
-        if (name := metadata.schema.column(number).path.partition(".")[0]) in (names or (name,)):
-            values = sum(max(chunk.num_values, 0) for chunk in chunks)
-            stated = sum(max(chunk.total_uncompressed_size, 0) for chunk in chunks)
-            check_unpacked(f"'{file}' {name}", max(8 * values, stated), packed)
+    if any(group.num_columns != metadata.num_columns for group in groups):  # pyarrow ends the process at some of these
+        raise UserError(f"'{file}' is damaged: its parts have other columns than the whole")
+    check_unpacked(f"'{file}'", sum(max(group.total_byte_size, 0) for group in groups), packed)
+    for column in content.schema_arrow:
+        if names is None or column.name in names:
+            count = _count(column, metadata, groups)
+            check_unpacked(f"'{file}' {column.name}", 8 * count, packed)
+
+
+def _count(column: Any, metadata: Any, groups: Sequence[Any]) -> int:
+    """How many values a column of a Parquet file holds in all its rows."""
+    import pyarrow as arrow
+
+    if arrow.types.is_fixed_size_list(column.type):
+        return metadata.num_rows * column.type.list_size
+    if not (arrow.types.is_list(column.type) or arrow.types.is_large_list(column.type)):
+        return metadata.num_rows
+    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
+    parts = [number for number, path in enumerate(paths) if path.startswith(f"{column.name}.")]
+    return sum(max(0, group.column(number).num_values) for group in groups for number in parts)
 
 
 def _values(column: Any, where: str, kind: str, lists: bool, file: Path) -> np.ndarray:

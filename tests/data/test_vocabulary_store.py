@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from cbm.data import vocabulary_store
+from cbm.data.shards import write_shard
 from cbm.data.text_store import TextStore
 from cbm.data.vocabulary_store import VocabularyStore
 from cbm.errors import UserError
@@ -94,3 +95,18 @@ def test_what_a_killed_process_left_is_removed_though_everything_is_encoded(tmp_
     VocabularyStore(tmp_path).encode(Reader(), WORDS, progress=False)
     TextStore(tmp_path).encode(Reader(), WORDS, progress=False)
     assert not list(tmp_path.rglob(".partial.*"))
+
+
+def test_shards_of_something_else_are_made_again(tmp_path: Path):
+    """Their checksums are right, and they hold neither these phrases nor features of this width."""
+    expected = TextStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    embedded = VocabularyStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    sound = torch.cat(list(embedded.parts()))
+    for folder in (tmp_path / "text" / "reader", embedded.shards[0].parent):
+        shards = sorted(folder.iterdir())
+        for shard, content in zip(shards, ({"features": torch.ones(2, 3)}, {"x": torch.ones(1)})):
+            shard.unlink()
+            write_shard(folder, shard.stem, content, {"said": 1})
+    assert torch.equal(TextStore(tmp_path).encode(Reader(), WORDS, progress=False), expected)
+    again = VocabularyStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    assert torch.equal(torch.cat(list(again.parts())), sound)
