@@ -29,6 +29,7 @@ from cbm.commands.shared import (
 from cbm.errors import UserError
 from cbm.files import new_folder, resolve_path, write_atomically
 from cbm.files.names import one_form
+from cbm.files.parsing import read_text
 
 if TYPE_CHECKING:
     from cbm.concepts.bank import ConceptBank
@@ -341,8 +342,8 @@ def _class_names(dataset: str | None, root: Path | None, file: Path | None, cach
     if dataset is not None or file is None:
         raise UserError("say either --dataset CARD or --classes NAMES.txt")
     try:
-        names = [one_form(line) for line in file.read_text(encoding="utf-8-sig").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
+        names = [one_form(line) for line in read_text(file).splitlines()]
+    except UserError as error:
         raise UserError(f"cannot read class names from '{file}': {error}") from error
     if not any(names):
         raise UserError(f"'{file}' has no class names (one per line)")

@@ -13,12 +13,14 @@ from pathlib import Path
 import numpy as np
 import safetensors.torch
 import torch
+from conftest import PROJECT
 from hand_made_run import write_run
 from PIL import Image
 from small_bottleneck import CLASSES, bank, bottleneck
 from trust.readable import Readable, picture, tree
 
 import cbm
+from cbm.commands.banks import _class_names
 from cbm.concepts import Concept, ConceptBank, load_bank
 from cbm.concepts.llm.answers import Item
 from cbm.concepts.llm.body import BodyError, BrokenBody, parse_body, read_body, read_completion
@@ -338,6 +340,22 @@ def list_cache(root: Path) -> None:
         assert entry.count is None or entry.count >= 0
 
 
+OLD = "acf19c39ffb371eb65a29769"
+
+
+def copy_old_store(root: Path) -> None:
+    """A store as it was written by f47ba49."""
+    shutil.copytree(PROJECT / "tests" / "fixtures" / "store_f47ba49" / "features", root / "features")
+
+
+def read_old_store(root: Path) -> None:
+    about = json.loads((PROJECT / "tests/fixtures/store_f47ba49/features" / OLD / "about.json").read_text())
+    address = about["encoder_fingerprint"], "fp32", about["dtype"]
+    index = FeatureIndex(root / "features" / "-".join(address), OldStores(root / "features", address, ["a"]))
+    shards, rows = index.find(DIGESTS)
+    assert len(shards) == len(rows) == len(DIGESTS)
+
+
 RUNS: dict[str, Readable] = {
     "model folder": Readable(save_folder, use_folder, tuple(
         f"m/{name}" for name in ("config.yaml", "about.json", "metrics.json", "model.safetensors", "bank/bank.json",
@@ -363,6 +381,11 @@ RUNS: dict[str, Readable] = {
             ("store", write_store, read_store, ("000000.safetensors", "index.safetensors")),
         )
     },
+    "old store": Readable(copy_old_store, read_old_store, (f"features/{OLD}/about.json",
+                                                           f"features/{OLD}/index.parquet")),
+    "names of classes": Readable(
+        tree(**{"names.txt": "cat\n\ndog\n"}), lambda root: _class_names(None, None, root / "names.txt", root),
+        ("names.txt",)),
     "cache": Readable(write_cache, list_cache, (f"{STORE}/about.json", f"{STORE}/000000.safetensors",
                                                 "splits/d-0123456789ab.json")),
 }  # fmt: skip
