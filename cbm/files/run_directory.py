@@ -309,18 +309,18 @@ def _is_list_of_names(value: Any) -> bool:
 
 
 def _has_encoder(about: dict[str, Any]) -> bool:
-    """Whether it is said what made the features, or at least (None: nobody knows) how wide they are."""
+    """Whether it is said what made the features (None: nobody knows); what else is said of it is of its type."""
     encoder = about.get("encoder")
-    if "dim" in about and not _is_count(about["dim"]):
+    if "encoder" not in about or not _is_count(about.get("dim", 1)):
         return False
     if encoder is None:
-        return "encoder" in about and "dim" in about
+        return True
     if not isinstance(encoder, dict):
         return False
-    named = all(isinstance(encoder.get(key), str) and encoder[key] for key in ("id", "fingerprint"))
-    scale = encoder.get("logit_scale")
+    named = all(isinstance(name, str) and name for name in (encoder.get("fingerprint"), encoder.get("id", "?")))
+    scale = encoder.get("logit_scale", 1)
     scaled = isinstance(scale, int | float) and not isinstance(scale, bool) and abs(scale) < float("inf")
-    return named and scaled and _is_count(encoder.get("dim"))
+    return named and scaled and _is_count(encoder.get("dim", 1))
 
 
 def _is_count(value: Any) -> bool:

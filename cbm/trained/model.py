@@ -598,6 +598,10 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
     """
     path, config = open_run(pull(str(run).removeprefix(HUB)) if str(run).startswith(HUB) else Path(run))
     about = read_about(path)
+    told = about if about["encoder"] is None else about["encoder"]
+    if unsaid := [key for key in ("dim", "id", "logit_scale")[: 1 if told is about else 3] if key not in told]:
+        raise UserError(f"'{path / 'about.json'}' is damaged: expected the classes and the encoder of a run, with its "
+                        f"{unsaid[0]}")  # fmt: skip
     needed = ["dataset.name", "method.name", "trainer", "seed", *(["encoder"] if about["encoder"] is not None else [])]
     if lacking := [name for name in needed if OmegaConf.select(config, name) is None]:
         raise UserError(f"'{path / 'config.yaml'}' is not the configuration of a run: it has no '{lacking[0]}'")
