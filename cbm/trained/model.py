@@ -150,7 +150,7 @@ class TrainedModel:
         self.classes: list[str] = [one_form(name) for name in about["classes"]]
         self.model = load_model(path / "model.safetensors")
         self.bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
-        self.changes: tuple[Edit | BankSwap | str, ...] = tuple(about.get("changes", ()))
+        self.changes: tuple[Edit | BankSwap | str, ...] = tuple(about.get("changes") or ())
 
     @cached_property
     def encoder(self) -> Encoder:

@@ -108,9 +108,10 @@ def test_damaged_facts(tmp_path: Path, change: dict, message: str):
 
 def test_facts_of_features_that_were_given(tmp_path: Path):
     run = write_run(tmp_path / "run")
-    about = json.loads((run / "about.json").read_text()) | {"encoder": None, "dim": 12}
+    about = json.loads((run / "about.json").read_text()) | {"encoder": None, "dim": 12, "changes": None}
     (run / "about.json").write_text(json.dumps(about))
     assert cbm.load(run).dim == 12
+    assert cbm.load(run).changes == ()
 
 
 @pytest.mark.parametrize("section", ["dataset", "method", "trainer", "logger", "encoder"])
