@@ -12,6 +12,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -471,8 +472,7 @@ def _column(file: Path, name: str, kind: str, lists: bool, rows: int) -> "Callab
         where = f"'{file}' {name}"
         content = parquet.ParquetFile(file, read_dictionary=[name] if kind == "U" else None)
         check_columns(content, file, (name,))
-        batches = content.iter_batches(1 << 14, columns=[name])
-        values = (_values(batch.column(0), where, kind, lists, file) for batch in batches)
+        values = (_values(part, where, kind, lists, file) for part in _batches(content, file, name, lists))
         whole = _joined(values, rows, where, file)
         if len(whole) != rows:
             raise UserError(f"{where} is damaged: it has {len(whole):,} rows, and the file says {rows:,}")
@@ -492,6 +492,8 @@ def check_columns(content: Any, file: Path, names: Sequence[str] | None = None) 
     Raises:
         UserError: a column is too large, or there are not as many rows as are stated.
     """
+    import pyarrow as arrow
+
     metadata, packed = content.metadata, file.stat().st_size
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
     if sum(group.num_rows for group in groups) != metadata.num_rows or metadata.num_rows < 0:
@@ -503,21 +505,21 @@ def check_columns(content: Any, file: Path, names: Sequence[str] | None = None) 
     check_unpacked(f"'{file}'", sum(max(group.total_byte_size, 0) for group in groups), packed)
     for column in content.schema_arrow:
         if names is None or column.name in names:
-            count = _count(column, metadata, groups)
-            check_unpacked(f"'{file}' {column.name}", 8 * count, packed)
+            width = column.type.list_size if arrow.types.is_fixed_size_list(column.type) else 1
+            check_unpacked(f"'{file}' {column.name}", 8 * metadata.num_rows * width, packed)
 
 
-def _count(column: Any, metadata: Any, groups: Sequence[Any]) -> int:
-    """How many values a column of a Parquet file holds in all its rows."""
-    import pyarrow as arrow
+def _batches(content: Any, file: Path, name: str, lists: bool) -> Iterator[Any]:
+    """A column of a Parquet file, a part of its rows at a time.
 
-    if arrow.types.is_fixed_size_list(column.type):
-        return metadata.num_rows * column.type.list_size
-    if not (arrow.types.is_list(column.type) or arrow.types.is_large_list(column.type)):
-        return metadata.num_rows
-    paths = [metadata.schema.column(number).path for number in range(metadata.num_columns)]
-    parts = [number for number, path in enumerate(paths) if path.startswith(f"{column.name}.")]
-    return sum(max(0, group.column(number).num_values) for group in groups for number in parts)
+    How long lists are, a file says where pyarrow ends the process if that is damaged: the first row shows it.
+    """
+    size = 1 << 14
+    if lists:
+        width = sum(len(batch.column(0).flatten()) for batch in islice(content.iter_batches(1, columns=[name]), 1))
+        check_unpacked(f"'{file}' {name}", 8 * content.metadata.num_rows * width, file.stat().st_size)
+        size = max(1, min(size, (1 << 24) // max(1, width)))
+    return (batch.column(0) for batch in content.iter_batches(size, columns=[name]))
 
 
 def _values(column: Any, where: str, kind: str, lists: bool, file: Path) -> np.ndarray:

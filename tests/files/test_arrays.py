@@ -285,7 +285,7 @@ def test_fewer_rows_than_are_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """What is missing is not filled with whatever is in memory."""
     parquet.write_table(arrow.table({"X": np.arange(50_000.0), "names": ["a"] * 50_000}), tmp_path / "f.parquet")
     whole = parquet.ParquetFile.iter_batches
-    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *a, **b: list(whole(*a, **b))[:2])
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *a, **b: iter(list(whole(*a, **b))[:2]))
     for array in read_arrays(tmp_path / "f.parquet").values():
         with pytest.raises(UserError, match="is damaged: it has 32,768 rows, and the file says 50,000"):
             array.read()

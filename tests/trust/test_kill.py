@@ -9,7 +9,7 @@ from conftest import PROJECT
 
 from cbm.files import PARTIAL, write_atomically
 
-ROUNDS, EACH = os.environ.get("CBM_KILL_ROUNDS", "3"), os.environ.get("CBM_KILL_ROUNDS", "1")
+ROUNDS, EACH = os.environ.get("CBM_KILL_ROUNDS", "2"), os.environ.get("CBM_KILL_ROUNDS", "1")
 """``CBM_KILL_ROUNDS=20 pytest tests/trust/test_kill.py`` is the long form."""
 
 
