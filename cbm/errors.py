@@ -1,5 +1,6 @@
 """The one exception a user is meant to read: a single clear line, no traceback."""
 
+import re
 from collections.abc import Iterable
 
 LONGEST = 900  # characters of a message
@@ -12,6 +13,7 @@ class UserError(Exception):
     """
 
     def __init__(self, message: str):
+        message = re.sub(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*", " ", message)  # names and cells may have several
         message = message.rstrip(" :,")  # nothing was near, and there was nothing to choose from
         super().__init__(message if len(message) <= LONGEST else f"{message[: LONGEST - 200]} ... {message[-200:]}")
 

@@ -341,7 +341,10 @@ def _class_names(dataset: str | None, root: Path | None, file: Path | None, cach
         return read_card(dataset, root, cache)[1].classes
     if dataset is not None or file is None:
         raise UserError("say either --dataset CARD or --classes NAMES.txt")
-    names = [one_form(line) for line in read_text(file).splitlines()]
+    try:
+        names = [one_form(line) for line in read_text(file).splitlines()]
+    except UserError as error:
+        raise UserError(f"cannot read class names from '{file}': {error}") from error
     if not any(names):
         raise UserError(f"'{file}' has no class names (one per line)")
     return [name for name in dict.fromkeys(names) if name]

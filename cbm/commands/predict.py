@@ -39,7 +39,10 @@ def predict(
 ) -> None:
     """Classify images, or their features: a row for each in a CSV table (interrupted: run it again, it goes on)."""
     not_there(destination)
-    if page is not None and (page.exists() or page.absolute() == destination.absolute()):
+    from cbm.run.unfinished import is_page_of
+
+    taken = page is not None and page.exists() and not is_page_of(page, destination)
+    if page is not None and (taken or page.absolute() == destination.absolute()):
         raise UserError(f"--html '{page}' is there already, or is --out: remove it or choose another name")
     if top < 0:
         raise UserError(f"--top {top}: expected 0 or more")

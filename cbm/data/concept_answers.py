@@ -2,7 +2,8 @@
 
 The table has the columns ``path,label,split`` and one per phrase that was asked about. A row is an answer: 1 (yes), 0
 (no) or ? (skipped) under the phrase, nothing under the others. What a table of images has no place for (who, when) is
-in a JSON file of the same name. Both are written whole or not at all, the table first: it alone decides.
+in a JSON file of the same name. Both are written whole or not at all, that file first, so that no answer is of nobody;
+what was answered the table alone decides.
 """
 
 import csv

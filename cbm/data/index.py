@@ -221,6 +221,16 @@ def _read(path: Path) -> _Entries | None:
     """The index as it was written, mapped into memory; a copy on Windows, which replaces no file that is mapped."""
     if (shard := read_shard(path)) is None:
         return None
-    columns = {name: tensor.numpy().copy() if OPEN_FILES_STAY else tensor.numpy() for name, tensor in shard[0].items()}
+    wanted = {"high": torch.int64, "low": torch.int64, "shard": torch.int32, "row": torch.int32}
+    tensors, names = shard[0], shard[1].get("shards")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        return None
+    if any(name not in tensors or tensors[name].dtype != kind for name, kind in wanted.items()):
+        return None
+    if len({tensors[name].shape for name in wanted}) > 1 or tensors["high"].dim() != 1:
+        return None
+    columns = {name: tensors[name].numpy().copy() if OPEN_FILES_STAY else tensors[name].numpy() for name in wanted}
+    if len(columns["row"]) and not (columns["shard"].min() >= 0 and columns["shard"].max() < len(names)):
+        return None
     high, low = columns["high"].view(np.uint64), columns["low"].view(np.uint64)
-    return _Entries(high, low, columns["shard"], columns["row"], shard[1]["shards"])
+    return _Entries(high, low, columns["shard"], columns["row"], names)

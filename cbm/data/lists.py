@@ -23,6 +23,8 @@ T = TypeVar("T")
 UNPACKED = "(is dataset.root the unpacked archive?)"
 START = "fork" if sys.platform == "linux" else "spawn"
 """How another process begins: a copy of this one, which macOS does badly and Windows not at all, or a new one."""
+MATLAB = 1 << 30
+"""Bytes of memory that reading a Matlab file may take: the lists of labels and splits that are read are a megabyte."""
 TEXT = frozenset([".txt", ".csv", ".tsv", ".json", ".md", ".xml", ".yaml", ".yml", ".html", ".log"])
 """Endings of what lies beside pictures without being meant as one."""
 
@@ -74,7 +76,8 @@ def read_rows(name: str, table: Path, needed: Sequence[str]) -> list[dict[str, s
 
 
 def read_matlab(file: Path, key: str, convert: Callable[[Any], T]) -> T:
-    """A variable of a Matlab file, read in a process of its own: a damaged one can crash scipy's parser.
+    """A variable of a Matlab file, read in a process of its own: a damaged one can crash scipy's parser, or unpack to
+    more than there is memory (``MATLAB``).
 
     Args:
         file: what to read.
@@ -88,10 +91,21 @@ def read_matlab(file: Path, key: str, convert: Callable[[Any], T]) -> T:
 
     check_regular(file)
     try:
-        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context(START)) as pool:
+        with ProcessPoolExecutor(1, multiprocessing.get_context(START), _limit_memory) as pool:
             return convert(pool.submit(loadmat, file, squeeze_me=True, variable_names=[key]).result()[key])
     except Exception as error:  # whatever a foreign or damaged file makes the parser raise
         raise UserError(f"'{file}' cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _limit_memory() -> None:
+    """Let this process have ``MATLAB`` bytes more than it has, where the system has such limits."""
+    try:
+        import resource
+
+        used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+        resource.setrlimit(resource.RLIMIT_AS, (used + MATLAB, resource.getrlimit(resource.RLIMIT_AS)[1]))
+    except (ImportError, OSError, ValueError):  # Windows, macOS
+        return
 
 
 def integers(value: Any) -> np.ndarray:

@@ -47,6 +47,8 @@ class OldStores:
     def pictures(self, shard: str) -> tuple[np.ndarray, np.ndarray] | None:
         """Digests ``[n, 2]`` and rows ``[n]`` of the readable pictures in a shard; None where nobody knows them."""
         folder, file = shard.split("/")
+        if not file.partition("-")[0].isdecimal():
+            return None
         if folder not in self._lists:
             self._lists[folder] = self._read_list(self.folders[folder])
         readable = peek(self.folders[folder] / file, "readable")
@@ -63,7 +65,7 @@ class OldStores:
         try:
             about = json.loads((folder / "about.json").read_text())
             return (about["encoder_fingerprint"], about["dtype"]) == (self.address[0], self.address[2])
-        except (OSError, ValueError, KeyError, TypeError):  # interrupted, or damaged: its name tells
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):  # interrupted, or damaged: its name tells
             return True
 
     def _read_list(self, folder: Path) -> np.ndarray | None:

@@ -260,11 +260,11 @@ def _look_up(index: FeatureIndex, digests: np.ndarray, names: list[str], zeros: 
         wrong = [
             name
             for name, found, rows in zip(files, shards, own)
-            if found is None or not _holds(found[0], row[rows], digests[rows])
+            if found is None or not _holds(found, zeros.shape[1], row[rows], digests[rows])
         ]
         if not wrong:
             break
-        index.rebuild(without=[name for name, found in zip(files, shards) if found is None])
+        index.rebuild(without=[name for name, found in zip(files, shards) if not _is_shard(found, zeros.shape[1])])
     readable, why = np.zeros(len(digests), bool), dict[int, str]()
     for found, rows in zip(shards, own):
         assert found is not None
@@ -276,9 +276,22 @@ def _look_up(index: FeatureIndex, digests: np.ndarray, names: list[str], zeros: 
     return StoredFeatures(index.folder, [*features, zeros], shard, row, digests, readable, errors)
 
 
-def _holds(tensors: dict[str, Tensor], rows: np.ndarray, digests: np.ndarray) -> bool:
+def _is_shard(found: tuple[dict[str, Tensor], dict] | None, dim: int) -> bool:
+    """Whether a shard holds features ``[n, dim]``, and says which pictures could be read, and why others could not."""
+    if found is None or not isinstance(found[1].get("errors"), dict):
+        return False
+    features, readable = (found[0].get(name) for name in ("features", "readable"))
+    if features is None or readable is None or features.dim() != 2 or features.shape[1] != dim:
+        return False
+    told = found[0].get("fingerprints", features)
+    return features.is_floating_point() and readable.shape == features.shape[:1] == told.shape[:1]
+
+
+def _holds(found: tuple[dict[str, Tensor], dict], dim: int, rows: np.ndarray, digests: np.ndarray) -> bool:
     """Whether a shard has these pictures in these rows; those up to f47ba49 do not say."""
-    if (stored := tensors.get("fingerprints")) is None:
+    if not _is_shard(found, dim) or rows.min() < 0 or rows.max() >= len(found[0]["features"]):
+        return False
+    if (stored := found[0].get("fingerprints")) is None:
         return True
     return bool(rows.max() < len(stored) and np.array_equal(stored.numpy().view(np.uint64)[rows], digests))
 

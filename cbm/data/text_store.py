@@ -11,6 +11,7 @@ from torch import Tensor
 from cbm.data.features import unit_norm
 from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.encoders.base import Encoder
+from cbm.files import sweep
 
 log = logging.getLogger(__name__)
 
@@ -49,11 +50,14 @@ class TextStore:
             UserError: the encoder has no text tower, or the disk is full.
         """
         folder = self.root / "text" / encoder.fingerprint
+        sweep(folder)
         known: dict[str, Tensor] = {}
         for path in find_shards(folder).values():
             if shard := read_shard(path):
                 tensors, metadata = shard
-                known.update(zip(metadata["texts"], tensors["features"]))
+                stored, features = metadata.get("texts"), tensors.get("features")
+                if isinstance(stored, list) and features is not None and features.shape == (len(stored), encoder.dim):
+                    known.update((text, row) for text, row in zip(stored, features) if isinstance(text, str))
         new = [text for text in dict.fromkeys(texts) if text not in known]
         if new:
             features = encoder.encode_text(new, progress=progress)

@@ -14,6 +14,7 @@ from cbm.data.features import unit_norm
 from cbm.data.shards import find_shards, read_shard, write_shard
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
+from cbm.files import sweep
 
 log = logging.getLogger(__name__)
 
@@ -75,8 +76,19 @@ class VocabularyStore:
             raise UserError(f"template '{bare[0]}' has no place {{}} for the concept")
         key = hashlib.sha256("\n".join([*templates, "", *texts]).encode()).hexdigest()[:32]
         folder = self.root / "vocabulary" / encoder.fingerprint / key
-        stems = [f"{start // SHARD:06d}" for start in range(0, len(texts), SHARD)]
-        there = {stem: path for stem, path in find_shards(folder).items() if read_shard(path) is not None}
+        sweep(folder)
+        counts = {f"{start // SHARD:06d}": min(SHARD, len(texts) - start) for start in range(0, len(texts), SHARD)}
+
+        def sound(stem: str, path: Path) -> bool:
+            shard = read_shard(path)
+            features = None if shard is None else shard[0].get("features")
+            return features is not None and features.shape == (counts[stem], encoder.dim)
+
+        stems = list(counts)
+        found = {stem: path for stem, path in find_shards(folder).items() if stem in counts}
+        there = {stem: path for stem, path in found.items() if sound(stem, path)}
+        for stem in found.keys() - there.keys():  # damaged, or of something else: its name is needed
+            found[stem].unlink(missing_ok=True)
         missing = [i for i, stem in enumerate(stems) if stem not in there]
         if missing and len(missing) < len(stems):
             log.info("vocabulary: %d of %d shards are encoded already", len(stems) - len(missing), len(stems))

@@ -276,7 +276,9 @@ def read_webdataset(name: str, root: Path, cache: Path) -> ImageDataset:
     splits = {split: Split(images, class_index(labels[split], index)) for split, (images, _) in read.items()}
     others: Counter[str] = Counter()
     for tar in tars:
-        others.update(json.loads((_index(root / tar, cache).schema.metadata or {}).get(OTHERS, b"{}")))
+        said = (_index(root / tar, cache).schema.metadata or {}).get(OTHERS, b"{}")
+        with suppress(ValueError, TypeError, RecursionError):  # damaged: it is said nowhere
+            others.update({str(ending): int(count) for ending, count in dict(json.loads(said)).items()})
     return ImageDataset(name, classes, splits, doubts=passed_over(others))
 
 

@@ -6,11 +6,13 @@ file is executed: no pickle, no objects.
 
 import io
 import logging
+import math
 import re
 import zipfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +20,7 @@ import numpy as np
 
 from cbm.errors import UserError, did_you_mean
 from cbm.files.loading import load_tensors
-from cbm.files.opening import check_regular
+from cbm.files.opening import LARGEST_HEADER, Limited, check_regular, check_unpacked, fits
 from cbm.files.parsing import parse_json, read_json, read_table, read_text
 
 if TYPE_CHECKING:
@@ -111,8 +113,10 @@ def _read_whole(array: Stored) -> "Tensor | np.ndarray":
     """The values of an array; damage inside a file is found only now."""
     try:
         return array.read()
-    except (UserError, MemoryError):
+    except UserError:
         raise
+    except MemoryError as error:
+        raise UserError(f"{array.where} is {list(array.shape)}, which is more than the memory holds") from error
     except Exception as error:
         raise UserError(f"{array.where} cannot be read: {type(error).__name__}: {_line(error)}") from error
 
@@ -145,7 +149,7 @@ def _line(error: Exception) -> str:
 
 def _npy(file: Path) -> dict[str, Stored]:
     with file.open("rb") as content:
-        shape, dtype, _ = _header(content)
+        shape, dtype, _ = _header(content, f"'{file}'", file.stat().st_size)
     if dtype.hasobject:
         return {"": Stored(f"'{file}'", shape, "O", _refuse(file, ""), file)}
     array = np.load(file, mmap_mode="c", allow_pickle=False)  # a private copy of what is written: nothing is
@@ -157,28 +161,43 @@ def _npz(file: Path) -> dict[str, Stored]:
     with zipfile.ZipFile(file) as archive:
         for entry in archive.infolist():
             name = entry.filename.removesuffix(".npy")
+            where = f"'{file}' {name}"
             with archive.open(entry) as member:
-                shape, dtype, start = _header(member)
+                shape, dtype, start = _header(member, where, entry.file_size)
             if dtype.hasobject:
-                found[name] = Stored(f"'{file}' {name}", shape, "O", _refuse(file, name), file)
+                found[name] = Stored(where, shape, "O", _refuse(file, name), file)
                 continue
-            read = _compressed(file, name)
+            read = _compressed(file, name, entry)
             if entry.compress_type == zipfile.ZIP_STORED and shape:
                 read = _mapped(file, entry.header_offset, start, shape, dtype)
             found[name] = _stored(file, name, read, shape, dtype)
     return found
 
 
-def _header(member: Any) -> tuple[tuple[int, ...], np.dtype, tuple[int, bool]]:
-    """Shape and type of an array, where its values begin after its header starts, and whether column by column."""
+def _header(member: Any, where: str, size: int) -> tuple[tuple[int, ...], np.dtype, tuple[int, bool]]:
+    """Shape and type of an array, where its values begin after its header starts, and whether column by column.
+
+    Args:
+        member: the array, open at its beginning.
+        where: where it is, for messages.
+        size: bytes of header and values.
+
+    Raises:
+        UserError: there are not as many bytes as the header says.
+    """
+    member = Limited(member, LARGEST_HEADER)
     version = np.lib.format.read_magic(member)
     read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
     shape, columns, dtype = read(member)
+    stated = math.prod(shape) * dtype.itemsize
+    if min(shape, default=0) < 0 or (not dtype.hasobject and stated > size - member.tell()):
+        raise UserError(f"{where} cannot be read: it says {list(shape)} of {dtype}, {stated:,} bytes, and is cut off")
     return shape, dtype, (member.tell(), columns)
 
 
-def _compressed(file: Path, name: str) -> Callable[[], np.ndarray]:
+def _compressed(file: Path, name: str, entry: zipfile.ZipInfo) -> Callable[[], np.ndarray]:
     def read() -> np.ndarray:
+        check_unpacked(f"'{file}' {name}", entry.file_size, min(entry.compress_size, file.stat().st_size))
         with np.load(file, allow_pickle=False) as archive:
             return archive[name]
 
@@ -292,12 +311,39 @@ def _list_of_names(file: Path, name: str, value: Any) -> dict[str, Stored]:
     if not isinstance(value, list | tuple) or not value:
         return {}
     if all(isinstance(each, str) for each in value):
-        array = np.array(value, dtype=str)
-    elif all(isinstance(each, int | float) for each in value):
+        return {name: _names(file, name, value)}
+    if all(isinstance(each, int | float) for each in value):
         array = np.array(value)
     else:
         return {}
     return {name: _stored(file, name, lambda: array, array.shape, array.dtype)}
+
+
+def _names(file: Path, name: str, texts: Sequence[str]) -> Stored:
+    """Texts as an array, which takes as much for every one of them as for the longest."""
+    where = _where(file, name)
+
+    def read() -> np.ndarray:
+        check_texts(where, max(map(len, texts), default=0), len(texts), file)
+        return _text(np.array(texts, dtype=str), where)
+
+    return Stored(where, (len(texts),), "U", read, file)
+
+
+def check_texts(where: str, longest: int, count: int, file: Path) -> None:
+    """Refuse an array of texts of which one is so long that all of them are not held.
+
+    Args:
+        where: what they are, for the message.
+        longest: letters of the longest.
+        count: how many there are.
+        file: the file that they are in.
+
+    Raises:
+        UserError: the array would be too large.
+    """
+    if not fits(4 * longest * count, file.stat().st_size):
+        raise UserError(f"{where}: one of {count:,} texts has {longest:,} letters: expected names")
 
 
 class HoldsObjects(UserError):
@@ -334,14 +380,28 @@ def _torch(file: Path) -> dict[str, Stored]:
             f"'{file}' holds Python objects, which are not loaded (they could do anything): save a dict of tensors and "
             "lists of names, torch.save({'features': x, 'labels': y, 'classes': names}, FILE)"
         ) from error
-    return _from_object(file, content, "")
+    return _from_object(file, content, "", _Parts(file))
 
 
-def _from_object(file: Path, content: Any, name: str) -> dict[str, Stored]:
+class _Parts:
+    """The parts of a file, every one of which takes a byte: a pickle can say the same part any number of times."""
+
+    def __init__(self, file: Path):
+        self._file, self._left = file, file.stat().st_size
+
+    def add(self, count: int) -> None:
+        """Count some; raises a ``UserError`` if there are more than the file has bytes."""
+        self._left -= count
+        if self._left < 0:
+            raise UserError(f"'{self._file}' says the same parts again and again: it is not read")
+
+
+def _from_object(file: Path, content: Any, name: str, parts: _Parts) -> dict[str, Stored]:
     import torch
 
     if isinstance(content, torch.Tensor):
         tensor = content.detach()
+        check_unpacked(_where(file, name), tensor.numel() * tensor.element_size(), file.stat().st_size)
         if tensor.layout != torch.strided:
             tensor = tensor.to_dense()
         shape, where = tuple(tensor.shape), _where(file, name)
@@ -350,15 +410,18 @@ def _from_object(file: Path, content: Any, name: str) -> dict[str, Stored]:
         if tensor.is_complex() or tensor.is_quantized:
             return {name: Stored(where, shape, "O", lambda: _no_numbers(where, tensor.dtype), file)}
         return {name: Stored(where, shape, "i", lambda: tensor.numpy(), file)}
+    if isinstance(content, dict | list | tuple):
+        parts.add(1 + len(content))
     if isinstance(content, dict):
         found: dict[str, Stored] = {}
         for key, value in content.items():
-            found |= _from_object(file, value, f"{name}/{key}" if name else str(key))
+            found |= _from_object(file, value, f"{name}/{key}" if name else str(key), parts)
         return found
     if isinstance(content, list | tuple) and len(content) == 2 and all(isinstance(x, torch.Tensor) for x in content):
         shapes = [tuple(each.shape) for each in content]
         if [len(shape) for shape in shapes] == [2, 1] and shapes[0][0] == shapes[1][0]:  # torch.save((x, y), FILE)
-            return {**_from_object(file, content[0], "features"), **_from_object(file, content[1], "labels")}
+            both = zip(("features", "labels"), content)
+            return {name: array for key, each in both for name, array in _from_object(file, each, key, parts).items()}
     return _list_of_names(file, name, content)
 
 
@@ -406,16 +469,63 @@ def _column(file: Path, name: str, kind: str, lists: bool, rows: int) -> "Callab
     def read() -> "Tensor | np.ndarray":
         import pyarrow.parquet as parquet
 
-        batches = parquet.ParquetFile(file).iter_batches(1 << 14, columns=[name])
-        values = (_values(batch.column(0), f"'{file}' {name}", kind, lists) for batch in batches)
-        whole = _joined(values, rows)
+        where = f"'{file}' {name}"
+        content = parquet.ParquetFile(file, read_dictionary=[name] if kind == "U" else None)
+        check_columns(content, file, (name,))
+        values = (_values(part, where, kind, lists, file) for part in _batches(content, file, name, lists))
+        whole = _joined(values, rows, where, file)
+        if len(whole) != rows:
+            raise UserError(f"{where} is damaged: it has {len(whole):,} rows, and the file says {rows:,}")
         return _tensor(whole) if kind == "f" else whole
 
     return read
 
 
-def _values(column: Any, where: str, kind: str, lists: bool) -> np.ndarray:
+def check_columns(content: Any, file: Path, names: Sequence[str] | None = None) -> None:
+    """Refuse columns of a Parquet file that would be far larger in memory than they are on disk.
+
+    Args:
+        content: the ``pyarrow.parquet.ParquetFile``.
+        file: its path.
+        names: the columns; all by default.
+
+    Raises:
+        UserError: a column is too large, or there are not as many rows as are stated.
+    """
+    import pyarrow as arrow
+
+    metadata, packed = content.metadata, file.stat().st_size
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    if sum(group.num_rows for group in groups) != metadata.num_rows or metadata.num_rows < 0:
+        raise UserError(
+            f"'{file}' is damaged: it says that it has {metadata.num_rows:,} rows, and its parts have others"
+        )
+    if any(group.num_columns != metadata.num_columns for group in groups):  # pyarrow ends the process at some of these
+        raise UserError(f"'{file}' is damaged: its parts have other columns than the whole")
+    check_unpacked(f"'{file}'", sum(max(group.total_byte_size, 0) for group in groups), packed)
+    for column in content.schema_arrow:
+        if names is None or column.name in names:
+            width = column.type.list_size if arrow.types.is_fixed_size_list(column.type) else 1
+            check_unpacked(f"'{file}' {column.name}", 8 * metadata.num_rows * width, packed)
+
+
+def _batches(content: Any, file: Path, name: str, lists: bool) -> Iterator[Any]:
+    """A column of a Parquet file, a part of its rows at a time.
+
+    How long lists are, a file says where pyarrow ends the process if that is damaged: the first row shows it.
+    """
+    size = 1 << 14
+    if lists:
+        width = sum(len(batch.column(0).flatten()) for batch in islice(content.iter_batches(1, columns=[name]), 1))
+        check_unpacked(f"'{file}' {name}", 8 * content.metadata.num_rows * width, file.stat().st_size)
+        size = max(1, min(size, (1 << 24) // max(1, width)))
+    return (batch.column(0) for batch in content.iter_batches(size, columns=[name]))
+
+
+def _values(column: Any, where: str, kind: str, lists: bool, file: Path) -> np.ndarray:
     """Some rows of a column."""
+    if kind == "U":
+        check_texts(where, longest_text(column), len(column), file)
     if hasattr(column, "dictionary_decode"):
         column = column.dictionary_decode()
     if kind in "O?":
@@ -430,11 +540,24 @@ def _values(column: Any, where: str, kind: str, lists: bool) -> np.ndarray:
     return values
 
 
-def _joined(parts: Iterator[np.ndarray], rows: int) -> np.ndarray:
+def longest_text(column: Any) -> int:
+    """Bytes of the longest text of a column, as it is stored."""
+    import pyarrow.compute as compute
+
+    texts = column.dictionary if hasattr(column, "dictionary") else column
+    return compute.max(compute.binary_length(texts)).as_py() or 0
+
+
+def _joined(parts: Iterator[np.ndarray], rows: int, where: str, file: Path) -> np.ndarray:
     """Parts one after the other; those of numbers are put where they belong at once, so that one is there twice."""
     first = next(parts, np.empty(0))
-    if first.dtype.kind == "U" or len(first) == rows:
+    if first.dtype.kind == "U":
+        found = [first, *parts]
+        check_texts(where, max(part.dtype.itemsize // 4 for part in found), rows, file)
+        return np.concatenate(found)
+    if len(first) == rows:
         return np.concatenate([first, *parts])
+    check_unpacked(where, rows * first.dtype.itemsize * math.prod(first.shape[1:]), file.stat().st_size)
     whole, end = np.empty((rows, *first.shape[1:]), first.dtype), len(first)
     whole[:end] = first
     for part in parts:
@@ -444,7 +567,7 @@ def _joined(parts: Iterator[np.ndarray], rows: int) -> np.ndarray:
             whole = whole.astype(np.result_type(whole, part))
         whole[end : end + len(part)] = part
         end += len(part)
-    return whole
+    return whole[:end]
 
 
 def _rectangle(column: Any, where: str) -> np.ndarray:
@@ -471,14 +594,13 @@ def _table(file: Path) -> dict[str, Stored]:
     columns, rows = read_table(file)
     found = {}
     for name in filter(None, columns):
-        cells = np.array([row[name] for row in rows], dtype=str)
-        found[name] = _stored(file, name, partial(np.asarray, cells), cells.shape, cells.dtype)
+        found[name] = _names(file, name, [row[name] for row in rows])
     return found
 
 
 def _lines(file: Path) -> dict[str, Stored]:
     names = [line.strip() for line in read_text(file).rstrip().splitlines()]  # one left out would move all others
-    return {"": Stored(f"'{file}'", (len(names),), "U", lambda: np.array(names, dtype=str), file)}
+    return {"": _names(file, "", names)}
 
 
 def _json(file: Path) -> dict[str, Stored]:

@@ -19,7 +19,7 @@ from typing import Any
 from cbm.errors import UserError, did_you_mean
 from cbm.files.atomic import PARTIAL, cannot_write
 from cbm.files.locks import LockHeldError, NoLocksError, lock
-from cbm.files.opening import open_regular
+from cbm.files.opening import LARGEST_JSON, open_regular
 
 SHARD = r"[0-9a-f]+(-[0-9a-f]+)?\.safetensors"
 OURS = rf"(\.partial\..*|{SHARD}|about\.json|index\.(safetensors|parquet)|unit/({SHARD}|\.partial\..*))"
@@ -28,6 +28,8 @@ REMOVED = ".removed."
 """How folders begin that hold what is being removed, or was when its process was killed."""
 LONGEST_HEADER = 1 << 27
 """Bytes of a header of a shard beyond which it is damaged."""
+DAMAGED = (ValueError, KeyError, TypeError, IndexError, OverflowError, RecursionError)
+"""What JSON of any form raises where something else is expected."""
 NOT_AGAIN = {
     "answers": "answers of a language model, which were paid for",
     "split": "a drawn split, which may be drawn otherwise if images were added",
@@ -260,7 +262,7 @@ def _encoders(cache: Path) -> dict[str, str]:
     """Fingerprint to name of the encoders whose features are there."""
     names = {}
     for file in (cache / "features").glob("*/about.json"):
-        with suppress(OSError, ValueError, KeyError, TypeError):
+        with suppress(OSError, *DAMAGED):
             about = json.loads(_peek(file, 1 << 20))
             names[str(about["encoder_fingerprint"])] = str(about["encoder"])
     return names
@@ -275,10 +277,10 @@ def _count(path: Path, kind: Kind, files: list[Path]) -> int | None:
         return None if None in rows else sum(row for row in rows if row)
     try:
         if kind.name == "split":
-            return len(json.loads(_peek(path, 1 << 31)))
+            return len(json.loads(_peek(path, LARGEST_JSON)))
         if kind.name == "fingerprints":
             return _known_files(path)
-    except (OSError, ValueError, TypeError):
+    except (OSError, *DAMAGED):
         return None
     return len(own)
 
@@ -302,8 +304,8 @@ def _rows(shard: Path) -> int | None:
         if length > LONGEST_HEADER:
             return None
         header: dict[str, Any] = json.loads(_peek(shard, 8 + length)[8:])
-        return int(header["features"]["shape"][0])
-    except (OSError, ValueError, KeyError, TypeError, IndexError, struct.error):
+        return max(0, int(header["features"]["shape"][0]))
+    except (OSError, struct.error, *DAMAGED):
         return None
 
 
@@ -317,4 +319,4 @@ def _peek(file: Path, count: int) -> bytes:
         return open_regular(name, flags)
 
     with open(file, "rb", opener=opener) as content:
-        return content.read(count)
+        return content.read(min(count, os.fstat(content.fileno()).st_size))  # so much is asked of the memory

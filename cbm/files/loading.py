@@ -16,6 +16,8 @@ from typing import IO, Any
 
 import yaml
 
+from cbm.files.opening import open_to_read
+
 
 def load_tensors(source: Path | IO[bytes], *, mapped: bool = False) -> Any:
     """Tensors, numbers, texts, and lists and dicts of them, from a file that ``torch.save`` wrote.
@@ -30,7 +32,46 @@ def load_tensors(source: Path | IO[bytes], *, mapped: bool = False) -> Any:
     """
     import torch
 
+    if isinstance(source, Path):
+        with open_to_read(source) as file:
+            _check_plain(file)
+    else:
+        _check_plain(source)
     return torch.load(source, map_location="cpu", weights_only=True, mmap=mapped or None)
+
+
+BYTES = b"\nbytearray\n"
+"""How a pickle asks for as many bytes as it names: of all that PyTorch makes, this alone takes no bytes in a file."""
+
+
+def _check_plain(file: IO[bytes]) -> None:
+    """Whether an open file of PyTorch is no larger in memory than on disk; it is left where it was.
+
+    Raises:
+        ValueError: its parts are compressed, or lie over one another, which ``torch.save`` never does.
+        pickle.UnpicklingError: it asks for memory by number.
+    """
+    import pickle
+    import zipfile
+
+    start = file.tell()
+    try:
+        if file.read(4) == b"PK\x03\x04":
+            size = file.seek(0, os.SEEK_END)
+            with zipfile.ZipFile(file) as archive:
+                parts = archive.infolist()
+                if any(part.compress_type for part in parts) or sum(part.file_size for part in parts) > size:
+                    raise ValueError("its parts are compressed, which torch.save never does")
+                asks = any(BYTES in archive.read(part) for part in parts if "/data/" not in part.filename)
+        else:
+            file.seek(start)
+            asks, end = False, b""
+            while not asks and (block := file.read(1 << 20)):
+                asks, end = BYTES in end + block, block[-len(BYTES) :]
+        if asks:
+            raise pickle.UnpicklingError("it asks for bytes by their number")
+    finally:
+        file.seek(start)
 
 
 @contextmanager

@@ -1,5 +1,8 @@
 """What may be opened: regular files of a size that somebody means. Pictures go through ``cbm.files.pictures`` besides.
 
+A small file can say that it is large, or be packed a thousand times over: what it becomes in memory is compared with
+what there is on disk (``check_unpacked``) before it is asked for.
+
 A pipe would be waited for, a device has no end, a socket is no file; whoever sent a folder may have put them in it.
 Links to files are followed where something is read, and never where something is written (``open_regular``).
 """
@@ -22,7 +25,12 @@ LARGEST_YAML = 1 << 24
 LARGEST_PICTURE = 1 << 29
 """Bytes of a picture's file."""
 LARGEST_HEADER = 1 << 20
-"""Bytes that say of a member of a tar file what it is called."""
+"""Bytes that say of a member of a tar file what it is called, or of an array how large it is."""
+UNPACKED = 1 << 29
+"""Bytes that any file may become in memory."""
+PACKED = 200
+"""How many times more memory than disk a larger one may take. Features, numbers and names are packed 2 to 20 times;
+zeros a thousand times, and a number that is repeated as often as somebody says."""
 
 NO_FOLLOW, NO_WAITING = getattr(os, "O_NOFOLLOW", 0), getattr(os, "O_NONBLOCK", 0)
 """What keeps ``os.open`` from following links and waiting for pipes; 0 on Windows, which has none such."""
@@ -93,6 +101,32 @@ def read_limited(path: Path, largest: int) -> bytes:
         if (size := os.fstat(file.fileno()).st_size) > largest:
             raise UserError(f"'{path}' has {size:,} bytes: expected at most {largest:,} in a file of this kind")
         return file.read(largest)
+
+
+def fits(unpacked: int, packed: int) -> bool:
+    """Whether something of ``packed`` bytes on disk may take ``unpacked`` bytes of memory."""
+    return unpacked <= max(UNPACKED, PACKED * packed)
+
+
+def check_unpacked(where: str, unpacked: int, packed: int) -> None:
+    """Refuse what is small on disk and would be large in memory.
+
+    Args:
+        where: what it is, for the message.
+        unpacked: bytes that it would take in memory.
+        packed: bytes that it takes on disk.
+
+    Raises:
+        UserError: they are too many.
+
+    Example:
+        >>> check_unpacked("'a.npz' X", 10**9, 10**5)
+        Traceback (most recent call last):
+        ...
+        cbm.errors.UserError: 'a.npz' X would take 1,000,000,000 bytes of memory and is 100,000 on disk: it is not read
+    """
+    if not fits(unpacked, packed):
+        raise UserError(f"{where} would take {unpacked:,} bytes of memory and is {packed:,} on disk: it is not read")
 
 
 def cannot_read(path: Path, error: Exception) -> UserError:

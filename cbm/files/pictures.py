@@ -75,8 +75,9 @@ def open_picture(source: str | Path | IO[bytes], least: int | None = None, name:
         name: what the picture is called in messages; by default its path.
 
     Raises:
-        OSError: a format that is not read, or a damaged file. Pillow raises other errors too.
+        OSError: a format that is not read, or a damaged file: whatever its decoder raised.
         ValueError: values without a known scale, or more than ``LARGEST`` pixels.
+        PIL.Image.DecompressionBombError: far more than ``LARGEST`` pixels.
 
     Example:
         >>> import io
@@ -92,6 +93,16 @@ def open_picture(source: str | Path | IO[bytes], least: int | None = None, name:
                 raise ValueError(f"'{name or source}' has {size:,} bytes, more than a picture may have")
             return open_picture(file, least, name or str(source))
     name = name or str(getattr(source, "name", "picture"))
+    try:
+        return _opened(source, least, name)
+    except (OSError, ValueError, MemoryError, Image.DecompressionBombError):
+        raise
+    except Exception as error:  # a broken file can make a decoder raise anything
+        raise OSError(f"'{name}' is damaged: {type(error).__name__}: {' '.join(str(error).split())}") from error
+
+
+def _opened(source: IO[bytes], least: int | None, name: str) -> Image.Image:
+    """``open_picture`` for an open file; raises what its decoder raises."""
     if _is_dicom(source, name):
         return _open_dicom(source, name)
     source.seek(0)
@@ -130,7 +141,8 @@ def upright_rgb(picture: Image.Image, name: str = "picture") -> Image.Image:
     flat = _eight_bits(picture, name)
     if flat.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in flat.info:
         flat = _on_white(flat)
-    rgb = _from_lab(flat) if flat.mode == "LAB" else flat.convert("RGB")
+    rgb = flat if flat.mode == "RGB" and flat is not picture else None
+    rgb = rgb or (_from_lab(flat) if flat.mode == "LAB" else flat.convert("RGB"))
     turn = TURNS.get(_orientation(picture))
     rgb = rgb if turn is None else rgb.transpose(turn)
     rgb.info = {}  # or the next one would turn it again

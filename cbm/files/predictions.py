@@ -19,6 +19,7 @@ import numpy as np
 
 from cbm.errors import UserError
 from cbm.files import write_atomically
+from cbm.files.arrays import check_columns, check_texts, longest_text
 from cbm.files.names import file_name
 from cbm.files.run_directory import PREDICTIONS, read_config, verify_run
 
@@ -145,7 +146,13 @@ def read_predictions_file(file: Path) -> Predictions:
     import pyarrow.parquet as parquet
 
     try:
-        table = parquet.read_table(file, page_checksum_verification=True, use_threads=False)
+        names = [name for name in ("image", "subject") if name in parquet.read_schema(file).names]
+        with parquet.ParquetFile(file, page_checksum_verification=True, read_dictionary=names) as content:
+            check_columns(content, file)
+            table = content.read(use_threads=False)
+        for name in names:
+            for part in table[name].chunks:
+                check_texts(f"'{file}' {name}", longest_text(part), len(table), file)
         about = json.loads((table.schema.metadata or {})[b"cbm"])
         classes = [str(name) for name in about["classes"]]
         index = {name: number for number, name in enumerate(classes)}

@@ -24,6 +24,10 @@ READ_BACK = ("config.yaml", "metrics.json", "about.json", "bank/bank.json")
 """What later commands read of a finished run, beside files that carry their own checksum."""
 PREDICTIONS = "predictions.parquet"
 """What was decided about every test image (``cbm.files.predictions``); a run may be without."""
+SECTIONS = ("dataset", "encoder", "teacher", "concepts", "method", "trainer", "logger", "evidence")
+"""Groups of settings in ``config.yaml``."""
+OPTIONAL = ("encoder", "teacher")
+"""Those that may be null."""
 FOLDERS = ("bank", "checkpoints", "eval", "figures", "wandb")
 """What is written into below a run directory."""
 
@@ -277,6 +281,9 @@ def read_config(path: Path) -> DictConfig:
     content = read_yaml(file)
     if not isinstance(content, dict):
         raise UserError(f"'{file}' is not the configuration of a run")
+    for name in SECTIONS:
+        if not isinstance(content.get(name, {}), dict) and (content[name] is not None or name not in OPTIONAL):
+            raise UserError(f"'{file}' is not the configuration of a run: '{name}' holds no settings")
     if key := interpolation_in(content):
         raise UserError(f"'{file}': '{key}' contains '${{', which no run writes: it was changed, write out its value")
     try:
@@ -304,11 +311,33 @@ def read_about(path: Path) -> dict[str, Any]:
         UserError: it cannot be read.
     """
     about = read_json(path / "about.json")
-    try:
-        sound = all(isinstance(name, str) for name in about["classes"])
-        sound &= about["encoder"] is None or bool(about["encoder"]["fingerprint"])  # None: features were given
-    except (KeyError, TypeError):
-        sound = False
-    if not sound:
+    if not isinstance(about, dict) or not _is_list_of_names(about.get("classes")) or not _has_encoder(about):
         raise UserError(f"'{path / 'about.json'}' is damaged: expected the classes and the encoder of a run")
+    wanted = {"changes": list, "verdict": str, "integrity": dict}
+    for name, kind in wanted.items():
+        if not isinstance(about.get(name), kind | None):
+            raise UserError(f"'{path / 'about.json'}' is damaged: '{name}' is no {kind.__name__}")
     return about
+
+
+def _is_list_of_names(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(name, str) for name in value)
+
+
+def _has_encoder(about: dict[str, Any]) -> bool:
+    """Whether it is said what made the features (None: nobody knows); what else is said of it is of its type."""
+    encoder = about.get("encoder")
+    if "encoder" not in about or not _is_count(about.get("dim", 1)):
+        return False
+    if encoder is None:
+        return True
+    if not isinstance(encoder, dict):
+        return False
+    named = all(isinstance(name, str) and name for name in (encoder.get("fingerprint"), encoder.get("id", "?")))
+    scale = encoder.get("logit_scale", 1)
+    scaled = isinstance(scale, int | float) and not isinstance(scale, bool) and abs(scale) < float("inf")
+    return named and scaled and _is_count(encoder.get("dim", 1))
+
+
+def _is_count(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0

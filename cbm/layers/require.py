@@ -7,6 +7,7 @@ from torch import nn
 from cbm.errors import UserError
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.energy import EnergyBottleneck
+from cbm.layers.probe import LinearProbe
 
 
 def has_concepts(model: nn.Module, bank: Any = True) -> bool:
@@ -17,6 +18,21 @@ def has_concepts(model: nn.Module, bank: Any = True) -> bool:
         bank: the concepts of its columns, or None.
     """
     return bank is not None and isinstance(model, ConceptBottleneck | EnergyBottleneck)
+
+
+def width_of(model: nn.Module) -> int:
+    """Width D of the features that a classifier reads."""
+    if isinstance(model, ConceptBottleneck):
+        return model.concepts.shape[1]
+    if isinstance(model, EnergyBottleneck):
+        return len(model.mean)
+    assert isinstance(model, LinearProbe)
+    return model.matrix.shape[1]
+
+
+def concepts_of(model: nn.Module) -> int:
+    """Number of concepts K that a classifier decides by."""
+    return len(model.concepts) if isinstance(model, ConceptBottleneck) else len(model.concept_table)  # type: ignore[arg-type]
 
 
 def linear_or_none(model: nn.Module, bank: Any = True) -> ConceptBottleneck | None:

@@ -1,6 +1,5 @@
 """Several runs side by side as one page: the table of ``compare``, and curves with their spread over seeds."""
 
-import json
 import re
 import statistics
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from cbm.files import write_atomically
 from cbm.files.console import failing_softly
+from cbm.files.run_directory import read_metrics
 from cbm.report.compare import EQUAL, Row, cell, columns, table_notes, title
 from cbm.report.figures import add_legend, as_image, new_figure, svg
 from cbm.report.templates import load_template
@@ -61,7 +61,7 @@ def curve_figure(rows: list[Row], pattern: str, axis: str) -> "Figure | None":
     for row in sorted(rows, key=lambda row: -(row.mean("test/accuracy") or 0.0)):
         values: dict[int, list[float]] = {}
         for path in row.paths:
-            for key, value in json.loads((path / "metrics.json").read_text()).items():
+            for key, value in read_metrics(path).items():
                 if match := re.fullmatch(pattern, key):
                     values.setdefault(int(match[1]), []).append(value)
         if len(values) > 1:  # one point is in the table

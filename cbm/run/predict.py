@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from cbm.files import write_atomically
+from cbm.files.names import as_text
 from cbm.files.pictures import VERSION
 from cbm.layers.require import linear_or_none
 from cbm.methods.planning import in_time
@@ -24,7 +25,7 @@ from cbm.report.explanations import explain
 from cbm.report.predictions import Shown, predictions_page
 from cbm.report.thumbnails import thumbnail
 from cbm.run.sources import Batch, Source
-from cbm.run.unfinished import failure, take_up, unfinished_table
+from cbm.run.unfinished import PAGE, failure, take_up, unfinished_table
 from cbm.trained import TrainedModel
 
 log = logging.getLogger("cbm")
@@ -85,6 +86,7 @@ def predict(
         "place": source.place,
         "images": count,
         "names": source.names.digest,
+        PAGE: None if page is None else as_text(str(page.absolute())),
     }
     with unfinished_table(destination) as unfinished:
         kept = take_up(unfinished, facts, source.names)

@@ -71,7 +71,7 @@ def run_id(path: Path) -> str:
         path: the run directory.
     """
     file = path / "wandb" / "id.txt"
-    kept = file.read_text(encoding="utf-8").strip() if file.is_file() else ""
+    kept = file.read_text(encoding="utf-8", errors="replace").strip() if file.is_file() else ""
     name = os.environ.get("WANDB_RUN_ID") or kept
     if not re.fullmatch(r"[\w-]{1,64}", name):
         name = secrets.token_hex(4)

@@ -36,12 +36,33 @@ FACTS = {
 """What is kept beside the rows, and how that is called where it is another."""
 
 
+PAGE = "page"
+"""The page that is written with the table, beside those facts: it may be another one."""
+
+
+def is_page_of(page: Path, destination: Path) -> bool:
+    """Whether a page was written for a table that was interrupted before it got its name."""
+    try:
+        facts = read_json(_beside(_partial(destination)))
+    except UserError:
+        return False
+    return isinstance(facts, dict) and facts.get(PAGE) == as_text(str(page.absolute()))
+
+
+def _partial(destination: Path) -> Path:
+    return destination.with_name(f"{destination.name}.partial")
+
+
+def _beside(partial: Path) -> Path:
+    return partial.with_name(f"{partial.name}.json")
+
+
 class Unfinished:
     """The rows of a table that has no name yet, and beside them what they are made from."""
 
     def __init__(self, path: Path, file: IO[bytes]):
         self.path, self.file = path, file
-        self.beside = path.with_name(f"{path.name}.json")
+        self.beside = _beside(path)
         self._safe = time.monotonic()
 
     def add(self, rows: list[list[str]]) -> None:
@@ -85,7 +106,7 @@ def unfinished_table(destination: Path) -> Iterator[Unfinished]:
     Raises:
         UserError: another process writes the same file, or it cannot be written to.
     """
-    path = destination.with_name(f"{destination.name}.partial")
+    path = _partial(destination)
     busy = f"another process is writing '{destination}': wait for it, or choose another --out"
     try:
         file = open(path, "r+b", opener=lambda name, flags: open_regular(name, flags | os.O_CREAT))  # noqa: SIM115

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 from torch import Tensor, nn
 
@@ -35,6 +36,7 @@ from cbm.files.pictures import VERSION, open_picture, upright_rgb
 from cbm.files.run_directory import open_run, read_about, read_metrics
 from cbm.files.without_paths import without_paths
 from cbm.layers import ConceptBottleneck, load_model, require_concepts, require_linear, save_model
+from cbm.layers.require import concepts_of, has_concepts, width_of
 from cbm.metrics.evaluate import cut_points
 from cbm.trained.export import export_model
 from cbm.trained.heat_map import HeatMap, heat_map
@@ -149,7 +151,7 @@ class TrainedModel:
         self.classes: list[str] = [one_form(name) for name in about["classes"]]
         self.model = load_model(path / "model.safetensors")
         self.bank = load_bank(path / "bank") if (path / "bank").is_dir() else None
-        self.changes: tuple[Edit | BankSwap | str, ...] = tuple(about.get("changes", ()))
+        self.changes: tuple[Edit | BankSwap | str, ...] = tuple(about.get("changes") or ())
 
     @cached_property
     def encoder(self) -> Encoder:
@@ -166,7 +168,10 @@ class TrainedModel:
                 f"or phrases; give it features [N, {self.dim}] of the same model (dataset=features dataset.root=FILE, "
                 "cbm.load(RUN).predict(features))"
             )
-        encoder = load_encoder(self.config.encoder)
+        try:
+            encoder = load_encoder(self.config.encoder)
+        except OmegaConfBaseException as error:
+            raise self._not_of_a_run(error) from error
         if trained_on not in (encoder.fingerprint, encoder.former):
             raise UserError(
                 f"encoder '{encoder.id}' has other weights than when '{self.path}' was trained "
@@ -236,9 +241,17 @@ class TrainedModel:
 
     def encoding(self, card: DictConfig, cache: str | Path = "cache") -> Encoding:
         """How the images of a card are encoded: with the settings of the run, but all images instead of few shots."""
-        cfg = OmegaConf.merge(self.config, {"cache": str(cache)})
-        cfg.dataset = card
-        return Encoding.of(cfg).whole()  # type: ignore[arg-type]
+        try:
+            cfg = OmegaConf.merge(self.config, {"cache": str(cache)})
+            cfg.dataset = card
+            return Encoding.of(cfg).whole()  # type: ignore[arg-type]
+        except (OmegaConfBaseException, AttributeError) as error:
+            raise self._not_of_a_run(error) from error
+
+    def _not_of_a_run(self, error: Exception) -> UserError:
+        """The one line for a configuration that lacks a setting."""
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        return UserError(f"'{self.path / 'config.yaml'}' is not the configuration of a run: {reason}")
 
     def read(
         self,
@@ -588,6 +601,13 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
     """
     path, config = open_run(pull(str(run).removeprefix(HUB)) if str(run).startswith(HUB) else Path(run))
     about = read_about(path)
+    told = about if about["encoder"] is None else about["encoder"]
+    if unsaid := [key for key in ("dim", "id", "logit_scale")[: 1 if told is about else 3] if key not in told]:
+        raise UserError(f"'{path / 'about.json'}' is damaged: expected the classes and the encoder of a run, with its "
+                        f"{unsaid[0]}")  # fmt: skip
+    needed = ["dataset.name", "method.name", "trainer", "seed", *(["encoder"] if about["encoder"] is not None else [])]
+    if lacking := [name for name in needed if OmegaConf.select(config, name) is None]:
+        raise UserError(f"'{path / 'config.yaml'}' is not the configuration of a run: it has no '{lacking[0]}'")
     if device is not None and about["encoder"] is not None:
         config.encoder.device = device
     if about["encoder"] is not None and (made_with := about["encoder"].get("pixels", 1)) != VERSION:
@@ -596,7 +616,33 @@ def load(run: str | Path, *, device: str | None = None) -> TrainedModel:
             "hold for upright, opaque images with 8 bits that are not much larger than needed; to compare others, "
             "train it again (docs/datasets.md)"
         )
-    return TrainedModel(path, config, about)
+    model = TrainedModel(path, config, about)
+    _check(model)
+    return model
+
+
+def _check(model: TrainedModel) -> None:
+    """Whether the files of a model are of one another.
+
+    Raises:
+        UserError: the classifier has other classes, reads features of another width, or has other concepts than the
+            files beside it say; or weights are NaN or infinite.
+    """
+    file, classes = model.path / "model.safetensors", len(model.classes)
+    try:
+        logits = model.model(torch.full((1, width_of(model.model)), 1.0))
+    except Exception as error:  # tensors that do not fit together
+        raise UserError(f"'{file}' is damaged: its tensors do not fit together ({type(error).__name__})") from error
+    if (found := width_of(model.model)) != model.dim:
+        raise UserError(f"'{file}' reads {found:,} features, but 'about.json' beside it says {model.dim:,}")
+    if tuple(logits.shape) != (1, classes):
+        raise UserError(
+            f"'{file}' tells {logits.shape[-1]:,} classes apart, but 'about.json' beside it names {classes:,}"
+        )
+    if not logits.isfinite().all():
+        raise UserError(f"'{file}' is damaged: it holds NaN or infinite values")
+    if has_concepts(model.model, model.bank) and (count := concepts_of(model.model)) != len(model.bank or ()):
+        raise UserError(f"'{file}' has {count:,} concepts, the bank beside it {len(model.bank or ()):,}")
 
 
 def _in_parts(images: Picture | Sequence[Picture], dim: int) -> Iterator[Sequence[Picture]]:

@@ -207,6 +207,40 @@ def test_what_was_killed_there_between_claim_and_content_blocks_nobody(tmp_path:
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize("wrong", ["features", "readable", "fingerprints", "errors", "width"])
+def test_a_shard_of_something_else_is_encoded_again(tmp_path: Path, pixel_encoder, wrong: str):
+    """Its checksum is right, and it does not hold what it says."""
+    first = encode(tmp_path, pixel_encoder, small_array(16))
+    path = first.folder / "000000.safetensors"
+    tensors, metadata = read_shard(path)
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    if wrong == "errors":
+        metadata = {}
+    elif wrong == "width":
+        tensors["features"] = tensors["features"][:, 1:].contiguous()
+    else:
+        tensors[wrong] = tensors[wrong][1:].contiguous()
+    replace_shard(path, tensors, metadata)
+    again = encode(tmp_path, pixel_encoder, small_array(16))
+    assert again.readable.all()
+    assert torch.equal(again.tensor(), first.tensor())
+
+
+@pytest.mark.parametrize("wrong", ["high", "low", "shard", "row", "shards"])
+def test_an_index_of_something_else_is_passed_over(tmp_path: Path, pixel_encoder, wrong: str):
+    encode(tmp_path, pixel_encoder, small_array(16))
+    found = opened(next((tmp_path / "features").iterdir()))
+    found.save()
+    tensors, metadata = read_shard(found.folder / "index.safetensors")
+    tensors = {name: tensor.clone() for name, tensor in tensors.items()}
+    if wrong == "shards":
+        metadata = {"shards": []}
+    else:
+        tensors[wrong] = tensors[wrong][1:].contiguous()
+    replace_shard(found.folder / "index.safetensors", tensors, metadata)
+    assert encode(tmp_path, pixel_encoder, small_array(16)).readable.all()
+
+
 @pytest.mark.parametrize("saved", [False, True])
 def test_a_million_pictures_are_found_in_little_memory(tmp_path: Path, saved: bool):
     """All of ImageNet, shuffled, with and without the index file: the pictures' own fingerprints are not counted."""

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,8 @@ import pytest
 import scipy.io
 from conftest import COLOURS, paint
 
-from cbm.data import complete_splits, read_dataset
+from cbm.data import complete_splits, lists, read_dataset
+from cbm.data.lists import integers, read_matlab
 from cbm.data.recognition import place_name
 from cbm.errors import UserError
 
@@ -309,3 +311,14 @@ def test_without_a_network_a_download_is_one_line(kind: str, of: str, tmp_path: 
     monkeypatch.setattr(urllib.request, "urlopen", refuse)
     with pytest.raises(UserError, match="could not be downloaded.*Name or service not known"):
         read_dataset(kind, kind, tmp_path, {"download": True})
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not say how much memory a process has")
+def test_a_matlab_file_that_unpacks_to_gigabytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(lists, "MATLAB", 1 << 26)
+    scipy.io.savemat(tmp_path / "small.mat", {"labels": np.arange(1000)}, do_compression=True)
+    assert read_matlab(tmp_path / "small.mat", "labels", integers).tolist() == list(range(1000))
+    scipy.io.savemat(tmp_path / "large.mat", {"labels": np.zeros(1 << 24)}, do_compression=True)
+    assert (tmp_path / "large.mat").stat().st_size < 1 << 18
+    with pytest.raises(UserError, match="large.mat' cannot be read"):
+        read_matlab(tmp_path / "large.mat", "labels", integers)

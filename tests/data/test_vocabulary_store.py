@@ -4,6 +4,8 @@ import pytest
 import torch
 
 from cbm.data import vocabulary_store
+from cbm.data.shards import write_shard
+from cbm.data.text_store import TextStore
 from cbm.data.vocabulary_store import VocabularyStore
 from cbm.errors import UserError
 
@@ -17,7 +19,7 @@ class Reader:
         self.read: list[str] = []
         self.fails_on = fails_on
 
-    def encode_text(self, texts: list[str]) -> torch.Tensor:
+    def encode_text(self, texts: list[str], **_) -> torch.Tensor:
         if self.fails_on in texts:
             raise KeyboardInterrupt
         self.read += texts
@@ -82,3 +84,29 @@ def test_damage_after_the_encoding_is_said(tmp_path: Path):
 def test_a_template_needs_a_place(tmp_path: Path):
     with pytest.raises(UserError, match="'a photo' has no place"):
         VocabularyStore(tmp_path).encode(Reader(), WORDS, ["a photo"], progress=False)
+
+
+def test_what_a_killed_process_left_is_removed_though_everything_is_encoded(tmp_path: Path):
+    VocabularyStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    TextStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    folders = [next((tmp_path / "vocabulary" / "reader").iterdir()), tmp_path / "text" / "reader"]
+    for folder in folders:
+        (folder / ".partial.0123456789abcdef").write_bytes(b"half")
+    VocabularyStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    TextStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    assert not list(tmp_path.rglob(".partial.*"))
+
+
+def test_shards_of_something_else_are_made_again(tmp_path: Path):
+    """Their checksums are right, and they hold neither these phrases nor features of this width."""
+    expected = TextStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    embedded = VocabularyStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    sound = torch.cat(list(embedded.parts()))
+    for folder in (tmp_path / "text" / "reader", embedded.shards[0].parent):
+        shards = sorted(folder.iterdir())
+        for shard, content in zip(shards, ({"features": torch.ones(2, 3)}, {"x": torch.ones(1)})):
+            shard.unlink()
+            write_shard(folder, shard.stem, content, {"said": 1})
+    assert torch.equal(TextStore(tmp_path).encode(Reader(), WORDS, progress=False), expected)
+    again = VocabularyStore(tmp_path).encode(Reader(), WORDS, progress=False)
+    assert torch.equal(torch.cat(list(again.parts())), sound)

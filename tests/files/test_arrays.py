@@ -1,7 +1,11 @@
 """Arrays of every format by name: mapped where possible, the same values, nothing executed."""
 
+import io
 import json
 import pickle
+import struct
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +16,7 @@ import torch
 from safetensors.torch import save_file
 
 from cbm.errors import UserError
+from cbm.files import opening
 from cbm.files.arrays import holds_arrays, in_number, read_arrays
 from cbm.files.vectors import read_vectors
 
@@ -172,3 +177,115 @@ def test_damage_inside_a_file_is_said_when_it_is_read(tmp_path: Path):
     array = read_arrays(file)["X"]
     with pytest.raises(UserError, match="X cannot be read: "):
         array.read()
+
+
+def member(shape: tuple[int, ...], held: int, kind: str = "<f4") -> bytes:
+    """An array of numpy's that says a shape and holds so many bytes."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": kind, "fortran_order": False, "shape": shape})
+    return header.getvalue() + bytes(held)
+
+
+def packed(file: Path, content: bytes, how: int = zipfile.ZIP_DEFLATED) -> None:
+    with zipfile.ZipFile(file, "w", how) as archive:
+        archive.writestr("X.npy", content)
+
+
+def laughing(file: Path) -> None:
+    """Two to the power of forty tensors, in a kilobyte."""
+    content: dict = {"X": torch.ones(3, 2)}
+    for _ in range(40):
+        content = {"a": content, "b": content}
+    torch.save(content, file)
+
+
+def rows(file: Path, **columns) -> None:
+    parquet.write_table(arrow.table(columns), file, compression="zstd")
+
+
+MANY = 200_000
+SMALL_AND_LARGE: dict[str, tuple[str, Callable[[Path], object], str]] = {
+    "zeros, deflated": (".npz", lambda file: packed(file, member((MANY, 10), 40 * MANY)), "8,000,[0-9]+ bytes of mem"),
+    "zeros, by LZMA": (
+        ".npz", lambda file: packed(file, member((MANY, 10), 40 * MANY), zipfile.ZIP_LZMA), "8,000,[0-9]+ bytes of mem"
+    ),
+    "letters, deflated": (
+        ".npz", lambda file: packed(file, member((MANY,), 80 * MANY, "<U20"), zipfile.ZIP_DEFLATED), "bytes of memory"
+    ),
+    "a header alone, deflated": (".npz", lambda file: packed(file, member((10**9, 10**4), 8)), "and is cut off"),
+    "a header alone, stored": (".npz", lambda file: packed(file, member((10**9, 10**4), 8), 0), "and is cut off"),
+    "a header alone": (".npy", lambda file: file.write_bytes(member((10**9, 10**4), 8)), "and is cut off"),
+    "less than nothing": (".npy", lambda file: file.write_bytes(member((-2, -2), 16)), "cannot be read"),
+    "a header of gigabytes": (
+        ".npz", lambda file: packed(file, b"\x93NUMPY\2\0" + struct.pack("<I", 1 << 31) + bytes(99)), "states a part of"
+    ),
+    "a tensor of one number": (
+        ".pt", lambda file: torch.save({"X": torch.zeros(1).expand(10**9, 512)}, file), "2,048,000,000,000 bytes of"
+    ),
+    "a sparse tensor": (
+        ".pt",
+        lambda file: torch.save(torch.sparse_coo_tensor([[0], [0]], [1.0], (10**9, 512)), file),
+        "2,048,000,000,000 bytes of",
+    ),
+    "a tensor of nowhere": (
+        ".pt", lambda file: torch.save(torch.empty(10**9, 512, device="meta"), file), "2,048,000,000,000 bytes of"
+    ),
+    "tensors of tensors": (".pt", laughing, "says the same parts again and again"),
+    "numbers that repeat": (
+        ".parquet", lambda file: rows(file, X=np.zeros(MANY * 10), y=np.zeros(MANY * 10)), "16,000,000 bytes of memory"
+    ),
+    "lists that repeat": (
+        ".parquet",
+        lambda file: rows(file, X=arrow.FixedSizeListArray.from_arrays(arrow.array(np.zeros(MANY * 10)), 10)),
+        "16,000,000 bytes of memory",
+    ),
+    "one long text": (
+        ".parquet", lambda file: rows(file, X=["a"] * 2000 + ["b" * 5000]), "2,001 texts has 5,000 letters"
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", SMALL_AND_LARGE)
+def test_what_is_small_on_disk_stays_small(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What a file says it is takes no memory before it is compared with what it is."""
+    monkeypatch.setattr(opening, "UNPACKED", 1 << 20)
+    ending, make, message = SMALL_AND_LARGE[kind]
+    make(file := tmp_path / f"f{ending}")
+    assert file.stat().st_size < 1 << 16
+    with pytest.raises(UserError, match=message) as error:
+        [array.read() for array in read_arrays(file).values()]
+    assert "\n" not in str(error.value)
+
+
+def test_a_long_text_beside_features_is_said_when_it_is_needed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """One caption of a table would make an array of gigabytes; the other columns are read."""
+    monkeypatch.setattr(opening, "UNPACKED", 1 << 20)
+    np.save(tmp_path / "X.npy", X)
+    lines = [f"cat,{'x' * 30_000 if row == 3 else 'y'}" for row in range(900)]
+    (tmp_path / "metadata.csv").write_text("label,caption\n" + "\n".join(lines))
+    arrays = read_arrays(tmp_path)
+    assert arrays["metadata/label"].read().tolist() == ["cat"] * 900
+    (tmp_path / "small.csv").write_text("label\n" + "x" * 30_000)
+    assert len(read_arrays(tmp_path)["small/label"].read()[0]) == 30_000
+    monkeypatch.setattr(opening, "PACKED", 10)
+    with pytest.raises(UserError, match="caption: one of 900 texts has 30,000 letters"):
+        arrays["metadata/caption"].read()
+
+
+def test_what_repeats_itself_and_is_large_on_disk_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Labels in one-hot rows are packed a hundred times over."""
+    monkeypatch.setattr(opening, "UNPACKED", 1 << 16)
+    np.savez_compressed(
+        tmp_path / "f.npz", y=np.eye(100, dtype=np.float32)[np.random.default_rng(0).integers(0, 100, 9000)]
+    )
+    assert read_arrays(tmp_path / "f.npz")["y"].read().shape == (9000, 100)
+
+
+def test_fewer_rows_than_are_stated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """What is missing is not filled with whatever is in memory."""
+    parquet.write_table(arrow.table({"X": np.arange(50_000.0), "names": ["a"] * 50_000}), tmp_path / "f.parquet")
+    whole = parquet.ParquetFile.iter_batches
+    monkeypatch.setattr(parquet.ParquetFile, "iter_batches", lambda *a, **b: iter(list(whole(*a, **b))[:2]))
+    for array in read_arrays(tmp_path / "f.parquet").values():
+        with pytest.raises(UserError, match="is damaged: it has 32,768 rows, and the file says 50,000"):
+            array.read()

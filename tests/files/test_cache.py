@@ -177,6 +177,23 @@ def test_names(cache: Path):
         choose([], ["x"])
 
 
+@pytest.mark.parametrize("content", [b"", b"[" * 100_000, b'{"encoder": [], "encoder_fingerprint": {}}', b"1e999"])
+def test_damaged_lists_are_listed(cache: Path, content: bytes):
+    """What stands in them may be nested too deeply to be read."""
+    (split,) = (cache / "splits").iterdir()
+    split.write_bytes(content)
+    for about in (cache / "features").glob("*/about.json"):
+        about.write_bytes(content)
+    found = next(entry for entry in read_cache(cache) if entry.kind == "split")
+    assert found.count in (None, 2)
+
+
+def test_a_shard_that_says_any_number_of_rows_is_listed(cache: Path):
+    header = b'{"features": {"shape": [1e999]}}'
+    next((cache / "text").rglob("*.safetensors")).write_bytes(np.int64(len(header)).tobytes() + header)
+    assert next(entry for entry in read_cache(cache) if entry.kind == "text").count is None
+
+
 @pytest.mark.parametrize("content", [b"", b"x", b"\xff" * 16, np.int64(5).tobytes() + b"[1,2]" * 3])
 def test_damaged_shards_are_listed(cache: Path, content: bytes):
     next((cache / "text").rglob("*.safetensors")).write_bytes(content)

@@ -2,6 +2,7 @@
 
 import datetime
 import pickle
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -37,6 +38,42 @@ def test_tensors_and_plain_values_are(tmp_path: Path):
     assert load_tensors(tmp_path / "f.pt")["names"] == ["a"]
     with (tmp_path / "f.pt").open("rb") as file:
         assert load_tensors(file)["x"].tolist() == [1, 1]
+
+
+class Zeros:
+    """So many bytes as a number says."""
+
+    def __reduce__(self):
+        return (bytearray, (1 << 40,))
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_no_memory_by_number(tmp_path: Path, old: bool):
+    torch.save({"x": torch.ones(2), "y": Zeros()}, tmp_path / "f.pt", _use_new_zipfile_serialization=not old)
+    with pytest.raises(pickle.UnpicklingError, match="bytes by their number"):
+        load_tensors(tmp_path / "f.pt")
+    torch.save({"x": torch.ones(2), "names": ["bytearray", "builtins"]}, tmp_path / "f.pt")
+    assert load_tensors(tmp_path / "f.pt")["names"] == ["bytearray", "builtins"]
+
+
+def test_no_parts_that_are_compressed_or_there_twice(tmp_path: Path):
+    torch.save({"x": torch.ones(2)}, tmp_path / "f.pt")
+    with zipfile.ZipFile(tmp_path / "f.pt") as archive:
+        parts = {part: archive.read(part) for part in archive.namelist()}
+    with zipfile.ZipFile(tmp_path / "g.pt", "w", zipfile.ZIP_DEFLATED) as archive:
+        for part, content in parts.items():
+            archive.writestr(part, content)
+    with pytest.raises(ValueError, match="compressed"):
+        load_tensors(tmp_path / "g.pt")
+    with zipfile.ZipFile(tmp_path / "h.pt", "w") as archive:
+        for part, content in parts.items():
+            archive.writestr(part, content)
+        (large,) = [part for part in archive.infolist() if part.filename.endswith("/data/0")]
+        archive.writestr("archive/data/1", bytes(9))
+        archive.filelist[-1].header_offset = large.header_offset
+        archive.filelist[-1].file_size = archive.filelist[-1].compress_size = 1 << 20
+    with pytest.raises(ValueError, match="compressed"):
+        load_tensors(tmp_path / "h.pt")
 
 
 def test_whatever_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,6 +1,7 @@
 """Pictures of every kind become upright RGB with 8 bits, through one function."""
 
 import io
+import struct
 from pathlib import Path
 
 import numpy as np
@@ -324,3 +325,38 @@ def test_heic():
     heif = pytest.importorskip("pillow_heif")
     heif.register_heif_opener()
     assert open_picture(written(Image.fromarray(COLOUR), "HEIF")).size == (64, 48)
+
+
+def test_a_deflated_dicom_file_stays_small(monkeypatch: pytest.MonkeyPatch):
+    from cbm.files import dicom as reader
+
+    pydicom = pytest.importorskip("pydicom")
+    content = pydicom.dcmread(io.BytesIO(dicom(SLOPE).getvalue()))
+    content.file_meta.TransferSyntaxUID = pydicom.uid.DeflatedExplicitVRLittleEndian
+    content.save_as(file := io.BytesIO(), enforce_file_format=True)
+    np.testing.assert_array_equal(pixels(file), pixels(dicom(SLOPE)))
+    monkeypatch.setattr(reader, "LARGEST_PICTURE", 4000)
+    with pytest.raises(ValueError, match=r"compressed and has more bytes than a picture may have"):
+        open_picture(file)
+
+
+def test_of_many_dicom_frames_one_is_unpacked(monkeypatch: pytest.MonkeyPatch):
+    pydicom = pytest.importorskip("pydicom")
+    content = pydicom.dcmread(io.BytesIO(dicom(SLOPE).getvalue()))
+    content.compress(pydicom.uid.RLELossless)
+    (frame,) = pydicom.encaps.generate_frames(content.PixelData)
+    content.PixelData = pydicom.encaps.encapsulate([frame, b"no frame at all "])
+    content.NumberOfFrames = 2
+    content.save_as(file := io.BytesIO(), enforce_file_format=True)
+    np.testing.assert_array_equal(pixels(file), pixels(dicom(SLOPE)))
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("Not\nimplemented"), SyntaxError("no"), struct.error("x"), IndexError()]
+)
+def test_whatever_a_decoder_raises(error: Exception, monkeypatch: pytest.MonkeyPatch):
+    """AVIF raises RuntimeErrors, PNG SyntaxErrors: those who open pictures need not know."""
+    monkeypatch.setattr(Image, "open", lambda *_, **__: (_ for _ in ()).throw(error))
+    with pytest.raises(OSError, match=f"'x.avif' is damaged: (struct.)?{type(error).__name__}") as raised:
+        open_picture(io.BytesIO(b"x"), name="x.avif")
+    assert "\n" not in str(raised.value)

@@ -8,6 +8,7 @@ import pytest
 from decided_run import CLASSES, decided_run, predictions
 
 from cbm.errors import UserError
+from cbm.files import opening
 from cbm.files.predictions import (
     TOP,
     NoPredictionsError,
@@ -109,3 +110,15 @@ def test_damage_is_one_line(tmp_path: Path, where: str):
     with pytest.raises(UserError, match=r"predictions\.parquet' is (damaged|not as)") as caught:
         read_predictions(run)
     assert "\n" not in str(caught.value)
+
+
+def test_a_table_of_a_few_bytes_stays_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(opening, "UNPACKED", 1 << 20)
+    write_predictions(tmp_path / "p.parquet", predictions(np.ones(50_000, dtype=bool), names="n"))
+    monkeypatch.setattr(opening, "PACKED", 1)
+    with pytest.raises(UserError, match="probabilities would take 1,600,000 bytes of memory"):
+        read_predictions_file(tmp_path / "p.parquet")
+    monkeypatch.setattr(opening, "PACKED", 200)
+    write_predictions(tmp_path / "q.parquet", predictions(np.ones(900, dtype=bool), images=["x" * 9000] * 900))
+    with pytest.raises(UserError, match="image: one of 900 texts has 9,000 letters"):
+        read_predictions_file(tmp_path / "q.parquet")

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from hand_made_run import write_run
 from omegaconf import OmegaConf
 
 import cbm
+from cbm.concepts import Concept, ConceptBank
 from cbm.errors import UserError
 from cbm.files.run_directory import choose_run_directory, open_run, read_config, settings_hash
+from cbm.layers import load_model, save_model
 
 
 @pytest.fixture
@@ -140,3 +143,77 @@ def test_a_folder_that_this_user_may_not_enter_is_one_line(received: Path, monke
     monkeypatch.setattr(Path, "is_file", refuse)
     with pytest.raises(UserError, match="cannot read '.*received': Permission denied"):
         cbm.load(received)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"classes": []}, "expected the classes and the encoder"),
+        ({"classes": ["ant", 1]}, "expected the classes and the encoder"),
+        ({"encoder": None}, "expected the classes and the encoder"),  # and nothing says how wide the features are
+        ({"encoder": {"fingerprint": "f"}}, "expected the classes and the encoder"),
+        ({"dim": True}, "expected the classes and the encoder"),
+        ({"encoder": None, "dim": 12, "verdict": True}, "'verdict' is no str"),
+        ({"changes": 3}, "'changes' is no list"),
+        ({"encoder": None, "dim": 13}, "reads 12 features, but 'about.json' beside it says 13"),
+        ({"classes": ["ant", "bee"]}, "tells 4 classes apart, but 'about.json' beside it names 2"),
+    ],
+)
+def test_damaged_facts(tmp_path: Path, change: dict, message: str):
+    run = write_run(tmp_path / "run")
+    (run / "about.json").write_text(json.dumps(json.loads((run / "about.json").read_text()) | change))
+    with pytest.raises(UserError, match=message):
+        cbm.load(run)
+
+
+def test_facts_of_features_that_were_given(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    about = json.loads((run / "about.json").read_text()) | {"encoder": None, "dim": 12, "changes": None}
+    (run / "about.json").write_text(json.dumps(about))
+    assert cbm.load(run).dim == 12
+    assert cbm.load(run).changes == ()
+
+
+@pytest.mark.parametrize("section", ["dataset", "method", "trainer", "logger", "encoder"])
+@pytest.mark.parametrize("value", [None, "x", [1], 3])
+def test_sections_that_hold_no_settings(received: Path, section: str, value: object):
+    set_in(received, section, value)
+    with pytest.raises(UserError, match="not the configuration of a run"):
+        cbm.load(received, device="cpu")
+
+
+@pytest.mark.parametrize("section", ["dataset", "method", "trainer", "seed", "encoder"])
+def test_sections_that_are_not_there(received: Path, section: str):
+    content = yaml.safe_load((received / "config.yaml").read_text())
+    del content[section]
+    (received / "config.yaml").write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=f"it has no '{section}"):
+        cbm.load(received, device="cpu")
+
+
+def test_settings_of_the_encoder_that_are_not_there(received: Path):
+    set_in(received, "trainer", {"x": 1})
+    model = cbm.load(received)
+    with pytest.raises(UserError, match="not the configuration of a run"):
+        model.encoding(model.card())
+    set_in(received, "encoder", {"precision": "fp32"})
+    with pytest.raises(UserError, match="not the configuration of a run: Missing key model"):
+        _ = cbm.load(received).encoder
+
+
+def test_a_bank_of_another_model(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    ConceptBank("b", "s", (Concept("red"),)).save(tmp_path / "bank")
+    shutil.rmtree(run / "bank")
+    (tmp_path / "bank").rename(run / "bank")
+    with pytest.raises(UserError, match="has 9 concepts, the bank beside it 1"):
+        cbm.load(run)
+
+
+def test_weights_that_are_no_numbers(tmp_path: Path):
+    run = write_run(tmp_path / "run")
+    model = load_model(run / "model.safetensors")
+    model.head.bias[0] = float("nan")
+    save_model(model, run / "model.safetensors")
+    with pytest.raises(UserError, match="NaN or infinite"):
+        cbm.load(run)

@@ -21,10 +21,12 @@ from PIL import Image
 import cbm
 from cbm.data.images import Images, list_names
 from cbm.editing import Edit, EditSet
+from cbm.errors import UserError
 from cbm.report.predictions import Shown, predictions_page
 from cbm.run import predict as module_under_test
 from cbm.run.predict import predict, table_rows
 from cbm.run.sources import Batch, FeatureSource, ImageSource, NameList, find_images
+from cbm.run.unfinished import Unfinished, take_up, unfinished_table
 
 SIZE = ["--batch-size", "8", "--workers", "0"]
 
@@ -162,6 +164,17 @@ def test_a_kill_at_any_byte(module, folder: Path, monkeypatch: pytest.MonkeyPatc
     partial.write_bytes(partial.read_bytes()[:cut])
     assert module("predict", *arguments, "--out", "p.csv")[0] == 0
     assert Path("p.csv").read_bytes() == Path("whole.csv").read_bytes()
+
+
+@pytest.mark.parametrize("facts", [b"[" * 100_000, b"[]", b"\xff", b"{"])
+def test_facts_that_cannot_be_read(tmp_path: Path, facts: bytes):
+    (tmp_path / "p.csv.partial").write_bytes(b"name\n")
+    (tmp_path / "p.csv.partial.json").write_bytes(facts)
+    with (
+        unfinished_table(tmp_path / "p.csv") as unfinished,
+        pytest.raises(UserError, match=r"are made from cannot be read from '.*p.csv.partial.json': remove"),
+    ):
+        take_up(unfinished, {}, NameList([], tmp_path))
 
 
 def test_what_is_another_is_said_instead_of_mixed(module, folder: Path, monkeypatch: pytest.MonkeyPatch):
@@ -307,6 +320,21 @@ def test_a_page_has_the_first_images(module, folder: Path, monkeypatch: pytest.M
     page = Path("p.html").read_text()
     assert "This page shows the first 5 of 30 images; the table has all of them." in page
     assert page.count("<article>") == 5
+
+
+def test_a_page_without_its_table_goes_on(module, folder: Path, monkeypatch: pytest.MonkeyPatch):
+    """A kill between the two: the page is there, and it is that of the table that is taken up."""
+    words = (run(), str(folder), "--out", "p.csv", "--html", "p.html", *SIZE)
+    with monkeypatch.context() as patch:
+        patch.setattr(Unfinished, "finish", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        assert module("predict", *words)[0] == 130
+    assert Path("p.html").exists()
+    assert not Path("p.csv").exists()
+    status, _, errors = module("predict", *words)
+    assert status == 0, errors
+    assert Path("p.csv").exists()
+    status, _, errors = module("predict", run(), str(folder), "--out", "q.csv", "--html", "p.html", *SIZE)
+    assert "--html 'p.html' is there already" in errors
 
 
 class Ready:

@@ -5,15 +5,17 @@ import gzip
 import io
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import safetensors.torch
 import torch
 import yaml
 from PIL import Image
+from trust.readable import Readable, dataset, picture, tree
+from trust.readable_arrays import ARRAYS
+from trust.readable_pictures import PICTURES
+from trust.readable_runs import RUNS
 
 from cbm import config
 from cbm.concepts import Concept, ConceptBank, load_bank, read_bank
@@ -40,46 +42,6 @@ from cbm.trained.model import open_image
 from cbm.training.fit import is_sound
 
 
-class Readable(NamedTuple):
-    """A tree of files.
-
-    Attributes:
-        write: put it into an empty folder.
-        read: read it there.
-        files: those of its files that are damaged in tests, one at a time.
-    """
-
-    write: Callable[[Path], None]
-    read: Callable[[Path], object]
-    files: tuple[str, ...]
-
-
-def picture() -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(np.arange(108, dtype=np.uint8).reshape(6, 6, 3)).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def table(*rows: str) -> bytes:
-    return "\n".join(rows).encode() + b"\n"
-
-
-def tree(**files: bytes | str) -> Callable[[Path], None]:
-    """Names (``__`` for a slash, ``_.`` stays) to contents."""
-
-    def write(root: Path) -> None:
-        for name, content in files.items():
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(content.encode() if isinstance(content, str) else content)
-
-    return write
-
-
-def dataset(kind: str, files: dict[str, bytes | str], damaged: tuple[str, ...], **args) -> Readable:
-    return Readable(tree(**files), lambda root: read_dataset(kind, "d", root, args, root / ".cache"), damaged)
-
-
 def matlab(**variables) -> bytes:
     from scipy.io import savemat
 
@@ -103,12 +65,15 @@ def save_bank(root: Path) -> None:
     ConceptBank("b", "s", concepts, "encoder", torch.eye(2, 4)).save(root)
 
 
+ENCODER = {"id": "e", "fingerprint": "f", "dim": 4, "logit_scale": 100.0}
+
+
 def save_run(root: Path) -> None:
     """The text files of a finished run, unsigned."""
     tree(**{
         "config.yaml": "seed: 0\nmethod:\n  name: labo\n  lr: 1.0e-05\ndataset:\n  name: birds\n  args: {}\n",
         "metrics.json": json.dumps({"test/accuracy": 0.5, "time/fit_s": 1.0}),
-        "about.json": json.dumps({"classes": ["a", "b"], "encoder": {"id": "e", "fingerprint": "f"}}),
+        "about.json": json.dumps({"classes": ["a", "b"], "encoder": ENCODER}),
         "state.json": json.dumps({"settings": "0", "finished": True, "checksums": {"metrics.json": "0"}}),
     })(root)  # fmt: skip
 
@@ -498,6 +463,7 @@ READABLE: dict[str, Readable] = {
     ),
     "picture": Readable(tree(**{"a.png": PNG}), lambda root: open_image(root / "a.png"), ("a.png",)),
 }  # fmt: skip
+READABLE |= ARRAYS | PICTURES | RUNS
 
 
 def _use_edits(file: Path) -> None:

@@ -7,6 +7,9 @@ import io
 import json
 import os
 import re
+import resource
+import signal
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +25,9 @@ from trust.readable_files import READABLE
 from cbm.errors import UserError
 
 EXAMPLES = int(os.environ.get("CBM_FUZZ", 25))
+SECONDS, MEMORY = 30, 3 << 29
+"""What a small file may take, at most: half a minute, and a gigabyte and a half besides what is taken already."""
+LINUX = sys.platform == "linux"
 ODD = [
     b"", b"-1", b"0", b"2", b"1e999", b"NaN", b".nan", b"9" * 400, b"9" * 5000, b"\x00", b"\xff\xfe", "é".encode(),
     b"../../../etc/passwd", b"/etc/passwd", b"a" * 300, b"null", b"~", b"[]", b"{}", b'"\\ud800"', b"*a", b"&a [*a]",
@@ -96,6 +102,30 @@ def quiet() -> Iterator[None]:
         yield
 
 
+class TooLong(BaseException):
+    """A reader did not come back."""
+
+
+@contextmanager
+def soon_and_small() -> Iterator[None]:
+    """What is inside ends within ``SECONDS``, and is given no more than ``MEMORY`` (where the system has limits)."""
+
+    def stop(*_: object) -> None:
+        raise TooLong
+
+    before, old = resource.getrlimit(resource.RLIMIT_AS), signal.signal(signal.SIGALRM, stop)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize() if LINUX else None
+    try:
+        signal.alarm(SECONDS)
+        if used is not None:
+            resource.setrlimit(resource.RLIMIT_AS, (used + MEMORY, before[1]))
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, old)
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
 @pytest.mark.parametrize("kind", READABLE)
 def test_valid_files_are_read(kind: str, tmp_path: Path):
     """The table is right: what is damaged below is read as it is."""
@@ -141,10 +171,10 @@ def test_one_line_or_a_result(kind: str, name: str, tmp_path: Path):
     def attempt(content: bytes) -> None:
         (tmp_path / name).write_bytes(content)
         try:
-            with quiet():
+            with quiet(), soon_and_small():
                 READABLE[kind].read(tmp_path)
         except UserError as error:
             messages.append(str(error))
 
     attempt()
-    assert all(10 < len(message) < 1000 for message in messages)
+    assert all(10 < len(message) < 1000 and "\n" not in message for message in messages)

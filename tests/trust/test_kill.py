@@ -1,4 +1,4 @@
-"""kill -9 at random moments while pictures are encoded, a model is trained and the run is written."""
+"""kill -9 at random moments while pictures are encoded, a model is trained, and whatever else writes is at work."""
 
 import os
 import subprocess
@@ -9,21 +9,29 @@ from conftest import PROJECT
 
 from cbm.files import PARTIAL, write_atomically
 
-ROUNDS = os.environ.get("CBM_KILL_ROUNDS", "3")
+ROUNDS, EACH = os.environ.get("CBM_KILL_ROUNDS", "2"), os.environ.get("CBM_KILL_ROUNDS", "1")
 """``CBM_KILL_ROUNDS=20 pytest tests/trust/test_kill.py`` is the long form."""
 
 
-def test_nothing_is_lost_or_there_twice():
-    script = PROJECT / "tests" / "trust" / "kill_rounds.py"
+def killed(script: str, rounds: str) -> str:
+    """What a script of this folder says about so many rounds."""
     result = subprocess.run(
-        [sys.executable, str(script), ROUNDS, "0"],
-        capture_output=True,
-        text=True,
-        check=False,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-    )
+        [sys.executable, str(PROJECT / "tests" / "trust" / script), rounds, os.environ.get("CBM_KILL_SEED", "0")],
+        capture_output=True, text=True, check=False, env=os.environ | {"PYTHONPATH": str(PROJECT)},
+    )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("nothing lost") == int(ROUNDS)
+    return result.stdout
+
+
+def test_nothing_is_lost_or_there_twice():
+    assert killed("kill_rounds.py", ROUNDS).count("nothing lost") == int(ROUNDS)
+
+
+def test_whatever_writes_can_be_killed():
+    """Models, tables, answers, names, banks, edits, reports, removals, runs of found concepts."""
+    said = killed("kill_commands.py", EACH)
+    assert said.count("nothing lost") == int(EACH) * len({line.partition(",")[0] for line in said.splitlines()})
+    assert said.count("nothing lost") >= 10 * int(EACH)
 
 
 WRITE = """
