@@ -98,7 +98,7 @@ def answered(handler: Callable) -> Callable:
 
 def not_done(line: str) -> gr.Error:
     """The message that says why something was not done; names in it are text, and no HTML."""
-    return gr.Error(for_html(line, quote=False), duration=10, title="Not done", print_exception=False)
+    return gr.Error(for_html(line), duration=10, title="Not done", print_exception=False)
 
 
 def choice(value: str = "", **settings: Any) -> gr.HTML:
@@ -667,7 +667,7 @@ class Page:
         def rename(tab: Session, words: Any, kind: Any, new: Any) -> dict:
             tab.rename(text(new, "the new name"))
             if tab.note:
-                gr.Warning(for_html(tab.note, quote=False))
+                gr.Warning(for_html(tab.note))
             return shown(tab, words, kind) | {self.new_name: ""}
 
         @answered
@@ -720,7 +720,7 @@ class Page:
         def answer(tab: Session, event: gr.EventData) -> str:
             tab.labelling.press(sent_with(event, "key"), sent_with(event, "row"))
             if tab.labelling.note:
-                gr.Warning(for_html(tab.labelling.note, quote=False))
+                gr.Warning(for_html(tab.labelling.note))
             return tab.labelling.view()
 
         self._on(self.truth_tab.select, ask, session, self.truth, show_progress="hidden")
