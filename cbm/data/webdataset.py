@@ -159,7 +159,10 @@ def _kept(
     file = cache / "tars" / f"{key}{ending}.parquet"
     if file.is_file():
         with suppress(pa.ArrowException, OSError):
-            if (table := pyarrow.parquet.read_table(file)).schema.equals(schema):
+            table = pyarrow.parquet.read_table(file)
+            table.validate(full=True)  # text that is none
+            empty = [name for name in table.column_names if name != "label" and table[name].null_count]
+            if table.schema.equals(schema) and not empty:
                 return table
         log.warning("'%s' is damaged: it is made again from '%s'", file, tar)
     if stat.st_size > LARGE:

@@ -44,6 +44,8 @@ def load_model(path: Path) -> nn.Module:
         tensors, kind = read_tensors(path)
         model = _build(kind, tensors)
         model.load_state_dict(tensors)
+        if bad := [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]:
+            raise UserError(f"'{path}' is damaged: '{bad[0]}' holds NaN")
     except FileNotFoundError as error:
         raise UserError(f"no model in '{path.parent}': expected {path.name} (is the run finished?)") from error
     except UserError:

@@ -66,6 +66,8 @@ def load_source_card(path: Path) -> SourceCard:
         raise UserError(f"'{path}' is no source card: it has no tensor {error}") from error
     if x.dim() != 2 or y.shape != x.shape[:1]:
         raise UserError(f"'{path}' is no source card: features {list(x.shape)} and classes {list(y.shape)}")
+    if not x.isfinite().all():
+        raise UserError(f"'{path}' is damaged: it holds NaN or infinite features")
     return SourceCard(x, y)
 
 
