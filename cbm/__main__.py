@@ -9,16 +9,11 @@ import os
 import sys
 
 
-def leave_working_folder() -> None:
-    """Take the working folder off the places where modules are looked for, unless this package lies there."""
+if __name__ == "__main__":
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - nothing else is imported yet
     here = os.path.realpath(os.getcwd())  # noqa: PTH109
-    if here != home:
+    if here != home:  # unless this package itself lies there
         sys.path[:] = [place for place in sys.path if os.path.realpath(place or here) != here]
-
-
-if __name__ == "__main__":
-    leave_working_folder()
 
 from cbm.commands.main import main  # noqa: E402 - not before
 

@@ -31,7 +31,7 @@ def is_text(name: str) -> bool:
     """Whether a name can be written in UTF-8: some file names are bytes of another encoding.
 
     Example:
-        >>> is_text("caf\u00e9"), is_text(b"caf\xe9".decode("utf-8", "surrogateescape"))
+        >>> is_text("caf\\u00e9"), is_text(b"caf\\xe9".decode("utf-8", "surrogateescape"))
         (True, False)
     """
     return name.isascii() or not any("\ud800" <= letter <= "\udfff" for letter in name)
@@ -41,7 +41,7 @@ def as_text(name: str) -> str:
     """A name as it can be written and shown: bytes that are not UTF-8 as ``\\udcNN``.
 
     Example:
-        >>> as_text("caf\udce9") == "caf" + chr(92) + "udce9"
+        >>> as_text("caf\\udce9") == "caf" + chr(92) + "udce9"
         True
     """
     return name if name.isascii() else name.encode(errors="backslashreplace").decode()
