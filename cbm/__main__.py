@@ -8,14 +8,13 @@ say ``cbm``, which has no such folder, or ``python -P -m cbm``.
 import os
 import sys
 
-
 if __name__ == "__main__":
     home = os.path.dirname(os.path.dirname(os.path.realpath(__file__)))  # noqa: PTH120 - nothing else is imported yet
     here = os.path.realpath(os.getcwd())  # noqa: PTH109
     if here != home:  # unless this package itself lies there
         sys.path[:] = [place for place in sys.path if os.path.realpath(place or here) != here]
 
-from cbm.commands.main import main  # noqa: E402 - not before
+from cbm.commands.main import main
 
 if __name__ == "__main__":
     main()
