@@ -33,7 +33,7 @@ from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
 from cbm.app.uploads import EACH, Uploads, own_uploads
 from cbm.concepts.units import units_of
 from cbm.errors import UserError
-from cbm.files.inert import for_html
+from cbm.files.inert import for_element
 from cbm.files.shipped import script_command
 from cbm.report.thumbnails import data_uri
 
@@ -98,7 +98,7 @@ def answered(handler: Callable) -> Callable:
 
 def not_done(line: str) -> gr.Error:
     """The message that says why something was not done; names in it are text, and no HTML."""
-    return gr.Error(for_html(line), duration=10, title="Not done", print_exception=False)
+    return gr.Error(for_element(line), duration=10, title="Not done", print_exception=False)
 
 
 def choice(value: str = "", **settings: Any) -> gr.HTML:
@@ -667,7 +667,7 @@ class Page:
         def rename(tab: Session, words: Any, kind: Any, new: Any) -> dict:
             tab.rename(text(new, "the new name"))
             if tab.note:
-                gr.Warning(for_html(tab.note))
+                gr.Warning(for_element(tab.note))
             return shown(tab, words, kind) | {self.new_name: ""}
 
         @answered
@@ -720,7 +720,7 @@ class Page:
         def answer(tab: Session, event: gr.EventData) -> str:
             tab.labelling.press(sent_with(event, "key"), sent_with(event, "row"))
             if tab.labelling.note:
-                gr.Warning(for_html(tab.labelling.note))
+                gr.Warning(for_element(tab.labelling.note))
             return tab.labelling.view()
 
         self._on(self.truth_tab.select, ask, session, self.truth, show_progress="hidden")

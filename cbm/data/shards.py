@@ -135,6 +135,7 @@ def read_shard(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
 def peek(path: Path, name: str) -> Tensor | None:
     """One tensor of a shard, not compared with the checksum; None if there is none, or the shard is damaged."""
     try:
+        open_to_read(path).close()  # or a pipe would be waited for
         with safetensors.safe_open(path, "pt") as file:
             return file.get_tensor(name)
     except Exception:  # whatever a damaged file makes the parser raise

@@ -82,6 +82,16 @@ def for_json(written: str) -> str:
     return "".join(f"\\u{ord(c):04x}" if plain(c, "\n") == IN_PLACE != c else c for c in written)
 
 
+def for_element(text: str) -> str:
+    """Text inside an element of HTML, and nowhere else: quotes stay.
+
+    Example:
+        >>> for_element("<b> it's")
+        "&lt;b&gt; it's"
+    """
+    return html.escape(plain(text, "\n\t"), quote=False)
+
+
 def for_html(text: str) -> str:
     """Text inside an element or a quoted attribute.
 
@@ -89,7 +99,7 @@ def for_html(text: str) -> str:
         >>> for_html('<b a="x">')
         '&lt;b a=&quot;x&quot;&gt;'
     """
-    return html.escape(plain(text, "\n\t"))
+    return for_element(text).replace('"', "&quot;").replace("'", "&#x27;")
 
 
 def for_markdown(text: str) -> str:

@@ -60,8 +60,8 @@ class AnswerCache:
             UserError: it cannot be written.
         """
         file = self.file(request)
-        if file.is_dir() and not file.is_symlink():
-            log.warning("a folder is where an answer is to be kept: remove '%s'", file)
+        if file.exists() and not file.is_file():
+            log.warning("a folder, a pipe or a device is where an answer is to be kept: remove '%s'", file)
             return
         content = {"request": asdict(request), "answer": asdict(answer)}
         said = json.dumps(content, indent=1, ensure_ascii=False)
