@@ -26,7 +26,7 @@ def commands(text: str, keep: str = "") -> list[str]:
     return [c for c in text if c not in keep and unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")]
 
 
-def random_names(count: int = 300) -> list[str]:
+def random_names(count: int = 60) -> list[str]:
     draw, letters = (
         random.Random(0),
         "=+-@ \t\n\r\"'ab1.,%e\x1b\x9b\u202e\ufeff\u200b\uff1d<>&|`*_[]()!~$#\\^{}:/\ud83d",
