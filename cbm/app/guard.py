@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager, suppress
 from typing import Any
 from urllib.parse import urlsplit
 
-from cbm.app.uploads import UploadRefusedError, Uploads
+from cbm.app.uploads import RefusedError, UploadRefusedError, Uploads
 
 log = logging.getLogger("cbm")
 
@@ -60,19 +60,6 @@ HEADERS = (
 )
 """Said with every answer: load nothing from and send nothing to others, be framed and read by nobody else."""
 SESSION = re.compile(WORD, re.ASCII)
-
-
-class RefusedError(Exception):
-    """A request that is not answered.
-
-    Args:
-        status: HTTP status.
-        line: why, in a line.
-    """
-
-    def __init__(self, status: int, line: str):
-        super().__init__(line)
-        self.status = status
 
 
 def headers_of(scope: Mapping[str, Any], name: bytes) -> list[str]:
@@ -174,9 +161,9 @@ class Guard:
         body = Body(receive)
         try:
             path = await self.uploads.receive(scope["headers"], body.parts())
-        except UploadRefusedError as error:
+        except UploadRefusedError:
             await body.drain()
-            raise RefusedError(error.status, str(error)) from error
+            raise
         await say(send, 200, json.dumps([str(path)]), scope["method"], b"application/json")
 
     def _checked(self, body: bytes) -> bytes:

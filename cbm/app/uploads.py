@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from cbm.files import open_regular
 from cbm.files.locks import OPEN_FILES_STAY, LockHeldError, NoLocksError, lock
+from cbm.files.names import RESERVED
 
 PREFIX = "cbm-app-"
 """How folders of uploads begin, in the system's folder for temporary files."""
@@ -33,12 +34,10 @@ FORGOTTEN = 600.0
 """Seconds after which it is removed."""
 UNLOCKED = 3600.0
 """Seconds after which a folder whose process was killed before it locked anything is removed."""
-RESERVED = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-"""Names that mean a device on Windows."""
 
 
-class UploadRefusedError(Exception):
-    """A file that is not taken.
+class RefusedError(Exception):
+    """A request that is not answered.
 
     Args:
         status: HTTP status.
@@ -48,6 +47,10 @@ class UploadRefusedError(Exception):
     def __init__(self, status: int, line: str):
         super().__init__(line)
         self.status = status
+
+
+class UploadRefusedError(RefusedError):
+    """A file that is not taken."""
 
 
 class Uploads:
@@ -209,7 +212,7 @@ def plain_name(name: str) -> str:
     while len(f"{stem}{suffix}".encode(errors="replace")) > 150:
         stem, suffix = (stem[:-1], suffix) if len(suffix) <= 10 else (stem, suffix[:10])
     kept = f"{stem}{suffix}".encode(errors="replace").decode()
-    return f"_{kept}" if RESERVED.fullmatch(kept) else kept or "picture"
+    return f"_{kept}" if kept.partition(".")[0].upper() in RESERVED else kept or "picture"
 
 
 # ----------------------------------------------------------------------------------------------- the folder itself
