@@ -62,7 +62,7 @@ def slowest(bench: Bench) -> float | None:
     for op, shape in dict.fromkeys((row.op, row.shape) for row in bench.rows):
         rows = [row for row in bench.rows if (row.op, row.shape) == (op, shape)]
         theirs = [row.ms for row in rows if row.variant.split(",")[0].split()[0] in ("eager", "compile")]
-        ours = [row.ms for row in rows if row.variant in ("ours", "ours, 1 GB", "ours, CUDA graph")]
+        ours = [row.ms for row in rows if row.variant in ("ours", "ours, 1 GB", "ours, as auto takes it")]
         if theirs and ours:
             found.append((min(theirs) / min(ours), f"{op} {shape}"))
     if found:

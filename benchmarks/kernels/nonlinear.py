@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from cbm.kernels import captured, chunks, fused_bottleneck_loss
+from cbm.kernels.bottleneck import Plan
 
 OP = "nonlinear loss + gradient"
 SHAPES = [(65_536, 5000, 512, 100), (65_536, 5000, 512, 1000), (65_536, 5000, 512, 10), (5994, 370, 512, 200)]
@@ -31,9 +32,9 @@ def measure(bench: Bench, n: int, k: int, d: int, c: int) -> None:
         leaf = weight.detach().requires_grad_()
         return torch.autograd.grad(loss(leaf), leaf)[0]
 
-    def fused(leaf: Tensor) -> Tensor:
+    def fused(leaf: Tensor, plan: Plan = "chunked") -> Tensor:
         return fused_bottleneck_loss(
-            x, t, leaf, y, activation="sigmoid", alpha=alpha, beta=beta, scale=5.0, plan="chunked"
+            x, t, leaf, y, activation="sigmoid", alpha=alpha, beta=beta, scale=5.0, plan=plan
         )[0]
 
     def ours(megabytes: int, weight: Tensor = head) -> Callable[[], Tensor]:
@@ -54,6 +55,8 @@ def measure(bench: Bench, n: int, k: int, d: int, c: int) -> None:
         "compile": compiled,
         "ours, float32 head": lambda: ours(1024, head.float()),
     }
+    if n < 10_000:
+        variants["ours, as auto takes it"] = lambda: lambda: step(lambda leaf: fused(leaf, "auto"))
     if bench.gpu and n < 10_000:
         variants["ours, CUDA graph"] = lambda: captured(ours(1024))
     bench.compare(

@@ -9,7 +9,7 @@ from cbm.solvers import LinearScores, elastic_net_path, fit_logistic
 from cbm.solvers.concept_blocks import ConceptBlocks, concept_blocks
 from cbm.solvers.energy import JointEnergy, infer
 
-SHAPES = [(50_000, 1000, 512, 100)]
+SHAPES = [(2000, 216, 128, 20), (50_000, 1000, 512, 100)]
 TINY = [(60, 12, 8, 3)]
 
 
@@ -42,7 +42,7 @@ def measure(bench: Bench, n: int, k: int, d: int, c: int) -> None:
         scores, logits = (torch.randn(s, generator=generator).to(device) for s in ((images, c), (images, concepts)))
         return lambda: infer(scores, logits, joint, method="importance").class_probability
 
-    places = dict.fromkeys(("cpu", bench.device))
+    places = dict.fromkeys((bench.device, "cpu"))
     for op, make in (("sparse path, 10 penalties", path), ("linear probe", probe), ("energy inference", energies)):
         bench.compare(
             op, shape, {f"on {place}": lambda place=place, make=make: make(place) for place in places}, **rows

@@ -42,7 +42,10 @@ from cbm.kernels.shapes import (
 )
 
 Plan = Literal["auto", "eager", "chunked"]
-_SMALL = 2**20  # scores that plain autograd may hold: 4 MB of float32
+_SMALL = {"cpu": 2**20, "cuda": 2**24}
+"""Scores that plain autograd may hold, 4 and 64 MB of float32: below, telling a GPU what to do takes longer than that."""
+_WHOLE = 8  # classes: the tensor cores' loads want rows of 16 bytes
+_NEVER_NEGATIVE = ("sigmoid", "relu")
 
 
 def fused_bottleneck_logits(
@@ -173,7 +176,8 @@ def _checked(
     check_vector("bias", bias, len(head))
     triton = use_triton(backend, x, concepts, head, alpha, beta, bias, inv_norm)
     if plan == "auto":
-        plan = "eager" if len(x) * k <= _SMALL and backend != "triton" else "chunked"
+        small = len(x) * k <= _SMALL.get(x.device.type, _SMALL["cpu"])
+        plan = "eager" if small and backend != "triton" else "chunked"
     if plan == "eager" and backend == "triton":
         raise ValueError("plan is 'eager', which is PyTorch, and backend 'triton'; expected 'chunked'")
     return _Bottleneck(x, concepts, head, alpha, beta, inv_norm, activation, bias), plan, triton
@@ -251,10 +255,25 @@ class _Bottleneck:
         weight = self.concepts.to(operand)
         if folded and alpha is not None:
             weight = weight * alpha[:, None]
+        votes = self.head.to(operand)
+        if triton and operand.itemsize == 2:
+            votes = self._padded(votes)
         return _Prepared(
-            self.x, weight, self.head.to(operand), alpha, beta, inv_norm, self.activation, self.bias, dtype, operand,
+            self.x, weight, votes, len(self.head), alpha, beta, inv_norm, self.activation, self.bias, dtype, operand,
             triton, folded,
         )  # fmt: skip
+
+    def _padded(self, votes: Tensor) -> Tensor:
+        """As many classes as tensor cores like: one more votes with 1 for every concept, which sums activations that
+        are never negative; the others with 0."""
+        classes = len(votes)
+        spare = -classes % _WHOLE
+        if self.activation in _NEVER_NEGATIVE:
+            spare = spare or _WHOLE
+        padded = votes.new_zeros(classes + spare, votes.shape[1])
+        padded[:classes] = votes
+        padded[classes : classes + 1] = 1
+        return padded
 
 
 @dataclass
@@ -264,7 +283,8 @@ class _Prepared:
     Attributes:
         x: features [N, D], cast chunk by chunk.
         weight: concepts [K, D], times alpha where that is folded in.
-        votes: head [C, K].
+        votes: head [C, K], or [C + some, K] (see ``_padded``).
+        classes: C.
         alpha: factor on every concept's score [K], or None.
         beta: added to it [K], or None.
         inv_norm: factor on every row [N], or None.
@@ -279,6 +299,7 @@ class _Prepared:
     x: Tensor
     weight: Tensor
     votes: Tensor
+    classes: int
     alpha: Tensor | None
     beta: Tensor | None
     inv_norm: Tensor | None
@@ -323,9 +344,17 @@ class _Prepared:
         return x, scores, _in_place(a, self.activation)
 
     def logits(self, a: Tensor) -> Tensor:
-        """[n, C] of activations [n, K]."""
+        """[n, C] of activations [n, K], or as many columns as there are votes."""
         logits = product(a, self.votes.T, self.buffer("logits", (len(a), len(self.votes)), self.dtype))
-        return logits if self.bias is None else logits.add_(self.bias.to(self.dtype))
+        if self.bias is not None:
+            logits[:, : self.classes] += self.bias.to(self.dtype)
+        return logits
+
+    def size(self, a: Tensor, logits: Tensor) -> Tensor:
+        """Sum of |a| of a chunk: where there is a column for it, without another look at the activations."""
+        if self.activation in _NEVER_NEGATIVE and logits.shape[1] > self.classes:
+            return logits[:, self.classes].sum()
+        return torch.linalg.vector_norm(a, 1, dtype=self.dtype)
 
     def gradients(self, need: list[bool]) -> _Gradients:
         """Zeros for every gradient that is needed: of x, concepts, head, alpha, beta, bias."""
@@ -340,7 +369,7 @@ class _Prepared:
     def pull(
         self, rows: slice, x: Tensor, scores: Tensor, a: Tensor, upstream: Tensor, penalty: float, into: _Gradients
     ) -> None:
-        """Add what a chunk contributes: ``upstream`` [n, C] is the gradient of its logits, ``penalty`` that of |a|."""
+        """Add what a chunk contributes: ``upstream`` is the gradient of its logits, ``penalty`` that of |a|."""
         if into.head is not None:
             accumulate(into.head, upstream.T, a)
         if into.bias is not None:
@@ -383,7 +412,8 @@ class _Prepared:
             of_alpha = torch.linalg.vecdot(of_concepts, concepts.to(self.dtype))
         if of_concepts is not None and self.alpha is not None:
             of_concepts = of_concepts * self.alpha[:, None]
-        found = g.x, of_concepts, g.head, of_alpha, g.beta, g.bias
+        of_head, of_bias = (None if sums is None else sums[: self.classes] for sums in (g.head, g.bias))
+        found = g.x, of_concepts, of_head, of_alpha, g.beta, of_bias
         return [self.x.new_empty(0) if gradient is None else gradient.mul_(factor) for gradient in found]
 
 
@@ -421,9 +451,10 @@ def _loss(
 
         for chunk in slices(n, rows):
             features, scores, a = problem.activations(chunk)
-            part, hits, upstream = _cross_entropy(problem.logits(a), y[chunk], smoothing, problem)
+            logits = problem.logits(a)
+            size += problem.size(a, logits)
+            part, hits, upstream = _cross_entropy(logits, y[chunk], smoothing, problem)
             loss, right = loss + part, right + hits
-            size += torch.linalg.vector_norm(a, 1, dtype=problem.dtype)
             problem.pull(chunk, features, scores, a, upstream, l1 / k, into)
         size = size / (n * k)
         total = loss / n + l1 * size if l1 else loss / n
@@ -431,7 +462,7 @@ def _loss(
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float, problem: _Prepared) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses, number of right answers, and the gradient of that sum in the logits [n, C].
+    """Sum of the losses, number of right answers, and the gradient of that sum in the logits, 0 where they are no class.
 
     Not that of the mean: divided by the number of rows its entries would be lost in float16.
     """
@@ -439,7 +470,7 @@ def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float, problem: _Prepar
         from cbm.kernels.gpu import elementwise
 
         upstream = problem.buffer("errors", logits.shape, problem.operand)
-        return *elementwise.cross_entropy_chunk(logits, y, smoothing, upstream), upstream
+        return *elementwise.cross_entropy_chunk(logits, y, smoothing, upstream, problem.classes), upstream
     lse = logits.logsumexp(1, keepdim=True)
     right = (logits.argmax(1) == y).sum()
     losses = lse - (1 - smoothing) * logits.gather(1, y[:, None])
@@ -489,7 +520,7 @@ def _logits(
         problem = whole.prepare(keep_scores=False, triton=triton)
         logits = x.new_empty(len(x), len(head), dtype=problem.dtype)
         for chunk in slices(len(x), whole.rows(triton, inner=False)):
-            product(problem.activations(chunk)[2], problem.votes.T, logits[chunk])
+            product(problem.activations(chunk)[2], problem.votes[: problem.classes].T, logits[chunk])
         return logits
 
 
@@ -509,6 +540,7 @@ def _logits_backward(
         problem = whole.prepare(keep_scores=need[3], triton=triton)
         into = problem.gradients([*need, False])
         errors, factor = as_operand(upstream, problem.operand)
+        errors = torch.nn.functional.pad(errors, (0, len(problem.votes) - problem.classes))
         for chunk in slices(len(x), whole.rows(triton, inner=into.inner)):
             problem.pull(chunk, *problem.activations(chunk), errors[chunk], 0.0, into)
         found = problem.finished(into, concepts, 1.0 if factor is None else factor)

@@ -14,6 +14,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cbm.kernels.backend import Backend, triton_runs_on, use_triton
 from cbm.kernels.chunks import add_rows, batched_product, slices
 from cbm.kernels.shapes import check_labels, check_matrix, check_vector, compute_dtype
 
@@ -23,7 +24,9 @@ _HALF_ROWS, _PARTS = 2048, 64  # of a product of half precision, whose float32 s
 _CONCEPTS = 4096  # concepts per step of the quadratic form
 
 
-def score_moments(x: Tensor, concepts: Tensor, ddof: int = 1) -> tuple[Tensor, Tensor]:
+def score_moments(
+    x: Tensor, concepts: Tensor, ddof: int = 1, *, backend: Backend = "auto"
+) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the rows of ``x`` of the scores ``x @ concepts.T``.
 
     ``x`` is read in row chunks, each moved to the device of ``concepts``, so it may be a memory-mapped tensor larger
@@ -37,12 +40,13 @@ def score_moments(x: Tensor, concepts: Tensor, ddof: int = 1) -> tuple[Tensor, T
         x: Image features [N, D].
         concepts: Concept embeddings [K, D].
         ddof: 1 for the unbiased estimate, 0 for the population value.
+        backend: "auto", "torch" (products of float32 whatever the features are) or "triton".
 
     Returns:
         Mean [K] and standard deviation [K].
 
     Raises:
-        ValueError: If a shape does not fit, or ``x`` has no more rows than ``ddof``.
+        ValueError: If a shape does not fit, ``x`` has no more rows than ``ddof``, or the backend cannot take the tensors.
     """
     check_matrix("x", x)
     check_matrix("concepts", concepts, columns=x.shape[1])
@@ -53,7 +57,9 @@ def score_moments(x: Tensor, concepts: Tensor, ddof: int = 1) -> tuple[Tensor, T
     dtype = compute_dtype(x, concepts)
 
     with torch.no_grad(), torch.autocast(concepts.device.type, enabled=False):
-        half = concepts.is_cuda and x.dtype in (torch.bfloat16, torch.float16) and len(x) >= _HALF_ROWS * _PARTS
+        few = x.dtype not in (torch.bfloat16, torch.float16) or len(x) < _HALF_ROWS * _PARTS
+        beyond = f"x has {len(x)} rows of {x.dtype}" if few else ""
+        half = use_triton(backend, concepts, beyond=beyond)
         center, covariance = (
             _half_covariance(x, concepts.device, ddof) if half else _covariance(x, concepts.device, dtype, ddof)
         )
@@ -181,15 +187,31 @@ def _half_covariance(x: Tensor, device: torch.device, ddof: int) -> tuple[Tensor
     total, shift = torch.zeros(2, d, dtype=torch.float64, device=device)
     products = torch.zeros(d, d, dtype=torch.float64, device=device)
     for part in slices(n, _HALF_ROWS * _PARTS):
-        rows = x[part].to(device)
-        whole = len(rows) // _HALF_ROWS * _HALF_ROWS
-        for piece in (rows[:whole].reshape(-1, _HALF_ROWS, d), rows[whole:][None]):
-            total += piece.sum(1, dtype=torch.float32).sum(0, dtype=torch.float64)
-            centred = piece - near
-            shift += centred.sum(1, dtype=torch.float32).sum(0, dtype=torch.float64)
-            products += batched_product(centred.mT, centred).sum(0, dtype=torch.float64)
+        centred, of_rows, of_centred = _centre(x[part].to(device), near)
+        total += of_rows
+        shift += of_centred
+        whole = len(centred) // _HALF_ROWS * _HALF_ROWS
+        for piece in (centred[:whole].reshape(-1, _HALF_ROWS, d), centred[whole:][None]):
+            products += _sum_of_few(batched_product(piece.mT, piece))
     shift /= n
     return total / n, (products - n * torch.outer(shift, shift)) / (n - ddof)
+
+
+def _centre(rows: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """``rows - near``, rounded, and the sums over the rows of both, in float64."""
+    if triton_runs_on(rows):
+        from cbm.kernels.gpu import moments as gpu
+
+        return gpu.centre(rows, near)
+    centred = rows - near
+    return centred, rows.double().sum(0), centred.double().sum(0)
+
+
+def _sum_of_few(products: Tensor) -> Tensor:
+    """Sum over the first dimension in float64, of eight at a time in float32: a sum of float64 alone is slow."""
+    eights = len(products) // 8 * 8
+    total = products[eights:].sum(0, dtype=torch.float64)
+    return total + products[:eights].unflatten(0, (-1, 8)).sum(1).sum(0, dtype=torch.float64)
 
 
 def _rows(device: torch.device) -> int:

@@ -12,7 +12,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from cbm.kernels.backend import LAUNCH
-from cbm.kernels.gpu import elementwise, interventions, scores, topk
+from cbm.kernels.gpu import elementwise, interventions, moments, scores, topk
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 SHARED_MEMORY = {80: 163 * 1024, 90: 227 * 1024}  # bytes that a block may have
@@ -85,7 +85,7 @@ def launched(entry: str, dtype: str, slots: int = 16) -> tuple[Any, dict[str, An
         }  # fmt: skip
     if described:
         return scores.described_scores_kernel, common | {
-            "OUT": f"tensordesc<{dtype}[{tile.rows}, {tile.concepts // 2}]>", "ACTIVATION": 1, "GROUP": 8,
+            "OUT": f"tensordesc<{'fp32' if 'wide' in entry else dtype}[{tile.rows}, {tile.concepts // 2}]>", "ACTIVATION": 1, "GROUP": 8,
             "PROGRAMS": 132,
         }  # fmt: skip
     return scores.scores_kernel, common | {
@@ -104,7 +104,11 @@ SMALL_KERNELS = {
     }),
     "cross_entropy": (elementwise.cross_entropy_kernel, {
         "LOGITS": "*fp32", "Y": "*i64", "GRADIENT": "*bf16", "LOSS": "*fp32", "RIGHT": "*fp32", "C": "i32",
-        "smoothing": "fp32", "BLOCK": 1024,
+        "width": "i32", "smoothing": "fp32", "BLOCK": 1024,
+    }),
+    "centre": (moments.centre_kernel, {
+        "X": "*bf16", "NEAR": "*bf16", "OUT": "*bf16", "TOTAL": "*fp32", "SHIFT": "*fp32", "N": "i32", "D": "i32",
+        "x_stride": "i32", "ROWS": 256, "STEP": 32, "BD": 128,
     }),
     "adam": (elementwise.adam_kernel, {
         "GRADIENT": "*fp32", "LOGITS": "*fp32", "MEAN": "*fp32", "SQUARE": "*fp32", "LSE": "*fp32", "LEVEL": "*fp32",

@@ -23,6 +23,7 @@ CALLS = {
     "gumbel_topk": (lambda: (X, CONCEPTS, 2, 1.0, 0), {}),
     "intervene": (lambda: (torch.randn(6, 3), torch.arange(5).expand(1, 6, 5), torch.randn(1, 6, 5),
                            HEAD.T.contiguous(), Y), {}),
+    "score_moments": (lambda: (torch.randn(2**17, 1).bfloat16(), CONCEPTS[:, :1]), {}),
     "topk_concepts": (lambda: (X, CONCEPTS, 2), {}),
 }  # fmt: skip
 """Arguments of every operation that has Triton kernels."""

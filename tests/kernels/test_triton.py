@@ -275,3 +275,37 @@ def test_a_captured_step_replays_to_the_same_result():
     replay()
     loss = replay()
     torch.testing.assert_close(loss, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize(("n", "d"), [(1, 1), (300, 130), (257, 128), (31, 200)])
+def test_features_near_their_mean(dtype, n, d):
+    from cbm.kernels.gpu import moments
+
+    wide = (torch.randn(n, 2 * d, device=DEVICE) + 3).to(dtype)
+    x, near = wide[:, :d], torch.full((d,), 3.0, device=DEVICE).to(dtype)
+    centred, of_rows, of_centred = moments.centre(x, near)
+    rounding = 0 if ON_GPU or dtype == torch.float16 else 2**-7  # the interpreter cuts off what bfloat16 cannot hold
+    torch.testing.assert_close(centred, x - near, rtol=rounding, atol=0)
+    torch.testing.assert_close(of_rows, x.double().sum(0), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(of_centred, centred.double().sum(0), rtol=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("activation", ["sigmoid", "relu", "tanh"])
+@pytest.mark.parametrize("classes", [3, 8, 13])
+def test_classes_of_no_whole_16_bytes(activation, classes):
+    """The head is padded: neither loss, nor gradients, nor the mean of |a| may see it."""
+    t = put(problem(40, 24, 16, classes, torch.bfloat16))
+    exactly = exact(t)
+    found, expected = [], []
+    for tensors, into, options in ((t, found, {"backend": "triton"}), (exactly, expected, {"backend": "torch"})):
+        leaf = leaves(tensors, "x", "concepts", "head", "bias")
+        loss, about = fused_bottleneck_loss(
+            leaf["x"], leaf["concepts"], leaf["head"], leaf["y"], activation=activation, bias=leaf["bias"],
+            plan="chunked", chunk_rows=17, **affine(leaf), **options,
+        )  # fmt: skip
+        into += [loss, about["mean_abs_score"], about["accuracy"]]
+        into += torch.autograd.grad(loss, [leaf[name] for name in ("x", "concepts", "head", "bias")])
+    for a, b in zip(found, expected):
+        assert a.shape == b.shape
+        assert relative(a.detach().cpu(), b.detach().cpu()) < 2e-2

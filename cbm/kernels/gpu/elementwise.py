@@ -87,8 +87,8 @@ def slope_chunk(
 
 
 @triton.jit
-def cross_entropy_kernel(LOGITS, Y, GRADIENT, LOSS, RIGHT, C, smoothing, BLOCK: tl.constexpr):
-    """One row per program: two passes over its logits, any number of classes.
+def cross_entropy_kernel(LOGITS, Y, GRADIENT, LOSS, RIGHT, C, width, smoothing, BLOCK: tl.constexpr):
+    """One row per program: two passes over its logits, any number of classes; columns from C to ``width`` are no class.
 
     A label that is no class makes the row's loss and gradient NaN: nothing is read beside the row, and it is seen.
     """
@@ -100,7 +100,7 @@ def cross_entropy_kernel(LOGITS, Y, GRADIENT, LOSS, RIGHT, C, smoothing, BLOCK: 
     for start in range(0, C, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < C
-        logits = tl.load(LOGITS + row * C + columns, mask=mask, other=-float("inf")).to(tl.float32)
+        logits = tl.load(LOGITS + row * width + columns, mask=mask, other=-float("inf")).to(tl.float32)
         top, place = tl.max(logits, 0, return_indices=True)
         if top > largest:
             best = (start + place).to(tl.int64)
@@ -110,28 +110,37 @@ def cross_entropy_kernel(LOGITS, Y, GRADIENT, LOSS, RIGHT, C, smoothing, BLOCK: 
         everything += tl.sum(tl.where(mask, logits, 0.0), 0)
         largest = now
     lse = tl.where(largest == -float("inf"), 0.0, largest) + tl.log(total)
-    own = tl.load(LOGITS + row * C + label, mask=is_class, other=float("nan")).to(tl.float32)
+    own = tl.load(LOGITS + row * width + label, mask=is_class, other=float("nan")).to(tl.float32)
     loss = lse - (1.0 - smoothing) * own
     if smoothing != 0.0:  # a logit of -inf times 0 would be NaN
         loss -= smoothing * everything / C
     tl.store(LOSS + row, loss)
     tl.store(RIGHT + row, (best == label).to(tl.float32))
-    for start in range(0, C, BLOCK):
+    for start in range(0, width, BLOCK):
         columns = start + tl.arange(0, BLOCK)
         mask = columns < C
-        logits = tl.load(LOGITS + row * C + columns, mask=mask, other=-float("inf")).to(tl.float32)
+        logits = tl.load(LOGITS + row * width + columns, mask=mask, other=-float("inf")).to(tl.float32)
         target = smoothing / C + tl.where(columns == label, 1.0 - smoothing, 0.0)
         gradient = tl.where(is_class, tl.exp(logits - lse) - target, float("nan"))
-        tl.store(GRADIENT + row * C + columns, gradient.to(GRADIENT.dtype.element_ty), mask=mask)
+        gradient = tl.where(mask, gradient, 0.0)
+        tl.store(GRADIENT + row * width + columns, gradient.to(GRADIENT.dtype.element_ty), mask=columns < width)
 
 
-def cross_entropy_chunk(logits: Tensor, y: Tensor, smoothing: float, gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """Sum of the losses and number of right answers, 0-d; writes their gradient p - y, [n, C]."""
-    n, c = logits.shape
+def cross_entropy_chunk(
+    logits: Tensor, y: Tensor, smoothing: float, gradient: Tensor, classes: int | None = None
+) -> tuple[Tensor, Tensor]:
+    """Sum of the losses and number of right answers, 0-d; writes their gradient p - y, [n, width].
+
+    The first ``classes`` columns count, all by default; the gradient of the others is 0.
+    """
+    n, width = logits.shape
+    classes = width if classes is None else classes
     loss, right = logits.new_empty(2, n, dtype=torch.float32)
-    block = min(triton.next_power_of_2(c), 4096)
+    block = min(triton.next_power_of_2(width), 4096)
     with launched_on(logits):
-        cross_entropy_kernel[(n,)](logits, y.contiguous(), gradient, loss, right, c, smoothing, block, **_OPTIONS)
+        cross_entropy_kernel[(n,)](
+            logits, y.contiguous(), gradient, loss, right, classes, width, smoothing, block, **_OPTIONS
+        )
     return loss.sum(), right.sum()
 
 

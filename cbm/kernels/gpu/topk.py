@@ -160,9 +160,9 @@ class _Search:
     tau: float
 
     def tile(self, row_ids: Tensor | None, way: str) -> Launch:
-        """Tile sizes; half the rows where many keys are kept of each, so that they stay in registers."""
+        """Tile sizes; half the rows and threads where many keys are kept of each, so that they stay in registers."""
         tile = LAUNCH[("topk" if row_ids is None else "sampled") + way]
-        return replace(tile, rows=64) if self.k > 32 and tile.rows > 64 else tile
+        return replace(tile, rows=64, warps=4) if self.k > 32 and tile.rows > 64 else tile
 
     def results(self, splits: int, n: int, x: Tensor, row_ids: Tensor | None) -> tuple[Tensor, Tensor]:
         """Memory for keys [splits, n, k] and log-sum-exps [splits, n], empty where nothing is sampled."""
