@@ -166,7 +166,7 @@ class Bench:
         return (torch.cuda.max_memory_allocated() - before) / 2**20
 
     def _times(self, step: Step, budget: float = 0.4) -> tuple[float, float, float, int]:
-        """Median, 20th and 80th percentile in ms of 5 to 30 runs, the L2 cache overwritten before each; one run of a long step.
+        """Median, 20th and 80th percentile in ms of 5 to 30 runs (one if they are long), L2 overwritten before each.
 
         Host time counts where the device waits for it, as in a training loop that reads its loss.
         """

@@ -180,7 +180,7 @@ def moments_of_half_precision(bench: Bench) -> tuple[float, float]:
     t = bench.unit(50, 64)
     scores = x.double() @ t.double().T
     mean, std = score_moments(x, t)
-    assert bench.gpu or len(x) < moments._HALF_ROWS * moments._PARTS
+    assert bench.gpu or len(x) < moments._MANY
     return max(float(((mean - scores.mean(0)) / scores.std(0)).abs().max()), relative(std, scores.std(0))), 2e-4
 
 

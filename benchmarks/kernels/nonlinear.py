@@ -33,9 +33,9 @@ def measure(bench: Bench, n: int, k: int, d: int, c: int) -> None:
         return torch.autograd.grad(loss(leaf), leaf)[0]
 
     def fused(leaf: Tensor, plan: Plan = "chunked") -> Tensor:
-        return fused_bottleneck_loss(
-            x, t, leaf, y, activation="sigmoid", alpha=alpha, beta=beta, scale=5.0, plan=plan
-        )[0]
+        return fused_bottleneck_loss(x, t, leaf, y, activation="sigmoid", alpha=alpha, beta=beta, scale=5.0, plan=plan)[
+            0
+        ]
 
     def ours(megabytes: int, weight: Tensor = head) -> Callable[[], Tensor]:
         def run() -> Tensor:

@@ -13,7 +13,7 @@ from cbm.kernels.gpu import scores as kernel
 OP = "concept scores"
 SHAPES = [(65_536, 5000, 512, "bfloat16"), (65_536, 5000, 512, "float32")]
 TINY = [(64, 48, 16, "bfloat16"), (64, 50, 15, "float32")]
-TILES = [(128, 256, 64, 8, 3), (128, 128, 64, 8, 4)]
+TILES = [(128, 256, 64, 8, 4), (128, 128, 64, 8, 4)]
 
 
 def measure(bench: Bench, n: int, k: int, d: int, kind: str) -> None:

@@ -9,8 +9,8 @@ own. Products of float32 are the library's, with what ``torch.set_float32_matmul
 that a kernel of ours could use for them round to three decimal digits.
 
 ``LAUNCH`` holds tile sizes. They were chosen from compiled code (no spills, shared memory within limits on sm_80 and
-sm_90; tests/kernels/test_compiled.py holds them to it), not from timings: no entry has been measured on a GPU yet.
-Assign to an entry to try another.
+sm_90; tests/kernels/test_compiled.py holds them to it); those of "described" and "stored" were compared with others on
+one H100 (docs/kernels.md). Assign to an entry to try another.
 """
 
 from __future__ import annotations
@@ -46,8 +46,7 @@ class Launch:
 
 LAUNCH: dict[str, Launch] = {
     "scores": Launch(128, 128, 64, 8, 3),
-    "scores, described": Launch(128, 256, 64, 8, 4),
-    "scores, described wide": Launch(128, 256, 64, 8, 3),
+    "scores, described": Launch(128, 256, 64, 8, 3),
     "topk": Launch(128, 128, 64, 8, 3),
     "topk, described": Launch(128, 128, 64, 8, 4),
     "topk, stored": Launch(8, 512, 64, 4, 1),
@@ -55,8 +54,7 @@ LAUNCH: dict[str, Launch] = {
     "sampled, described": Launch(128, 64, 64, 8, 4),
     "sampled, stored": Launch(16, 64, 64, 4, 1),
 }
-"""By kernel. "described": loads go through tensor descriptors (TMA, from sm_90 on), "wide" where float32 is written,
-which leaves less room for loads; "stored": scores are in memory."""
+"""By kernel. "described": loads go through tensor descriptors (TMA, from sm_90 on); "stored": scores are in memory."""
 MOST_PICKS = 128  # concepts per picture that a kernel keeps in registers
 
 

@@ -43,7 +43,7 @@ from cbm.kernels.shapes import (
 
 Plan = Literal["auto", "eager", "chunked"]
 _SMALL = {"cpu": 2**20, "cuda": 2**24}
-"""Scores that plain autograd may hold, 4 and 64 MB of float32: below, telling a GPU what to do takes longer than that."""
+"""Scores that plain autograd may hold: 4 and 64 MB of float32. With fewer, a GPU waits for its orders."""
 _WHOLE = 8  # classes: the tensor cores' loads want rows of 16 bytes
 _NEVER_NEGATIVE = ("sigmoid", "relu")
 
@@ -462,7 +462,7 @@ def _loss(
 
 
 def _cross_entropy(logits: Tensor, y: Tensor, smoothing: float, problem: _Prepared) -> tuple[Tensor, Tensor, Tensor]:
-    """Sum of the losses, number of right answers, and the gradient of that sum in the logits, 0 where they are no class.
+    """Sum of the losses, right answers, and the gradient of that sum in the logits, 0 where they are no class.
 
     Not that of the mean: divided by the number of rows its entries would be lost in float16.
     """

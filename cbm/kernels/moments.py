@@ -20,13 +20,12 @@ from cbm.kernels.shapes import check_labels, check_matrix, check_vector, compute
 
 _ROWS = {"cpu": 4096, "cuda": 65_536}
 """Rows of x per step: 8 MB of float32 at D = 512 on a CPU; on a GPU enough to keep a product busy."""
-_HALF_ROWS, _PARTS = 2048, 64  # of a product of half precision, whose float32 sums lose digits as they grow; at a time
+_HALF_ROWS, _PARTS = 2048, 128  # of a product of half precision, whose float32 sums lose digits as they grow; at a time
+_MANY = 131_072  # rows from which tensor cores take features of half precision
 _CONCEPTS = 4096  # concepts per step of the quadratic form
 
 
-def score_moments(
-    x: Tensor, concepts: Tensor, ddof: int = 1, *, backend: Backend = "auto"
-) -> tuple[Tensor, Tensor]:
+def score_moments(x: Tensor, concepts: Tensor, ddof: int = 1, *, backend: Backend = "auto") -> tuple[Tensor, Tensor]:
     """Mean and standard deviation over the rows of ``x`` of the scores ``x @ concepts.T``.
 
     ``x`` is read in row chunks, each moved to the device of ``concepts``, so it may be a memory-mapped tensor larger
@@ -46,7 +45,7 @@ def score_moments(
         Mean [K] and standard deviation [K].
 
     Raises:
-        ValueError: If a shape does not fit, ``x`` has no more rows than ``ddof``, or the backend cannot take the tensors.
+        ValueError: If a shape does not fit, ``x`` has no more rows than ``ddof``, or the backend cannot take them.
     """
     check_matrix("x", x)
     check_matrix("concepts", concepts, columns=x.shape[1])
@@ -57,7 +56,7 @@ def score_moments(
     dtype = compute_dtype(x, concepts)
 
     with torch.no_grad(), torch.autocast(concepts.device.type, enabled=False):
-        few = x.dtype not in (torch.bfloat16, torch.float16) or len(x) < _HALF_ROWS * _PARTS
+        few = x.dtype not in (torch.bfloat16, torch.float16) or len(x) < _MANY
         beyond = f"x has {len(x)} rows of {x.dtype}" if few else ""
         half = use_triton(backend, concepts, beyond=beyond)
         center, covariance = (
@@ -191,7 +190,8 @@ def _half_covariance(x: Tensor, device: torch.device, ddof: int) -> tuple[Tensor
         total += of_rows
         shift += of_centred
         whole = len(centred) // _HALF_ROWS * _HALF_ROWS
-        for piece in (centred[:whole].reshape(-1, _HALF_ROWS, d), centred[whole:][None]):
+        pieces = [centred[:whole].reshape(-1, _HALF_ROWS, d), centred[whole:][None]]
+        for piece in (piece for piece in pieces if piece.numel()):
             products += _sum_of_few(batched_product(piece.mT, piece))
     shift /= n
     return total / n, (products - n * torch.outer(shift, shift)) / (n - ddof)
@@ -210,8 +210,8 @@ def _centre(rows: Tensor, near: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def _sum_of_few(products: Tensor) -> Tensor:
     """Sum over the first dimension in float64, of eight at a time in float32: a sum of float64 alone is slow."""
     eights = len(products) // 8 * 8
-    total = products[eights:].sum(0, dtype=torch.float64)
-    return total + products[:eights].unflatten(0, (-1, 8)).sum(1).sum(0, dtype=torch.float64)
+    total = products[:eights].unflatten(0, (-1, 8)).sum(1).sum(0, dtype=torch.float64)
+    return total if eights == len(products) else total + products[eights:].sum(0, dtype=torch.float64)
 
 
 def _rows(device: torch.device) -> int:

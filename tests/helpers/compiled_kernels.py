@@ -85,7 +85,7 @@ def launched(entry: str, dtype: str, slots: int = 16) -> tuple[Any, dict[str, An
         }  # fmt: skip
     if described:
         return scores.described_scores_kernel, common | {
-            "OUT": f"tensordesc<{'fp32' if 'wide' in entry else dtype}[{tile.rows}, {tile.concepts // 2}]>", "ACTIVATION": 1, "GROUP": 8,
+            "OUT": f"tensordesc<{dtype}[{tile.rows}, {tile.concepts // 2}]>", "ACTIVATION": 1, "GROUP": 8,
             "PROGRAMS": 132,
         }  # fmt: skip
     return scores.scores_kernel, common | {

@@ -131,7 +131,7 @@ def test_covariance_of_half_precision_as_a_gpu_takes_it(monkeypatch, dtype):
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 3e-4), (torch.float16, 3e-5)])
 def test_what_half_precision_costs_at_the_size_from_which_it_is_taken(dtype, most):
     g = torch.Generator().manual_seed(0)
-    n, d = moments._HALF_ROWS * moments._PARTS, 64
+    n, d = moments._MANY, 64
     x = (normalize(torch.randn(n, d, generator=g)) / 2 + normalize(torch.randn(1, d, generator=g))).to(dtype)
     t = normalize(torch.randn(200, d, generator=g)).double()
     mean, covariance = moments._half_covariance(x, x.device, ddof=1)

@@ -81,8 +81,7 @@ def scores(
         return out
     with launched_on(x):
         if describable(x, concepts, out):
-            entry = "scores, described" if out.dtype.itemsize == 2 else "scores, described wide"
-            _described(x, concepts, inv_norm, alpha, beta, activation, out, LAUNCH[entry])
+            _described(x, concepts, inv_norm, alpha, beta, activation, out, LAUNCH["scores, described"])
         else:
             _pointed(x, concepts, inv_norm, alpha, beta, activation, out, LAUNCH["scores"])
     return out
