@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cbm.data.dataset import ConceptSpec
 from cbm.data.images import Images
 from cbm.data.splits import few_shot
 from cbm.errors import UserError
@@ -21,9 +22,11 @@ class FeatureSplit:
 
     Attributes:
         x: unit-norm features ``[N, D]``: float32, or mapped from disk and then perhaps in half precision.
-        y: class indices ``[N]``.
+        y: class indices ``[N]`` int64; labels ``[N, L]`` float32 where an image has any number of them: 1, 0, or NaN if
+            unknown.
         names: names of the N images.
-        concepts: concept labels ``[N, A]``: 1, 0, or NaN if unknown; None if there are none.
+        concepts: concept labels ``[N, A]``: 1, 0, or NaN if unknown (levels and numbers where ``FeatureData.specs`` says
+            so); None if there are none.
         subjects: subject ``[N]`` of each image (a patient); None if unknown.
         groups: values ``[N]`` int64 by name of the group, -1 if unknown (``FeatureData.group_names``).
     """
@@ -48,7 +51,10 @@ class FeatureSplit:
         return FeatureSplit(self.x[index], self.y[index], names, concepts, subjects, groups)
 
     def class_means(self, num_classes: int) -> Tensor:
-        """Mean feature of every class, ``[C, D]``."""
+        """Mean feature of every class, ``[C, D]``; of a label, the mean of the images that have it."""
+        if self.y.ndim == 2:
+            present = (self.y == 1).float()
+            return (present.T @ self.x.float()) / present.sum(dim=0).clamp(min=1)[:, None]
         return (
             class_sums(self.x, self.y, num_classes)
             / torch.bincount(self.y, minlength=num_classes).clamp(min=1)[:, None]
@@ -153,6 +159,9 @@ class FeatureData:
         skipped: names of the images of each split that could not be read, and are not in it.
         group_names: values of each group, by its name.
         crops: features of parts of the training images, for methods that ask for them (``Method.reads_crops``).
+        specs: attributes that are no yes or no.
+        negative_embeddings: embeddings ``[L, E]`` of the sentences that say an image does not show a label, where the
+            data set has such sentences and a tower reads them.
 
     Raises:
         ValueError: the teacher's images differ from those of the encoder.
@@ -169,6 +178,8 @@ class FeatureData:
     skipped: dict[str, list[str]] = field(default_factory=dict)
     group_names: dict[str, list[str]] = field(default_factory=dict)
     crops: CropFeatures | None = None
+    specs: list[ConceptSpec] = field(default_factory=list)
+    negative_embeddings: Tensor | None = None
 
     def __post_init__(self):
         for name, split in self.teacher.splits.items() if self.teacher else ():
@@ -189,6 +200,11 @@ class FeatureData:
     def test(self) -> FeatureSplit:
         """The test split."""
         return self.splits["test"]
+
+    @property
+    def many(self) -> bool:
+        """Whether an image has any number of labels."""
+        return next(iter(self.splits.values())).y.ndim == 2
 
     @property
     def dim(self) -> int:
