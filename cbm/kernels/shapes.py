@@ -57,6 +57,19 @@ def check_labels(y: Tensor, rows: int, num_classes: int) -> Tensor:
     return y
 
 
+def check_answers(y: Tensor, rows: int, num_classes: int) -> Tensor:
+    """Return ``y`` if it is an int64 [S, rows] matrix of 0 and 1 and ``num_classes`` is 1, else raise.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if y.dim() != 2 or y.shape[1] != rows or y.dtype != torch.int64:
+        raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [S, {rows}] matrix")
+    if num_classes != 1 or bool(((y != 0) & (y != 1)).any()):
+        raise ValueError(f"num_classes is {num_classes}, y from {int(y.min())} to {int(y.max())}; expected 1, and 0 or 1")
+    return y
+
+
 def check_scale(scale: float | Tensor) -> float | Tensor:
     """Return ``scale`` if it is a number or a 0-d tensor, else raise ValueError."""
     if isinstance(scale, Tensor) and scale.ndim != 0:

@@ -2,19 +2,19 @@
 
     F(W, b) = mean_i loss(W z_i + b, y_i) + lam * rho * |W|_1 + lam * (1 - rho) / 2 * |W|_2^2       b is not penalised
 
-with softmax cross-entropy (``link="softmax"``, the sparse final layer of Label-free CBM and VLG-CBM) or one logistic
-loss per class (``link="ova"``, the one-vs-all head of post-hoc CBM). z are standardised scores [N, K], linear in the
-features (``LinearScores``).
+with softmax cross-entropy (``link="softmax"``, the sparse final layer of Label-free CBM and VLG-CBM), one logistic
+loss per class (``link="ova"``, the one-vs-all head of post-hoc CBM), or the logistic loss of one yes or no
+(``link="binary"``). z are standardised scores [N, K], linear in the features (``LinearScores``).
 
-Several problems on the same scores (folds, subsets, seeds: other row weights, other penalties) are solved together,
-S at a time, by the same passes.
+Several problems on the same scores (folds, subsets, seeds: other row weights, other penalties; labels: other answers)
+are solved together, S at a time, by the same passes.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Literal
 
 import torch
@@ -23,22 +23,23 @@ from torch.nn import functional as F
 
 from cbm.solvers.scores import LinearScores
 
-Link = Literal["softmax", "ova"]
+Link = Literal["softmax", "ova", "binary"]
 
+_HELD = 2**24  # logits that are kept between Newton steps on the biases: 128 MB of float64
 # how far labels are mixed with predictions in the dual points that are tried
 SHARES = tuple(1 - e for e in (0, 1e-6, 1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 0.1, 0.3))
 
 
 @dataclass
 class Problem:
-    """S elastic-net problems that share scores and labels.
+    """S elastic-net problems that share scores, and labels unless they are ``binary``.
 
     Attributes:
         scores: standardised scores, N rows of K.
-        y: class indices [N].
-        num_classes: number of classes C.
+        y: class indices [N]; 0 and 1 for every problem [S, N] if the link is ``binary``.
+        num_classes: number of classes C; 1 if the link is ``binary``.
         l1_ratio: share rho of the l1 norm in the penalty, in (0, 1].
-        link: ``softmax`` or ``ova``.
+        link: ``softmax``, ``ova`` or ``binary``.
         rows: weights [S, N] of every row in every problem, which sum to 1 in each; None for 1/N and S = 1.
     """
 
@@ -54,14 +55,31 @@ class Problem:
         """Number of problems S."""
         return 1 if self.rows is None else len(self.rows)
 
+    def take(self, which: Tensor) -> Problem:
+        """Some of the problems."""
+        y = self.y[which] if self.link == "binary" else self.y
+        return replace(self, y=y, rows=None if self.rows is None else self.rows[which])
+
     def row_weights(self, rows: slice | Tensor) -> Tensor | float:
         """Weights of some rows, [n, S, 1]."""
         return 1 / len(self.scores) if self.rows is None else self.rows[:, rows].T[:, :, None].to(self.scores.dtype)
 
+    def targets(self, rows: slice | Tensor) -> Tensor:
+        """What some rows are, [n, S, 1]: their classes, or 1 and 0 if the link is ``binary``."""
+        if self.link == "binary":
+            return self.y[:, rows].T[:, :, None]
+        return self.y[rows, None, None].expand(-1, self.size, 1)
+
+    def known(self) -> Tensor:
+        """Weights [S, N] of every row in every problem, float64."""
+        return torch.full_like(self.y, 1 / len(self.scores), dtype=torch.float64) if self.rows is None else self.rows
+
     def shares(self) -> Tensor:
         """Shares of the classes, [S, C] float64."""
         shares = torch.zeros(self.size, self.num_classes, dtype=torch.float64, device=self.y.device)
-        if self.rows is None:
+        if self.link == "binary":
+            shares[:, 0] = (self.known() * self.y).sum(dim=1)
+        elif self.rows is None:
             shares[0] = torch.bincount(self.y, minlength=self.num_classes).double() / len(self.y)
         else:
             shares.index_add_(1, self.y, self.rows.double())
@@ -88,6 +106,20 @@ class State:
     bias_gradient: Tensor
     loss: Tensor
     dual_entropy: Tensor
+
+    def take(self, which: Tensor) -> State:
+        """The point of some of the problems."""
+        return State(*(self._of(field.name)[which] for field in fields(self)[:-1]), self.dual_entropy[:, which])
+
+    def put(self, which: Tensor, point: State) -> State:
+        """Another point for some of the problems."""
+        parts = [self._of(field.name).index_put((which,), point._of(field.name)) for field in fields(self)[:-1]]
+        entropy = self.dual_entropy.clone()
+        entropy[:, which] = point.dual_entropy
+        return State(*parts, entropy)
+
+    def _of(self, name: str) -> Tensor:
+        return getattr(self, name)
 
 
 def start(problem: Problem) -> State:
@@ -178,11 +210,16 @@ def polish_bias(problem: Problem, state: State) -> State:
     weight, bias = state.weight, state.bias
     scores = problem.scores
     vectors, offset = scores.vectors(weight.flatten(0, 1), torch.zeros_like(bias).flatten())
+    held: dict[int, Tensor] = {}  # logits without the biases, where they fit
     for _ in range(20):
         gradient = torch.zeros_like(bias)
         hessian = torch.zeros(*bias.shape, bias.shape[1], dtype=bias.dtype, device=bias.device)
         for rows in scores.chunks(len(vectors)):
-            logits = scores.logits(scores.part(rows), vectors, offset).unflatten(1, bias.shape) + bias
+            if (fixed := held.get(rows.start)) is None:
+                fixed = scores.logits(scores.part(rows), vectors, offset).unflatten(1, bias.shape)
+                if len(scores) * len(vectors) <= _HELD:
+                    held[rows.start] = fixed
+            logits = fixed + bias
             p = logits.softmax(dim=2) if problem.link == "softmax" else logits.sigmoid()
             weighted = p * problem.row_weights(rows)
             if problem.link == "softmax":
@@ -215,7 +252,7 @@ def loss_and_gradient(
     loss = torch.zeros(shape[0], dtype=torch.float64, device=scores.device)
     for rows in scores.chunks(len(vectors)):
         part, weights = scores.part(rows), problem.row_weights(rows)
-        y = problem.y[rows, None, None].expand(-1, shape[0], 1)
+        y = problem.targets(rows)
         logits = scores.logits(part, vectors, offset).unflatten(1, shape)
         if problem.link == "softmax":
             log_p = logits.log_softmax(dim=2)
@@ -225,7 +262,7 @@ def loss_and_gradient(
                 mixed = _mixed_entropy(own, -(log_p * log_p.exp()).sum(dim=2, keepdim=True))
             p = log_p.exp_()
         else:
-            sign = torch.ones_like(logits).scatter_(2, y, -1.0)
+            sign = 1 - 2 * y.to(logits) if problem.link == "binary" else torch.ones_like(logits).scatter_(2, y, -1.0)
             losses, p = F.softplus(sign * logits).sum(dim=2, keepdim=True), logits.sigmoid()
             if dual_entropy is not None:
                 own, other = F.logsigmoid(-sign * logits), F.logsigmoid(sign * logits)
@@ -235,7 +272,10 @@ def loss_and_gradient(
         if dual_entropy is not None:
             for total, entropies in zip(dual_entropy, mixed):
                 total += (entropies * weights).sum(dim=(0, 2), dtype=torch.float64)
-        p.scatter_add_(2, y, p.new_full((), -1.0).expand(y.shape))
+        if problem.link == "binary":
+            p -= y
+        else:
+            p.scatter_add_(2, y, p.new_full((), -1.0).expand(y.shape))
         p = (p.mul_(weights) if isinstance(weights, Tensor) else p).flatten(1)
         scores.collect(products, p, part)
         sums += p.sum(dim=0)
@@ -263,8 +303,8 @@ def mean_loss(problem: Problem, scores: LinearScores, weight: Tensor, bias: Tens
     loss = torch.zeros(len(bias), dtype=torch.float64, device=scores.device)
     for rows in scores.chunks(len(vectors)):
         logits = scores.logits(scores.part(rows), vectors, offset).unflatten(1, bias.shape)
-        y = problem.y[rows, None, None].expand(-1, len(bias), 1)
-        own = logits.gather(2, y)
+        y = problem.targets(rows)
+        own = logits * y if problem.link == "binary" else logits.gather(2, y)
         total = logits.logsumexp(dim=2, keepdim=True) if problem.link == "softmax" else F.softplus(logits).sum(2, True)
         loss += ((total - own) * problem.row_weights(rows)).sum(dim=(0, 2), dtype=torch.float64)
     return loss

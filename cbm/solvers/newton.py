@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -39,31 +41,34 @@ def newton(
         loss, gradient, bias_gradient = loss_and_gradient(problem, scores, weight, bias)
         passes += 1
         state = State(weight, bias, gradient, bias_gradient, loss, loss)
-        residual = float(kkt_residual(problem, state, lam, allowed).max())
+        residuals = kkt_residual(problem, state, lam, allowed)
+        residual = float(residuals.max())
         if residual < 0.9 * smallest:
             smallest, since = residual, step_count
         if residual < aim or passes >= max_passes or step_count - since > _PATIENCE:
             return weight, bias, passes
         step_count += 1
         value = objective(problem, state, lam)
-        steps = []
-        for s in range(problem.size):
-            free = _candidates(weight[s], gradient[s], float(l1[s]), None if allowed is None else allowed[s])
-            hessian = _hessian(problem, scores, s, weight[s], bias[s], free)
-            steps.append(
-                _model_step(hessian, weight[s], gradient[s], bias_gradient[s], free, float(l1[s]), float(l2[s]))
+        step, bias_step = torch.zeros_like(weight), torch.zeros_like(bias)
+        open_ = (residuals >= aim).nonzero().flatten().tolist()
+        free = {
+            s: _candidates(weight[s], gradient[s], float(l1[s]), None if allowed is None else allowed[s]) for s in open_
+        }
+        for s, hessian in _hessians(problem, scores, weight, bias, free).items():
+            step[s], bias_step[s] = _model_step(
+                hessian, weight[s], gradient[s], bias_gradient[s], free[s], float(l1[s]), float(l2[s])
             )
-        step, bias_step = (torch.stack(parts) for parts in zip(*steps))
         size = torch.ones_like(l1)
+        moving = residuals >= aim
         for _ in range(_HALVINGS):
             moved, shifted = weight + size * step, bias + size[:, :, 0] * bias_step
             ahead = mean_loss(problem, scores, moved, shifted) + penalty(moved, lam, rho)
             passes += 0.5
-            worse = (ahead > value)[:, None, None]
+            worse = (moving & (ahead > value))[:, None, None]
             if not worse.any():
                 break
             size = torch.where(worse, size / 2, size)
-        if bool(worse.all()):  # rounding
+        if bool(worse[moving].all()):  # rounding
             return weight, bias, passes
         weight = torch.where(worse, weight, moved)
         bias = torch.where(worse[:, :, 0], bias, shifted)
@@ -81,37 +86,72 @@ def _candidates(weight: Tensor, gradient: Tensor, l1: float, allowed: Tensor | N
     return free.view_as(weight)
 
 
-def _hessian(problem: Problem, scores: LinearScores, s: int, weight: Tensor, bias: Tensor, free: Tensor) -> Tensor:
-    """Second derivatives [M + C, M + C] of the mean loss of problem s, over the M free weights and all biases.
+def _hessians(
+    problem: Problem, scores: LinearScores, weight: Tensor, bias: Tensor, free: dict[int, Tensor]
+) -> dict[int, Tensor]:
+    """Second derivatives [M + C, M + C] of the mean loss of some problems, over their M free weights and all biases.
 
     They are sums over the rows of ``p_c (1[c = d] - p_d) z_j z_k`` for the weights (c, j) and (d, k); of very many rows
-    a regular sample is taken.
+    a regular sample is taken. All problems look at the same rows, which are made once.
     """
-    classes, columns = free.nonzero(as_tuple=True)
-    count, total = len(bias), len(scores)
-    sample = min(total, max(_NEWTON_ROWS, 6 * len(classes)))
+    places = {s: _Place.of(mask, scores.count) for s, mask in free.items()}
+    total, count = len(scores), bias.shape[1]
+    sample = min(total, max(_NEWTON_ROWS, *(6 * (place.size - count) for place in places.values())))
     rows = torch.arange(sample, device=scores.device) * total // sample
-    owner = torch.cat([classes, torch.arange(count, device=classes.device)])
-    order = owner.argsort(stable=True)  # class by class, the bias last
-    place = torch.cat([columns, columns.new_full((count,), scores.count)])[order]
-    sizes = torch.bincount(owner, minlength=count).tolist()
-    hessian = torch.zeros(len(owner), len(owner), dtype=torch.float64, device=scores.device)
-    for part in rows.split(max(256, 2**22 // len(owner))):
+    largest = max(place.size for place in places.values())
+    sums = {
+        s: torch.zeros(place.size, place.size, dtype=torch.float64, device=scores.device)
+        for s, place in places.items()
+    }
+    for part in rows.split(max(256, 2**22 // largest)):
         z = F.pad(scores.block(part), (0, 1), value=1.0)
-        logits = torch.addmm(bias, z[:, :-1], weight.T)
-        p = logits.softmax(dim=1) if problem.link == "softmax" else logits.sigmoid()
-        weights = 1 / sample if problem.rows is None else problem.rows[s, part].to(z)[:, None] * (total / sample)
-        picked = z[:, place]
-        spread = p if problem.link == "softmax" else p * (1 - p)
-        block = torch.block_diag(
-            *(b.T @ (b * (spread[:, c : c + 1] * weights)) for c, b in enumerate(picked.split(sizes, dim=1)))
-        )
-        if problem.link == "softmax":
-            picked = picked * p[:, owner[order]]
-            block.addmm_((picked * weights).T, picked, alpha=-1)
-        hessian += block
-    inverse = order.argsort()
-    return hessian[inverse][:, inverse]
+        for s, place in places.items():
+            logits = torch.addmm(bias[s], z[:, :-1], weight[s].T)
+            p = logits.softmax(dim=1) if problem.link == "softmax" else logits.sigmoid()
+            weights = 1 / sample if problem.rows is None else problem.rows[s, part].to(z)[:, None] * (total / sample)
+            picked = z[:, place.columns]
+            spread = p if problem.link == "softmax" else p * (1 - p)
+            block = torch.block_diag(
+                *(b.T @ (b * (spread[:, c : c + 1] * weights)) for c, b in enumerate(picked.split(place.sizes, dim=1)))
+            )
+            if problem.link == "softmax":
+                picked = picked * p[:, place.owners]
+                block.addmm_((picked * weights).T, picked, alpha=-1)
+            sums[s] += block
+    return {s: hessian[places[s].inverse][:, places[s].inverse] for s, hessian in sums.items()}
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where the free weights and biases of a problem stand while its second derivatives are summed: class by class, the
+    bias last.
+
+    Attributes:
+        columns: their columns in the scores, whose last one is the constant 1.
+        owners: their classes.
+        sizes: how many every class has.
+        inverse: from the order of the weights, then of the biases, to this one.
+    """
+
+    columns: Tensor
+    owners: Tensor
+    sizes: list[int]
+    inverse: Tensor
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        return len(self.columns)
+
+    @classmethod
+    def of(cls, free: Tensor, count: int) -> _Place:
+        """Of free weights [C, A] bool, A being ``count``."""
+        classes, columns = free.nonzero(as_tuple=True)
+        owner = torch.cat([classes, torch.arange(len(free), device=classes.device)])
+        order = owner.argsort(stable=True)
+        place = torch.cat([columns, columns.new_full((len(free),), count)])[order]
+        sizes = torch.bincount(owner, minlength=len(free)).tolist()
+        return cls(place, owner[order], sizes, order.argsort())
 
 
 def _model_step(

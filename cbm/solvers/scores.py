@@ -43,6 +43,7 @@ class LinearScores:
             check_matrix("concepts", concepts, columns=x.shape[1])
         self.x, self.concepts = x, concepts
         self.picked: Tensor | None = None
+        self.held = False  # whether x are the standardised scores
         self.count = x.shape[1] if concepts is None else len(concepts)
         self.device = x.device if concepts is None else concepts.device
         self.dtype = compute_dtype(x, concepts)
@@ -74,7 +75,7 @@ class LinearScores:
         size = torch.finfo(self.dtype).bits // 8
         if len(columns) <= self.x.shape[1] and len(self) * len(columns) * size <= _HELD_BYTES:
             other.x = torch.cat([self.block(rows, columns) for rows in self.chunks(len(columns))])
-            other.concepts, other.picked = None, None
+            other.concepts, other.picked, other.held = None, None, True
             other.mean, other.inverse_std = self.mean.new_zeros(len(columns)), self.mean.new_ones(len(columns))
             return other
         if self.concepts is None:
@@ -108,6 +109,8 @@ class LinearScores:
 
     def block(self, rows: slice | Tensor, columns: Tensor | slice = slice(None)) -> Tensor:
         """The scores of some rows, [rows, A]."""
+        if self.held and isinstance(columns, slice):
+            return self.features(rows)
         x, mean, factor = self.features(rows), self.mean[columns], self.inverse_std[columns]
         if self.concepts is None:
             return (x[:, columns] - mean) * factor

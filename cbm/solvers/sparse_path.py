@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from cbm.kernels.shapes import check_labels
+from cbm.kernels.shapes import check_answers, check_labels
 from cbm.solvers.elastic_net import (
     Link,
     Problem,
@@ -131,12 +131,12 @@ def elastic_net_paths(
 
     Args:
         scores: standardised scores, N rows of K, shared by all problems.
-        y: class indices [N], int64.
-        num_classes: number of classes C >= 2.
-        row_weights: weights [S, N] >= 0 of the rows: folds or few-shot subsets (0 or 1), bootstraps (counts). None for
-            one problem with equal weights.
+        y: class indices [N], int64; 0 and 1 for every problem [S, N] if the link is ``binary``.
+        num_classes: number of classes C >= 2; 1 if the link is ``binary``.
+        row_weights: weights [S, N] >= 0 of the rows: folds or few-shot subsets (0 or 1), bootstraps (counts), known
+            answers (1, else 0). None for equal weights.
         l1_ratio: share rho of the l1 norm in the penalty, in (0, 1].
-        link: ``softmax`` or ``ova`` (one logistic loss per class, summed).
+        link: ``softmax``, ``ova`` (one logistic loss per class, summed) or ``binary`` (one yes or no a problem).
         lambdas: penalties; by default ``n_lambdas``, evenly spaced in the logarithm from the smallest that makes all
             weights zero (of each problem) down to ``lambda_ratio`` times that.
         n_lambdas: number of penalties.
@@ -165,19 +165,25 @@ def elastic_net_paths(
     before = torch.maximum(top, grid[0])
     paths: list[list[SparsePoint]] = [[] for _ in range(problem.size)]
     wanted = max(nec, default=0)
+    enough = max_nec if max_nec is not None else wanted if nec else math.inf
     for lam in grid:
-        state, passes = _descend(problem, state, before, lam, tol)
-        before = lam
-        newest = _certify(problem, state, lam, passes)
+        which = torch.tensor([not path or path[-1].nec <= enough for path in paths]).nonzero().flatten().to(top.device)
+        if link != "binary":
+            which = torch.arange(len(paths), device=top.device)
+        elif not len(which):
+            break
+        part = problem.take(which)
+        here, passes = _descend(part, state.take(which), before[which], lam[which], tol)
+        newest = _certify(part, here, lam[which], passes)
         if max(point.gap for point in newest) > tol:  # the certificate has the best bias, a solve has not
-            state, more = solve(problem, lam, state, tol=_AGAIN * tol)
-            newest = _certify(problem, state, lam, passes + more)
-        for path, point in zip(paths, newest):
-            path.append(point)
+            here, more = solve(part, lam[which], here, tol=_AGAIN * tol)
+            newest = _certify(part, here, lam[which], passes + more)
+        state, before = state.put(which, here), lam
+        for s, point in zip(which.tolist(), newest):
+            paths[s].append(point)
         if until is not None and until(newest):
             break
-        sparsest = min(path[-1].nec for path in paths)
-        if (max_nec is not None and sparsest > max_nec) or (max_nec is None and nec and sparsest > wanted):
+        if min(path[-1].nec for path in paths) > enough:
             break
     targets = {count: _at_nec(problem, paths, count, min(tol, _NEC_TOL)) for count in sorted(set(nec))}
     return [SparsePath(tuple(path), {m: found[s] for m, found in targets.items()}) for s, path in enumerate(paths)]
@@ -187,16 +193,22 @@ def _problem(
     scores: LinearScores, y: Tensor, num_classes: int, row_weights: Tensor | None, l1_ratio: float, link: Link
 ) -> Problem:
     """Checked arguments."""
-    check_labels(y, len(scores), num_classes)
+    if link == "binary":
+        check_answers(y, len(scores), num_classes)
+        row_weights = y.new_ones(y.shape) if row_weights is None else row_weights
+    else:
+        check_labels(y, len(scores), num_classes)
     if not 0 < l1_ratio <= 1:
         raise ValueError(f"l1_ratio is {l1_ratio}; expected a number in (0, 1]")
-    if link not in ("softmax", "ova"):
-        raise ValueError(f"link is {link!r}; expected 'softmax' or 'ova'")
+    if link not in ("softmax", "ova", "binary"):
+        raise ValueError(f"link is {link!r}; expected 'softmax', 'ova' or 'binary'")
     if row_weights is not None:
         if row_weights.dim() != 2 or row_weights.shape[1] != len(scores) or bool((row_weights < 0).any()):
             raise ValueError(
                 f"row_weights has shape {list(row_weights.shape)}; expected [S, {len(scores)}] and no negative weight"
             )
+        if link == "binary" and len(row_weights) != len(y):
+            raise ValueError(f"row_weights has shape {list(row_weights.shape)}; expected that of y, {list(y.shape)}")
         totals = row_weights.double().sum(dim=1, keepdim=True)
         if bool((totals == 0).any()):
             raise ValueError("row_weights has a problem in which every row counts zero")
@@ -267,7 +279,9 @@ def _at_nec(problem: Problem, paths: list[list[SparsePoint]], nec: int, tol: flo
         fewer, more = _nonzero(state).double(), _nonzero(best).double()
         share = ((count - fewer) / (more - fewer).clamp(min=1)).clamp(0.1, 0.9) if turn % 3 < 2 else 0.5
         middle = torch.where(open_, low * (high / low) ** share, high)
-        found, used = solve(problem, middle, state, tol=tol)
+        which = open_.nonzero().flatten()
+        part, used = solve(problem.take(which), middle[which], state.take(which), tol=tol)
+        found = state.put(which, part)
         passes += used
         enough = open_ & (_nonzero(found) >= count)
         too_few = open_ & ~enough

@@ -23,6 +23,7 @@ from cbm.solvers.newton import newton
 from cbm.solvers.proximal import proximal
 from cbm.solvers.scores import LinearScores
 
+_ROOM = 0.3  # share of the tolerance that a solve stops at: the certificate has another bias, the exact one
 _HOPEFUL = 0.8  # a column joins the working set if a gradient in it is above this share of lam * rho
 _FIRST_AIM = 0.05  # residual of the first solution on a working set, as a share of lam * rho
 _NEWTON = {"cpu": 3000, "cuda": 20000}  # non-zero weights up to which Newton steps are taken
@@ -63,20 +64,31 @@ def solve(
 def _solve(
     problem: Problem, lam: Tensor, state: State, tol: float, allowed: Tensor | None, max_passes: int
 ) -> tuple[State, float, bool]:
-    """``solve`` in one precision; also whether more precision would be no help."""
+    """``solve`` in one precision; also whether more precision would be no help.
+
+    Problems that are solved wait for the others without being worked on.
+    """
+    gap = duality_gap(problem, state, lam, allowed) / objective(problem, state, lam)
+    unsolved = (gap > _ROOM * tol).nonzero().flatten()
+    if 0 < len(unsolved) < problem.size:
+        within = None if allowed is None else allowed[unsolved]
+        part, passes, done = _solve(
+            problem.take(unsolved), lam[unsolved], state.take(unsolved), tol, within, max_passes
+        )
+        return state.put(unsolved, part), passes, done
     hopeful = _HOPEFUL * (lam * problem.l1_ratio).to(state.weight)[:, None, None]
     columns, held = None, problem.scores
     passes, aim, best, stalled = 0.0, _FIRST_AIM, torch.inf, 0
     while True:
         violation = kkt_violation(problem, state, lam, allowed)
         gap = float((duality_gap(problem, state, lam, allowed) / objective(problem, state, lam)).max())
-        if gap <= 0.3 * tol or passes >= max_passes:  # some room for the certificate, which has the exact bias
+        if gap <= _ROOM * tol or passes >= max_passes:
             return state, passes, True
         if columns is not None and float(violation[:, :, columns].max()) > 0.5 * float(violation.max()):
             stalled = stalled + 1 if gap > 0.7 * best else 0
             if stalled == 3:
                 return state, passes, False
-            aim *= min(0.3, max(0.03, (0.3 * tol / gap) ** 0.5))
+            aim *= min(0.3, max(0.03, (_ROOM * tol / gap) ** 0.5))
         best = min(best, gap)
         wanted = _working_set(state, hopeful, allowed)
         held, columns = _narrow(problem.scores, held, columns, wanted)
