@@ -5,6 +5,7 @@ from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import Coded, SparseCode, UnitCode
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
+from cbm.layers.link import Linked, decide, is_many, one_class, probabilities
 from cbm.layers.predict import predict_logits
 from cbm.layers.probe import LinearProbe
 from cbm.layers.require import energies_or_none, has_concepts, linear_or_none, require_concepts, require_linear
@@ -21,17 +22,22 @@ __all__ = [
     "Largest",
     "LinearHead",
     "LinearProbe",
+    "Linked",
     "ReleasedEnergyBottleneck",
     "Sigmoid",
     "SparseCode",
     "TopK",
     "UnitCode",
+    "decide",
     "energies_or_none",
     "has_concepts",
+    "is_many",
     "linear_or_none",
     "load_model",
+    "one_class",
     "owner_prior",
     "predict_logits",
+    "probabilities",
     "require_concepts",
     "require_linear",
     "save_model",

@@ -8,12 +8,13 @@ from torch import Tensor, nn
 from cbm.kernels import class_logits, class_vectors, concept_scores, linear_bottleneck_logits, score_moments
 from cbm.layers.activations import Activation
 from cbm.layers.heads import AssociationHead, Head, LinearHead
+from cbm.layers.link import Link, Linked, same_link
 from cbm.layers.probe import LinearProbe
 
 ACTIVATIONS_AT_ONCE = 4_000_000  # 16 MB of float32
 
 
-class ConceptBottleneck(nn.Module):
+class ConceptBottleneck(Linked):
     """Scores of K concepts, and a head that reads only these.
 
         s      = x T^T                  [N, K]
@@ -35,6 +36,7 @@ class ConceptBottleneck(nn.Module):
         activation: function from scores to activations; None for a linear bottleneck.
         mixing: proportions ``[K, K]`` in which the bank's concepts are mixed, if they are (row k: the mixture under the
             name of concept k); kept for inspection, since ``concepts`` holds the result.
+        link: ``softmax`` for one of C classes, ``sigmoid`` for any number of labels.
 
     Attributes:
         residual: linear map from the features that is added to the logits and bypasses the concepts, or None.
@@ -56,8 +58,9 @@ class ConceptBottleneck(nn.Module):
         spread: Tensor | None = None,
         activation: Activation | None = None,
         mixing: Tensor | None = None,
+        link: Link = "softmax",
     ):
-        super().__init__()
+        super().__init__(link)
         count = len(concepts)
         self.register_buffer("concepts", concepts.clone())
         self.register_buffer("reference", torch.zeros(count) if reference is None else reference.clone())
@@ -76,7 +79,8 @@ class ConceptBottleneck(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Unit-norm features ``[N, D]`` to logits ``[N, C]``."""
         if isinstance(self.head, AssociationHead) and self.head.pending is not None:
-            return class_logits(x, self.head.vectors(self.concepts), center=self.concepts.mean(dim=0), scale=self.scale)
+            vectors, bias = self.head.vectors(self.concepts), self.head.bias
+            return class_logits(x, vectors, bias, center=self.concepts.mean(dim=0), scale=self.scale)
         weight, bias = self.head.weight(), self.head.bias
         if self.activation is None:
             logits = linear_bottleneck_logits(x, self.concepts, weight, scale=self.scale, bias=bias)
@@ -184,6 +188,7 @@ class ConceptBottleneck(nn.Module):
             mixing=self.mixing,
         ).requires_grad_(False)
         other.residual = self.residual
+        same_link(self, other)
         return other.train(self.training)
 
     def with_activation(self, activation: Activation) -> "ConceptBottleneck":

@@ -23,19 +23,20 @@ class Head(nn.Module):
 class AssociationHead(Head):
     """A row-stochastic class-concept association, ``softmax_k(W)`` (LaBo: Yang et al., CVPR 2023, section 3.3).
 
-    Every class distributes a mass of one over the K concepts: no negative evidence, no bias.
+    Every class distributes a mass of one over the K concepts: no negative evidence, and no bias where classes compete.
 
     Args:
         logits: initial W ``[C, K]`` (see ``owner_prior``).
+        bias: initial biases ``[L]`` of labels, which compete with nothing; None for classes.
 
     Attributes:
         pending: class vectors that wait for their gradient while ``cbm.solvers.AssociationAdam`` trains the head.
     """
 
-    def __init__(self, logits: Tensor):
+    def __init__(self, logits: Tensor, bias: Tensor | None = None):
         super().__init__()
         self.logits = nn.Parameter(logits.clone())
-        self.bias = None
+        self.bias = None if bias is None else nn.Parameter(bias.clone())
         self.pending: list[tuple[Tensor, Tensor, Tensor]] | None = None
 
     def vectors(self, concepts: Tensor) -> Tensor:

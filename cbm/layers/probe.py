@@ -3,18 +3,20 @@
 from torch import Tensor, nn
 
 from cbm.kernels import class_logits
+from cbm.layers.link import Link, Linked
 
 
-class LinearProbe(nn.Module):
+class LinearProbe(Linked):
     """``x W^T + b`` with no concepts in between.
 
     Args:
         weight: weights ``[C, D]``.
         bias: biases ``[C]``.
+        link: ``softmax`` for one of C classes, ``sigmoid`` for any number of labels.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor):
-        super().__init__()
+    def __init__(self, weight: Tensor, bias: Tensor, link: Link = "softmax"):
+        super().__init__(link)
         self.matrix = nn.Parameter(weight.clone())
         self.bias = nn.Parameter(bias.clone())
 

@@ -12,6 +12,7 @@ from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
+from cbm.layers.link import Linked, is_many
 from cbm.layers.probe import LinearProbe
 from cbm.solvers.concept_blocks import ConceptBlocks
 
@@ -31,6 +32,8 @@ def save_model(model: nn.Module, path: Path) -> None:
     if isinstance(model, ConceptBottleneck):
         kind["head"] = type(model.head).__name__
         kind["activation"] = "" if model.activation is None else type(model.activation).__name__
+    if is_many(model):
+        kind["link"] = "sigmoid"
     write_tensors(path, model.state_dict(), kind)
 
 
@@ -43,6 +46,9 @@ def load_model(path: Path) -> nn.Module:
     try:
         tensors, kind = read_tensors(path)
         model = _build(kind, tensors)
+        if isinstance(model, Linked) and kind.get("link", "softmax") != "softmax":
+            model.link = "sigmoid"
+            model.thresholds = tensors.get("thresholds")
         model.load_state_dict(tensors)
         if bad := [name for name, tensor in tensors.items() if tensor.is_floating_point() and tensor.isnan().any()]:
             raise UserError(f"'{path}' is damaged: '{bad[0]}' holds NaN")
@@ -63,7 +69,7 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
         (num_classes, hidden), dim = tensors["class_table"].shape, len(tensors["mean"])
         return ENERGIES[kind["model"]](dim, num_classes, blocks, hidden=hidden, vectors=tensors.get("vectors"))
     if kind["head"] == "AssociationHead":
-        head: Head = AssociationHead(tensors["head.logits"])
+        head: Head = AssociationHead(tensors["head.logits"], tensors.get("head.bias"))
     else:
         head = LinearHead(tensors["head.matrix"], tensors.get("head.bias"))
     activation = None

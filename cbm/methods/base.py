@@ -12,6 +12,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.config import Registry
 from cbm.data.features import FeatureData
 from cbm.errors import UserError, did_you_mean
+from cbm.layers.link import Link
 from cbm.losses.classification import cross_entropy, score_batch
 
 Given = TypeVar("Given")
@@ -50,6 +51,7 @@ class Method:
         trains: whether the model needs training by Lightning after ``build``.
         uses_teacher: whether another text-image model may score the concepts (``data.teacher``).
         facts: numbers about the fit, written to ``metrics.json`` as ``method/NAME``.
+        many_labels: whether an image may have any number of labels.
         reads_crops: whether ``build`` needs ``data.crops``.
         reads_class_names: whether ``build`` needs ``data.class_embeddings``.
         reads_owners: whether the fit depends on which class owns which concept. One that does not gives the same model
@@ -60,6 +62,7 @@ class Method:
     concepts_from: ClassVar[Literal["bank", "labels", "class_names", "features"] | None] = "bank"
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
+    many_labels: ClassVar[bool] = False
     reads_crops: bool = False
     reads_class_names: bool = False
     reads_owners: bool = False
@@ -97,6 +100,17 @@ class Method:
             raise UserError(f"method={name} needs {what}, and got none")
         return given
 
+    def check_task(self, data: FeatureData) -> None:
+        """Check that the method can do what the images ask for.
+
+        Raises:
+            UserError: an image has any number of labels, and the method names one class.
+        """
+        if data.many and not self.many_labels:
+            name = next((name for name, kind in METHODS.items() if kind is type(self)), type(self).__name__)
+            able = ", ".join(name for name, kind in sorted(METHODS.items()) if kind.many_labels)
+            raise UserError(f"method={name} names one class per picture: several labels can be told by {able}")
+
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple["Method", ConceptBank]:
         """The method and the candidates that a control is fitted with.
 
@@ -115,7 +129,7 @@ class Method:
         Args:
             model: the model in training.
             x: features ``[B, D]``.
-            y: class indices ``[B]``.
+            y: class indices ``[B]``, or labels ``[B, L]``.
             concepts: concept labels ``[B, K]`` from ``Built.targets``, if the method has any.
         """
         return cross_entropy(model, x, y)
@@ -140,6 +154,11 @@ class Method:
     def optimizer(self, model: Any) -> torch.optim.Optimizer:
         """The optimizer of the parameters that are trained."""
         raise NotImplementedError
+
+
+def link_of(data: FeatureData) -> Link:
+    """The link of a classifier for these images."""
+    return "sigmoid" if data.many else "softmax"
 
 
 METHODS: Registry[type[Method]] = Registry("method")

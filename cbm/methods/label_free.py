@@ -62,6 +62,7 @@ class LabelFree(Method):
     Config = LabelFreeConfig
     trains = False
     uses_teacher = True
+    many_labels = True
 
     def __init__(self, config: LabelFreeConfig):
         super().__init__(config)

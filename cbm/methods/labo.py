@@ -18,11 +18,11 @@ from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.selection import claim_concepts, select_concepts
-from cbm.data.features import FeatureData, spaced
+from cbm.data.features import FeatureData, mean_feature, spaced
 from cbm.errors import UserError
 from cbm.kernels import class_logits, score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
-from cbm.methods.base import Built, Method, one_of, register_method, trained
+from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
 from cbm.methods.named_head import NamesHeadConfig, bare_bottleneck, check_names_head, with_named_head
 from cbm.solvers import AssociationAdam, fit_scale
 
@@ -80,6 +80,7 @@ class LaBo(Method):
 
     Config = LaBoConfig
     reads_owners = True
+    many_labels = True
 
     def __init__(self, config: LaBoConfig):
         super().__init__(config)
@@ -122,6 +123,8 @@ class LaBo(Method):
         scale = self.config.scale or 100.0
         if self.config.learn_scale and self.config.scale is None:
             scale = fitted_scale(data, bank.directions(), head, logit_scale)
+        if data.many:
+            head = with_prior(head, data, bank.directions(), scale)
         reference, spread = score_moments(data.train.x, bank.directions())
         model = ConceptBottleneck(
             bank.directions(),
@@ -130,6 +133,7 @@ class LaBo(Method):
             learn_scale=bool(self.config.learn_scale),
             reference=reference,
             spread=spread,
+            link=link_of(data),
         )
         return Built(model, bank, self.config.batch_size)
 
@@ -156,6 +160,21 @@ def association_optimizer(model: ConceptBottleneck, lr: float) -> torch.optim.Op
     return torch.optim.Adam(trained(model), lr=lr, fused=True)
 
 
+def with_prior(head: AssociationHead, data: FeatureData, concepts: Tensor, scale: float) -> AssociationHead:
+    """The head with biases ``[L]`` under which an average image has every label with the probability of its share.
+
+    Args:
+        head: the untrained head.
+        data: encoded splits, of which the training images are used.
+        concepts: concept directions ``[K, D]``.
+        scale: factor on the scores.
+    """
+    y = data.train.y
+    share = y.nanmean(dim=0).clamp(min=0.5 / len(y), max=1 - 0.5 / len(y))
+    average = scale * head.vectors(concepts).detach() @ mean_feature(data.train.x)
+    return AssociationHead(head.logits.detach(), share.logit() - average)
+
+
 def fitted_scale(data: FeatureData, concepts: Tensor, head: AssociationHead, start: float) -> float:
     """The best factor on the scores of an untrained head (see ``fit_scale``).
 
@@ -165,6 +184,8 @@ def fitted_scale(data: FeatureData, concepts: Tensor, head: AssociationHead, sta
         head: the untrained head.
         start: the encoder's own factor; factors from a thousandth to a thousand times as large are tried.
     """
+    if data.many:  # the factor that fits depends on the biases, which are trained
+        return start
     vectors = head.vectors(concepts).detach()
     few = 16384  # plenty for one number
     return fit_scale(class_logits(spaced(data.train.x, few), vectors), spaced(data.train.y, few), start)

@@ -10,8 +10,9 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.kernels import class_logits, feature_moments
 from cbm.layers import LinearProbe
+from cbm.losses.classification import mean_loss_by_label
 from cbm.methods.base import Built, Method, register_method
-from cbm.solvers import fit_logistic
+from cbm.solvers import fit_labels, fit_logistic
 
 log = logging.getLogger(__name__)
 
@@ -35,6 +36,7 @@ class LinearProbeMethod(Method):
     Config = LinearProbeConfig
     concepts_from = None
     trains = False
+    many_labels = True
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Solve the problem for every penalty and keep the most accurate one (of equals, the strongest penalty).
@@ -44,6 +46,8 @@ class LinearProbeMethod(Method):
         spread = feature_moments(data.train.x)[1].square().mean().sqrt()  # one factor: directions keep their size
         powers = torch.linspace(math.log10(self.config.l2_from), math.log10(self.config.l2_to), self.config.l2_steps)
         penalties = (10.0 ** powers.double()).tolist()
+        if data.many:
+            return Built(self._labels(data, penalties, float(spread) ** 2), None)
         path = fit_logistic(
             data.train.x, data.train.y, l2=[p * float(spread) ** 2 for p in penalties], num_classes=len(data.classes)
         )
@@ -51,3 +55,16 @@ class LinearProbeMethod(Method):
         best = accuracy.index(max(accuracy))
         log.info("linear probe: l2 = %.1e, validation accuracy %.4f", penalties[best], accuracy[best])
         return Built(LinearProbe(*path[best]), None)
+
+    def _labels(self, data: FeatureData, penalties: list[float], unit: float) -> LinearProbe:
+        """A yes or no for every label, each with the penalty of its lowest validation loss (of equals, the strongest)."""
+        path = fit_labels(data.train.x, data.train.y, l2=[p * unit for p in penalties])
+        losses = torch.stack([mean_loss_by_label(class_logits(data.val.x, *each), data.val.y) for each in path])
+        best = losses.argmin(dim=0)
+        weight, bias = (torch.stack(parts) for parts in zip(*path))
+        labels = torch.arange(len(data.classes))
+        log.info(
+            "linear probe: l2 = %.1e to %.1e, mean validation loss %.4f",
+            penalties[int(best.max())], penalties[int(best.min())], float(losses[best, labels].nanmean()),
+        )  # fmt: skip
+        return LinearProbe(weight[best, labels], bias[best, labels], "sigmoid")

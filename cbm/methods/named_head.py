@@ -75,6 +75,10 @@ def with_named_head(
     Raises:
         UserError: nothing is known of what the names say.
     """
+    if data.many:
+        raise UserError(
+            "method.head=names says which class the names speak for, one a picture: with several labels leave it out"
+        )
     says = what_names_say(bank, data.classes)
     scores = activation_scores(model, data.train.x) if scores is None else scores
     head = solve_name_tied(scores, data.train.y, says, lam=config.names_lam, scale=config.names_temperature)

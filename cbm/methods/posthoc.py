@@ -23,7 +23,7 @@ from torch import Tensor
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.layers import LinearProbe
-from cbm.methods.base import Built, Method, one_of, register_method, trained
+from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
 from cbm.methods.named_head import NamesHeadConfig, bare_bottleneck, check_names_head, with_named_head
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
 
@@ -54,6 +54,7 @@ class Posthoc(Method):
     """A sparse head on projections onto concept vectors, optionally with a residual."""
 
     Config = PosthocConfig
+    many_labels = True
 
     def __init__(self, config: PosthocConfig):
         super().__init__(config)
@@ -81,7 +82,8 @@ class Posthoc(Method):
             model = fit_sparse_head(data, directions, config, std=unit, link="ova")
         if config.residual:
             model.requires_grad_(False)
-            model.residual = LinearProbe(torch.zeros(len(data.classes), data.dim), torch.zeros(len(data.classes)))
+            zero = torch.zeros(len(data.classes), data.dim)
+            model.residual = LinearProbe(zero, zero[:, 0], link_of(data))
         return Built(model, bank, config.batch_size if config.residual else None)
 
     def optimizer(self, model: Any) -> torch.optim.Optimizer:

@@ -37,7 +37,9 @@ from cbm.errors import UserError
 from cbm.kernels import concept_scores, gumbel_topk_gate, score_moments, topk_gate
 from cbm.layers import ConceptBottleneck, LinearHead, TopK
 from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
-from cbm.methods.base import Built, Method, one_of, register_method, trained
+from cbm.layers.link import Link
+from cbm.losses.classification import label_loss
+from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
 from cbm.methods.named_head import NamesHeadConfig, check_names_head, what_names_say, with_named_head
 from cbm.solvers import ProximalAdam, solve_mixing
 
@@ -98,6 +100,7 @@ class SparseBottleneck(nn.Module):
         k: number of concepts per image that the head reads; None for all.
         unit_votes: whether the columns of H are scaled to unit norm.
         seed: random seed for the noise.
+        link: ``softmax`` for one of C classes, ``sigmoid`` for any number of labels.
     """
 
     concepts: Tensor
@@ -114,8 +117,10 @@ class SparseBottleneck(nn.Module):
         k: int | None,
         unit_votes: bool,
         seed: int,
+        link: Link = "softmax",
     ):
         super().__init__()
+        self.link: Link = link
         self.register_buffer("concepts", concepts)
         self.register_buffer("offset", offset)
         self.register_buffer("steps", torch.tensor(0))
@@ -149,7 +154,9 @@ class SparseBottleneck(nn.Module):
         votes = self.votes()
         gate = None if self.k is None else TopK(offset, self.k)
         bias = self.bias - votes @ offset if gate is None else self.bias
-        bottleneck = ConceptBottleneck(concepts, LinearHead(votes, bias), activation=gate, mixing=self.mixing)
+        bottleneck = ConceptBottleneck(
+            concepts, LinearHead(votes, bias), activation=gate, mixing=self.mixing, link=self.link
+        )
         return bottleneck.to(concepts.device).eval().requires_grad_(False)
 
 
@@ -158,6 +165,7 @@ class Sparse(Method):
     """A learned K x K layer on the scores, and a head that reads a few of its outputs per image."""
 
     Config = SparseConfig
+    many_labels = True
 
     def __init__(self, config: SparseConfig):
         super().__init__(config)
@@ -204,6 +212,9 @@ class Sparse(Method):
         """
         bank = self.required(bank, "a concept bank")
         config, count = self.config, len(bank)
+        if data.many and config.objective == "l1" and self.repaired:
+            raise UserError("method.objective=l1 is solved for one class per picture: with several labels say gumbel, "
+                            "contrastive, similarity or none")  # fmt: skip
         if config.head == "names":
             what_names_say(bank, data.classes)  # an error before the training, not after
         if config.k != "all" and config.k > count:
@@ -238,6 +249,7 @@ class Sparse(Method):
             k=None if config.k == "all" else config.k,
             unit_votes=unit_votes,
             seed=int(torch.randint(2**31, ())),
+            link=link_of(data),
         )
         if model.mixing is not None:
             model.mixing.requires_grad_(config.mixing == "learned")
@@ -257,7 +269,7 @@ class Sparse(Method):
         read = z if self.config.ce_to_mixing else z.detach()
         if model.k is not None:
             read = self._gate(model, read, model.k)
-        loss = nn.functional.cross_entropy(nn.functional.linear(read, model.votes(), model.bias), y)
+        loss = label_loss(nn.functional.linear(read, model.votes(), model.bias), y)
         if self.config.mixing == "learned":
             loss = loss + self.config.weight * self._objective(model, z, s)
         model.steps += 1

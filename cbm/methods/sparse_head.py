@@ -10,9 +10,11 @@ from torch import Tensor
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import class_logits, class_vectors, score_moments
+from cbm.files.names import quoted
 from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.methods.base import link_of
 from cbm.metrics import class_accuracies
-from cbm.solvers import LinearScores, SparsePoint, elastic_net_path
+from cbm.solvers import LinearScores, SparsePoint, elastic_net_path, label_paths
 from cbm.solvers.elastic_net import Link
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ def fit_sparse_head(
         return class_logits(data.val.x, *class_vectors(directions, weight, bias=bias))
 
     head = solve_sparse_head(scores, data, config, classify, link=link)
-    return ConceptBottleneck(directions, head, reference=mean, spread=spread)
+    return ConceptBottleneck(directions, head, reference=mean, spread=spread, link=link_of(data))
 
 
 def solve_sparse_head(
@@ -108,6 +110,8 @@ def solve_sparse_head(
     Returns:
         The head, in units of the raw scores.
     """
+    if data.many:
+        return _solve_labels(scores, data, config, classify)
     accuracy: list[float] = []
     chance = 1 / len(data.val.y.unique())
 
@@ -139,6 +143,78 @@ def solve_sparse_head(
     point = path.points[chosen]
     _say(point, accuracy[chosen], f"point {chosen + 1} of {len(path.points)}")
     return LinearHead(*scores.on_raw(point.weight(), point.bias))
+
+
+def _solve_labels(
+    scores: LinearScores, data: FeatureData, config: SparseHeadConfig, classify: Callable[[Tensor, Tensor], Tensor]
+) -> LinearHead:
+    """A few concepts for every label: of each path the sparsest point within one standard error of the best validation
+    loss, never one without concepts if there is another.
+
+    The loss, not average precision or F1: with 20 positives their error is near a tenth.
+    """
+    check_certain(data)
+    paths = label_paths(
+        scores,
+        data.train.y,
+        l1_ratio=config.l1_ratio,
+        lambdas=None if config.lam is None else [config.lam],
+        n_lambdas=config.n_lambdas,
+        lambda_ratio=1e-3,
+        max_nec=config.max_nec,
+        tol=config.tol,
+    )
+    chosen = []
+    for label, path in enumerate(paths):
+        known = ~data.val.y[:, label].isnan()
+        weights, biases = torch.cat([point.weight() for point in path.points]), torch.cat(
+            [point.bias for point in path.points]
+        )
+        logits = classify(*scores.on_raw(weights, biases))[known]
+        target = data.val.y[known, label, None].expand_as(logits)
+        losses = torch.nn.functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        chosen.append(path.points[sparsest_by_loss(losses, [len(point.index) for point in path.points])])
+    counts = [len(point.index) for point in chosen]
+    if bare := [data.classes[label] for label, count in enumerate(counts) if not count]:
+        log.warning("sparse head: no concept has a weight for %s: the same answer for every image", quoted(bare))
+    log.info("sparse heads of %d labels: %d to %d concepts each, %.1f on average (duality gap %.0e, KKT residual %.0e)",
+             len(chosen), min(counts), max(counts), sum(counts) / len(counts), max(p.gap for p in chosen),
+             max(p.kkt for p in chosen))  # fmt: skip
+    weight, bias = torch.cat([point.weight() for point in chosen]), torch.cat([point.bias for point in chosen])
+    return LinearHead(*scores.on_raw(weight, bias))
+
+
+def check_certain(data: FeatureData) -> None:
+    """Check that every known label is yes or no.
+
+    Raises:
+        UserError: unknown ones were made probabilities.
+    """
+    known = data.train.y[~data.train.y.isnan()]
+    if bool(((known != 0) & (known != 1)).any()):
+        raise UserError(
+            "dataset.args.unknown=soft makes probabilities of unknown labels, and a sparse head is solved for yes and "
+            "no: say ignore, absent or present"
+        )
+
+
+def sparsest_by_loss(losses: Tensor, weights: Sequence[int]) -> int:
+    """The first point of a path within one standard error of the lowest mean loss, one with concepts if there is any.
+
+    Args:
+        losses: losses ``[V, P]`` of the validation images at every point, from sparse to dense.
+        weights: number of weights of every point.
+
+    >>> sparsest_by_loss(torch.tensor([[1.0, 0.5, 0.4, 0.4], [1.0, 0.5, 0.5, 0.4]]), [0, 1, 3, 9])
+    2
+    """
+    points = [i for i, count in enumerate(weights) if count] or list(range(len(weights)))
+    if not len(losses):
+        return points[-1]
+    means = losses.double().mean(dim=0)
+    best = min(points, key=lambda i: float(means[i]))
+    error = float(losses[:, best].double().std()) / len(losses) ** 0.5 if len(losses) > 1 else 0.0
+    return next(i for i in points if float(means[i]) <= float(means[best]) + error)
 
 
 def _say(point: SparsePoint, accuracy: float, place: str) -> None:

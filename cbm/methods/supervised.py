@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import cross_entropy
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.kernels import feature_moments
 from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid
-from cbm.methods.base import Built, Method, one_of, register_method, trained
+from cbm.losses.classification import label_loss
+from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
 from cbm.methods.concept_labels import concept_labels
 
 
@@ -71,6 +71,7 @@ class Supervised(Method):
 
     Config = SupervisedConfig
     concepts_from = "labels"
+    many_labels = True
 
     def __init__(self, config: SupervisedConfig):
         super().__init__(config)
@@ -97,7 +98,7 @@ class Supervised(Method):
             probability = concepts.where(~concepts.isnan(), probability)
         known = ~concepts.isnan()
         of_concepts = nn.functional.binary_cross_entropy_with_logits(logits[known], concepts[known])
-        return cross_entropy(model.head(probability), y) + self.config.concept_weight * of_concepts
+        return label_loss(model.head(probability), y) + self.config.concept_weight * of_concepts
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same loss, and the class logits from predicted concepts; arguments as for ``Method.loss``."""
@@ -113,4 +114,5 @@ class Supervised(Method):
         directions = model.concept.weight / model.std
         offset = directions @ model.mean - model.concept.bias
         head = LinearHead(model.head.weight, model.head.bias)
-        return ConceptBottleneck(directions, head, activation=Sigmoid(offset)).calibrate(data.train.x)
+        made = ConceptBottleneck(directions, head, activation=Sigmoid(offset), link=link_of(data))
+        return made.calibrate(data.train.x)

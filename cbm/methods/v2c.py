@@ -20,8 +20,8 @@ from cbm.concepts.tokenizer import SharedParts, count_tokens, tokenise
 from cbm.data.features import FeatureData
 from cbm.kernels import score_moments
 from cbm.layers import AssociationHead, ConceptBottleneck, owner_prior
-from cbm.methods.base import Built, Method, one_of, register_method
-from cbm.methods.labo import association_optimizer, fitted_scale, used_names
+from cbm.methods.base import Built, Method, link_of, one_of, register_method
+from cbm.methods.labo import association_optimizer, fitted_scale, used_names, with_prior
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,7 @@ class V2C(Method):
 
     Config = V2CConfig
     reads_owners = True
+    many_labels = True
 
     def __init__(self, config: V2CConfig):
         super().__init__(config)
@@ -71,10 +72,13 @@ class V2C(Method):
         repaired = self.config.fidelity == "repaired"
         head = AssociationHead(self.start(owners, data))
         scale = fitted_scale(data, bank.directions(), head, logit_scale) if repaired else 100.0
+        if data.many:
+            head = with_prior(head, data, bank.directions(), scale)
         reference, spread = score_moments(data.train.x, bank.directions())
         model = ConceptBottleneck(
-            bank.directions(), head, scale=scale, learn_scale=repaired, reference=reference, spread=spread
-        )
+            bank.directions(), head, scale=scale, learn_scale=repaired, reference=reference, spread=spread,
+            link=link_of(data),
+        )  # fmt: skip
         return Built(model, bank, self.config.batch_size)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
@@ -91,7 +95,8 @@ class V2C(Method):
         for none of its images.
         """
         wanted = min(self.config.concepts_per_class, len(bank))
-        rows = [(data.train.y == c).nonzero().flatten() for c in range(len(data.classes))]
+        shown = data.train.y.T == 1 if data.many else data.train.y == torch.arange(len(data.classes))[:, None]
+        rows = [has.nonzero().flatten() for has in shown]
         codebook = [bank.directions()]
         shared = SharedParts.of(data.train.x, codebook) if self.config.fidelity == "repaired" else None
         tokens = tokenise(data.train.x, codebook, self.config.k, shared=shared)
@@ -119,7 +124,7 @@ class V2C(Method):
         """The head's W before training ``[C, K]``."""
         if self.config.fidelity == "repaired":
             return owner_prior(owners, self.config.own_mass)
-        if int(data.train.y.bincount(minlength=len(data.classes)).max()) <= 2:
+        if not data.many and int(data.train.y.bincount(minlength=len(data.classes)).max()) <= 2:
             return owner_prior(owners, None)
         generator = torch.Generator().manual_seed(data.seed)
         return torch.randn(owners.shape, generator=generator) * (2 / owners.shape[1]) ** 0.5

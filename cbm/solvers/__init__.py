@@ -11,7 +11,7 @@ from cbm.solvers.discriminability import (
     posterior_entropy,
 )
 from cbm.solvers.greedy_projection import greedy_projection
-from cbm.solvers.logistic import fit_logistic
+from cbm.solvers.logistic import fit_labels, fit_logistic
 from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
 from cbm.solvers.scale import fit_scale
@@ -19,7 +19,7 @@ from cbm.solvers.scores import LinearScores
 from cbm.solvers.semi_nmf import semi_nmf
 from cbm.solvers.sparse_code import penalty_for_count, sparse_code
 from cbm.solvers.sparse_mixing import SparseMixing, solve_mixing
-from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths
+from cbm.solvers.sparse_path import SparsePath, SparsePoint, elastic_net_path, elastic_net_paths, label_paths
 from cbm.solvers.sparse_scores import SparseScores
 from cbm.solvers.spherical_kmeans import medoids, spherical_kmeans
 from cbm.solvers.submodular import greedy_select
@@ -41,11 +41,13 @@ __all__ = [
     "discriminability",
     "elastic_net_path",
     "elastic_net_paths",
+    "fit_labels",
     "fit_logistic",
     "fit_projection",
     "fit_scale",
     "greedy_projection",
     "greedy_select",
+    "label_paths",
     "medoids",
     "mutual_information",
     "negative_entropy",

@@ -59,15 +59,51 @@ def fit_logistic(
         raise ValueError(f"l2 is {l2}; expected numbers > 0")
 
     with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        objective = _Objective(x, y, num_classes)
-        theta = x.new_zeros(num_classes, x.shape[1] + 1, dtype=objective.dtype)
-        _, null_gradient = objective(theta, 0.0)
-        goal = tol * float(null_gradient.norm())
-        fitted: dict[float, tuple[Tensor, Tensor]] = {}
-        for penalty in sorted(set(penalties), reverse=True):
-            theta = _minimise(objective, theta, penalty, max_iter, goal)
-            weight, bias = theta[:, :-1], theta[:, -1]
-            fitted[penalty] = weight.clone(), bias - weight @ objective.mean
+        return _fitted(_Objective(x, y, num_classes), penalties, max_iter, tol)
+
+
+def fit_labels(
+    x: Tensor, y: Tensor, *, l2: Sequence[float], max_iter: int = 1000, tol: float = 1e-6
+) -> list[tuple[Tensor, Tensor]]:
+    """Fit a yes or no for every label, all together, for each penalty.
+
+    They share nothing but the features: an unknown label counts for none of them, and each has the weights that it
+    would have alone.
+
+    Args:
+        x: Features [N, D], float32 or float64.
+        y: Labels [N, L]: 1, 0, or NaN if unknown.
+        l2: Penalties, > 0, each on the mean loss over a label's known entries.
+        max_iter: Iterations per penalty.
+        tol: As for ``fit_logistic``, of all labels together.
+
+    Returns:
+        (weight [L, D], bias [L]) for every penalty, in the order given.
+
+    Raises:
+        ValueError: If a shape does not fit, a number is out of range, or nothing is known of a label.
+    """
+    check_matrix("x", x)
+    if y.ndim != 2 or len(y) != len(x):
+        raise ValueError(f"y has shape {list(y.shape)}; expected [{len(x)}, L]")
+    if not l2 or not all(p > 0 for p in l2):
+        raise ValueError(f"l2 is {l2}; expected numbers > 0")
+    if bool(y.isnan().all(dim=0).any()):
+        raise ValueError("y has a label of which nothing is known")
+    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+        return _fitted(_LabelObjective(x, y), list(l2), max_iter, tol)
+
+
+def _fitted(objective: _Objective, penalties: list[float], max_iter: int, tol: float) -> list[tuple[Tensor, Tensor]]:
+    """A classifier per penalty, the strongest first."""
+    theta = objective.x.new_zeros(objective.count, objective.x.shape[1] + 1, dtype=objective.dtype)
+    _, null_gradient = objective(theta, 0.0)
+    goal = tol * float(null_gradient.norm())
+    fitted: dict[float, tuple[Tensor, Tensor]] = {}
+    for penalty in sorted(set(penalties), reverse=True):
+        theta = _minimise(objective, theta, penalty, max_iter, goal)
+        weight, bias = theta[:, :-1], theta[:, -1]
+        fitted[penalty] = weight.clone(), bias - weight @ objective.mean
     return [fitted[penalty] for penalty in penalties]
 
 
@@ -75,7 +111,7 @@ class _Objective:
     """Penalised cross-entropy and its gradient at theta = [W, b] (C, D + 1), for features centred at their mean."""
 
     def __init__(self, x: Tensor, y: Tensor, num_classes: int):
-        self.x, self.y = x, y
+        self.x, self.y, self.count = x, y, num_classes
         self.dtype = torch.promote_types(x.dtype, torch.float32)
         self.block = max(1024, _LOGITS // num_classes)
         self.mean = sum(part.to(self.dtype).sum(0).double() for part in x.split(65536)).div(len(x)).to(self.dtype)
@@ -109,6 +145,35 @@ class _Objective:
         """(curvature * cov + penalty * I)^-1 on the weights, 1 / curvature on the bias."""
         weight = (gradient[:, :-1] @ self.axes) / (curvature * self.eigenvalues + penalty) @ self.axes.T
         return torch.cat([weight, gradient[:, -1:] / curvature], 1)
+
+
+class _LabelObjective(_Objective):
+    """The sum over the labels [N, L] of their own objectives."""
+
+    def __init__(self, x: Tensor, y: Tensor):
+        super().__init__(x, y, y.shape[1])
+        self.known = (~y.isnan()).sum(0).to(self.dtype)
+        self.curvature = 0.25
+
+    def __call__(self, theta: Tensor, penalty: float) -> tuple[float, Tensor]:
+        weight, bias = theta[:, :-1], theta[:, -1]
+        offset = bias - weight @ self.mean
+        loss = squares = 0.0
+        products, errors = torch.zeros_like(weight), torch.zeros_like(bias)
+        for x, y in zip(self.x.split(self.block), self.y.split(self.block)):
+            x, known, target = x.to(self.dtype), ~y.isnan(), y.nan_to_num().to(self.dtype)
+            logits = torch.addmm(offset, x, weight.T)
+            shares = known / self.known
+            loss += float((torch.nn.functional.softplus(logits) - target * logits).mul_(shares).sum(dtype=torch.float64))
+            p = logits.sigmoid()
+            squares += float((p * (1 - p) * shares).sum())
+            p = (p - target).mul_(shares)
+            products.addmm_(p.T, x)
+            errors += p.sum(0)
+        self.curvature = max(squares / len(bias), 1e-3)
+        gradient = torch.addr(products, errors, self.mean, alpha=-1).add_(weight, alpha=penalty)
+        loss = loss + 0.5 * penalty * float(weight.double().square().sum())
+        return loss, torch.cat([gradient, errors[:, None]], 1)
 
 
 def _minimise(objective: _Objective, theta: Tensor, penalty: float, max_iter: int, goal: float) -> Tensor:

@@ -35,6 +35,7 @@ _LOOSE = 0.1  # relative gap of the steps in between
 _AGAIN = 0.05  # share of the tolerance for a solution that missed it
 _NEC_TOL = 1e-5  # relative gap where the number of non-zero weights is what is asked for
 _ROUNDS = 16  # solves per bisection
+_TOGETHER = 20  # labels that are solved together: with more, the columns that any of them uses would be all there are
 
 
 @dataclass(frozen=True)
@@ -181,12 +182,38 @@ def elastic_net_paths(
         state, before = state.put(which, here), lam
         for s, point in zip(which.tolist(), newest):
             paths[s].append(point)
-        if until is not None and until(newest):
+        if until is not None and until([path[-1] for path in paths]):
             break
         if min(path[-1].nec for path in paths) > enough:
             break
     targets = {count: _at_nec(problem, paths, count, min(tol, _NEC_TOL)) for count in sorted(set(nec))}
     return [SparsePath(tuple(path), {m: found[s] for m, found in targets.items()}) for s, path in enumerate(paths)]
+
+
+def label_paths(scores: LinearScores, y: Tensor, **settings) -> list[SparsePath]:
+    """A path for every label: yes or no by a few concepts each, with exactly so many for every one of them.
+
+    Labels share nothing but the scores, and are solved together by the same passes; what is unknown of one counts for
+    the others.
+
+    Args:
+        scores: standardised scores, N rows of K.
+        y: labels [N, L]: 1, 0, or NaN if unknown.
+        settings: further arguments of ``elastic_net_paths``; ``until`` sees some labels at a time.
+
+    Raises:
+        ValueError: A shape does not fit, a label is neither 1, 0 nor NaN, or nothing is known of one.
+    """
+    known = ~y.isnan()
+    if bool((known & (y != 0) & (y != 1)).any()):
+        raise ValueError("y has entries other than 1, 0 and NaN")
+    paths: list[SparsePath] = []
+    for part in torch.arange(y.shape[1]).split(_TOGETHER):
+        answers, weights = y[:, part].nan_to_num().T.long(), known[:, part].T
+        paths += elastic_net_paths(
+            scores, answers, num_classes=1, row_weights=weights.float(), link="binary", **settings
+        )
+    return paths
 
 
 def _problem(

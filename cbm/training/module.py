@@ -22,7 +22,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
     Args:
         model: the classifier, from features ``[N, D]`` to logits ``[N, C]``.
         optimizer: function from the model to an optimizer of the parameters that require a gradient.
-        loss: function from the model, features ``[B, D]``, labels ``[B]`` and perhaps concept labels ``[B, K]`` to the
+        loss: function from the model, features ``[B, D]``, labels ``[B]`` or ``[B, L]`` and perhaps concept labels ``[B, K]`` to the
             training loss; cross-entropy by default.
         validate: function of the same arguments to the validation loss and logits (None without any); cross-entropy by
             default.
@@ -65,7 +65,7 @@ class ConceptBottleneckModule(lightning.LightningModule):
         """Add the loss and accuracy of a batch."""
         y = batch[1]
         loss, logits = self._validate(self.model, *batch)
-        right = math.nan if logits is None else float((logits.argmax(1) == y).sum())
+        right = math.nan if logits is None or y.ndim == 2 else float((logits.argmax(1) == y).sum())
         self._val.append((float(loss) * len(y), right, len(y)))
 
     def on_validation_epoch_end(self) -> None:
