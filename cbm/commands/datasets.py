@@ -73,7 +73,15 @@ def check(
     """Check a download: the published numbers of classes and images, missing and broken files, copies in two splits or
     classes, small classes, checksums. Exit status 1 if something is wrong."""
     from cbm.data import read_dataset
-    from cbm.data.verify import Findings, verify_checksums, verify_classes, verify_copies, verify_counts, verify_images
+    from cbm.data.verify import (
+        Findings,
+        label_counts,
+        verify_checksums,
+        verify_classes,
+        verify_copies,
+        verify_counts,
+        verify_images,
+    )
 
     about = schema.about_card(name)
     card = schema.change_card(schema.load_card(name), settings or [])
@@ -98,11 +106,16 @@ def check(
     if near:
         _look_alike(dataset, found, encoder, pretrained, similarity, cache)
     sizes = _sizes(dataset, published)
+    labels = [row for split in dataset.splits for row in label_counts(dataset, split)] if dataset.task == "many" else []
     if as_json:
-        said = {"problems": found.problems, "doubts": found.doubts, "notes": found.notes}
+        said: dict[str, Any] = {"problems": found.problems, "doubts": found.doubts, "notes": found.notes}
+        if labels:
+            said["labels"] = labels
         show_result(None, {"name": name, "splits": sizes, **said}, as_json)
         raise typer.Exit(1 if found.problems else 0)
-    _show_sizes(sizes)
+    _show_sizes(sizes, "label" if labels else "class")
+    if labels:
+        _show_labels(labels)
     for kind, sentences in (("note", found.notes), ("doubt", found.doubts), ("wrong", found.problems[shown:])):
         for sentence in sentences:
             out.print(f"{kind}: {sentence}")
@@ -112,11 +125,11 @@ def check(
 
 def _sizes(dataset: "ImageDataset", published: dict[str, int]) -> list[dict[str, Any]]:
     """How many images every split has, beside the published number."""
-    import numpy as np
+    from cbm.data.verify import positives
 
     sizes = []
     for split, part in dataset.splits.items():
-        counts = np.bincount(part.labels, minlength=len(dataset.classes))
+        counts = positives(dataset, part)
         sizes.append(
             {
                 "split": split,
@@ -131,8 +144,9 @@ def _sizes(dataset: "ImageDataset", published: dict[str, int]) -> list[dict[str,
     return sizes
 
 
-def _show_sizes(sizes: list[dict[str, Any]]) -> None:
-    table = Table("split", "images", "published", "classes", "per class", "concepts")
+def _show_sizes(sizes: list[dict[str, Any]], kind: str) -> None:
+    kinds = "labels" if kind == "label" else "classes"
+    table = Table("split", "images", "published", kinds, f"per {kind}", "concepts")
     for size in sizes:
         table.add_row(
             size["split"],
@@ -142,6 +156,17 @@ def _show_sizes(sizes: list[dict[str, Any]]) -> None:
             f"{size['smallest_class']:,} to {size['largest_class']:,}",
             str(size["concepts"]),
         )
+    out.print(table)
+
+
+def _show_labels(rows: list[dict[str, Any]]) -> None:
+    """How often every label is there, and unknown."""
+    table = Table("label", "split", "with it", "without it", "unknown", "prevalence")
+    for row in rows:
+        size = row["present"] + row["absent"] + row["unknown"]
+        unknown = f"{row['unknown']:,} ({row['unknown'] / max(1, size):.0%})"
+        shown = f"{row['prevalence']:.1%}"
+        table.add_row(row["label"], row["split"], f"{row['present']:,}", f"{row['absent']:,}", unknown, shown)
     out.print(table)
 
 

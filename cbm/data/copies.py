@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cbm.data.dataset import ImageDataset
+from cbm.data.dataset import ImageDataset, Task
 from cbm.data.fingerprints import same_rows, to_digests
 from cbm.files.names import quoted
 
@@ -20,13 +20,15 @@ class Copies:
 
     Attributes:
         leaks: pairs of names, one in each of two splits, by the names of the splits; the later split comes first.
-        torn: pairs of names that stand under two classes.
+        torn: pairs of names that stand under two classes, or differ in a label.
         within: names of images that stand before in the same split and class.
+        task: "one" class an image, or "many" labels.
     """
 
     leaks: dict[tuple[str, str], list[tuple[str, str]]]
     torn: list[tuple[str, str]]
     within: list[str]
+    task: Task = "one"
 
     def leaked(self) -> list[str]:
         """What makes numbers wrong, in sentences."""
@@ -39,7 +41,8 @@ class Copies:
         """What makes labels doubtful, in sentences."""
         if not self.torn:
             return []
-        return [f"{len(self.torn):,} image(s) have the same content as one of another class: {_pairs(self.torn)}"]
+        other = "of another class" if self.task == "one" else "with other labels"
+        return [f"{len(self.torn):,} image(s) have the same content as one {other}: {_pairs(self.torn)}"]
 
 
 def find_copies(dataset: ImageDataset, cache: Path, splits: Sequence[str] | None = None) -> Copies:
@@ -58,7 +61,8 @@ def find_copies(dataset: ImageDataset, cache: Path, splits: Sequence[str] | None
     if not parts:
         return Copies({}, [], [])
     digests = np.concatenate([to_digests(part.images.contents(cache)) for part in parts])
-    labels = np.concatenate([part.labels for part in parts])
+    every = np.concatenate([part.labels for part in parts])
+    labels = every if every.ndim == 1 else np.arange(len(every))
     split_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
     starts = np.cumsum([0, *(len(part) for part in parts)])
     leaks: dict[tuple[str, str], list[tuple[str, str]]] = {}
@@ -74,13 +78,26 @@ def find_copies(dataset: ImageDataset, cache: Path, splits: Sequence[str] | None
             for other, first in in_split.items():
                 if other != split and name(row) != name(first):
                     leaks.setdefault((names[split], names[other]), []).append((name(row), name(first)))
-            if others := [first for known, first in of_class.items() if known != label]:
+            others = [first for known, first in of_class.items() if known != label]
+            if every.ndim == 2:
+                others = [first for first in others if differ(every[row], every[first])]
+            if others:
                 torn.append((name(row), name(others[0])))
             elif split in in_split:
                 within.append(name(row))
             in_split.setdefault(split, row)
             of_class.setdefault(label, row)
-    return Copies(leaks, torn, within)
+    return Copies(leaks, torn, within, dataset.task)
+
+
+def differ(one: np.ndarray | int, other: np.ndarray | int) -> bool:
+    """Whether two images have another class, or another value of a label ``[L]`` that is known of both.
+
+    Example:
+        >>> differ(1, 2), differ(np.array([1, np.nan]), np.array([1, 0])), differ(np.array([1, 0]), np.array([1, 1]))
+        (True, False, True)
+    """
+    return bool(np.any((one != other) & ~(np.isnan(one) | np.isnan(other))))
 
 
 def shared_subjects(dataset: ImageDataset) -> list[str]:

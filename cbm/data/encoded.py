@@ -1,5 +1,6 @@
 """From a card to encoded splits: images read, classes in order, every image encoded once, shots taken."""
 
+import logging
 from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,6 +23,8 @@ from cbm.files import resolve_path
 from cbm.files.console import warn_once
 from cbm.files.names import one_form
 
+log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -35,7 +38,7 @@ class Encoding:
         on_error: ``skip`` unreadable images (they are reported) or ``fail``.
         max_skipped: largest share of unreadable images of a split that is skipped; more of them are an error.
         progress: whether progress bars are shown.
-        shots: training images per class, or ``all``.
+        shots: training images per class, or with and without every label; or ``all``.
         val_shots: validation images per class, or ``all``.
         seed: random seed for drawing the shots, and for the order of training batches.
         devices: processes on this machine that encode.
@@ -100,10 +103,23 @@ def read_images(card: DictConfig, cache: Path, *, whole: bool = False) -> ImageD
     if dataset.faults:
         raise UserError(f"data set '{dataset.name}': {dataset.faults[0]}")
     if whole and list(dataset.splits) == ["train"]:
-        return replace(dataset, splits={"test": dataset.splits["train"]})
-    return complete_splits(
-        dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
+        return _known_or_not(replace(dataset, splits={"test": dataset.splits["train"]}))
+    return _known_or_not(
+        complete_splits(
+            dataset, cache, val_fraction=card.val_fraction, test_fraction=card.test_fraction, seed=card.split_seed
+        )
     )
+
+
+def _known_or_not(dataset: ImageDataset) -> ImageDataset:
+    """The data set with labels between absent and present (``args.unknown=soft``) in training only: nothing is measured
+    on them."""
+    if dataset.task == "many":
+        for name in set(dataset.splits) - {"train"}:
+            y = dataset.splits[name].labels
+            between = np.where((y == 0) | (y == 1), y, np.nan).astype(np.float32)
+            dataset.splits[name] = replace(dataset.splits[name], labels=between)
+    return dataset
 
 
 def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
@@ -129,7 +145,15 @@ def reorder_classes(dataset: ImageDataset, classes: list[str]) -> ImageDataset:
         said = ", ".join(pairs[:5]) + ", ..." * (len(pairs) > 5)
         warn_once(f"{dataset.name}: classes are matched without regard to case, underscores and spaces: {said}")
     new = np.array([classes.index(matched.get(name, name)) for name in dataset.classes])
-    splits = {name: replace(split, labels=new[split.labels]) for name, split in dataset.splits.items()}
+
+    def moved(labels: np.ndarray) -> np.ndarray:
+        if labels.ndim == 1:
+            return new[labels]
+        found = np.full((len(labels), len(classes)), np.nan, dtype=np.float32)  # other labels are unknown here
+        found[:, new] = labels
+        return found
+
+    splits = {name: replace(split, labels=moved(split.labels)) for name, split in dataset.splits.items()}
     return replace(dataset, classes=classes, splits=splits)
 
 
@@ -196,6 +220,11 @@ def encode_splits(
         subjects = None if split.subjects is None else split.subjects[readable]
         rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting, subjects)]
         split = split if len(rows) == len(split) else split.take(rows)
+        if dataset.task == "many" and shots != "all":
+            log.info(
+                "%s: %s=%s of each of %d labels, with and without it: %d images",
+                label, setting, shots, len(dataset.classes), len(rows),
+            )  # fmt: skip
         for part, features in zip((encoded, taught), stored):
             part[name] = FeatureSplit(
                 features.unit_rows(rows, split.images.names),
@@ -224,6 +253,7 @@ def encode_splits(
         teacher=seen,
         skipped=skipped,
         group_names=dataset.group_names,
+        specs=dataset.specs,
     )
 
 

@@ -25,8 +25,8 @@ class FeatureSplit:
         y: class indices ``[N]`` int64; labels ``[N, L]`` float32 where an image has any number of them: 1, 0, or NaN if
             unknown.
         names: names of the N images.
-        concepts: concept labels ``[N, A]``: 1, 0, or NaN if unknown (levels and numbers where ``FeatureData.specs`` says
-            so); None if there are none.
+        concepts: concept labels ``[N, A]``: 1, 0, or NaN if unknown (levels and numbers where ``FeatureData.specs``
+            says so); None if there are none.
         subjects: subject ``[N]`` of each image (a patient); None if unknown.
         groups: values ``[N]`` int64 by name of the group, -1 if unknown (``FeatureData.group_names``).
     """
@@ -92,11 +92,12 @@ def spaced(x: Tensor, count: int) -> Tensor:
 def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -> tuple[FeatureSplit, FeatureSplit]:
     """Draw some images of every class that has any; returns them and the rest, which shows none of their subjects.
 
-    Classes without images are named in a warning: another domain need not have all classes of a model.
+    Classes without images are named in a warning: another domain need not have all classes of a model. Of labels,
+    images with and without each are drawn.
 
     Args:
         split: the images.
-        shots: number of images per class to draw.
+        shots: number of images per class to draw, or with a label and without it.
         classes: C class names, for the error message.
         seed: random seed for the draw.
 
@@ -104,11 +105,17 @@ def split_test(split: FeatureSplit, shots: int, classes: list[str], seed: int) -
         UserError: a class has too few images, or nothing is left.
     """
     setting = "labelled test pictures: shots"
-    present, labels = np.unique(split.y.numpy(), return_inverse=True)
+    y = split.y.numpy()
+    if y.ndim == 2:
+        present = np.flatnonzero((y == 1).any(axis=0) & (y == 0).any(axis=0))
+        labels, lack = y[:, present], "labels are not both present and absent here"
+    else:
+        present, labels = np.unique(y, return_inverse=True)
+        lack = "classes have no images here"
     if not len(present):
         raise UserError(f"{setting}={shots}: there are no images")
     if absent := [name for c, name in enumerate(classes) if c not in present]:
-        warn_once(f"{len(absent)} of {len(classes)} classes have no images here and are left out: {quoted(absent)}")
+        warn_once(f"{len(absent)} of {len(classes)} {lack} and are left out: {quoted(absent)}")
     rows = few_shot(labels, shots, seed, [classes[c] for c in present], setting, split.subjects)
     rest = np.setdiff1d(np.arange(len(split)), rows)
     if split.subjects is not None:

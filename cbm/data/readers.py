@@ -13,7 +13,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import numpy as np
 
 from cbm.config import FEATURES, Registry
-from cbm.data.dataset import ImageDataset, Split
+from cbm.data.dataset import ImageDataset, Split, Task
 from cbm.data.images import ImageArray
 from cbm.errors import UserError, did_you_mean
 from cbm.files.names import differ_in_case, one_form, quoted
@@ -108,22 +108,29 @@ def in_one_form(dataset: ImageDataset) -> ImageDataset:
             f"data set '{dataset.name}': {len(twice)} class(es) stand twice, in different spaces or forms of letters, "
             f"first '{twice[0]}'"
         )
-    doubts = [*dataset.doubts, *_alike(classes)]
+    doubts = [*dataset.doubts, *_alike(classes, dataset.task)]
     spurious = {one_form(name): list(map(one_form, concepts)) for name, concepts in dataset.spurious.items()}
     groups = {name: list(map(one_form, members)) for name, members in dataset.concept_groups.items()}
     concepts = list(map(one_form, dataset.concept_names))
+    specs = [replace(spec, columns=list(map(one_form, spec.columns))) for spec in dataset.specs]
     return replace(
-        dataset, classes=classes, concept_names=concepts, concept_groups=groups, spurious=spurious, doubts=doubts
+        dataset,
+        classes=classes,
+        concept_names=concepts,
+        concept_groups=groups,
+        spurious=spurious,
+        doubts=doubts,
+        specs=specs,
     )
 
 
-def _alike(classes: list[str]) -> list[str]:
+def _alike(classes: list[str], task: Task) -> list[str]:
     """What is doubtful about class names: the same but for the case, or several labels in one."""
     doubts = []
     if same := differ_in_case(classes):
         more = f" (and {len(same) - 1} more)" if len(same) > 1 else ""
         doubts.append(f"classes {' and '.join(map(repr, same[0]))}{more} differ in upper and lower case only")
-    if several := combinations(classes):
+    if task == "one" and (several := combinations(classes)):
         doubts.append(
             f"{len(several)} class(es) look like several labels in one: {quoted(several)}; an image has one class "
             "here: write one label per image (or concept columns of 0 and 1)"

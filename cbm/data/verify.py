@@ -13,7 +13,7 @@ import torch
 from rich.progress import track
 from torch import Tensor
 
-from cbm.data.copies import find_copies, near_duplicates, shared_subjects
+from cbm.data.copies import differ, find_copies, near_duplicates, shared_subjects
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.given import GivenImages
 from cbm.data.images import ImageFiles, Images
@@ -24,6 +24,7 @@ from cbm.files.pictures import EXTENSIONS
 SAMPLE = 100  # pictures of a split that are opened
 SHOWN = 5  # files that a message names
 DARK = 15  # of 255: no picture is meant to be darker all over
+FEW = 20  # images with a label, below which nothing about it is measured well
 UNBALANCED = 10  # times as many images of one class as of another
 
 
@@ -78,7 +79,7 @@ def verify_counts(dataset: ImageDataset, published: dict[str, int], findings: Fi
             continue
         text = f"{what}: {here:,}, published are {expected:,} ({abs(here - expected):,} {_fewer(here < expected)})"
         if what in dataset.splits:
-            counts = np.bincount(dataset.splits[what].labels, minlength=len(dataset.classes))
+            counts = positives(dataset, dataset.splits[what])
             fewest = int(counts.argmin())
             text += f"; fewest of '{dataset.classes[fewest]}': {counts[fewest]:,}"
         findings.problems.append(text)
@@ -133,28 +134,88 @@ def verify_classes(dataset: ImageDataset, findings: Findings) -> None:
     """Look for classes that are too small or lacking, and for imbalance; add what the reader saw."""
     findings.problems += dataset.faults
     findings.doubts += dataset.doubts
+    kind = "label(s)" if dataset.task == "many" else "class(es)"
     needed = 1 + sum(split not in dataset.splits for split in ("val", "test"))
     for name, split in dataset.splits.items():
-        counts = np.bincount(split.labels, minlength=len(dataset.classes))
+        counts = positives(dataset, split)
         units = counts
         if split.subjects is not None:
-            pairs = {(label, subject) for label, subject in zip(split.labels.tolist(), split.subjects.tolist())}
-            units = np.bincount([label for label, _ in pairs], minlength=len(dataset.classes))
+            units = _subjects_of(dataset, split)
         if name == "train" and needed > 1 and (units < needed).any():
             small = [f"{dataset.classes[c]} ({units[c]})" for c in np.flatnonzero(units < needed)]
             what = "images" if split.subjects is None else "subjects"
             findings.doubts.append(
-                f"{len(small):,} class(es) have too few {what} to be divided into {needed} splits{_first(small)}"
+                f"{len(small):,} {kind} have too few {what} to be divided into {needed} splits{_first(small)}"
             )
         if name != "train" and "train" in dataset.splits and (counts == 0).any():
             lacking = [dataset.classes[c] for c in np.flatnonzero(counts == 0)]
-            findings.doubts.append(f"{name}: {len(lacking):,} class(es) have no images{_first(lacking)}")
-        if name == "train" and counts.max() >= UNBALANCED * max(1, counts.min()):
+            findings.doubts.append(f"{name}: {len(lacking):,} {kind} have no images{_first(lacking)}")
+        if dataset.task == "many":
+            _verify_labels(dataset, name, findings)
+        elif name == "train" and counts.max() >= UNBALANCED * max(1, counts.min()):
             fewest, most = int(counts.argmin()), int(counts.argmax())
             findings.doubts.append(
                 f"train is unbalanced: {counts[fewest]:,} of '{dataset.classes[fewest]}', {counts[most]:,} of "
                 f"'{dataset.classes[most]}': look at test/accuracy_macro"
             )
+
+
+def positives(dataset: ImageDataset, split: Split) -> np.ndarray:
+    """Images of every class, or with every label, in a split: ``[C]``."""
+    if dataset.task == "many":
+        return (split.labels == 1).sum(axis=0)
+    return np.bincount(split.labels, minlength=len(dataset.classes))
+
+
+def _subjects_of(dataset: ImageDataset, split: Split) -> np.ndarray:
+    """Subjects of every class or label in a split: ``[C]``."""
+    assert split.subjects is not None
+    if dataset.task == "many":
+        return np.array([len(np.unique(split.subjects[column == 1])) for column in split.labels.T], dtype=np.int64)
+    pairs = {(label, subject) for label, subject in zip(split.labels.tolist(), split.subjects.tolist())}
+    return np.bincount([label for label, _ in pairs], minlength=len(dataset.classes))
+
+
+def label_counts(dataset: ImageDataset, split: str) -> list[dict[str, Any]]:
+    """Of every label, how many images of a split have it and lack it, and of how many it is not known.
+
+    Example:
+        >>> part = Split(None, np.array([[1, 0], [0, np.nan], [0, 0.7]], dtype=np.float32))
+        >>> for row in label_counts(ImageDataset("d", ["red", "big"], {"train": part}, task="many"), "train"):
+        ...     print(row)
+        {'label': 'red', 'split': 'train', 'present': 1, 'absent': 2, 'unknown': 0, 'prevalence': 0.3333}
+        {'label': 'big', 'split': 'train', 'present': 0, 'absent': 1, 'unknown': 2, 'prevalence': 0.0}
+    """
+    y = dataset.splits[split].labels
+    rows = []
+    for name, column in zip(dataset.classes, y.T):
+        present, absent = int((column == 1).sum()), int((column == 0).sum())
+        rows.append(
+            {
+                "label": name,
+                "split": split,
+                "present": present,
+                "absent": absent,
+                "unknown": len(y) - present - absent,
+                "prevalence": round(present / max(1, present + absent), 4),
+            }
+        )
+    return rows
+
+
+def _verify_labels(dataset: ImageDataset, split: str, findings: Findings) -> None:
+    """Look for labels that are rare, or mostly unknown."""
+    rows = label_counts(dataset, split)
+    size = len(dataset.splits[split])
+    if always := [row["label"] for row in rows if not row["absent"]]:
+        findings.doubts.append(f"{split}: {len(always):,} label(s) are absent in no image{_first(always)}")
+    if unsure := [f"{row['label']} ({row['unknown'] / size:.0%})" for row in rows if 2 * row["unknown"] > size]:
+        findings.doubts.append(f"{split}: {len(unsure):,} label(s) are unknown in most images{_first(unsure)}")
+    if split == "train" and (rare := [row for row in rows if 0 < row["present"] < FEW]):
+        shown = [f"{row['label']} ({row['present']})" for row in rows if row in rare]
+        findings.doubts.append(
+            f"train: {len(rare):,} label(s) are in fewer than {FEW} images{_first(shown)}: their numbers will be rough"
+        )
 
 
 def verify_copies(dataset: ImageDataset, findings: Findings, cache: Path) -> None:
@@ -181,12 +242,13 @@ def verify_likeness(dataset: ImageDataset, features: dict[str, Tensor], least: f
     """
     names = [(split, file, label) for split in features for file, label in _named(dataset.splits[split])]
     x = torch.cat([part.float() for part in features.values()])
+    torn = "under two classes" if dataset.task == "one" else "with other labels"
     kinds: dict[str, list[str]] = {}
     for i, j, cosine in near_duplicates(x, least):
         (one, first, label), (other, second, other_label) = names[i], names[j]
         if torch.equal(x[i], x[j]):
             continue  # copies, which are reported as such
-        kind = f"{one} and {other}" if one != other else f"{one}, under two classes" if label != other_label else one
+        kind = f"{one} and {other}" if one != other else f"{one}, {torn}" if differ(label, other_label) else one
         kinds.setdefault(kind, []).append(f"'{first}' = '{second}' ({cosine:.3f})")
     for kind, pairs in kinds.items():
         shown = ", ".join(pairs[:SHOWN]) + (", ..." if len(pairs) > SHOWN else "")
@@ -196,8 +258,8 @@ def verify_likeness(dataset: ImageDataset, features: dict[str, Tensor], least: f
         findings.notes.append(f"no two images look nearly the same (cosine {least} or more)")
 
 
-def _named(split: Split) -> Iterator[tuple[str, int]]:
-    return zip(split.images.names, split.labels.tolist())
+def _named(split: Split) -> Iterator[tuple[str, np.ndarray]]:
+    return zip(split.images.names, split.labels)
 
 
 def _rows(images: ImageFiles, names: list[str]) -> set[int]:
