@@ -43,6 +43,8 @@ class DatasetConfig:
     """The concept bank used when ``concepts`` is ``auto``."""
     template: str = "a photo of a {}."
     """Prompt for a class name in the zero-shot baseline."""
+    negative_template: str | None = None
+    """Prompt that says a label is not there, where an image has several; null: the data set's, or "no" in the prompt"""
     superclass: str | None = None
     """What all classes are, e.g. bird (used in the questions of ``python -m cbm concepts llm``)"""
     val_fraction: float = 0.1

@@ -154,6 +154,8 @@ def read_predictions_file(file: Path) -> Predictions:
             for part in table[name].chunks:
                 check_texts(f"'{file}' {name}", longest_text(part), len(table), file)
         about = json.loads((table.schema.metadata or {})[b"cbm"])
+        if about.get("task") == "many":
+            raise UserError(f"'{file}' holds any number of labels an image, not one class")
         classes = [str(name) for name in about["classes"]]
         index = {name: number for number, name in enumerate(classes)}
         found = Predictions(

@@ -66,7 +66,9 @@ def check_answers(y: Tensor, rows: int, num_classes: int) -> Tensor:
     if y.dim() != 2 or y.shape[1] != rows or y.dtype != torch.int64:
         raise ValueError(f"y has shape {list(y.shape)} and dtype {y.dtype}; expected an int64 [S, {rows}] matrix")
     if num_classes != 1 or bool(((y != 0) & (y != 1)).any()):
-        raise ValueError(f"num_classes is {num_classes}, y from {int(y.min())} to {int(y.max())}; expected 1, and 0 or 1")
+        raise ValueError(
+            f"num_classes is {num_classes}, y from {int(y.min())} to {int(y.max())}; expected 1, and 0 or 1"
+        )
     return y
 
 

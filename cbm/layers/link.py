@@ -17,8 +17,8 @@ class Linked(nn.Module):
         link: ``softmax`` for one of C classes, ``sigmoid`` for any number of L labels.
 
     Attributes:
-        thresholds: logits ``[L]`` from which on a label is said to be there; zeros (a probability of .5) until
-            validation chooses others; None for classes.
+        thresholds: logits ``[L]`` above which a label is said to be there; None for classes, and for labels until
+            validation chooses some: then 0, a probability of one half.
     """
 
     thresholds: Tensor | None
@@ -41,7 +41,7 @@ class Linked(nn.Module):
         """The class of every row ``[N]`` int64, or whether it has every label ``[N, L]`` bool."""
         if not self.many:
             return logits.argmax(dim=-1)
-        return logits >= (0.0 if self.thresholds is None else self.thresholds.to(logits))
+        return logits > (0.0 if self.thresholds is None else self.thresholds.to(logits))
 
     def with_thresholds(self, thresholds: Tensor) -> "Linked":
         """Set the thresholds ``[L]``; returns the model."""

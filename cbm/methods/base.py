@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
 from cbm.config import Registry
+from cbm.data.dataset import Task
 from cbm.data.features import FeatureData
 from cbm.errors import UserError, did_you_mean
 from cbm.layers.link import Link
@@ -100,14 +101,15 @@ class Method:
             raise UserError(f"method={name} needs {what}, and got none")
         return given
 
-    def check_task(self, data: FeatureData) -> None:
+    @classmethod
+    def check_task(cls, task: Task) -> None:
         """Check that the method can do what the images ask for.
 
         Raises:
             UserError: an image has any number of labels, and the method names one class.
         """
-        if data.many and not self.many_labels:
-            name = next((name for name, kind in METHODS.items() if kind is type(self)), type(self).__name__)
+        if task == "many" and not cls.many_labels:
+            name = next((name for name, kind in METHODS.items() if kind is cls), cls.__name__)
             able = ", ".join(name for name, kind in sorted(METHODS.items()) if kind.many_labels)
             raise UserError(f"method={name} names one class per picture: several labels can be told by {able}")
 

@@ -49,7 +49,7 @@ def fit_method(
     for seed_library in (random.seed, np.random.seed, torch.manual_seed):
         seed_library(seed)
     trainer = TrainerConfig() if trainer is None else trainer
-    method.check_task(data)
+    method.check_task("many" if data.many else "one")
     built = method.build(data, bank, logit_scale)
     if method.trains:
         from cbm.training import (  # Lightning takes seconds to import

@@ -57,7 +57,7 @@ class LinearProbeMethod(Method):
         return Built(LinearProbe(*path[best]), None)
 
     def _labels(self, data: FeatureData, penalties: list[float], unit: float) -> LinearProbe:
-        """A yes or no for every label, each with the penalty of its lowest validation loss (of equals, the strongest)."""
+        """A yes or no for every label, with the penalty of its lowest validation loss (of equals, the strongest)."""
         path = fit_labels(data.train.x, data.train.y, l2=[p * unit for p in penalties])
         losses = torch.stack([mean_loss_by_label(class_logits(data.val.x, *each), data.val.y) for each in path])
         best = losses.argmin(dim=0)

@@ -36,8 +36,8 @@ from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import concept_scores, gumbel_topk_gate, score_moments, topk_gate
 from cbm.layers import ConceptBottleneck, LinearHead, TopK
-from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
 from cbm.layers.link import Link
+from cbm.losses import anchored_contrastive_loss, contrastive_loss, gumbel_nll, similarity_loss
 from cbm.losses.classification import label_loss
 from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
 from cbm.methods.named_head import NamesHeadConfig, check_names_head, what_names_say, with_named_head

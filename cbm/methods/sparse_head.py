@@ -9,8 +9,8 @@ from torch import Tensor
 
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
-from cbm.kernels import class_logits, class_vectors, score_moments
 from cbm.files.names import quoted
+from cbm.kernels import class_logits, class_vectors, score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.methods.base import link_of
 from cbm.metrics import class_accuracies
@@ -167,8 +167,9 @@ def _solve_labels(
     chosen = []
     for label, path in enumerate(paths):
         known = ~data.val.y[:, label].isnan()
-        weights, biases = torch.cat([point.weight() for point in path.points]), torch.cat(
-            [point.bias for point in path.points]
+        weights, biases = (
+            torch.cat([point.weight() for point in path.points]),
+            torch.cat([point.bias for point in path.points]),
         )
         logits = classify(*scores.on_raw(weights, biases))[known]
         target = data.val.y[known, label, None].expand_as(logits)

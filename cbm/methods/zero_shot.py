@@ -6,6 +6,7 @@ A label is one concept too: the sentence that says it is there less the one that
 
 CLIP reads negation badly, so the AUROC of t+ alone is measured beside (``method/auroc_positive_alone``, on validation).
 """
+
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +16,7 @@ from cbm.data.features import FeatureData
 from cbm.kernels import score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.methods.base import Built, Method, link_of, register_method
-from cbm.metrics.multilabel import macro_auroc
+from cbm.metrics.multilabel import auroc
 
 
 @dataclass
@@ -38,7 +39,7 @@ class ZeroShot(Method):
         if data.many:
             present = bank.directions()
             absent = self.required(data.negative_embeddings, "sentences for absent labels (negative_template)")
-            self.facts = {"auroc_positive_alone": macro_auroc(data.val.x @ present.T, data.val.y)}
+            self.facts = {"auroc_positive_alone": float(auroc(data.val.x @ present.T, data.val.y).nanmean())}
             bank = replace(bank, embeddings=present - absent)
         reference, spread = score_moments(data.train.x, bank.directions())
         head = LinearHead(torch.eye(len(data.classes)))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit
-from cbm.files.predictions import MOST, TOP, Predictions
+from cbm.files.label_predictions import LabelPredictions, write_label_predictions
+from cbm.files.predictions import MOST, TOP, Predictions, write_predictions
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, predict_logits
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, is_many, predict_logits
 from cbm.metrics.bootstrap import (
     Statistic,
     Units,
@@ -26,7 +28,8 @@ from cbm.metrics.bootstrap import (
     reflected_interval,
     share_interval,
 )
-from cbm.metrics.evaluate import truncated_logits
+from cbm.metrics.evaluate import thresholds_of, truncated_logits
+from cbm.metrics.multilabel import auroc_macro_interval
 from cbm.metrics.nec import SparseHead, head_logits
 
 ROWS = 4096
@@ -43,6 +46,8 @@ class Decisions:
         others: decisions ``[N]`` of further heads on the same concepts, by the key of their accuracy.
         scores: scores ``[N, M]`` of concepts with labels, or None.
         truth: labels ``[N, M]`` of these concepts: 1, 0, or NaN if unknown; None without scores.
+        thresholds: logits ``[L]`` above which a label is said to be there; None where an image has one class. Then
+            ``others`` are logits ``[N, L]``, by the key of their mean AUROC.
     """
 
     logits: Tensor
@@ -50,6 +55,7 @@ class Decisions:
     others: dict[str, Tensor] = field(default_factory=dict)
     scores: Tensor | None = None
     truth: Tensor | None = None
+    thresholds: Tensor | None = None
 
 
 @torch.no_grad()
@@ -67,8 +73,10 @@ def decide(
     """
     split = data.splits[name]
     logits = predict_logits(model, split.x)
+    many = is_many(model)
+    cut = thresholds_of(model, split.y.shape[1]) if many else None
     if bank is None:
-        return Decisions(logits, split)
+        return Decisions(logits, split, thresholds=cut)
     others: dict[str, Tensor] = {}
     scores = truth = None
     matches = match_concepts(bank.phrases, data.concept_names) if split.concepts is not None else []
@@ -76,16 +84,20 @@ def decide(
     if matches and split.concepts is not None:
         truth = split.concepts[:, [number for _, number in matches]]
     if isinstance(model, ConceptBottleneck):
-        others["accuracy_nec5"] = truncated_logits(model, split.x).argmax(dim=1)
-        for head in heads:
-            if head.target == 5:
-                others["accuracy_nec5_resolved"] = head_logits(model, split.x, head).argmax(dim=1)
+        if many:
+            five = [head_logits(model, split.x, head) for head in heads if head.target == 5]
+            others = dict(zip(["auroc_macro_nec5_resolved"], five))
+        else:
+            others["accuracy_nec5"] = truncated_logits(model, split.x).argmax(dim=1)
+            for head in heads:
+                if head.target == 5:
+                    others["accuracy_nec5_resolved"] = head_logits(model, split.x, head).argmax(dim=1)
         scores = concept_scores(split.x, model.concepts[columns]) if matches else None
     elif isinstance(model, EnergyBottleneck) and matches:
         leaky = bool(model.class_weight)
         found = [model.infer(part, leaky=leaky).concept_probability[:, columns] for part in split.x.split(16384)]
         scores = torch.cat(found)
-    return Decisions(logits, split, others, scores, None if scores is None else truth)
+    return Decisions(logits, split, others, scores, None if scores is None else truth, cut)
 
 
 @torch.no_grad()
@@ -101,6 +113,8 @@ def headline_intervals(found: Decisions, name: str) -> dict[str, float]:
         five concepts per class, the calibration error and the concept AUROC, as far as there are such; and
         ``NAME/ece_debiased``, the calibration error without what the noise of few images adds to it.
     """
+    if found.thresholds is not None:
+        return _label_intervals(found, name)
     labels, subjects = found.split.y.numpy(), found.split.subjects
     units = Units(labels, subjects)
     decisions = {"accuracy": found.logits.argmax(dim=1), **found.others}
@@ -125,6 +139,38 @@ def headline_intervals(found: Decisions, name: str) -> dict[str, float]:
     for key, (low, high) in spans.items():
         values |= {} if math.isnan(low) else {f"{key}_low": low, f"{key}_high": high}
     return {f"{name}/{key}": value for key, value in values.items()}
+
+
+def _label_intervals(found: Decisions, name: str) -> dict[str, float]:
+    """``headline_intervals`` of labels: of their mean AUROC, also of the heads, and of that of the concepts."""
+    subjects = found.split.subjects
+    ranked = {"auroc_macro": found.logits, **found.others}
+    spans = {key: auroc_macro_interval(logits, found.split.y, subjects) for key, logits in ranked.items()}
+    if found.scores is not None and found.truth is not None:
+        spans["concept_auroc"] = auroc_interval(found.scores.numpy(), found.truth.numpy(), subjects)
+    ends = {f"{key}_{end}": value for key, span in spans.items() for end, value in zip(("low", "high"), span)}
+    return {f"{name}/{key}": value for key, value in ends.items() if not math.isnan(value)}
+
+
+def keep_decisions(path: Path, found: Decisions, classes: list[str], dataset: str, name: str) -> None:
+    """Write what is kept of the decisions into one Parquet file.
+
+    Args:
+        path: the file.
+        found: the decisions.
+        classes: names of the C classes, or of the L labels.
+        dataset: name of the data set.
+        name: name of the split.
+    """
+    if found.thresholds is None:
+        write_predictions(path, to_keep(found, classes, dataset, name))
+        return
+    chances, cuts = found.logits.sigmoid().numpy(), found.thresholds.double().sigmoid().numpy()
+    split = found.split
+    write_label_predictions(
+        path,
+        LabelPredictions(dataset, name, classes, list(split.names), split.y.numpy(), chances, cuts, split.subjects),
+    )
 
 
 @torch.no_grad()

@@ -11,7 +11,7 @@ from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, predict_logits
 from cbm.metrics import (
     classification_metrics,
     concept_probability_metrics,
@@ -23,6 +23,7 @@ from cbm.metrics import (
 )
 from cbm.metrics.codes import code_metrics
 from cbm.metrics.concept_labels import best_threshold, cut_metrics
+from cbm.metrics.multilabel import auroc, multilabel_metrics
 from cbm.metrics.nec import SparseHead, head_logits
 
 
@@ -56,6 +57,9 @@ def evaluate_split(
             accuracy.
     """
     split = data.splits[name]
+    if split.y.ndim == 2:
+        values = label_metrics(model, bank, data, name, heads, cuts)
+        return {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
     values = classification_metrics(predict_logits(model, split.x), split.y)
     if isinstance(model, ConceptBottleneck) and bank is not None:
         values |= nec_metrics(model, split, heads)
@@ -74,6 +78,49 @@ def evaluate_split(
         values |= energy_metrics(model, bank, split, data)
         values |= told_concepts(model, bank, split, data)
     return {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
+
+
+def thresholds_of(model: nn.Module, count: int) -> Tensor:
+    """Logits ``[L]`` above which a classifier of L labels says that they are there."""
+    thresholds = model.thresholds if isinstance(model, Linked) else None
+    return torch.zeros(count) if thresholds is None else thresholds
+
+
+def label_metrics(
+    model: nn.Module,
+    bank: ConceptBank | None,
+    data: FeatureData,
+    name: str,
+    heads: Sequence[SparseHead] = (),
+    cuts: Mapping[str, float] | None = None,
+) -> dict[str, float]:
+    """``evaluate_split`` of a model that says any number of labels: ranking, decisions and calibration of the labels,
+    their mean AUROC with few concepts each, and the concepts with labels. Keys without the split.
+    """
+    split = data.splits[name]
+    logits = predict_logits(model, split.x)
+    values = multilabel_metrics(logits, split.y, thresholds_of(model, split.y.shape[1]), split.subjects)
+    if isinstance(model, ConceptBottleneck) and bank is not None:
+        for count in dict.fromkeys([5, *(head.target for head in heads)]):
+            values[f"auroc_macro_nec{count}"] = macro(truncated_logits(model, split.x, count), split.y)
+        for head in heads:
+            values[f"auroc_macro_nec{head.target}_resolved"] = macro(head_logits(model, split.x, head), split.y)
+        if model.residual is not None:
+            concepts = predict_logits(model.concept_path(), split.x)
+            residual = predict_logits(model.residual, split.x)
+            values["residual_share"] = residual_share(concepts, residual, compete=False)
+            values["auroc_macro_concepts_only"] = macro(concepts, split.y)
+            values["auroc_macro_residual_only"] = macro(residual, split.y)
+        values["nec"] = nonzero_concepts(model.weights())
+        values["nec_effective"] = effective_concepts(model.importance())
+        values |= alignment(model, bank, split.x) | code_metrics(model, spaced(split.x, 4096))
+        values |= concept_ground_truth(model, bank, split, data, cuts)[0]
+    return values
+
+
+def macro(logits: Tensor, y: Tensor) -> float:
+    """Mean AUROC of the labels."""
+    return float(auroc(logits, y).nanmean())
 
 
 def nec_metrics(model: ConceptBottleneck, split: FeatureSplit, heads: Sequence[SparseHead]) -> dict[str, float]:
@@ -166,15 +213,15 @@ def outside_share(model: ConceptBottleneck, x: Tensor) -> float:
     return residual_share(predict_logits(model.concept_path(), x), predict_logits(model.residual, x))
 
 
-def residual_share(concepts: Tensor, residual: Tensor) -> float:
+def residual_share(concepts: Tensor, residual: Tensor, compete: bool = True) -> float:
     """Share of the residual in the differences between images and classes, from the two paths' logits ``[N, C]``.
 
-    The size of a path is the mean absolute value of its logits after subtracting the mean of every image and of every
-    class, which do not affect decisions.
+    The size of a path is the mean absolute value of its logits after subtracting the mean of every class, and of every
+    image where classes ``compete`` (not between labels): what does not affect decisions.
     """
 
     def size(logits: Tensor) -> float:
-        centred = logits - logits.mean(dim=1, keepdim=True)
+        centred = logits - logits.mean(dim=1, keepdim=True) if compete else logits
         return float((centred - centred.mean(dim=0)).abs().mean())
 
     return size(residual) / max(size(concepts) + size(residual), 1e-30)

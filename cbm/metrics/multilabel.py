@@ -434,7 +434,7 @@ def label_tests(one: Tensor, other: Tensor, y: Tensor, subjects: np.ndarray | No
 
 
 def _by_label(measure: Callable[[Tensor, Tensor], float], logits: Tensor, y: Tensor) -> Tensor:
-    """A measure of the known logits ``[n]`` of every label and whether it is present ``[n]``; NaN if it is not scored."""
+    """A measure of the known logits ``[n]`` of every label and whether it is present ``[n]``; NaN if not scored."""
     values = torch.full((y.shape[1],), math.nan, dtype=torch.float64)
     by_label, targets = logits.T.contiguous(), y.T.contiguous()
     for k in scored(y).nonzero().flatten().tolist():

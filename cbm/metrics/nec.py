@@ -18,7 +18,7 @@ from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
 from cbm.kernels import class_logits, class_vectors
 from cbm.layers import ConceptBottleneck, UnitCode
-from cbm.solvers import LinearScores, SparseScores, elastic_net_path
+from cbm.solvers import LinearScores, SparseScores, elastic_net_path, label_paths
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class SparseHead:
     Attributes:
         target: requested number of concepts per class.
         nec: actual number of concepts per class (smaller if there are too few concepts).
-        lam: penalty.
+        lam: penalty; of labels, which have their own, the mean.
         gap: bound on the relative distance from the optimum, in float64.
         kkt: largest violation of the optimality conditions, as a share of the l1 penalty.
         cut: number of weights that were removed to meet the target exactly.
@@ -73,10 +73,12 @@ def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list
 
     Args:
         scores: scores of the training images.
-        y: their class indices ``[N]``.
+        y: their class indices ``[N]``, or labels ``[N, L]``.
         num_classes: number of classes C.
-        targets: numbers of concepts per class.
+        targets: numbers of concepts per class; of labels, every one has exactly so many.
     """
+    if y.ndim == 2:
+        return _label_heads(scores, y, targets)
     path = elastic_net_path(
         scores, y, num_classes=num_classes, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3
     )
@@ -84,6 +86,21 @@ def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list
     for target, point in path.at_nec.items():
         weight, bias = scores.on_raw(point.weight(), point.bias)
         heads.append(SparseHead(target, point.nec, point.lam, max(point.gap, 0.0), point.kkt, point.cut, weight, bias))
+    return heads
+
+
+def _label_heads(scores: LinearScores, y: Tensor, targets: list[int]) -> list[SparseHead]:
+    """``solve_heads`` for labels ``[N, L]``: of certificates the worst."""
+    paths = label_paths(scores, y, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3)
+    heads = []
+    for target in sorted(set(targets)):
+        points = [path.at_nec[target] for path in paths]
+        weight, bias = (torch.cat(parts) for parts in zip(*((point.weight(), point.bias) for point in points)))
+        weight, bias = scores.on_raw(weight, bias)
+        nec = sum(point.nec for point in points) / len(points)
+        gap, kkt = max(max(point.gap, 0.0) for point in points), max(point.kkt for point in points)
+        lam = sum(point.lam for point in points) / len(points)
+        heads.append(SparseHead(target, nec, lam, gap, kkt, sum(point.cut for point in points), weight, bias))
     return heads
 
 

@@ -60,12 +60,14 @@ def headline(
 
     Args:
         metrics: contents of ``metrics.json``.
-        labels: class indices ``[N]`` of the images.
+        labels: class indices ``[N]`` of the images, or labels ``[N, L]``.
         split: name of their split, with which the keys begin.
         integrity: evidence for the concepts, which has the accuracy on random concepts.
         baselines: metrics of other classifiers on the same images, by name.
     """
     known = {key.removeprefix(f"{split}/"): value for key, value in metrics.items() if key.startswith(f"{split}/")}
+    if "auroc_macro" in known:
+        return list(_labels(known, metrics, labels, split, baselines or {}))[:COUNT]
     found = [
         *_accuracies(known, labels, split, int(metrics.get(f"data/n_skipped_{split}", 0))),
         *_names(known),
@@ -165,3 +167,40 @@ def _further(known: dict[str, float], count: int) -> Iterator[Headline]:
         if "ece_debiased" in known:
             meaning += f"; {thousandths(known['ece_debiased'])} without what the noise of few images adds"
         yield Headline("calibration error", thousandths(known["ece"]), meaning, _interval(known, "ece"), thousandths)
+
+
+def _labels(
+    known: dict[str, float], metrics: dict[str, float], labels: Tensor, split: str, baselines: dict[str, Any]
+) -> Iterator[Headline]:
+    """The numbers of a model that says any number of labels."""
+    count, total = int(known["labels_scored"]), labels.shape[1]
+    meaning = f"how well labels rank {len(labels):,} images, mean of {count} labels; 0.5 is guessing"
+    meaning += f" ({total - count} without an image that has it, or lacks it)" if count < total else ""
+    span = _interval(known, "auroc_macro")
+    yield Headline(f"{split} AUROC", thousandths(known["auroc_macro"]), meaning, span, thousandths)
+    if "auroc_macro_nec5_resolved" in known:
+        own = known.get("auroc_macro_nec5")
+        beside = "" if own is None else f"; its own head cut to 5: {thousandths(own)}"
+        value, span = known["auroc_macro_nec5_resolved"], _interval(known, "auroc_macro_nec5_resolved")
+        meaning = f"new heads with exactly 5 concepts for every label (NEC 5){beside}"
+        yield Headline("with 5 concepts a label", thousandths(value), meaning, span, thousandths)
+    if "f1_macro" in known:
+        half = known.get("f1_macro_half")
+        beside = "" if half is None else f"; at a probability of one half {thousandths(half)}"
+        meaning = f"F1 at thresholds from validation, mean of the labels{beside}"
+        yield Headline("F1", thousandths(known["f1_macro"]), meaning)
+    yield from _concept_labels(known)
+    if (probe := baselines.get("linear_probe", {}).get("test/auroc_macro")) is not None:
+        zero = baselines.get("zero_shot", {}).get("test/auroc_macro")
+        beside = "" if zero is None else f"; zero-shot, by the names alone: {thousandths(zero)}"
+        meaning = f"AUROC of a linear classifier on the same features, without concepts{beside}"
+        yield Headline("linear probe", thousandths(probe), meaning)
+    if (random := metrics.get("controls/random")) is not None:
+        low, high = metrics.get("controls/random_lead_low"), metrics.get("controls/random_lead_high")
+        beside = "" if low is None or high is None else f"; these concepts lead by {low:+.3f} to {high:+.3f}"
+        yield Headline("random concepts", thousandths(random), f"the same method on meaningless concepts{beside}")
+    if "map" in known:
+        yield Headline("average precision", thousandths(known["map"]), "mean of the labels (mAP)")
+    if "ece_macro" in known:
+        meaning = "how far stated probabilities are from the share that is right, mean of the labels; 0 is best"
+        yield Headline("calibration error", thousandths(known["ece_macro"]), meaning)

@@ -41,6 +41,8 @@ def verdict(result: RunResult) -> Verdict:
             "the concepts of this model were learned from labels",
             "What each of them is worth is measured against those labels, and by what telling them changes: see below.",
         )
+    if result.bottleneck is not None and result.data.many and "controls/random" in result.metrics:
+        return _against_random(result.metrics)
     if result.bottleneck is not None:
         if result.tested_before:
             return Verdict(
@@ -57,3 +59,17 @@ def verdict(result: RunResult) -> Verdict:
         "It classifies the features directly, so nothing here can be explained by concepts. It is the black box that a "
         "bottleneck is measured against.",
     )
+
+
+def _against_random(metrics: dict[str, float]) -> Verdict:
+    """The verdict on a model of labels, of which one thing is tested: whether its concepts beat meaningless ones."""
+    ours, random = metrics["test/auroc_macro"], metrics["controls/random"]
+    low, high = metrics.get("controls/random_lead_low", 0.0), metrics.get("controls/random_lead_high", 0.0)
+    numbers = f"AUROC {ours:.3f} against {random:.3f}; lead {low:+.3f} to {high:+.3f}"
+    meaning = (
+        "The same method was fitted on random directions under the same names. What the names say, and whether it is "
+        "true, is not tested for several labels: concept AUROC says it where concepts have labels."
+    )
+    if low > 0:
+        return Verdict(f"the concepts rank better than meaningless ones do ({numbers})", meaning, None)
+    return Verdict(f"meaningless concepts rank as well as these ({numbers})", meaning, False)

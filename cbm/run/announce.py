@@ -65,18 +65,21 @@ def say_headline(numbers: list[Headline]) -> None:
 
 def say_everything(result: RunResult) -> None:
     """Log every metric of the test split and of the model, with the certificates of the re-solved heads."""
-    metrics = result.metrics
+    metrics, many = result.metrics, result.data.many
+    key, what = ("auroc_macro", "AUROC") if many else ("accuracy", "accuracy")
     log.info("all metrics of the test split:")
     for key, value in metrics.items():
         if key.startswith(("test/", "model/")):
             log.info("  %-32s %.4f", key, value)
     for head in {head.nec: head for head in result.heads}.values():  # a path that ends early is one head for several
         log.info(
-            "  re-solved with %.4g concepts per class: test accuracy %.4f (duality gap %.0e, KKT residual %.0e)",
+            "  re-solved with %.4g concepts per %s: test %s %.4f (duality gap %.0e, KKT residual %.0e)",
             head.nec,
-            metrics[f"test/accuracy_nec{head.target}_resolved"],
+            "label" if many else "class",
+            what,
+            metrics[f"test/{key}_nec{head.target}_resolved"],
             head.gap,
             head.kkt,
         )
     for name, values in result.baselines.items():
-        log.info("  %-32s %.4f", f"{name} accuracy", values["test/accuracy"])
+        log.info("  %-32s %.4f", f"{name} {what}", values[f"test/{key}"])

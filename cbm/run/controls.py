@@ -15,8 +15,10 @@ from cbm.data.text_store import EncodeText
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError
 from cbm.kernels import class_logits, class_vectors
+from cbm.layers import predict_logits
 from cbm.methods import Method, create_method, fit_method
-from cbm.metrics.evaluate import accuracy, evaluate_split
+from cbm.metrics.evaluate import accuracy, evaluate_split, macro
+from cbm.metrics.multilabel import auroc_macro_difference
 from cbm.metrics.nec import solve_heads
 from cbm.solvers import LinearScores
 
@@ -120,6 +122,8 @@ def fit_baselines(
         bank = None
         if baseline.concepts_from == "class_names":
             bank = class_bank(cfg, data.classes, encoder, encode_text)
+        if name == "zero_shot" and data.many and data.negative_embeddings is None:
+            continue
         model, bank = fit_method(baseline, data, bank, logit_scale, seed=cfg.seed, trainer=cfg.trainer)
         results[name] = evaluate_split(model, bank, data, "test")
     return results
@@ -128,3 +132,42 @@ def fit_baselines(
 def has_class_texts(cfg: DictConfig, encoder: Encoder | None) -> bool:
     """Whether class names can be embedded in the space of the features."""
     return cfg.concepts.class_embeddings is not None or (encoder is not None and encoder.has_text)
+
+
+def label_controls(
+    method: Method,
+    model: torch.nn.Module,
+    bank: ConceptBank,
+    data: FeatureData,
+    candidates: ConceptBank | None,
+    cfg: DictConfig,
+    logit_scale: float,
+    facts: Mapping[str, float],
+) -> dict[str, float]:
+    """What stands beside a model of labels: mean AUROC without concepts, and of the method on meaningless ones.
+
+    Args:
+        method: the method of the run.
+        model: the trained classifier.
+        bank: the concepts of its columns.
+        data: encoded splits.
+        candidates: the concepts for controls that are fitted; None for none.
+        cfg: a ``cbm.config.TrainConfig``.
+        logit_scale: factor on cosines.
+        facts: what the method said about its fit.
+
+    Returns:
+        ``controls/random`` and ``controls/shuffled``: mean test AUROC; ``controls/random_lead_low`` and ``_high``: the
+        95 % interval of how much better the real concepts rank the same images.
+    """
+    values: dict[str, float] = {}
+    if candidates is None:
+        return values
+    ours = predict_logits(model, data.test.x)
+    for name, (other, _) in fit_controls(candidates, bank, data, cfg, logit_scale, facts).items():
+        theirs = predict_logits(other, data.test.x)
+        values[f"controls/{name}"] = macro(theirs, data.test.y)
+        lead = auroc_macro_difference(ours, theirs, data.test.y, data.test.subjects)
+        if lead is not None:
+            values |= {f"controls/{name}_lead_low": lead.low, f"controls/{name}_lead_high": lead.high}
+    return values

@@ -25,10 +25,9 @@ from cbm.editing.domains.correct import correct
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path, write_atomically
 from cbm.files.names import file_name
-from cbm.files.predictions import write_predictions
 from cbm.layers import predict_logits, require_concepts
 from cbm.metrics import classification_metrics
-from cbm.metrics.decisions import Decisions, decide, headline_intervals, to_keep
+from cbm.metrics.decisions import Decisions, decide, headline_intervals, keep_decisions
 from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.nec import load_heads
 from cbm.report.correction import write_correction
@@ -68,8 +67,8 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
         found, how = edited(request, resolve_path(cfg.edits), gate), f" with {cfg.edits}"
     else:
         found, how = plain(request), ""
-    kept = to_keep(found.decisions, model.classes, dataset.name, cfg.split)
-    write_predictions(model.path / "eval" / f"{name}.parquet", kept)
+    kept = model.path / "eval" / f"{name}.parquet"
+    keep_decisions(kept, found.decisions, model.classes, dataset.name, cfg.split)
     content = json.dumps(found.metrics, indent=1).encode()
     write_atomically(file := model.path / "eval" / f"{name}.json", content)
     if cfg.output is not None:

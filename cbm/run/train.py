@@ -36,21 +36,22 @@ from cbm.encoders.base import LOGIT_SCALE, Encoder
 from cbm.errors import UserError
 from cbm.files.console import failing_softly
 from cbm.files.pictures import VERSION
-from cbm.files.predictions import write_predictions
 from cbm.files.run_directory import PREDICTIONS, RunDirectory, choose_run_directory, finished_run, read_metrics
-from cbm.layers import ConceptBottleneck, linear_or_none, save_model
+from cbm.layers import ConceptBottleneck, Linked, linear_or_none, predict_logits, save_model
 from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
-from cbm.metrics.decisions import decide, headline_intervals, to_keep
+from cbm.metrics.decisions import decide, headline_intervals, keep_decisions
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.integrity import Integrity
+from cbm.metrics.multilabel import choose_thresholds
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
 from cbm.report.evidence import not_counted
+from cbm.report.labels import write_label_table
 from cbm.report.result import RunResult
 from cbm.run.announce import announce
-from cbm.run.controls import fit_baselines
+from cbm.run.controls import fit_baselines, label_controls
 from cbm.run.evidence import Subject, gather_evidence
 from cbm.run.reader import load_reader, with_reading
 from cbm.run.tracking import create_wandb_logger, log_results
@@ -104,6 +105,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
             logger=logger,
         )
         facts = dict(method.facts)
+        choose_label_thresholds(model, data, cfg)
     with clock("nec"):
         heads = resolve_nec(model, bank, data, list(cfg.nec))
     metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
@@ -123,10 +125,19 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics |= {"time/total_s": round(time.perf_counter() - began, 3), **clock.metrics(), **memory()}
 
     result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines)
-    write_predictions(path / PREDICTIONS, to_keep(decisions, data.classes, dataset.name, "test"))
+    keep_decisions(path / PREDICTIONS, decisions, data.classes, dataset.name, "test")
     save(run, result, inputs.encoder, method)
     show(result, logger)
     return metrics
+
+
+def choose_label_thresholds(model: nn.Module, data: FeatureData, cfg: DictConfig) -> None:
+    """Set the logit above which each label is said to be there: the one of the best F1 on the validation images.
+
+    Zero-shot classification says what the sentences say, and has 0.
+    """
+    if data.many and isinstance(model, Linked) and cfg.method.name != "zero_shot":
+        model.with_thresholds(choose_thresholds(predict_logits(model, data.val.x), data.val.y).float())
 
 
 def examine(
@@ -156,6 +167,8 @@ def examine(
     bottleneck = linear_or_none(model, bank)
     if not cfg.controls or method.concepts_from not in ("bank", "labels", "features") or not bank:
         return None, {}
+    if data.many:
+        return None, label_controls(method, model, bank, data, candidates, cfg, inputs.logit_scale, facts)
     if bottleneck is None:
         if method.concepts_from == "bank":
             log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
@@ -197,6 +210,7 @@ def read_training_images(cfg: DictConfig) -> ImageDataset:
     dataset = read_images(cfg.dataset, Path(cfg.cache))
     if "train" not in dataset.splits:
         raise UserError(f"data set '{dataset.name}' has no pictures to train on: it is for evaluation")
+    METHODS.find(cfg.method.name).check_task(dataset.task)
     few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
     few_shot(dataset.splits["val"].labels, cfg.val_shots, cfg.seed, dataset.classes, "val_shots")
     return dataset
@@ -276,6 +290,9 @@ def encode(
             data = replace(data, crops=crops)
         if method.reads_class_names:
             data = replace(data, class_embeddings=embed_class_names(data.classes, inputs, cfg))
+        if data.many and (tower := inputs.teacher or inputs.encoder) is not None and tower.has_text:
+            sentences = negative_sentences(dataset, cfg)
+            data = replace(data, negative_embeddings=text_tower(tower, cfg)(sentences))
     candidates = inputs.candidates
     if inputs.concept_images is not None:
         with clock("concepts"):
@@ -291,6 +308,15 @@ def embed_class_names(classes: list[str], inputs: Inputs, cfg: DictConfig) -> Te
     if cfg.concepts.class_embeddings is not None:
         return class_bank(cfg, classes, None, text_tower(None, cfg)).directions()
     return text_tower(inputs.teacher or inputs.encoder, cfg)(clean_class_names(classes))
+
+
+def negative_sentences(dataset: ImageDataset, cfg: DictConfig) -> list[str]:
+    """Sentences ``[L]`` that say an image does not show a label: ``dataset.negative_template``, else that of the data
+    set, else the prompt of the label with "no" before its name."""
+    template = cfg.dataset.negative_template or dataset.negative_template or cfg.dataset.template.replace("{}", "no {}")
+    if "{}" not in template:
+        raise UserError(f"dataset.negative_template='{template}' has no place {{}} for the name of the label")
+    return [template.format(name) for name in clean_class_names(dataset.classes)]
 
 
 def text_tower(encoder: Encoder | None, cfg: DictConfig) -> EncodeText:
@@ -362,8 +388,11 @@ def save(run: RunDirectory, result: RunResult, encoder: Encoder | None, method: 
     """
     path, data = result.path, result.data
     save_model(result.model, path / "model.safetensors")
-    card = source_card(data.val.x, data.val.y, len(data.classes), result.cfg.seed)
-    card.save(path / "source_card.safetensors")
+    if data.many:
+        write_label_table(path / "labels.csv", result)
+    else:
+        card = source_card(data.val.x, data.val.y, len(data.classes), result.cfg.seed)
+        card.save(path / "source_card.safetensors")
     if result.heads:
         save_heads(list(result.heads), path / "nec.safetensors")
     if result.bank is not None:
@@ -377,8 +406,10 @@ def save(run: RunDirectory, result: RunResult, encoder: Encoder | None, method: 
 def about(result: RunResult, encoder: Encoder | None) -> dict[str, Any]:
     """The contents of ``about.json``."""
     integrity = result.integrity
+    task = {"task": "many"} if result.data.many else {}
     return {
         "classes": result.data.classes,
+        **task,
         "dim": result.data.dim,
         "encoder": encoder
         and {

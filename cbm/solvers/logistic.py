@@ -164,7 +164,8 @@ class _LabelObjective(_Objective):
             x, known, target = x.to(self.dtype), ~y.isnan(), y.nan_to_num().to(self.dtype)
             logits = torch.addmm(offset, x, weight.T)
             shares = known / self.known
-            loss += float((torch.nn.functional.softplus(logits) - target * logits).mul_(shares).sum(dtype=torch.float64))
+            losses = torch.nn.functional.softplus(logits) - target * logits
+            loss += float((losses * shares).sum(dtype=torch.float64))
             p = logits.sigmoid()
             squares += float((p * (1 - p) * shares).sum())
             p = (p - target).mul_(shares)

@@ -100,8 +100,7 @@ def _hessians(
     rows = torch.arange(sample, device=scores.device) * total // sample
     largest = max(place.size for place in places.values())
     sums = {
-        s: torch.zeros(place.size, place.size, dtype=torch.float64, device=scores.device)
-        for s, place in places.items()
+        s: torch.zeros(place.size, place.size, dtype=torch.float64, device=scores.device) for s, place in places.items()
     }
     for part in rows.split(max(256, 2**22 // largest)):
         z = F.pad(scores.block(part), (0, 1), value=1.0)

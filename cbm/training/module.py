@@ -22,8 +22,8 @@ class ConceptBottleneckModule(lightning.LightningModule):
     Args:
         model: the classifier, from features ``[N, D]`` to logits ``[N, C]``.
         optimizer: function from the model to an optimizer of the parameters that require a gradient.
-        loss: function from the model, features ``[B, D]``, labels ``[B]`` or ``[B, L]`` and perhaps concept labels ``[B, K]`` to the
-            training loss; cross-entropy by default.
+        loss: function from the model, features ``[B, D]``, labels ``[B]`` or ``[B, L]`` and perhaps concept labels
+            ``[B, K]`` to the training loss; cross-entropy by default.
         validate: function of the same arguments to the validation loss and logits (None without any); cross-entropy by
             default.
     """

@@ -1,0 +1,97 @@
+"""What a model said about every image where an image has any number of labels: one Parquet file."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cbm.errors import UserError
+from cbm.files.atomic import write_atomically
+from cbm.files.names import as_text
+
+
+@dataclass(frozen=True)
+class LabelPredictions:
+    """What a model said about N images.
+
+    Attributes:
+        dataset: name of the data set.
+        split: name of the split.
+        labels: names of the L labels.
+        images: names of the N images.
+        y: labels ``[N, L]`` float32: 1, 0, or NaN if unknown.
+        probabilities: probabilities ``[N, L]`` float32.
+        thresholds: probabilities ``[L]`` above which a label was said to be there.
+        subjects: subject ``[N]`` of every image, as text; None if unknown.
+    """
+
+    dataset: str
+    split: str
+    labels: list[str]
+    images: list[str]
+    y: np.ndarray
+    probabilities: np.ndarray
+    thresholds: np.ndarray
+    subjects: np.ndarray | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def write_label_predictions(path: Path, found: LabelPredictions) -> None:
+    """Write the predictions: image, subject, ``labels`` and ``probabilities`` as lists in the order of the names.
+
+    Raises:
+        UserError: the disk is full, or the place cannot be written to.
+    """
+    import pyarrow as arrow
+    import pyarrow.parquet as parquet
+
+    def lists(values: np.ndarray) -> arrow.Array:
+        flat = arrow.array(np.ascontiguousarray(values, dtype=np.float32).ravel())
+        return arrow.FixedSizeListArray.from_arrays(flat, values.shape[1])
+
+    columns = {"image": arrow.array([as_text(name) for name in found.images], arrow.string())}
+    if found.subjects is not None:
+        columns["subject"] = arrow.array([as_text(str(each)) for each in found.subjects], arrow.string())
+    columns |= {"labels": lists(found.y), "probabilities": lists(found.probabilities)}
+    about = {
+        "task": "many", "dataset": found.dataset, "split": found.split, "labels": [as_text(n) for n in found.labels],
+        "thresholds": found.thresholds.tolist(),
+    }  # fmt: skip
+    table = arrow.table(columns).replace_schema_metadata({"cbm": json.dumps(about)})
+    buffer = arrow.BufferOutputStream()
+    parquet.write_table(table, buffer, compression="zstd", write_page_checksum=True)
+    write_atomically(path, buffer.getvalue().to_pybytes())
+
+
+def read_label_predictions(file: Path) -> LabelPredictions:
+    """Read what ``write_label_predictions`` wrote.
+
+    Raises:
+        UserError: there is no such file, it is damaged, or it was not written by cbm.
+    """
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(file, page_checksum_verification=True) as content:
+            table = content.read(use_threads=False)
+        about = json.loads((table.schema.metadata or {})[b"cbm"])
+        labels = [str(name) for name in about["labels"]]
+        y, probabilities = (
+            np.asarray(table[name].combine_chunks().flatten(), dtype=np.float32).reshape(len(table), len(labels))
+            for name in ("labels", "probabilities")
+        )
+        subjects = np.array(table["subject"].to_pylist()) if "subject" in table.column_names else None
+        images = [str(name) for name in table["image"].to_pylist()]
+        thresholds = np.array(about["thresholds"], dtype=np.float64)
+        if thresholds.shape != (len(labels),):
+            raise UserError(f"'{file}' is damaged: {len(thresholds)} thresholds of {len(labels)} labels")
+        return LabelPredictions(
+            str(about["dataset"]), str(about["split"]), labels, images, y, probabilities, thresholds, subjects
+        )
+    except UserError:
+        raise
+    except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
+        raise UserError(f"'{file}' is damaged or was not written by cbm ({type(error).__name__})") from error
