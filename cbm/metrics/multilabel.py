@@ -164,11 +164,12 @@ def brier(logits: Tensor, y: Tensor) -> Tensor:
 def ece(logits: Tensor, y: Tensor, subjects: np.ndarray | None = None) -> Tensor:
     """Expected calibration error of every label, without what the noise of few images adds to it.
 
-    The images are put into ``BINS`` bins of equally many by their logit (equal logits stay together; bins of equal
-    width would leave nearly all images of a rare label in the first). The error is the sum over the bins of
-    ``|sum of (probability - y)| / n``. Noise makes it too large, and once more so in a bootstrap; as for one class a
-    picture, ``2 * error - mean error of the draws`` is returned, and 0 if that is less. The mean is the one that many
-    draws tend to: that of the absolute value of a normal number, for every bin.
+    The images are put into ``BINS`` bins of equally many by their logit (Nixon et al., CVPR workshops 2019; equal
+    logits stay together; bins of equal width would leave nearly all images of a rare label in the first). The error is
+    the sum over the bins of ``|sum of (probability - y)| / n``. Noise makes it too large, and once more so in a
+    bootstrap; as for one class a picture, ``2 * error - mean error of the draws`` is returned, and 0 if that is less.
+    The mean is the one that many draws tend to: that of the absolute value of a normal number, for every bin. Of a
+    calibrated model, where all of the error is noise, this takes away some 40 %.
 
     Args:
         logits: logits ``[N, L]``.
@@ -219,7 +220,7 @@ def multilabel_metrics(
     right, complete = (logits > thresholds) == (y == 1), there.all(dim=1)
     z = logits.double()
     entropy = torch.nn.functional.softplus(z) - y * z  # NaN where unknown
-    values = {
+    values: dict[str, float | Tensor] = {
         "auroc_macro": auroc(logits, y).nanmean(),
         "auroc_micro": _auroc(logits[used], y[used] == 1),
         "map": average_precision(logits, y).nanmean(),
@@ -292,7 +293,8 @@ def auroc_macro_interval(
         return math.nan, math.nan
     units = Units(np.zeros(len(y), dtype=np.int64), subjects)
     drawn = bootstrap(units, {"auroc": macro_auroc(logits, y)}, draws, seed)["auroc"]
-    return share_interval(float(auroc(logits, y).nanmean()), drawn, units.count)
+    drawn = drawn[~np.isnan(drawn)]
+    return share_interval(float(auroc(logits, y).nanmean()), drawn if len(drawn) else None, units.count)
 
 
 @dataclass(frozen=True)
@@ -331,7 +333,7 @@ def auroc_macro_difference(
         seed: random seed for the draws.
 
     Returns:
-        The difference; None if no label is scored.
+        The difference; None if no label is scored, here or in any draw.
 
     Example:
         >>> y, noise = torch.arange(40).remainder(2)[:, None].float(), torch.randn(40, 1)
@@ -345,6 +347,8 @@ def auroc_macro_difference(
     drawn = bootstrap(units, {"one": macro_auroc(logits, y), "other": macro_auroc(other, y)}, draws, seed)
     apart = drawn["one"] - drawn["other"]
     apart = apart[~np.isnan(apart)]
+    if not len(apart):
+        return None
     beyond = min(int((apart <= 1e-12).sum()), int((apart >= -1e-12).sum()))
     value = float(auroc(logits, y).nanmean() - auroc(other, y).nanmean())
     return AurocDifference(value, *percentile_interval(apart), min(1.0, 2 * (1 + beyond) / (1 + len(apart))))
@@ -434,7 +438,7 @@ def label_tests(one: Tensor, other: Tensor, y: Tensor, subjects: np.ndarray | No
 
 
 def _by_label(measure: Callable[[Tensor, Tensor], float], logits: Tensor, y: Tensor) -> Tensor:
-    """A measure of the known logits ``[n]`` of every label and whether it is present ``[n]``; NaN if not scored."""
+    """A measure of the known logits ``[n]`` of every label and its presence ``[n]`` bool; NaN if it is not scored."""
     values = torch.full((y.shape[1],), math.nan, dtype=torch.float64)
     by_label, targets = logits.T.contiguous(), y.T.contiguous()
     for k in scored(y).nonzero().flatten().tolist():

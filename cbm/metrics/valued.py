@@ -26,8 +26,9 @@ class Measured(NamedTuple):
 def r2(predicted: Tensor, true: Tensor, train_mean: float) -> Measured:
     """Share of the squared deviation from the training mean that a prediction explains.
 
-    The mean is that of the *training* images, which a model can know; so predicting it for every image is exactly 0,
-    also where the mean of the images that are measured is another one (Schüürmann et al., J. Chem. Inf. Model. 2008).
+    The mean is that of the *training* images, which a model can know (Shi et al., J. Chem. Inf. Comput. Sci. 2001), so
+    predicting it for every image is 0 whatever images are measured. Where their own mean is another one, to know only
+    that is worth more than 0 (Schüürmann et al., J. Chem. Inf. Model. 2008).
 
     Args:
         predicted: predicted numbers ``[N]``.
@@ -88,7 +89,7 @@ def concordance(predicted: Tensor, true: Tensor) -> Measured:
         return Measured(math.nan, len(true))
     lead = 0  # pairs in the right order minus pairs in the wrong one
     if apart:
-        tau = kendalltau(predicted.numpy(), true.numpy(), method="asymptotic").statistic
+        tau = kendalltau(predicted.numpy(), true.numpy()).statistic
         lead = round(float(tau) * math.sqrt(unequal) * math.sqrt(apart))
     return Measured((unequal + lead) / (2 * unequal), len(true))
 
@@ -112,8 +113,10 @@ def quadratic_kappa(predicted: Tensor, true: Tensor) -> Measured:
         (Measured(value=1.0, known=3), 0.0)
     """
     predicted, true = _known(predicted, true)
+    if not len(true):
+        return Measured(math.nan, 0)
     by_chance = predicted.var(correction=0) + true.var(correction=0) + (predicted.mean() - true.mean()).square()
-    if not len(true) or by_chance == 0:
+    if by_chance == 0:
         return Measured(math.nan, len(true))
     return Measured(1 - float((predicted - true).square().mean() / by_chance), len(true))
 
