@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -109,17 +109,27 @@ class State:
 
     def take(self, which: Tensor) -> State:
         """The point of some of the problems."""
-        return State(*(self._of(field.name)[which] for field in fields(self)[:-1]), self.dual_entropy[:, which])
+        return State(
+            self.weight[which],
+            self.bias[which],
+            self.gradient[which],
+            self.bias_gradient[which],
+            self.loss[which],
+            self.dual_entropy[:, which],
+        )
 
     def put(self, which: Tensor, point: State) -> State:
         """Another point for some of the problems."""
-        parts = [self._of(field.name).index_put((which,), point._of(field.name)) for field in fields(self)[:-1]]
         entropy = self.dual_entropy.clone()
         entropy[:, which] = point.dual_entropy
-        return State(*parts, entropy)
-
-    def _of(self, name: str) -> Tensor:
-        return getattr(self, name)
+        return State(
+            self.weight.index_put((which,), point.weight),
+            self.bias.index_put((which,), point.bias),
+            self.gradient.index_put((which,), point.gradient),
+            self.bias_gradient.index_put((which,), point.bias_gradient),
+            self.loss.index_put((which,), point.loss),
+            entropy,
+        )
 
 
 def start(problem: Problem) -> State:

@@ -68,8 +68,8 @@ def _solve(
 
     Problems that are solved wait for the others without being worked on.
     """
-    gap = duality_gap(problem, state, lam, allowed) / objective(problem, state, lam)
-    unsolved = (gap > _ROOM * tol).nonzero().flatten()
+    gaps = duality_gap(problem, state, lam, allowed) / objective(problem, state, lam)
+    unsolved = (gaps > _ROOM * tol).nonzero().flatten()
     if 0 < len(unsolved) < problem.size:
         within = None if allowed is None else allowed[unsolved]
         part, passes, done = _solve(
