@@ -124,6 +124,7 @@ class ImageDataset:
         faults: what makes every number doubtful, in sentences: such a set is not trained on.
         task: "one" class an image, or "many" labels.
         specs: attributes that are no yes or no.
+        template: sentence that says an image shows a label, with ``{}`` for its name; empty for that of the card.
         negative_template: sentence that says an image does not show a label, with ``{}`` for its name ("no {}."); empty
             if the data set has none.
     """
@@ -140,6 +141,7 @@ class ImageDataset:
     faults: list[str] = field(default_factory=list)
     task: Task = "one"
     specs: list[ConceptSpec] = field(default_factory=list)
+    template: str = ""
     negative_template: str = ""
 
     def check(self) -> "ImageDataset":

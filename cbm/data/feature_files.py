@@ -28,10 +28,10 @@ from torch import Tensor
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.given import GivenFeatures, GivenImages
 from cbm.data.images import ImageArray, ImageFiles, Images, file_key
+from cbm.data.labels import NO, UNKNOWN, YES
 from cbm.data.lists import is_there
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.data.roles import Keys, Part, find_parts, names_in
-from cbm.data.tables import NO, UNKNOWN, YES
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
 from cbm.files.arrays import read_arrays

@@ -12,8 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from cbm.data.columns import FILE, Columns, read_columns
 from cbm.data.dataset import ImageDataset, Split, class_index
 from cbm.data.images import ImageFiles, lead_outside
+from cbm.data.labels import NO, UNKNOWN, YES, choose_labels, settle
 from cbm.data.lists import is_there, missing_files
 from cbm.data.readers import SPLIT_ALIASES, SPLITS, reader
 from cbm.errors import UserError, did_you_mean
@@ -26,9 +28,6 @@ PATHS = ["path", "filename", "file_name", "filepath", "file_path", "image", "ima
          "image_name", "img", "img_name", "picture"]  # fmt: skip
 LABELS = ["label", "class", "class_name", "classname", "label_name", "category", "target"]
 SPLIT_NAMES = ["split"]
-YES = {"1", "1.0", "true", "t", "yes", "y", "on", "present", "positive"}
-NO = {"0", "0.0", "false", "f", "no", "n", "off", "absent", "negative"}
-UNKNOWN = {"", "nan", "na", "n/a", "null", "none", "unknown", "?"}
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,7 @@ class Roles:
 
     Attributes:
         path: the image.
-        label: its class.
+        label: its class; None if other columns say which labels it has.
         split: its split, or None.
         subject: what it shows (a patient), or None.
         groups: groups it belongs to (site, sex).
@@ -45,7 +44,7 @@ class Roles:
     """
 
     path: str
-    label: str
+    label: str | None
     split: str | None = None
     subject: str | None = None
     groups: list[str] = field(default_factory=list)
@@ -59,7 +58,7 @@ class Row:
     Attributes:
         line: where it stands (first).
         path: as it is written.
-        label: its class.
+        label: its class; empty if other columns say which labels it has.
         split: its split.
         cells: all its cells, by column.
     """
@@ -82,6 +81,11 @@ def read_csv(
     groups: list[str] | None = None,
     ignore: list[str] | None = None,
     threshold: float | None = None,
+    unknown: str | None = None,
+    blank: str | None = None,
+    keep: list[str] | None = None,
+    drop: list[str] | None = None,
+    seed: int = 0,
 ) -> ImageDataset:
     """A table ``path,label[,split][,spurious][,one column per concept]``; paths are relative to the table.
 
@@ -89,6 +93,9 @@ def read_csv(
     unknown. A ``spurious`` cell names concepts (``a; b``) that go with the image's class without belonging to it
     (``python -m cbm spurious``). A file ``groups.json`` beside the table may map a group's name to the concepts that
     exclude each other. An image that stands in several rows is taken once.
+
+    A file ``columns.yaml`` beside the table (``cbm.data.columns``) says more: which columns are labels, so that an
+    image has any number of them, and which concepts are words, levels or numbers.
 
     Args:
         name: name of the data set.
@@ -100,6 +107,11 @@ def read_csv(
         groups: columns with groups (site, sex), which are no concepts.
         ignore: columns that are left out.
         threshold: concept cells are probabilities then, and 1 from this value on.
+        unknown: what an unknown label is taken for: ``ignore``, ``absent``, ``present`` or ``soft``.
+        blank: the same for an empty cell.
+        keep: the labels that are taken; by default all.
+        drop: labels that are left out.
+        seed: random seed of the targets that ``soft`` draws.
 
     Raises:
         UserError: the table cannot be read, lacks a column, or has a wrong entry.
@@ -110,25 +122,54 @@ def read_csv(
     columns, records = _read(table)
     if threshold is not None and not 0 < threshold <= 1:
         raise UserError(f"dataset.args.threshold={threshold:g}: expected a probability above 0, up to 1")
+    sidecar = table.parent / FILE
+    described = read_columns(sidecar, columns, table) if sidecar.exists() else None
+    subject = described.subject if described is not None and subject is None else subject
+    groups = described.groups if described is not None and groups is None else groups
     settings = {"path": path_column, "label": label_column, "split": split_column, "subject": subject}
-    roles = _roles(table, columns, settings, _listed(groups), _listed(ignore))
+    roles = _roles(table, columns, settings, _listed(groups), _listed(ignore), described)
+    many = roles.label is None
+    given = {"unknown": unknown, "blank": blank, "keep": keep, "drop": drop}
+    for setting, value in given.items() if not many else ():
+        if value is not None:
+            raise UserError(f"dataset.args.{setting} is for labels: say in '{sidecar}' which columns they are")
+    if described is not None and threshold is not None:
+        raise UserError(f"dataset.args.threshold={threshold:g}: '{sidecar}' says what the cells mean")
     if not (rows := _rows(table, records, roles)):
         raise UserError(f"'{table}' has no rows")
-    dataset = ImageDataset(name, sorted({row.label for row in rows}), {}, list(roles.concepts))
+    concepts = list(roles.concepts) if described is None else described.concept_names()
+    dataset = ImageDataset(name, sorted({row.label for row in rows}), {}, concepts)
     rows = _merged(table, rows, roles, dataset)
     _find_files(table, rows)
     place, named = os.fspath(table.parent), [row.path for row in rows]
     odd = [name for name in named if ".." in name or os.path.isabs(name) or os.path.islink(os.path.join(place, name))]  # noqa: PTH114, PTH117, PTH118
     if said := lead_outside(table.parent, odd):
         dataset.doubts.append(said)
+    cells = [row.cells for row in rows]
+    shown = described.concept_values(table, cells) if described is not None and concepts else None
+    if described is not None and many:
+        dataset.task = "many"
+        dataset.template, dataset.negative_template = described.template, described.negative_template
+        dataset.classes, found = described.label_values(table, cells)
+        labels = settle(found, unknown or "ignore", blank or described.blank, seed)
+    else:
+        labels = class_index([row.label for row in rows], dataset.classes)
     for split in SPLITS:
-        if part := [row for row in rows if row.split == split]:
-            values = _concept_values(part, roles.concepts, table, threshold) if roles.concepts else None
+        at = np.array([number for number, row in enumerate(rows) if row.split == split], dtype=np.int64)
+        if part := [rows[number] for number in at]:
+            values = None if shown is None else shown[at]
+            if described is None and roles.concepts:
+                values = _concept_values(part, roles.concepts, table, threshold)
             images = ImageFiles(table.parent, [row.path for row in part])
-            dataset.splits[split] = Split(images, class_index([row.label for row in part], dataset.classes), values)
+            dataset.splits[split] = Split(images, labels[at], values)
             _add_columns(dataset, split, [row.cells for row in part], roles.subject, roles.groups, table)
     groups_file = table.parent / "groups.json"
-    dataset.concept_groups = _groups(groups_file, roles.concepts) if groups_file.is_file() else {}
+    dataset.concept_groups = _groups(groups_file, concepts) if groups_file.is_file() else {}
+    if described is not None:
+        dataset.concept_groups |= described.concept_groups()
+        dataset.specs = described.specs()
+    if many:
+        return choose_labels(dataset, keep, drop)
     for row in rows:
         for concept in filter(None, map(one_form, (row.cells.get("spurious") or "").split(";"))):
             if concept not in dataset.spurious.setdefault(row.label, []):
@@ -191,11 +232,20 @@ def _listed(value: Any) -> list[str]:
 
 
 def _roles(
-    table: Path, columns: list[str], settings: dict[str, str | None], groups: list[str], ignore: list[str]
+    table: Path,
+    columns: list[str],
+    settings: dict[str, str | None],
+    groups: list[str],
+    ignore: list[str],
+    said: Columns | None = None,
 ) -> Roles:
-    """What every column is, by settings and by the usual names."""
+    """What every column is, by settings, by the usual names, and by ``columns.yaml`` if there is one."""
     path = _column(table, columns, "path", settings["path"], PATHS)
-    label = _column(table, columns, "label", settings["label"], LABELS)
+    label = None
+    if said is None or not said.many:
+        label = _column(table, columns, "label", settings["label"], LABELS)
+    elif settings["label"] is not None:
+        raise UserError(f"dataset.args.label_column={settings['label']}: '{said.file}' says which columns are labels")
     split = _usual(columns, SPLIT_NAMES)
     for setting, named in (("split_column", settings["split"]), ("subject", settings["subject"])):
         if named is not None:
@@ -204,6 +254,8 @@ def _roles(
         for column in several:
             _check_column(table, columns, setting, column)
     subject, split = settings["subject"], settings["split"] or split
+    if said is not None:
+        return Roles(path, label, split, subject, groups, said.used)
     taken = {path, label, split, subject, "spurious", *groups, *ignore}
     concepts = [column for column in columns if column and column not in taken and not column.startswith("Unnamed:")]
     return Roles(path, label, split, subject, groups, concepts)
@@ -240,9 +292,10 @@ def _rows(table: Path, records: list[dict[str, str]], roles: Roles) -> list[Row]
     for line, record in enumerate(records, start=2):
         if not any(cell.strip() for cell in record.values()):  # Excel's ",,,"
             continue
-        path, label = record[roles.path].strip(), one_form(record[roles.label])
-        if not path or not label:
-            raise UserError(f"'{table}' line {line}: {roles.path} and {roles.label} must not be empty")
+        path, label = record[roles.path].strip(), one_form(record[roles.label]) if roles.label else ""
+        if not path or (roles.label and not label):
+            named = f"{roles.path} and {roles.label}" if roles.label else roles.path
+            raise UserError(f"'{table}' line {line}: {named} must not be empty")
         said = (record.get(roles.split) or "train") if roles.split else "train"
         split = SPLIT_ALIASES.get(one_form(said).lower(), one_form(said).lower())
         if split not in SPLITS:

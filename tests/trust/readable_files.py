@@ -193,6 +193,26 @@ READABLE: dict[str, Readable] = {
         },
         ("images.csv", "groups.json"),
     ),
+    "csv of labels": dataset(
+        "csv",
+        {
+            "images.csv": "path,split,Edema,shape,stage,size,site,who\na.png,train,1,round,2,3.5,A,P\n"
+            "b.png,train,0,long,1,,B,Q\nc.png,train,-1,round,3,7,A,R\nd.png,train,1,long,,1,,S\ne.png,train,0,,1,1,,T\n",
+            "columns.yaml": 'labels: [Edema]\ncells: {"-1": unknown}\nconcepts:\n  shape: {values: [round, long]}\n'
+            "  stage: {ordered: [1, 2, 3]}\n  size: {unit: mm, range: [0, 9]}\ngroups: [site]\nsubject: who\n",
+        }
+        | {f"{letter}.png": PNG for letter in "abcde"},
+        ("images.csv", "columns.yaml"),
+    ),
+    "csv of findings": dataset(
+        "csv",
+        {
+            "images.csv": "path,findings\na.png,A|B\nb.png,none\nc.png,A\nd.png,B\n",
+            "columns.yaml": "labels: {column: findings, separator: '|', none: none}\n",
+        }
+        | {f"{letter}.png": PNG for letter in "abcd"},
+        ("images.csv", "columns.yaml"),
+    ),
     "cub": dataset(
         "cub",
         {
