@@ -205,13 +205,15 @@ def majority_owners(truth: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
     Args:
         truth: concept labels ``[N, A]``: 1 present, 0 absent, anything else unknown.
-        labels: class indices ``[N]``.
-        num_classes: number of classes C.
+        labels: class indices ``[N]``, or labels ``[N, C]``: 1, 0, or NaN if unknown.
+        num_classes: number of classes, or of labels, C.
 
     Returns:
         Which class owns which concept, ``[C, A]`` bool.
     """
     margin = (truth == 1).float() - (truth == 0).float()
+    if labels.ndim == 2:
+        return (labels == 1).float().T @ margin > 0
     return torch.zeros(num_classes, truth.shape[1]).index_add_(0, labels, margin) > 0
 
 
