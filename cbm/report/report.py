@@ -10,7 +10,6 @@ import torch
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from cbm.concepts.bank import ConceptBank
 from cbm.config import report_form
 from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, spaced
@@ -42,6 +41,7 @@ from cbm.report.figures import (
     write_figures,
 )
 from cbm.report.headline import INTERVALS, headline
+from cbm.report.labels import write_label_report
 from cbm.report.people import answers_as_evidence
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
@@ -67,6 +67,8 @@ FIGURES = {
     "interventions": "Accuracy as concepts are told",
     "concept_correlation": "Which concepts say the same thing",
 }
+
+
 @dataclass(frozen=True)
 class Example:
     """A test image with the explanation of its decision.
@@ -97,7 +99,10 @@ class Example:
 
 
 def write_report(result: RunResult) -> Path:
-    """Write ``report.html`` and ``figures/`` into the run directory; returns the page."""
+    """Write ``report.html`` and ``figures/`` into the run directory; returns the page. A run of several labels has a
+    page of its own."""
+    if result.data.many:
+        return write_label_report(result)
     context = describe_run(result)
     context["figures"] = draw(result)
     page = load_template(Path(__file__).parent / "report.html").render(context)  # everything is escaped
