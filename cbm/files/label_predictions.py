@@ -1,5 +1,6 @@
 """What a model said about every image where an image has any number of labels: one Parquet file."""
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,9 @@ import numpy as np
 
 from cbm.errors import UserError
 from cbm.files.atomic import write_atomically
-from cbm.files.names import as_text
+from cbm.files.names import as_text, file_name
+from cbm.files.predictions import NoPredictionsError
+from cbm.files.run_directory import PREDICTIONS, read_config, verify_run
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,25 @@ class LabelPredictions:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @property
+    def fingerprint(self) -> str:
+        """Stands for the images and their labels, in any order: runs can be paired where it is the same."""
+        columns = self.columns()
+        words = np.where(np.isnan(self.y), "?", np.where(self.y == 1, "1", "0"))[:, columns]
+        named = sorted(f"{image}\0{''.join(row)}" for image, row in zip(self.images, words.tolist()))
+        content = "\n".join([self.dataset, self.split, *(self.labels[each] for each in columns), *named])
+        return hashlib.blake2b(as_text(content).encode(), digest_size=16).hexdigest()
+
+    def order(self) -> np.ndarray:
+        """Rows ``[N]`` in the order of the images' names, in which runs of one fingerprint stand beside each other;
+        images of one name are ordered by their labels."""
+        labels = np.nan_to_num(self.y[:, self.columns()], nan=2.0).tolist()
+        return np.array(sorted(range(len(self)), key=lambda row: (self.images[row], labels[row])), dtype=np.int64)
+
+    def columns(self) -> np.ndarray:
+        """Columns ``[L]`` in the order of the labels' names."""
+        return np.array(sorted(range(len(self.labels)), key=lambda each: self.labels[each]), dtype=np.int64)
 
 
 def write_label_predictions(path: Path, found: LabelPredictions) -> None:
@@ -95,3 +117,19 @@ def read_label_predictions(file: Path) -> LabelPredictions:
         raise
     except Exception as error:  # whatever a foreign or damaged file makes the parsers raise
         raise UserError(f"'{file}' is damaged or was not written by cbm ({type(error).__name__})") from error
+
+
+def label_predictions_of(run: Path) -> LabelPredictions:
+    """What the model of a run said about its test images, when it was trained or else when it was evaluated.
+
+    Raises:
+        NoPredictionsError: there are none.
+        UserError: they are damaged.
+    """
+    if (file := run / PREDICTIONS).is_file():
+        verify_run(run, (PREDICTIONS,))
+        return read_label_predictions(file)
+    again = run / "eval" / f"{file_name(f'{read_config(run).dataset.name}-test')}.parquet"
+    if again.is_file():
+        return read_label_predictions(again)
+    raise NoPredictionsError(f"run '{run}' has no {PREDICTIONS}: run python eval.py run={run}")
