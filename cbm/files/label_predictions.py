@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from cbm.errors import UserError
+from cbm.files.arrays import check_columns, check_texts, longest_text
 from cbm.files.atomic import write_atomically
 from cbm.files.names import as_text, file_name
 from cbm.files.predictions import NoPredictionsError
@@ -80,7 +81,7 @@ def write_label_predictions(path: Path, found: LabelPredictions) -> None:
     columns |= {"labels": lists(found.y), "probabilities": lists(found.probabilities)}
     about = {
         "task": "many", "dataset": found.dataset, "split": found.split, "labels": [as_text(n) for n in found.labels],
-        "thresholds": found.thresholds.tolist(),
+        "thresholds": found.thresholds.tolist(), "fingerprint": found.fingerprint,
     }  # fmt: skip
     table = arrow.table(columns).replace_schema_metadata({"cbm": json.dumps(about)})
     buffer = arrow.BufferOutputStream()
@@ -97,9 +98,16 @@ def read_label_predictions(file: Path) -> LabelPredictions:
     import pyarrow.parquet as parquet
 
     try:
-        with parquet.ParquetFile(file, page_checksum_verification=True) as content:
+        names = [name for name in ("image", "subject") if name in parquet.read_schema(file).names]
+        with parquet.ParquetFile(file, page_checksum_verification=True, read_dictionary=names) as content:
+            check_columns(content, file)
             table = content.read(use_threads=False)
+        for name in names:
+            for part in table[name].chunks:
+                check_texts(f"'{file}' {name}", longest_text(part), len(table), file)
         about = json.loads((table.schema.metadata or {})[b"cbm"])
+        if about.get("task") != "many":
+            raise UserError(f"'{file}' holds one class an image, not any number of labels")
         labels = [str(name) for name in about["labels"]]
         y, probabilities = (
             np.asarray(table[name].combine_chunks().flatten(), dtype=np.float32).reshape(len(table), len(labels))
@@ -108,11 +116,16 @@ def read_label_predictions(file: Path) -> LabelPredictions:
         subjects = np.array(table["subject"].to_pylist()) if "subject" in table.column_names else None
         images = [str(name) for name in table["image"].to_pylist()]
         thresholds = np.array(about["thresholds"], dtype=np.float64)
-        if thresholds.shape != (len(labels),):
-            raise UserError(f"'{file}' is damaged: {len(thresholds)} thresholds of {len(labels)} labels")
-        return LabelPredictions(
+        if thresholds.shape != (len(labels),) or not np.isfinite(thresholds).all():
+            raise UserError(f"'{file}' is damaged: its thresholds are not those of {len(labels)} labels")
+        if not np.isin(y[~np.isnan(y)], (0, 1)).all() or not ((probabilities >= 0) & (probabilities <= 1)).all():
+            raise UserError(f"'{file}' is damaged: its labels are not 0 or 1, or its probabilities not between")
+        found = LabelPredictions(
             str(about["dataset"]), str(about["split"]), labels, images, y, probabilities, thresholds, subjects
         )
+        if found.fingerprint != about.get("fingerprint"):
+            raise UserError(f"'{file}' is damaged: its images are not those that it was written with")
+        return found
     except UserError:
         raise
     except Exception as error:  # whatever a foreign or damaged file makes the parsers raise

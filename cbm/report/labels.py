@@ -245,9 +245,10 @@ def describe_labels(result: RunResult) -> dict[str, Any]:
     if bottleneck is not None and bank is not None and test.concepts is not None:
         _, aurocs = concept_ground_truth(bottleneck, bank, test, data)
         grounded = grounded_concepts(bank, aurocs, test.concepts, data.concept_names) if aurocs else []
-    ranked = sorted(facts, key=lambda each: -1.0 if each.auroc is None else each.auroc, reverse=True)
+    ranks = [math.inf if each.auroc is None else each.auroc for each in facts]  # those without one come last
+    ranked = sorted(facts, key=lambda each: (each.auroc is None, -(each.auroc or 0.0)))
     half = LABELS_IN_TABLE // 2
-    order = sorted(range(len(names)), key=lambda label: math.inf if facts[label].auroc is None else facts[label].auroc)
+    order = sorted(range(len(names)), key=lambda label: ranks[label])
     mistakes = label_mistakes(result, logits, thresholds, order)
     settings = OmegaConf.to_container(cfg, resolve=True)
     shared = OmegaConf.create(without_paths(settings))
@@ -326,10 +327,12 @@ def label_facts(result: RunResult, logits: Tensor) -> list[LabelFacts]:
             ends = auroc_interval(scores[:, [label]], truth[:, [label]], result.data.test.subjects)
         concepts = [("+" if text[0] == "+" else "−", clip(text[2:])) for text in row["concepts"]]
         threshold = 1 / (1 + math.exp(-max(min(row["threshold"], 500.0), -500.0)))
-        counts = int(row["known"]), int(row["positives"])
-        name = clip(row["name"])
-        values = known["ap"], known["f1"], threshold, known["ece"]
-        found.append(LabelFacts(name, *counts, known["auroc"], ends, *values, concepts))
+        found.append(
+            LabelFacts(
+                clip(row["name"]), int(row["known"]), int(row["positives"]), known["auroc"], ends, known["ap"],
+                known["f1"], threshold, known["ece"], concepts,
+            )
+        )  # fmt: skip
     return found
 
 
@@ -389,7 +392,7 @@ def label_mistakes(result: RunResult, logits: Tensor, thresholds: Tensor, order:
         thresholds: logits ``[L]`` above which a label is said.
         order: labels in the order in which they are shown.
     """
-    y, names, found = result.data.test.y, result.data.classes, []
+    y, names, found = result.data.test.y, result.data.classes, list[LabelMistakes]()
     for label in order:
         above, truth = logits[:, label] - thresholds[label], y[:, label]
         invented, missed = ((above > 0) & (truth == 0)).nonzero()[:, 0], ((above <= 0) & (truth == 1)).nonzero()[:, 0]
@@ -433,7 +436,7 @@ def label_example(result: RunResult, row: int, label: int, logit: Tensor, thresh
 def label_evidence(result: RunResult) -> list[Evidence]:
     """What was tested about the concepts of a run of several labels: whether they beat meaningless ones, whether they
     are true where that is known, and what bypasses them."""
-    metrics, found = result.metrics, []
+    metrics, found = result.metrics, list[Evidence]()
     for name, meaning in CONTROLS.items():
         if (theirs := metrics.get(f"controls/{name}")) is None:
             continue
@@ -450,8 +453,8 @@ def label_evidence(result: RunResult) -> list[Evidence]:
             )
         )
     if "test/concept_auroc" in metrics and "test/concepts_matched" in metrics:
-        low, high = (metrics.get(f"test/concept_auroc_{end}") for end in ("low", "high"))
-        span = "" if low is None or high is None else f" ({low:.3f} to {high:.3f})"
+        ends = [f"{metrics[key]:.3f}" for end in ("low", "high") if (key := f"test/concept_auroc_{end}") in metrics]
+        span = f" ({' to '.join(ends)})" if len(ends) == 2 else ""
         found.append(
             Evidence(
                 "truth",
