@@ -395,16 +395,29 @@ def label_mistakes(result: RunResult, logits: Tensor, thresholds: Tensor, order:
     y, names, found = result.data.test.y, result.data.classes, list[LabelMistakes]()
     for label in order:
         above, truth = logits[:, label] - thresholds[label], y[:, label]
-        invented, missed = ((above > 0) & (truth == 0)).nonzero()[:, 0], ((above <= 0) & (truth == 1)).nonzero()[:, 0]
-        if not len(invented) + len(missed):
+        invented, missed = int(((above > 0) & (truth == 0)).sum()), int(((above <= 0) & (truth == 1)).sum())
+        if not invented + missed:
             continue
-        chosen = []
-        if len(found) < LABELS_WITH_PICTURES:
-            chosen += [int(invented[above[invented].argmax()])] if len(invented) else []
-            chosen += [int(missed[above[missed].argmin()])] if len(missed) else []
+        chosen = [row for row in worst_rows(above, truth) if row is not None]
+        chosen = chosen if len(found) < LABELS_WITH_PICTURES else []
         examples = [label_example(result, row, label, logits[row, label], thresholds[label]) for row in chosen]
-        found.append(LabelMistakes(clip(names[label]), len(invented), len(missed), examples))
+        found.append(LabelMistakes(clip(names[label]), invented, missed, examples))
     return found
+
+
+def worst_rows(above: Tensor, truth: Tensor) -> tuple[int | None, int | None]:
+    """The image without a label that is most certainly said to have it, and the one with it that least is; None where
+    there is no such mistake.
+
+    Args:
+        above: how far above its threshold the label's logit is, ``[N]``.
+        truth: the label ``[N]``: 1, 0, or NaN if unknown.
+    """
+    invented, missed = ((above > 0) & (truth == 0)).nonzero()[:, 0], ((above <= 0) & (truth == 1)).nonzero()[:, 0]
+    return (
+        int(invented[above[invented].argmax()]) if len(invented) else None,
+        int(missed[above[missed].argmin()]) if len(missed) else None,
+    )
 
 
 def label_example(result: RunResult, row: int, label: int, logit: Tensor, threshold: Tensor) -> LabelExample:
