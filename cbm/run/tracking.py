@@ -101,8 +101,8 @@ def log_results(logger: Any, result: RunResult) -> None:
     if result.bottleneck is not None and bank is not None:
         what = "label" if result.data.many else "class"
         run.log({"concepts": concept_table(result.bottleneck, bank, result.data.classes, what)})
-        table = label_examples if result.data.many else example_table
-        examples = table(result.bottleneck, bank, result.data, result.dataset.splits["test"].images)
+        explained = label_examples if result.data.many else example_table
+        examples = explained(result.bottleneck, bank, result.data, result.dataset.splits["test"].images)
         captions = [f"{row[2]}, called {row[3]} ({row[4]:.0%}): {row[5]}" for row in examples.data]
         seen = [wandb.Image(row[0].image, caption=each) for row, each in zip(examples.data, captions) if row[0]]
         run.log({"examples": examples, "example_pictures": seen})

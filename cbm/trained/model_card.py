@@ -81,6 +81,7 @@ def model_card(
         n_train=f"{metrics['data/n_train']:,.0f}" if "data/n_train" in metrics else None,
         changes=about["changes"],
         many=is_many(model),
+        chosen=isinstance(model, Linked) and model.thresholds is not None,
         thresholds=label_thresholds(model, len(classes)),
         lead=random_lead(metrics),
         metrics=[
