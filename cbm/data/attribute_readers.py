@@ -163,6 +163,7 @@ def read_celeba(
         splits = {part: whole.take(np.flatnonzero(parts == i)) for i, part in enumerate(("train", "val", "test"))}
         labels = [attribute.replace("_", " ").lower() for attribute in attributes]
         dataset = ImageDataset(name, labels, splits, group_names=group_names, task="many")
+        dataset.template, dataset.negative_template = "a photo of a face, {}.", "a photo of a face, not {}."
         return choose_labels(dataset, keep, drop)
     codes = values @ (1 << np.arange(values.shape[1]))
     known = np.unique(codes[parts == 0])

@@ -28,6 +28,7 @@ CELLS: dict[float | None, float] = {1.0: 1.0, 0.0: 0.0, -1.0: UNSURE}
 """What a number in CheXpert means."""
 WRITTEN = {"1.0": 1.0, "0.0": 0.0, "-1.0": UNSURE, "": BLANK}
 """The same as it is written there, three million times."""
+WITHOUT = "a chest radiograph without {}."
 MINED = (
     "labels were mined from the text of radiology reports by a program, not read off the images: some are wrong, and "
     "what a report does not mention is taken for absent"
@@ -75,7 +76,14 @@ def read_chexpert(
         split: _of_table(name, root / table, view, groups, (unknown, blank, seed)) for split, table in tables.items()
     }
     dataset = ImageDataset(
-        name, list(CHEXPERT), splits, subject="patient", group_names=groups, doubts=[MINED], task="many"
+        name,
+        list(CHEXPERT),
+        splits,
+        subject="patient",
+        group_names=groups,
+        doubts=[MINED],
+        task="many",
+        negative_template=WITHOUT,
     )
     return choose_labels(dataset, keep, drop)
 
@@ -192,5 +200,6 @@ def read_nih14(name: str, root: Path, keep: list[str] | None = None, drop: list[
         group_names=groups,
         doubts=[MINED],
         task="many",
+        negative_template=WITHOUT,
     )
     return choose_labels(dataset, keep, drop)

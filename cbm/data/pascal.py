@@ -59,7 +59,7 @@ def read_voc(
     if not (listed / "aeroplane_test.txt").is_file():
         parts = {"train": "train", "test": "val"}
     splits = {split: _of_lists(name, root, listed, part, unknown, seed) for split, part in parts.items()}
-    dataset = ImageDataset(name, list(THINGS.values()), splits, task="many")
+    dataset = ImageDataset(name, list(THINGS.values()), splits, task="many", negative_template="a photo without a {}.")
     return choose_labels(dataset, keep, drop)
 
 
