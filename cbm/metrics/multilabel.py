@@ -241,7 +241,7 @@ def multilabel_metrics(
 def label_table(
     logits: Tensor, y: Tensor, thresholds: Tensor, names: Sequence[str], subjects: np.ndarray | None = None
 ) -> list[dict[str, str | int | float]]:
-    """A row for every label, as in ``labels.csv``.
+    """A row for every label, as in ``label_metrics.csv``.
 
     Args:
         logits: logits ``[N, L]``.

@@ -389,7 +389,7 @@ def save(run: RunDirectory, result: RunResult, encoder: Encoder | None, method: 
     path, data = result.path, result.data
     save_model(result.model, path / "model.safetensors")
     if data.many:
-        write_label_table(path / "labels.csv", result)
+        write_label_table(path / "label_metrics.csv", result)
     else:
         card = source_card(data.val.x, data.val.y, len(data.classes), result.cfg.seed)
         card.save(path / "source_card.safetensors")

@@ -18,6 +18,8 @@ from cbm.editing import (
     edited_logits,
     edited_model,
     energy_guided_edits,
+    label_counterfactual,
+    label_margin_edits,
     load_edits,
     margin_edits,
     returned_share,
@@ -38,6 +40,7 @@ from cbm.layers import (
     require_linear,
     save_model,
 )
+from cbm.trained.label_comparison import LabelComparison, compared
 from cbm.trained.model import Picture, Prediction, TrainedModel
 
 Names = str | Sequence[str] | None
@@ -301,7 +304,7 @@ class Editor:
         """
         return self._logits(self.edits, x, names, before)
 
-    def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison:
+    def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison | LabelComparison:
         """Decisions about labelled images before and after the edits. Nothing is applied, and the flips are exact.
 
         Args:
@@ -317,9 +320,18 @@ class Editor:
             before, after = self.edits, self.edits + edits
         after.check_pictures(split.names)
         old, new = (self._logits(each, split.x, split.names, logits) for each in (before, after))
-        return Comparison(old, new, split.y, self.model.classes)
+        return compared(self.bottleneck, old, new, split.y, self.model.classes)
 
-    def correct(self, x: Tensor, label: str, concept: str, *, margin: float = 0.2, why: str | None = None) -> "Editor":
+    def correct(
+        self,
+        x: Tensor,
+        label: str,
+        concept: str,
+        *,
+        margin: float = 0.2,
+        present: bool = True,
+        why: str | None = None,
+    ) -> "Editor":
         """Change the weights of one concept just enough for images to be classified as ``label``.
 
         The manual editing of Label-free CBM: see ``cbm.editing.margin``. Look at ``compare`` before you keep it.
@@ -329,6 +341,7 @@ class Editor:
             label: class that the images should have.
             concept: text of the concept whose weights change.
             margin: distance in logits by which the class should win.
+            present: in a model of labels, False if the images should not have the label.
             why: reason, kept with the edits.
 
         Raises:
@@ -337,6 +350,11 @@ class Editor:
         EditSet((Edit("mask", concept, classes=(label,)),)).check(self.bank.texts, self.model.classes)
         column, row = self.bank.index(concept), self.model.classes.index(label)
         edited, texts = self._linear(), self.bank.texts
+        if edited.many:
+            classes = self.model.classes
+            return self.apply(
+                label_margin_edits(edited, x, row, column, texts, classes, present=present, margin=margin, why=why)
+            )
         return self.apply(margin_edits(edited, x, row, column, texts, self.model.classes, margin=margin, why=why))
 
     def follow(self, x: Tensor, told: dict[str, str]) -> EditSet:
@@ -365,7 +383,8 @@ class Editor:
 
         Args:
             x: unit-norm features ``[D]`` of the image.
-            target: class that the image should have; any other class by default.
+            target: class that the image should have; any other class by default. In a model of labels, the label that
+                should be there if it is not, and not if it is.
             budget: largest number of concepts to change.
             frozen: concepts that must stay as they are.
 
@@ -380,7 +399,13 @@ class Editor:
             raise UserError(f"no class '{target}' in this model: {did_you_mean(target, self.model.classes)}")
         goal = None if target is None else self.model.classes.index(target)
         columns = [self.bank.index(text) for text in frozen]
-        change = counterfactual(self._linear(), x, target=goal, budget=budget, frozen=columns)
+        linear = self._linear()
+        if linear.many and goal is None:
+            raise UserError(f"this model says any number of labels: say which one, target={self.model.classes[0]!r}")
+        if linear.many and goal is not None:
+            change = label_counterfactual(linear, x, goal, budget=budget, frozen=columns)
+        else:
+            change = counterfactual(linear, x, target=goal, budget=budget, frozen=columns)
         if change is None:
             return None
         pairs = zip(change.columns, change.values)
