@@ -212,6 +212,8 @@ def majority_owners(truth: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         Which class owns which concept, ``[C, A]`` bool.
     """
     margin = (truth == 1).float() - (truth == 0).float()
+    if labels.ndim == 2:
+        return (labels == 1).float().T @ margin > 0
     return torch.zeros(num_classes, truth.shape[1]).index_add_(0, labels, margin) > 0
 
 
