@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cbm.editing.apply import levels
 from cbm.layers import ConceptBottleneck
-from cbm.layers.activations import Sigmoid
+from cbm.layers.activations import Sigmoid, Valued
 
 LOGITS_AT_ONCE = 2**24  # numbers of the tables images x concepts x classes
 
@@ -177,6 +177,8 @@ def beliefs(model: ConceptBottleneck, activation: Tensor) -> Tensor:
         model: the bottleneck.
         activation: activations ``[N, K]``.
     """
+    if isinstance(model.activation, Valued):  # a number is neither there nor not there
+        return activation.where(~model.activation.number, 0.5)
     if isinstance(model.activation, Sigmoid):
         return activation
     ends = levels(model)
