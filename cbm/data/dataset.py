@@ -78,7 +78,8 @@ class Split:
     Attributes:
         images: N images.
         labels: class indices ``[N]`` int64; where an image has any number of labels (``ImageDataset.task`` is "many"),
-            ``[N, L]`` float32: 1 present, 0 absent, NaN unknown.
+            ``[N, L]`` float32: 1 present, 0 absent, NaN unknown; between them, in training only, where an unknown one
+            was given a target (``cbm.data.labels.settle``).
         concepts: concept labels ``[N, A]``: 1 present, 0 absent, NaN unknown; levels and numbers where
             ``ImageDataset.specs`` says so. None if there are none.
         subjects: subject ``[N]`` of each image (a lesion, a video); images of one subject stay in one split. None if

@@ -16,7 +16,7 @@ from cbm.data.copies import find_copies
 from cbm.data.encoded import encode_splits, read_images, reorder_classes
 from cbm.data.features import split_test
 from cbm.data.stratified import strata, stratify
-from cbm.data.verify import Findings, label_counts, verify_classes, verify_counts
+from cbm.data.verify import Findings, label_counts, verify_classes, verify_counts, verify_likeness
 from cbm.errors import UserError
 
 FRACTIONS = dict(val_fraction=0.1, test_fraction=0.2, seed=0)
@@ -216,3 +216,13 @@ def test_labels_are_encoded_and_counted(tmp_path: Path, module, caplog: pytest.L
     assert "doubt: train: 2 label(s) are in fewer than 20 images" in said
     labels = json.loads(module("datasets", "check", "csv", f"root={tmp_path / 'set'}", "--json")[1])["labels"]
     assert [row["unknown"] for row in labels if row["split"] == "train"] == [4, 0]
+
+
+def test_images_that_look_alike_with_other_labels():
+    y = np.array([[1, np.nan], [1, 0], [0, 0]], dtype=np.float32)
+    data = ImageDataset("d", ["a", "b"], {"train": Split(Names(["1", "2", "3"]), y)}, task="many")
+    x = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.02]]), dim=1)
+    found = Findings()
+    verify_likeness(data, {"train": x}, 0.99, found)
+    assert "1 pair(s) look nearly the same (cosine 0.99 or more), train: '1' = '2'" in found.notes[0]
+    assert "2 pair(s) look nearly the same (cosine 0.99 or more), train, with other labels: " in found.doubts[0]
