@@ -26,6 +26,7 @@ from cbm.layers import (
     energies_or_none,
     has_concepts,
     linear_or_none,
+    one_class,
     predict_logits,
     require_concepts,
 )
@@ -85,6 +86,7 @@ class Explorer:
         name: str = "test",
     ):
         self.model: TrainedModel = load(run)
+        one_class(self.model.model, "the explorer")
         self.card: DictConfig = self.model.card(dataset, root)
         self.cache = cache
         pictures, self.data = self.model.read((name,), dataset=dataset, root=root, cache=cache)

@@ -42,10 +42,11 @@ def train(cfg: DictConfig) -> float:
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """Evaluate as configured; returns the accuracy."""
+    """Evaluate as configured; returns the accuracy, of labels their mean AUROC."""
     from cbm.run import evaluate
 
-    return evaluate(cfg)[f"{cfg.split}/accuracy"]
+    metrics = evaluate(cfg)
+    return metrics[f"{cfg.split}/auroc_macro" if f"{cfg.split}/auroc_macro" in metrics else f"{cfg.split}/accuracy"]
 
 
 TASKS: dict[str, Callable[[DictConfig], object]] = {"train": train, "eval": evaluate}

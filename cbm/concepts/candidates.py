@@ -58,8 +58,10 @@ def candidate_bank(
         return width_fits(class_bank(cfg, dataset.classes, encoder, encode_text), dim)
     if concepts_from == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
         shown = majority_owners(torch.from_numpy(train.concepts), torch.from_numpy(train.labels), len(dataset.classes))
+        numbers = [spec.name for spec in dataset.specs if spec.kind == "continuous"]
+        shown = torch.nn.functional.pad(shown, (0, len(numbers)))  # no class owns a number
         return label_bank(
-            dataset.concept_names,
+            [*dataset.concept_names, *numbers],
             dataset.concept_groups,
             shown,
             dataset.classes,

@@ -3,9 +3,11 @@
 from cbm.data import (  # noqa: F401  they register themselves
     attribute_readers,
     blood_cells,
+    chest,
     feature_files,
     folders,
     imagenet,
+    pascal,
     recognition,
     shifted_cells,
     skin,

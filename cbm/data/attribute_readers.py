@@ -6,6 +6,7 @@ import numpy as np
 
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.images import ImageFiles, list_images
+from cbm.data.labels import choose_labels
 from cbm.data.lists import read_lines, read_numbers
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
@@ -98,12 +99,21 @@ def read_awa2(name: str, root: Path) -> ImageDataset:
 
 
 @reader("celeba")
-def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every: int = 12) -> ImageDataset:
+def read_celeba(
+    name: str,
+    root: Path,
+    concepts: int = 6,
+    hidden: int = 2,
+    every: int = 12,
+    task: str = "classes",
+    keep: list[str] | None = None,
+    drop: list[str] | None = None,
+) -> ImageDataset:
     """CelebA (Liu et al., 2015), unpacked, as a task on concepts (Espinosa Zarlenga et al., NeurIPS 2022).
 
     The attributes are sorted by how near their frequency is to one half: the first are known, the next are hidden, and
     the class of an image is the combination of all of them. The splits are the published ones. A class without a
-    training image is left out.
+    training image is left out. Or the 40 attributes are labels, any number an image (``task=attributes``).
 
     Args:
         name: name of the data set.
@@ -111,10 +121,18 @@ def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every
         concepts: number of known attributes.
         hidden: number of hidden attributes.
         every: one image in so many is used.
+        task: ``classes`` for combinations of attributes, ``attributes`` for labels (-1 is absent); then there are no
+            concepts.
+        keep: the labels that are taken; by default all.
+        drop: labels that are left out.
 
     Raises:
         UserError: files are missing or damaged, or a setting is out of range.
     """
+    if task not in ("classes", "attributes"):
+        raise UserError(f"dataset.args.task={task}: {did_you_mean(task, ('classes', 'attributes'))}")
+    if task == "classes" and (keep is not None or drop is not None):
+        raise UserError("dataset.args.keep and dataset.args.drop choose labels: say dataset.args.task=attributes")
     listed = read_lines(name, root / "list_attr_celeba.txt")
     next(listed, None)  # how many pictures there are
     _, attributes = next(listed, (0, []))
@@ -122,7 +140,7 @@ def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every
     used = rows[::every]
     if not rows:
         raise UserError(f"data set '{name}': list_attr_celeba.txt names no pictures")
-    if concepts + hidden > len(attributes) or concepts < 1 or hidden < 0:
+    if (task == "classes" and concepts + hidden > len(attributes)) or concepts < 1 or hidden < 0:
         raise UserError(
             f"data set '{name}': {concepts} concepts and {hidden} hidden ones of {len(attributes)} attributes"
         )
@@ -132,24 +150,36 @@ def read_celeba(name: str, root: Path, concepts: int = 6, hidden: int = 2, every
                 f"data set '{name}': list_attr_celeba.txt line {number}: expected 1 or -1 for every attribute"
             )
     shown = np.array([[word == "1" for word in words[1:]] for _, words in rows])
+    sex = [attribute.lower() for attribute in attributes].index("male") if "Male" in attributes else None
+    groups = {} if sex is None else {"sex": shown[::every, sex].astype(np.int64)}
+    group_names = {} if sex is None else {"sex": ["female", "male"]}
     chosen = np.abs(shown.mean(axis=0) - 0.5).argsort(kind="stable")[: concepts + hidden]
     values = shown[::every][:, chosen]
     part_of = {words[0]: words[1] for _, words in read_lines(name, root / "list_eval_partition.txt", 2)}
     parts = np.array(["012".find(part_of.get(words[0], "none")) for _, words in used])
+    if task == "attributes":
+        images = ImageFiles(root / "img_align_celeba", [words[0] for _, words in used])
+        whole = Split(images, shown[::every].astype(np.float32), groups=groups)
+        splits = {part: whole.take(np.flatnonzero(parts == i)) for i, part in enumerate(("train", "val", "test"))}
+        labels = [attribute.replace("_", " ").lower() for attribute in attributes]
+        dataset = ImageDataset(name, labels, splits, group_names=group_names, task="many")
+        dataset.template, dataset.negative_template = "a photo of a face, {}.", "a photo of a face, not {}."
+        return choose_labels(dataset, keep, drop)
     codes = values @ (1 << np.arange(values.shape[1]))
     known = np.unique(codes[parts == 0])
-    keep = np.isin(codes, known) & (parts >= 0)
-    labels = np.searchsorted(known, codes)
+    kept = np.isin(codes, known) & (parts >= 0)
+    combined = np.searchsorted(known, codes)
     pictures = Split(
         ImageFiles(root / "img_align_celeba", [words[0] for _, words in used]),
-        labels,
+        combined,
         values[:, :concepts].astype(np.float32),
+        groups=groups,
     )
     splits = {
-        part: pictures.take(np.flatnonzero(keep & (parts == i))) for i, part in enumerate(("train", "val", "test"))
+        part: pictures.take(np.flatnonzero(kept & (parts == i))) for i, part in enumerate(("train", "val", "test"))
     }
     names = [attribute.replace("_", " ").lower() for attribute in np.array(attributes)[chosen]]
     classes = [
         ", ".join(("" if code >> bit & 1 else "not ") + word for bit, word in enumerate(names)) for code in known
     ]
-    return ImageDataset(name, classes, splits, names[:concepts])
+    return ImageDataset(name, classes, splits, names[:concepts], group_names=group_names)

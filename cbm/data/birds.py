@@ -63,6 +63,16 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
 GROUPS: tuple[str, ...] = tuple(ATTRIBUTES)
 CONCEPTS: tuple[str, ...] = tuple(phrase for values in ATTRIBUTES.values() for phrase in values.values())
 
+LABEL_RULES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "patterned wings": ("any", ("barred wing", "streaked wing")),
+    "showy head": ("any", ("red crown", "curled plume")),
+    "blue feathers": ("any", ("blue wing", "blue tail")),
+    "a shore behind it": ("any", ("water in background", "sand in background")),
+    "a wading build": ("all", ("long legs", "large bird")),
+    "a perching build": ("all", ("short legs", "pointed crest")),
+}
+"""Labels that follow from what a bird shows: any or all of some concepts. A bird has .15 to .46 of each."""
+
 # How often an individual has the typical value of its species; habitat is drawn apart from the species.
 TYPICAL = {"eye": 0.75, "leg length": 0.75, "size": 0.70}
 TYPICAL_OTHERWISE = 0.80
@@ -115,6 +125,21 @@ def concepts_of(attributes: np.ndarray) -> np.ndarray:
     truth = np.zeros((len(attributes), len(CONCEPTS)), np.uint8)
     np.put_along_axis(truth, np.asarray(attributes) + _OFFSETS, 1, axis=1)
     return truth
+
+
+def labels_of(truth: np.ndarray, names: Sequence[str] = CONCEPTS) -> np.ndarray:
+    """What ``LABEL_RULES`` make of concepts ``[N, K]`` of 0 and 1: ``[N, L]`` float32.
+
+    Args:
+        truth: the concepts.
+        names: what their columns are called.
+    """
+    shown = np.asarray(truth) == 1
+    found = []
+    for how, concepts in LABEL_RULES.values():
+        columns = shown[:, [names.index(concept) for concept in concepts]]
+        found.append(columns.any(axis=1) if how == "any" else columns.all(axis=1))
+    return np.stack(found, axis=1).astype(np.float32)
 
 
 # --------------------------------------------------------------------------------------------------------------------

@@ -1,18 +1,19 @@
 """White blood cells: two small sets from different microscopes, and the attributes of a large one."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from cbm.data.dataset import ImageDataset, Split, class_index
+from cbm.data.dataset import ConceptSpec, ImageDataset, Split, class_index
 from cbm.data.fingerprints import derived
 from cbm.data.images import ImageFiles
 from cbm.data.lists import is_there, read_rows, whole_number
 from cbm.data.readers import reader
 from cbm.errors import UserError, did_you_mean
+from cbm.files.names import one_form
 from cbm.files.pictures import ANY, open_picture
 
 CELLS = ["neutrophil", "lymphocyte", "monocyte", "eosinophil", "basophil"]
@@ -48,6 +49,13 @@ GROUPS = {
     "cell size": ["cell size: big", "cell size: small"],
     "nucleus shape": ["nucleus shape: segmented", "nucleus shape: unsegmented"],
 }
+
+
+RARER = {
+    "cell size": "small", "cell shape": "irregular", "nuclear cytoplasmic ratio": "high",
+    "chromatin density": "loosely", "cytoplasm vacuole": "yes", "cytoplasm texture": "frosted", "granularity": "no",
+}  # fmt: skip
+"""Of the attributes of WBCAtt with two values, the rarer one."""
 
 
 class MaskedCells(ImageFiles):
@@ -173,12 +181,20 @@ def divide_runs(run: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 
 @reader("wbcatt")
-def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
+def read_wbcatt(
+    name: str, root: Path, annotations: str = ".", task: str = "cells", labels: list[str] | None = None
+) -> ImageDataset:
     """WBCAtt (Tsutsui et al., NeurIPS 2023): eleven attributes of the blood cells of Acevedo et al. (2020).
 
     ``annotations`` is the folder of ``pbc_attr_v1_{train,val,test}.csv``, seen from the root; their ``path`` column
     says where an image is under the root. A concept is an attribute's value; those of an attribute exclude each other.
+
+    ``task=cells``: the classes are kinds of cells. ``task=attributes``: attributes are labels, any number an image:
+    those of two values, or ``labels`` (an attribute of two values, or a value such as ``granule colour: pink``). What
+    is a label is no concept, with all values of its attribute; the other attributes are categorical concepts.
     """
+    if task not in ("cells", "attributes"):
+        raise UserError(f"dataset.args.task={task}: {did_you_mean(task, ('cells', 'attributes'))}")
     parts = {split: root / annotations / f"pbc_attr_v1_{split}.csv" for split in ("train", "val", "test")}
     needed = ["img_name", "label", "path"]
     attributes = [key for key in read_rows(name, parts["train"], needed)[0] if key not in needed]
@@ -196,9 +212,64 @@ def read_wbcatt(name: str, root: Path, annotations: str = ".") -> ImageDataset:
             )
         shown = [[float(row[key] == value) for key in attributes for value in values[key]] for row in rows]
         pictures = ImageFiles(root, [row["path"] for row in rows])
-        labels = class_index([row["label"] for row in rows], classes)
-        splits[split] = Split(pictures, labels, np.array(shown, dtype=np.float32))
-    return ImageDataset(name, classes, splits, [text for group in groups.values() for text in group], groups)
+        numbers = class_index([row["label"] for row in rows], classes)
+        splits[split] = Split(pictures, numbers, np.array(shown, dtype=np.float32))
+    cells = ImageDataset(name, classes, splits, [text for group in groups.values() for text in group], groups)
+    return cells if task == "cells" and labels is None else attributes_as_labels(cells, labels)
+
+
+def attributes_as_labels(cells: ImageDataset, wanted: Sequence[str] | None = None) -> ImageDataset:
+    """The data set with some of its attributes as labels, and the others as categorical concepts.
+
+    Args:
+        cells: a data set all of whose concepts stand in groups.
+        wanted: attributes of two values, or single values; by default all attributes of two values.
+
+    Raises:
+        UserError: there is no such attribute or value, or all of them are labels.
+    """
+    groups, names = cells.concept_groups, cells.concept_names
+    pairs = {group: _positive(group, members) for group, members in groups.items() if len(members) == 2}
+    chosen: list[str] = []
+    for label in pairs if wanted is None else wanted:
+        text = pairs.get(one_form(label), one_form(label))
+        if text not in names:
+            more = f"name a value ({', '.join(groups[text])})" if text in groups else ""
+            near = did_you_mean(text, [*pairs, *names])
+            raise UserError(f"dataset.args.labels=[{label}]: '{cells.name}' has no such attribute; {more or near}")
+        if text not in chosen:
+            chosen.append(text)
+    if not chosen:
+        raise UserError(f"data set '{cells.name}' has no attribute of two values: say dataset.args.labels=[...]")
+    rest = {group: members for group, members in groups.items() if not set(members) & set(chosen)}
+    if not rest:
+        raise UserError(f"data set '{cells.name}': all attributes are labels, and none is left as a concept")
+    shown = [text for members in rest.values() for text in members]
+    splits = {}
+    for split, part in cells.splits.items():
+        assert part.concepts is not None
+        y, concepts = (part.concepts[:, [names.index(text) for text in each]] for each in (chosen, shown))
+        splits[split] = replace(part, labels=y, concepts=concepts)
+    specs = [
+        ConceptSpec(group, "categorical", members, [text.removeprefix(f"{group}: ") for text in members])
+        for group, members in rest.items()
+    ]
+    return replace(
+        cells,
+        classes=chosen,
+        splits=splits,
+        concept_names=shown,
+        concept_groups=rest,
+        task="many",
+        specs=specs,
+        template="a microscope picture of a white blood cell, {}.",
+        negative_template="a microscope picture of a white blood cell, not {}.",
+    )
+
+
+def _positive(group: str, members: list[str]) -> str:
+    """Which value of an attribute of two is the label: the rarer one of WBCAtt, or else the last."""
+    return next((text for text in members if text == f"{group}: {RARER.get(group)}"), members[-1])
 
 
 def _words(key: str) -> str:

@@ -78,7 +78,8 @@ class Split:
     Attributes:
         images: N images.
         labels: class indices ``[N]`` int64; where an image has any number of labels (``ImageDataset.task`` is "many"),
-            ``[N, L]`` float32: 1 present, 0 absent, NaN unknown.
+            ``[N, L]`` float32: 1 present, 0 absent, NaN unknown; between them, in training only, where an unknown one
+            was given a target (``cbm.data.labels.settle``).
         concepts: concept labels ``[N, A]``: 1 present, 0 absent, NaN unknown; levels and numbers where
             ``ImageDataset.specs`` says so. None if there are none.
         subjects: subject ``[N]`` of each image (a lesion, a video); images of one subject stay in one split. None if
@@ -86,6 +87,8 @@ class Split:
         groups: values ``[N]`` int64 by name of the group (site, sex): indices into ``ImageDataset.group_names``, -1 if
             unknown.
         features: features of the images, if they were made elsewhere; then nothing is encoded.
+        values: numbers ``[N, V]`` of the continuous attributes, in their units and the order of ``ImageDataset.specs``,
+            NaN if unknown; None until ``cbm.data.valued`` has set them apart.
     """
 
     images: Images
@@ -94,6 +97,7 @@ class Split:
     subjects: np.ndarray | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
     features: Given | None = None
+    values: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -104,7 +108,8 @@ class Split:
         subjects = None if self.subjects is None else self.subjects[rows]
         groups = {name: values[rows] for name, values in self.groups.items()}
         features = None if self.features is None else self.features.take(rows)
-        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects, groups, features)
+        values = None if self.values is None else self.values[rows]
+        return Split(self.images.take(rows.tolist()), self.labels[rows], concepts, subjects, groups, features, values)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from cbm.data.images import Images
 from cbm.data.readers import read_dataset
 from cbm.data.splits import complete_splits, few_shot
 from cbm.data.store import FeatureStore, StoredFeatures, say_skipped
+from cbm.data.valued import settled
 from cbm.encoders.base import Encoder
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path
@@ -102,6 +103,7 @@ def read_images(card: DictConfig, cache: Path, *, whole: bool = False) -> ImageD
         warn_once(f"{dataset.name}: {doubt}")
     if dataset.faults:
         raise UserError(f"data set '{dataset.name}': {dataset.faults[0]}")
+    dataset = settled(dataset)
     if whole and list(dataset.splits) == ["train"]:
         return _known_or_not(replace(dataset, splits={"test": dataset.splits["train"]}))
     return _known_or_not(
@@ -233,6 +235,7 @@ def encode_splits(
                 None if split.concepts is None else torch.from_numpy(split.concepts),
                 split.subjects,
                 split.groups,
+                None if split.values is None else torch.from_numpy(split.values),
             )
         taken[name] = split
     dataset = replace(dataset, splits=taken)

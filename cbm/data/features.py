@@ -29,6 +29,7 @@ class FeatureSplit:
             says so); None if there are none.
         subjects: subject ``[N]`` of each image (a patient); None if unknown.
         groups: values ``[N]`` int64 by name of the group, -1 if unknown (``FeatureData.group_names``).
+        values: numbers ``[N, V]`` of the continuous attributes in their units, NaN if unknown; None if there are none.
     """
 
     x: Tensor
@@ -37,6 +38,7 @@ class FeatureSplit:
     concepts: Tensor | None = None
     subjects: np.ndarray | None = None
     groups: dict[str, np.ndarray] = field(default_factory=dict)
+    values: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.y)
@@ -48,7 +50,8 @@ class FeatureSplit:
         subjects = None if self.subjects is None else self.subjects[rows]
         groups = {name: values[rows] for name, values in self.groups.items()}
         names = [self.names[row] for row in rows]
-        return FeatureSplit(self.x[index], self.y[index], names, concepts, subjects, groups)
+        values = None if self.values is None else self.values[index]
+        return FeatureSplit(self.x[index], self.y[index], names, concepts, subjects, groups, values)
 
     def class_means(self, num_classes: int) -> Tensor:
         """Mean feature of every class, ``[C, D]``; of a label, the mean of the images that have it."""
@@ -212,6 +215,11 @@ class FeatureData:
     def many(self) -> bool:
         """Whether an image has any number of labels."""
         return next(iter(self.splits.values())).y.ndim == 2
+
+    @property
+    def value_specs(self) -> list[ConceptSpec]:
+        """The V continuous attributes, in the order of the columns of ``FeatureSplit.values``."""
+        return [spec for spec in self.specs if spec.kind == "continuous"]
 
     @property
     def dim(self) -> int:

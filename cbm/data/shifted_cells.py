@@ -124,7 +124,13 @@ class ShiftedFiles(ImageFiles):
 
 @reader("wbcatt_shift")
 def read_wbcatt_shift(
-    name: str, root: Path, annotations: str = ".", seed: int = 0, strength: float = 1.0
+    name: str,
+    root: Path,
+    annotations: str = ".",
+    seed: int = 0,
+    strength: float = 1.0,
+    task: str = "cells",
+    labels: list[str] | None = None,
 ) -> ImageDataset:
     """WBCAtt through another stain and camera: the published validation and test images, none for training.
 
@@ -134,13 +140,15 @@ def read_wbcatt_shift(
         annotations: as for ``wbcatt``.
         seed: random seed for the images' own parts.
         strength: factor on all changes; 0 changes nothing.
+        task: as for ``wbcatt``.
+        labels: as for ``wbcatt``.
 
     Raises:
         UserError: as for ``wbcatt``, or a strength that is no change at a time (above 2, below 0).
     """
     if not 0 <= strength <= 2:
         raise UserError(f"dataset.args.strength={strength:g}: expected a factor from 0 (no change) to 2")
-    cells, shift = read_wbcatt(name, root, annotations), Shift(seed=seed).stronger(strength)
+    cells, shift = read_wbcatt(name, root, annotations, task, labels), Shift(seed=seed).stronger(strength)
     splits = {}
     for split in ("val", "test"):
         part = cells.splits[split]

@@ -43,8 +43,10 @@ def read_waterbirds(name: str, root: Path) -> ImageDataset:
             "metadata.csv",
             np.eye(2, dtype=np.float32)[places],
         )
+        splits[split].groups = {"background": places}
     spurious = {bird: [place] for bird, place in zip(BIRDS, PLACES)}
-    return ImageDataset(name, BIRDS, splits, PLACES, {"background": PLACES}, spurious)
+    groups = {"background": list(PLACES)}
+    return ImageDataset(name, BIRDS, splits, PLACES, {"background": PLACES}, spurious, group_names=groups)
 
 
 @reader("metashift")
@@ -53,7 +55,7 @@ def read_metashift(name: str, root: Path) -> ImageDataset:
 
     A context is a concept: 1 where an image lies in its folder, 0 elsewhere. It is spurious for a class that it goes
     with in training more than with the others. An image's file name is its number in Visual Genome: one that lies in
-    several folders of a class is taken once, one that tests does not train.
+    several folders of a class is taken once (in the group of the first by name), one that tests does not train.
     """
     found = {}
     for split in ("train", "test"):
@@ -75,7 +77,10 @@ def read_metashift(name: str, root: Path) -> ImageDataset:
             class_index([label for label, _ in pictures], classes),
             np.array(shown, dtype=np.float32).reshape(len(pictures), len(concepts)),
         )
-    return ImageDataset(name, classes, splits, concepts, spurious=_spurious(splits["train"], classes, concepts))
+        first = [concepts.index(min(contexts)) for _, contexts in pictures.values()]
+        splits[split].groups = {"context": np.array(first, dtype=np.int64)}
+    spurious = _spurious(splits["train"], classes, concepts)
+    return ImageDataset(name, classes, splits, concepts, spurious=spurious, group_names={"context": list(concepts)})
 
 
 def _contexts(name: str, root: Path, split: str) -> dict[tuple[str, str], tuple[str, set[str]]]:

@@ -493,6 +493,9 @@ def read_birds(
     n_val: int = 20,
     n_test: int = 40,
     size: int = 64,
+    task: str = "species",
+    keep: list[str] | None = None,
+    drop: list[str] | None = None,
 ) -> ImageDataset:
     """Paper birds, drawn into ``root`` on first use.
 
@@ -505,12 +508,20 @@ def read_birds(
         n_val: number of validation images per species.
         n_test: number of test images per species.
         size: width and height of an image in pixels.
+        task: ``species`` for 20 classes, ``attributes`` for six labels that are rules over the concepts of a bird
+            (``cbm.data.birds.LABEL_RULES``), any number an image.
+        keep: the labels that are taken; by default all.
+        drop: labels that are left out.
 
     Raises:
         UserError: an argument is out of range, or ``root`` holds something else.
     """
-    from cbm.data.birds import write_birds
+    from cbm.data.birds import LABEL_RULES, labels_of, write_birds
 
+    if task not in ("species", "attributes"):
+        raise UserError(f"dataset.args.task={task}: {did_you_mean(task, ('species', 'attributes'))}")
+    if task == "species" and (keep is not None or drop is not None):
+        raise UserError("dataset.args.keep and dataset.args.drop choose labels: say dataset.args.task=attributes")
     made_of: dict[str, Any] = dict(variant=variant, seed=seed, n_train=n_train, n_val=n_val, n_test=n_test, size=size)
     root = drawn_folder(root, made_of)
     if not (root / "images.csv").is_file():
@@ -518,5 +529,18 @@ def read_birds(
         write_birds(root, **made_of)
     birds = read_csv(name, root)
     if variant == "birds_spurious":  # the habitat goes with the species in training, whichever it is
-        birds.spurious = dict.fromkeys(birds.classes, birds.concept_groups["habitat"])
-    return birds
+        habitats = birds.concept_groups["habitat"]
+        birds.spurious = dict.fromkeys(birds.classes, habitats)
+        birds.group_names["habitat"] = list(habitats)
+        at = [birds.concept_names.index(habitat) for habitat in habitats]
+        for split in birds.splits.values():
+            assert split.concepts is not None
+            split.groups["habitat"] = split.concepts[:, at].argmax(axis=1)
+    if task == "species":
+        return birds
+    for split in birds.splits.values():
+        assert split.concepts is not None
+        split.labels = labels_of(split.concepts, birds.concept_names)
+    birds.task, birds.classes, birds.spurious = "many", list(LABEL_RULES), {}
+    birds.template, birds.negative_template = "a picture of a bird with {}.", "a picture of a bird without {}."
+    return choose_labels(birds, keep, drop)

@@ -13,13 +13,13 @@ from cbm.editing.asking.propagation import conditional_mean, propagate, source_c
 from cbm.editing.asking.questions import QuestionCurve, ask_in_turn
 from cbm.editing.bank_swap import BankSwap, Kept, refit_head, swap_bank
 from cbm.editing.comparison import Comparison, changed_most
-from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual
+from cbm.editing.counterfactual import Counterfactual, contrast, counterfactual, label_counterfactual
 from cbm.editing.domains import EDITORS, DomainEditor, EditContext, Proposal, create_editor
 from cbm.editing.domains.gate import Gate, fit_gate, load_gate
 from cbm.editing.domains.source_card import SourceCard, load_source_card, source_card
 from cbm.editing.edits import Edit, EditSet, load_edits, signed
 from cbm.editing.energies import EditedEnergies, energy_guided_edits
-from cbm.editing.margin import margin_edits
+from cbm.editing.margin import label_margin_edits, margin_edits
 from cbm.editing.prune import alike, prune
 
 __all__ = [
@@ -54,6 +54,8 @@ __all__ = [
     "fit_concept_probe",
     "fit_gate",
     "intervenability",
+    "label_counterfactual",
+    "label_margin_edits",
     "load_edits",
     "load_gate",
     "load_source_card",

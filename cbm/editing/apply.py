@@ -17,7 +17,7 @@ from cbm.editing.energies import EditedEnergies
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
 from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, SparseCode, predict_logits
-from cbm.layers.activations import Sigmoid
+from cbm.layers.activations import Sigmoid, Valued
 
 Editable = ConceptBottleneck | EnergyBottleneck
 
@@ -98,7 +98,8 @@ def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
 def levels(model: ConceptBottleneck) -> Tensor:
     """Activations ``[2, K]`` that stand for absent and for present concepts."""
     if isinstance(model.activation, Sigmoid):
-        return torch.tensor([[0.05], [0.95]]).expand(-1, len(model.concepts)).to(model.reference)
+        ends = torch.tensor([[0.05], [0.95]]).expand(-1, len(model.concepts)).to(model.reference)
+        return _of_numbers(model, ends)
     if isinstance(model.activation, Coded):
         return torch.stack([torch.zeros_like(model.reference), model.activation.typical.to(model.reference)])
     return torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
@@ -110,8 +111,17 @@ def told_levels(model: ConceptBottleneck) -> Tensor:
     0 and 1 of concepts that are probabilities, else those of ``levels``.
     """
     if isinstance(model.activation, Sigmoid):
-        return torch.tensor([[0.0], [1.0]]).expand(-1, len(model.concepts)).to(model.reference)
+        ends = torch.tensor([[0.0], [1.0]]).expand(-1, len(model.concepts)).to(model.reference)
+        return _of_numbers(model, ends)
     return levels(model)
+
+
+def _of_numbers(model: ConceptBottleneck, ends: Tensor) -> Tensor:
+    """Ends ``[2, K]`` with those of numbers where training images have them: 5 % are beyond either."""
+    if not isinstance(model.activation, Valued):
+        return ends
+    own = torch.stack([model.reference + deviations * model.spread for deviations in LEVELS.values()])
+    return torch.where(model.activation.number, own, ends)
 
 
 @overload

@@ -22,7 +22,8 @@ from torch import Tensor
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.control import apply_control
 from cbm.errors import UserError
-from cbm.layers import ConceptBottleneck, LinearHead
+from cbm.layers import ConceptBottleneck, LinearHead, decide
+from cbm.layers.link import same_link
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,7 @@ def refit_head(
     bias = model.biases().double() + (weights @ (old @ mean)) - fitted @ (new @ mean)
     made = ConceptBottleneck(directions.float(), LinearHead(fitted.float(), bias.float())).requires_grad_(False)
     made.residual = model.residual
+    same_link(model, made)
     return made.calibrate(x).train(model.training)
 
 
@@ -115,7 +117,7 @@ def kept(model: ConceptBottleneck, directions: Tensor, x: Tensor, *, ridge: floa
     before, after = torch.cat(truth).double(), torch.cat(found).double()
     spread = (before - before.mean(dim=0)).square().mean(dim=0)
     wrong = (after - before).square().mean(dim=0)
-    same = (before.argmax(dim=1) == after.argmax(dim=1)).double().mean()
+    same = (decide(model, before) == decide(model, after)).double().mean()
     return Kept(float(same), float(1 - wrong.sum() / spread.sum()), 1 - wrong / spread.clamp(min=1e-30))
 
 

@@ -1,6 +1,7 @@
 """Compare the decisions about a set of images before and after edits."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -90,7 +91,15 @@ class Comparison:
         }
 
 
-def changed_most(comparison: Comparison, count: int = 5) -> list[tuple[str, int, float, float]]:
+class Recalled(Protocol):
+    """What has a share that is right for every class, before and after."""
+
+    def recall(self) -> list[tuple[str, int, float, float]]:
+        """(class, number of images, share before, share after)."""
+        ...
+
+
+def changed_most(comparison: Recalled, count: int = 5) -> list[tuple[str, int, float, float]]:
     """The ``count`` classes whose recall changed most, as in ``Comparison.recall``."""
     moved = [row for row in comparison.recall() if row[2] != row[3]]
     return sorted(moved, key=lambda row: (-abs(row[3] - row[2]), row[0]))[:count]

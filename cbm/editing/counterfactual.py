@@ -90,6 +90,55 @@ def counterfactual(
 
 
 @torch.no_grad()
+def label_counterfactual(
+    model: ConceptBottleneck,
+    x: Tensor,
+    label: int,
+    *,
+    budget: int = 5,
+    frozen: Sequence[int] = (),
+    margin: float = 1e-3,
+) -> Counterfactual | None:
+    """The fewest concepts that change whether one image is said to have a label.
+
+    One logit against its threshold: contributions add up and no third class can come first, so the greedy choice is the
+    best there is. Concepts move as in ``counterfactual``.
+
+    Args:
+        model: a bottleneck of labels.
+        x: unit-norm features ``[D]``.
+        label: index of the label.
+        budget: largest number of concepts that may change.
+        frozen: columns of concepts that must stay as they are.
+        margin: distance from the threshold.
+
+    Returns:
+        The change, whose ``before`` and ``after`` are 1 for there and 0 for not there; None if the budget does not
+        suffice.
+    """
+    logits = model(x[None])[0]
+    cut = 0.0 if model.thresholds is None else float(model.thresholds[label])
+    lead = float(logits[label]) - cut
+    activation = model.activations(x[None])[0]
+    ends = levels(model)
+    low, high = torch.minimum(ends[0], activation), torch.maximum(ends[1], activation)
+    rates = model.weights()[label] * (-1.0 if lead > 0 else 1.0)
+    room = torch.where(rates > 0, high - activation, low - activation)
+    gain = rates * room
+    gain[list(frozen)] = 0.0
+    need = abs(lead) + margin
+    best = gain.argsort(descending=True, stable=True)[:budget]
+    enough = (gain[best].cumsum(0) >= need).nonzero()
+    if not len(enough):
+        return None
+    chosen = best[: int(enough[0]) + 1]
+    moves = room[chosen].clone()
+    moves[-1] = (need - float(gain[chosen[:-1]].sum())) / rates[chosen[-1]]
+    before = int(lead > 0)
+    return Counterfactual(chosen.tolist(), (activation[chosen] + moves).tolist(), before, 1 - before)
+
+
+@torch.no_grad()
 def contrast(model: ConceptBottleneck, x: Tensor, this: int, that: int) -> Tensor:
     """Why one class and not another: what every concept adds to the difference of their logits, ``[N, K]``.
 

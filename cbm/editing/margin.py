@@ -53,13 +53,7 @@ def margin_edits(
     others = z.clone()
     others[:, label] = -torch.inf
     rival = int(others.argmax(dim=1).mode().values)
-    away = (model.activations(x)[:, column] - model.reference[column]).double()
-    usable = away.abs() >= LEAST * float(model.spread[column])
-    if not bool(usable.any()) or float(model.spread[column]) == 0:
-        raise UserError(
-            f"'{texts[column]}' is within {LEAST} standard deviations of its average on these pictures: "
-            "no moderate weight of it makes them right; choose another concept"
-        )
+    away, usable = _away(model, x, column, texts)
     h = float(((z[:, rival] - z[:, label] + margin) / (2 * away))[usable].mean())
     spread = float(model.spread[column])
     return EditSet(
@@ -70,3 +64,52 @@ def margin_edits(
             for c, change in ((label, h), (rival, -h))
         )
     )
+
+
+@torch.no_grad()
+def label_margin_edits(
+    model: ConceptBottleneck,
+    x: Tensor,
+    label: int,
+    column: int,
+    texts: list[str],
+    classes: list[str],
+    *,
+    present: bool = True,
+    margin: float = 0.2,
+    why: str | None = None,
+) -> EditSet:
+    """One ``reweight`` edit after which some images are said to have a label, or not to have it, by ``margin``.
+
+    For one image with activation a of the concept and distance g of its logit from the threshold,
+
+        w_l += (margin - g) / (a - reference)          (-margin - g, where it should not be there);
+
+    for several images the mean of theirs. Other arguments and errors as for ``margin_edits``.
+
+    Args:
+        present: whether the images should have the label.
+    """
+    x = x.reshape(-1, x.shape[-1])
+    cut = 0.0 if model.thresholds is None else float(model.thresholds[label])
+    lead = model(x)[:, label].double() - cut
+    away, usable = _away(model, x, column, texts)
+    change = float((((margin if present else -margin) - lead) / away)[usable].mean())
+    value = (float(model.weights()[label, column]) + change) * float(model.spread[column])
+    return EditSet((Edit("reweight", texts[column], value, (classes[label],), why=why),))
+
+
+def _away(model: ConceptBottleneck, x: Tensor, column: int, texts: list[str]) -> tuple[Tensor, Tensor]:
+    """How far a concept is from its average ``[n]``, and for which images that is far enough.
+
+    Raises:
+        UserError: for none.
+    """
+    away = (model.activations(x)[:, column] - model.reference[column]).double()
+    usable = away.abs() >= LEAST * float(model.spread[column])
+    if not bool(usable.any()) or float(model.spread[column]) == 0:
+        raise UserError(
+            f"'{texts[column]}' is within {LEAST} standard deviations of its average on these pictures: "
+            "no moderate weight of it makes them right; choose another concept"
+        )
+    return away, usable

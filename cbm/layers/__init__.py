@@ -1,6 +1,6 @@
 """The one model: scores, activation, head, residual."""
 
-from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
+from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Valued
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import Coded, SparseCode, UnitCode
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
@@ -28,6 +28,7 @@ __all__ = [
     "SparseCode",
     "TopK",
     "UnitCode",
+    "Valued",
     "decide",
     "energies_or_none",
     "has_concepts",

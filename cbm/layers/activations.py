@@ -121,3 +121,38 @@ class Sigmoid(Pointwise):
     """The probability of a concept whose score is its log-odds."""
 
     function: Function = "sigmoid"
+
+
+class Valued(Sigmoid):
+    """Concepts of several kinds: probabilities, values that exclude each other, and numbers.
+
+    Args:
+        offset: offset ``[K]`` that is subtracted from the scores first.
+        number: which concepts are numbers ``[K]`` bool, whose activation is the score itself (in standard deviations).
+        group: number of the attribute ``[K]`` int64 of values that exclude each other, whose probabilities sum to one;
+            -1 for the others.
+    """
+
+    number: Tensor
+    group: Tensor
+
+    def __init__(self, offset: Tensor, number: Tensor, group: Tensor):
+        super().__init__(offset)
+        self.register_buffer("number", number.clone())
+        self.register_buffer("group", group.clone())
+
+    def forward(self, scores: Tensor) -> Tensor:
+        """Scores ``[N, K]`` to activations ``[N, K]``."""
+        z = scores - self.offset
+        found = torch.where(self.number, z, z.sigmoid())
+        for group in self.group.unique().tolist():
+            if group >= 0:
+                columns = (self.group == group).nonzero().flatten()
+                found[:, columns] = z[:, columns].softmax(dim=1)
+        return found
+
+    def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
+        """Logits in chunks of images; arguments as for ``Activation.logits``."""
+        rows = max(1, 2**22 // max(len(concepts), 1))
+        parts = [torch.nn.functional.linear(self.encode(part, concepts), weights, bias) for part in x.split(rows)]
+        return torch.cat(parts) if parts else x.new_empty(0, len(weights))

@@ -7,7 +7,7 @@ from torch import nn
 
 from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
-from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK
+from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Valued
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
@@ -17,7 +17,7 @@ from cbm.layers.probe import LinearProbe
 from cbm.solvers.concept_blocks import ConceptBlocks
 
 ACTIVATIONS: dict[str, type[Activation]] = {
-    kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid, SparseCode, UnitCode)
+    kind.__name__: kind for kind in (TopK, Largest, Cube, Sigmoid, Valued, SparseCode, UnitCode)
 }
 ENERGIES = {kind.__name__: kind for kind in (EnergyBottleneck, ReleasedEnergyBottleneck)}
 

@@ -1,16 +1,18 @@
 """Concept labels for methods that learn concepts: the data set's own columns, or CLIP's opinion."""
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
+from cbm.data.dataset import ConceptSpec
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
+from cbm.losses.concepts import ConceptLayout
 from cbm.methods.base import one_of
 
 log = logging.getLogger(__name__)
@@ -27,12 +29,14 @@ class ConceptLabels:
         targets: labels ``[N, K]`` by name of the split: 1, 0, or NaN if unknown; pseudo-labels are probabilities.
         groups: lists of columns whose concepts may exclude each other.
         pseudo: whether the labels are CLIP's opinion: a model that learns them repeats CLIP, not the truth.
+        layout: which columns are the values, levels or number of one attribute. Only ``with_numbers`` adds numbers.
     """
 
     bank: ConceptBank
     targets: dict[str, Tensor]
     groups: list[list[int]]
     pseudo: bool
+    layout: ConceptLayout = field(default_factory=ConceptLayout)
 
 
 def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperature: float) -> ConceptLabels:
@@ -72,7 +76,9 @@ def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperatur
         }
         if empty := [bank.texts[k] for k, c in matches if not bool((targets["train"][:, columns.index(c)] >= 0).any())]:
             raise UserError(f"concept '{empty[0]}' has no label on any training picture (a column of unknowns)")
-        return ConceptLabels(bank.take(k for k, _ in matches), targets, groups, pseudo=False)
+        exclusive, ordered = (_columns(data.specs, kind, position) for kind in ("categorical", "ordinal"))
+        layout = ConceptLayout(exclusive, ordered)
+        return ConceptLabels(bank.take(k for k, _ in matches), targets, groups, False, layout)
     if bank.embeddings is None or bank.embeddings.shape[1] != data.dim:
         raise UserError(
             f"the data set labels no concept of bank '{bank.source}', and without an encoder that reads text "
@@ -81,6 +87,56 @@ def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperatur
     log.warning("concept labels are CLIP's own opinion: whatever is said about concepts below is fidelity to CLIP")
     targets = pseudo_labels({name: data.splits[name].x for name in ("train", "val")}, bank.embeddings, temperature)
     return ConceptLabels(bank, targets, [], pseudo=True)
+
+
+def _columns(specs: list[ConceptSpec], kind: str, position: dict[str, int]) -> list[list[int]]:
+    """The columns of every attribute of a kind of which all concepts are there."""
+    chosen = [spec.columns for spec in specs if spec.kind == kind and all(name in position for name in spec.columns)]
+    return [[position[name] for name in columns] for columns in chosen]
+
+
+def with_numbers(labels: ConceptLabels, bank: ConceptBank, data: FeatureData) -> ConceptLabels:
+    """The labels and the continuous attributes of the same names as concepts of the bank, in standard deviations of the
+    training images; mean, deviation, unit and range stand in the concept's provenance under ``number``.
+
+    Args:
+        labels: labels of the other concepts.
+        bank: candidate concepts.
+        data: encoded splits.
+
+    Raises:
+        UserError: nothing is known of an attribute in training, or it never differs.
+    """
+    specs, train = data.value_specs, data.train.values
+    if labels.pseudo or train is None:
+        return labels
+    matches = match_concepts(bank.phrases, [spec.name for spec in specs])
+    added, columns = [], []
+    for k, number in matches:
+        known = train[:, number][~train[:, number].isnan()].double()
+        if len(known) < 2 or float(known.std()) == 0:
+            raise UserError(f"concept '{specs[number].name}' has no two different numbers on training pictures")
+        mean, sd = float(known.mean()), float(known.std())
+        about = {
+            "mean": mean, "sd": sd, "unit": specs[number].unit, "low": float(known.min()), "high": float(known.max()),
+        }  # fmt: skip
+        concept = bank.concepts[k]
+        added.append((k, replace(concept, provenance={**concept.provenance, "number": about})))
+        columns.append((number, mean, sd))
+    if not added:
+        return labels
+    count = len(labels.bank)
+    order = {text: k for k, text in enumerate(bank.texts)}
+    both = bank.take([*(order[text] for text in labels.bank.texts), *(k for k, _ in added)])
+    both = replace(both, concepts=(*labels.bank.concepts, *(concept for _, concept in added)))
+    targets = {}
+    for name, known_ones in labels.targets.items():
+        values = data.splits[name].values
+        assert values is not None
+        more = torch.stack([(values[:, number] - mean) / sd for number, mean, sd in columns], dim=1)
+        targets[name] = torch.cat([known_ones, more.to(known_ones)], dim=1)
+    layout = replace(labels.layout, numbers=list(range(count, count + len(added))))
+    return ConceptLabels(both, targets, labels.groups, False, layout)
 
 
 def pseudo_labels(features: dict[str, Tensor], directions: Tensor, temperature: float) -> dict[str, Tensor]:

@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
 from cbm.kernels import feature_moments
-from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid
+from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid, Valued
 from cbm.losses.classification import label_loss
+from cbm.losses.concepts import ConceptLayout, concept_layout_loss, ordered_heads
 from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
-from cbm.methods.concept_labels import concept_labels
+from cbm.methods.concept_labels import concept_labels, with_numbers
 
 
 @dataclass
@@ -49,20 +50,41 @@ class TwoHeads(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, x: Tensor, num_concepts: int, num_classes: int):
+    def __init__(self, x: Tensor, num_concepts: int, num_classes: int, layout: ConceptLayout | None = None):
         super().__init__()
+        self.layout = layout or ConceptLayout()
         mean, std = feature_moments(x)
         self.register_buffer("mean", mean)
         self.register_buffer("std", std.clamp(min=1e-6))
         self.concept, self.head = nn.Linear(x.shape[1], num_concepts), nn.Linear(num_concepts, num_classes)
 
     def concept_logits(self, x: Tensor) -> Tensor:
-        """Concept logits ``[N, K]``."""
+        """Concept logits ``[N, K]``; of numbers the predictions."""
+        if self.layout.ordered:
+            return nn.functional.linear((x - self.mean) / self.std, *self.concept_heads())
         return self.concept((x - self.mean) / self.std)
+
+    def concept_heads(self) -> tuple[Tensor, Tensor]:
+        """Weights ``[K, D]`` and biases ``[K]`` of the concepts, on standardised features."""
+        return ordered_heads(self.concept.weight, self.concept.bias, self.layout)
+
+    def activation(self, offset: Tensor) -> Sigmoid:
+        """From logits plus ``offset`` ``[K]`` to what the class head reads."""
+        if self.layout.plain:
+            return Sigmoid(offset)
+        number, group = torch.zeros(len(offset), dtype=torch.bool), torch.full((len(offset),), -1)
+        number[self.layout.numbers] = True
+        for name, columns in enumerate(self.layout.exclusive):
+            group[columns] = name
+        return Valued(offset, number, group)
+
+    def probabilities(self, logits: Tensor) -> Tensor:
+        """What the class head reads ``[N, K]``, of concept logits."""
+        return logits.sigmoid() if self.layout.plain else self.activation(torch.zeros_like(logits[0]))(logits)
 
     def forward(self, x: Tensor) -> Tensor:
         """Class logits ``[N, C]``."""
-        return self.head(self.concept_logits(x).sigmoid())
+        return self.head(self.probabilities(self.concept_logits(x)))
 
 
 @register_method("supervised")
@@ -81,7 +103,8 @@ class Supervised(Method):
         """Make two untrained heads; arguments as for ``Method.build``."""
         bank = self.required(bank, "a concept bank")
         labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
-        model = TwoHeads(data.train.x, len(labels.bank), len(data.classes))
+        labels = with_numbers(labels, bank, data)
+        model = TwoHeads(data.train.x, len(labels.bank), len(data.classes), labels.layout)
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
@@ -91,13 +114,16 @@ class Supervised(Method):
         """
         concepts = self.required(concepts, "concept labels [B, K]")
         logits = model.concept_logits(x)
-        probability = logits.sigmoid()
+        probability = model.probabilities(logits)
         if self.config.training != "joint":
             probability = probability.detach()
         if self.config.training == "independent":
             probability = concepts.where(~concepts.isnan(), probability)
-        known = ~concepts.isnan()
-        of_concepts = nn.functional.binary_cross_entropy_with_logits(logits[known], concepts[known])
+        if model.layout.plain:
+            known = ~concepts.isnan()
+            of_concepts = nn.functional.binary_cross_entropy_with_logits(logits[known], concepts[known])
+        else:
+            of_concepts = concept_layout_loss(logits, concepts, model.layout)
         return label_loss(model.head(probability), y) + self.config.concept_weight * of_concepts
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -111,8 +137,9 @@ class Supervised(Method):
     def finish(self, built: Built, data: FeatureData) -> nn.Module:
         """The two heads as a bottleneck whose activations are probabilities."""
         model = built.model
-        directions = model.concept.weight / model.std
-        offset = directions @ model.mean - model.concept.bias
+        weight, bias = model.concept_heads()
+        directions = weight / model.std
+        offset = directions @ model.mean - bias
         head = LinearHead(model.head.weight, model.head.bias)
-        made = ConceptBottleneck(directions, head, activation=Sigmoid(offset), link=link_of(data))
+        made = ConceptBottleneck(directions, head, activation=model.activation(offset), link=link_of(data))
         return made.calibrate(data.train.x)

@@ -227,7 +227,7 @@ def multilabel_metrics(
         "f1_macro": f1(logits, y, thresholds).nanmean(),
         "f1_micro": _f1(outcomes[:, counted].sum(dim=1)),
         "f1_macro_half": f1(logits, y, torch.zeros_like(thresholds)).nanmean(),
-        "balanced_accuracy_macro": (_sensitivity(outcomes) + _specificity(outcomes))[counted].mean() / 2,
+        "balanced_accuracy_macro": (_sensitivity(outcomes) + _specificity(outcomes)).nanmean() / 2,
         "ece_macro": ece(logits, y, subjects).nanmean(),
         "brier_macro": brier(logits, y).nanmean(),
         "exact_match": right[complete].all(dim=1).double().mean(),
@@ -241,7 +241,7 @@ def multilabel_metrics(
 def label_table(
     logits: Tensor, y: Tensor, thresholds: Tensor, names: Sequence[str], subjects: np.ndarray | None = None
 ) -> list[dict[str, str | int | float]]:
-    """A row for every label, as in ``labels.csv``.
+    """A row for every label, as in ``label_metrics.csv``.
 
     Args:
         logits: logits ``[N, L]``.

@@ -116,9 +116,7 @@ def quadratic_kappa(predicted: Tensor, true: Tensor) -> Measured:
     if not len(true):
         return Measured(math.nan, 0)
     by_chance = predicted.var(correction=0) + true.var(correction=0) + (predicted.mean() - true.mean()).square()
-    if by_chance == 0:
-        return Measured(math.nan, len(true))
-    return Measured(1 - float((predicted - true).square().mean() / by_chance), len(true))
+    return Measured(1 - float((predicted - true).square().mean() / by_chance), len(true))  # 0/0 is NaN
 
 
 def off_by_one(predicted: Tensor, true: Tensor) -> Measured:

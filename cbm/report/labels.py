@@ -124,7 +124,7 @@ def label_rows(result: RunResult) -> list[dict[str, Any]]:
 
 
 def write_label_table(path: Path, result: RunResult) -> None:
-    """Write ``labels.csv``."""
+    """Write ``label_metrics.csv``."""
     rows = label_rows(result)
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")

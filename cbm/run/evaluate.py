@@ -29,11 +29,13 @@ from cbm.layers import predict_logits, require_concepts
 from cbm.metrics import classification_metrics
 from cbm.metrics.decisions import Decisions, decide, headline_intervals, keep_decisions
 from cbm.metrics.evaluate import evaluate_split
+from cbm.metrics.multilabel import multilabel_metrics
 from cbm.metrics.nec import load_heads
 from cbm.report.correction import write_correction
 from cbm.run.announce import print_metrics
 from cbm.trained import TrainedModel, load
 from cbm.trained.domains import edit_context, support_and_tested
+from cbm.trained.label_comparison import LabelComparison, compared
 
 log = logging.getLogger("cbm")
 
@@ -171,7 +173,7 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     before = predict_logits(bottleneck, split.x)
     inside = None if gate is None else gate(split.x)
     after = edited_logits(bottleneck, edits, bank, classes, split.x, split.names, before, domain, inside)
-    comparison = Comparison(before, after, split.y, classes)
+    comparison = compared(bottleneck, before, after, split.y, classes)
     one_model = (
         None if edits.samples or gate is not None else edited_model(bottleneck, edits, bank.texts, classes, domain)
     )
@@ -213,18 +215,19 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
 
 
 def decisions_of(
-    request: Request, data: FeatureData, comparison: Comparison, one_model: torch.nn.Module | None
+    request: Request, data: FeatureData, comparison: Comparison | LabelComparison, one_model: torch.nn.Module | None
 ) -> Decisions:
     """What was decided about every image after edits; arguments as of ``decided_metrics``."""
     if one_model is None:
-        return Decisions(comparison.after, data.splits[request.split])
+        cuts = comparison.thresholds if isinstance(comparison, LabelComparison) else None
+        return Decisions(comparison.after, data.splits[request.split], thresholds=cuts)
     return replace(decide(one_model, request.model.bank, data, request.split), logits=comparison.after)
 
 
 def decided_metrics(
     request: Request,
     data: FeatureData,
-    comparison: Comparison,
+    comparison: Comparison | LabelComparison,
     one_model: torch.nn.Module | None,
     decisions: Decisions,
 ) -> dict[str, float]:
@@ -243,14 +246,18 @@ def decided_metrics(
     if one_model is not None:
         cuts = request.model.cut_points(request.cache)
         metrics = evaluate_split(one_model, request.model.bank, data, split, cuts=cuts)
-    decided = classification_metrics(comparison.after, comparison.y)
+    decided = (
+        multilabel_metrics(comparison.after, comparison.y, comparison.thresholds)
+        if isinstance(comparison, LabelComparison)
+        else classification_metrics(comparison.after, comparison.y)
+    )
     metrics |= {f"{split}/{key}": value for key, value in decided.items()}
     metrics |= headline_intervals(decisions, split)
     metrics |= comparison.metrics()
     return metrics | counted(data, split)
 
 
-def say_changes(comparison: Comparison) -> None:
+def say_changes(comparison: Comparison | LabelComparison) -> None:
     """Log what the edits changed."""
     log.info("%s", comparison)
     for of, count, before, after in changed_most(comparison):

@@ -13,14 +13,15 @@ from cbm.concepts import ConceptBank
 from cbm.data import Split
 from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn, to_logits
 from cbm.editing.asking.policies import POLICIES
-from cbm.editing.asking.questions import QuestionCurve, ask_in_turn
+from cbm.editing.asking.questions import QuestionCurve, accuracy, ask_in_turn
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
 from cbm.files.parsing import read_table
-from cbm.layers import require_linear
+from cbm.layers import one_class, require_linear
 from cbm.layers.probe import LinearProbe
 from cbm.metrics.evaluate import known_concepts
 from cbm.metrics.intervention import told_together
+from cbm.metrics.multilabel import auroc
 from cbm.trained import TrainedModel, load
 
 if TYPE_CHECKING:  # needs the extra 'llm'
@@ -72,7 +73,10 @@ def question_curves(
         raise UserError(f"--noise {noise}: expected a share from 0 to 1")
     trained = load(run)
     path, classes = trained.path, trained.classes
+    if propagate:
+        one_class(trained.model, "--propagate")
     if isinstance(trained.model, LinearProbe):
+        one_class(trained.model, "asking without concepts")
         if answers is not None or expert is not None or propagate or costs:
             raise UserError(
                 f"run '{path}' has no concepts: its features are edited by probes, by the truth and in a random order; "
@@ -100,7 +104,7 @@ def question_curves(
     curves = {
         name: ask_in_turn(
             model, data.test.x, data.test.y, given, units, name, covariance=covariance, truth=truth,
-            questions=questions, costs=price, seed=seed,
+            questions=questions, costs=price, seed=seed, quality=label_quality if model.many else accuracy,
         )
         for name in policies
     }  # fmt: skip
@@ -156,6 +160,11 @@ def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, no
     )  # fmt: skip
     write_curves(path, {"random": curve})
     return curve
+
+
+def label_quality(logits: Tensor, y: Tensor) -> Tensor:
+    """Mean AUROC of labels ``[N, L]``, 0-d."""
+    return auroc(logits, y).nanmean()
 
 
 def _noisy(truth: Tensor, noise: float, seed: int, groups: Sequence[Sequence[int]] = ()) -> Tensor:

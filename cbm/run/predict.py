@@ -19,8 +19,10 @@ import torch
 from cbm.files import write_atomically
 from cbm.files.names import as_text
 from cbm.files.pictures import VERSION
+from cbm.layers import is_many
 from cbm.layers.require import linear_or_none
 from cbm.methods.planning import in_time
+from cbm.metrics.evaluate import thresholds_of
 from cbm.report.explanations import explain
 from cbm.report.predictions import Shown, predictions_page
 from cbm.report.thumbnails import thumbnail
@@ -108,6 +110,8 @@ def predict(
 
 
 def _columns(model: TrainedModel, top: int) -> list[str]:
+    if is_many(model.model):
+        return ["name", "labels", *(f"probability: {name}" for name in model.classes), "error"]
     many = 0 if model.bank is None or linear_or_none(model.model, model.bank) is None else min(top, len(model.bank))
     pairs = [f"{what}_{place}" for place in range(1, many + 1) for what in ("concept", "contribution")]
     return ["name", "label", "probability", *pairs, "error"]
@@ -130,6 +134,10 @@ def table_rows(model: TrainedModel, batch: Batch, top: int) -> list[list[str]]:
     if not good:
         return rows
     found = model.predict_features(batch.features)
+    if found.many:
+        for place, said, chances in zip(good, found.labels, found.probabilities.tolist()):
+            rows[place][1:-1] = "; ".join(said), *(f"{chance:.6f}" for chance in chances)
+        return rows
     chances = found.probabilities.max(dim=1).values.tolist()
     for place, label, chance in zip(good, found.labels, chances):
         rows[place][1:3] = label, f"{chance:.6f}"
@@ -173,17 +181,24 @@ def shown_images(model: TrainedModel, source: Source, batch_size: int) -> list[S
         if len(batch.features):
             found = model.predict_features(batch.features)
             if linear is not None and model.bank is not None:
-                why = explain(linear, model.bank.texts, found.features, found.logits.argmax(dim=1))
+                surest = (found.logits - cuts_of(model)).argmax(dim=1)  # of labels, the one said with most room
+                why = explain(linear, model.bank.texts, found.features, surest)
         taken = 0
         for place, name in enumerate(batch.names):
             if found is None or place in batch.errors:
                 shown.append(Shown(name, error=batch.errors[place]))
                 continue
             picture = None if images is None else thumbnail(images, place)
-            chance = float(found.probabilities[taken].max())
-            shown.append(Shown(name, found.labels[taken], chance, why[taken] if why else None, picture))
+            chance, said = float(found.probabilities[taken].max()), found.labels[taken]
+            said = said if isinstance(said, str) else "; ".join(said) or "none of the labels"
+            shown.append(Shown(name, said, chance, why[taken] if why else None, picture))
             taken += 1
     return shown
+
+
+def cuts_of(model: TrainedModel) -> torch.Tensor | float:
+    """Logits above which a label is said to be there; 0 for classes."""
+    return thresholds_of(model.model, len(model.classes)) if is_many(model.model) else 0.0
 
 
 def _digest(model: TrainedModel) -> str:

@@ -29,7 +29,7 @@ from cbm.data import FeatureData, FeatureSplit
 from cbm.data.features import split_test
 from cbm.editing import alike, prune
 from cbm.errors import UserError
-from cbm.layers import ConceptBottleneck, predict_logits, require_linear
+from cbm.layers import ConceptBottleneck, one_class, predict_logits, require_linear
 from cbm.methods import create_method, fit_method
 from cbm.metrics.evaluate import accuracy
 from cbm.trained import load
@@ -48,6 +48,7 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
     """
     trained = load(run)
     path, cfg, model = trained.path, trained.config, require_linear(trained.model, trained.bank)
+    one_class(model, "removing spurious concepts")
     bank = trained.bank
     assert bank is not None
     dataset, data = trained.read(("train", "val", "test"), cache=cache, as_trained=True)

@@ -15,7 +15,7 @@ from cbm.data.text_store import text_encoder
 from cbm.editing import DomainEditor, EditContext, load_source_card
 from cbm.files import resolve_path
 from cbm.files.arrays import ARRAYS
-from cbm.layers import require_linear
+from cbm.layers import one_class, require_linear
 from cbm.trained.model import TrainedModel
 
 
@@ -35,6 +35,7 @@ def support_and_tested(
     Raises:
         UserError: too few images of a class, no such folder, or a class that the model does not know.
     """
+    one_class(model.model, "an editor for another domain")
     if editor.support is None:
         return split_test(images, editor.shots, model.classes, editor.seed)
     folder, settings = resolve_path(editor.support), model.encoding(card, cache)

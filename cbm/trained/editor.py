@@ -18,6 +18,8 @@ from cbm.editing import (
     edited_logits,
     edited_model,
     energy_guided_edits,
+    label_counterfactual,
+    label_margin_edits,
     load_edits,
     margin_edits,
     returned_share,
@@ -38,6 +40,7 @@ from cbm.layers import (
     require_linear,
     save_model,
 )
+from cbm.trained.label_comparison import LabelComparison, compared
 from cbm.trained.model import Picture, Prediction, TrainedModel
 
 Names = str | Sequence[str] | None
@@ -95,7 +98,8 @@ class Editor:
 
         Args:
             concept: text of the concept.
-            value: the new activation: a number, "present" or "absent".
+            value: the new activation: a number, "present" or "absent". Of a concept that is a number (a diameter), the
+                number in its unit.
             classes: classes whose logits the edit changes; all by default.
             samples: names of the images that the edit changes; all by default.
             why: reason, kept with the edit.
@@ -106,6 +110,7 @@ class Editor:
             UserError: an unknown concept or class, or a value that is not allowed.
         """
         layer = getattr(self.bottleneck, "activation", None)
+        value, why = self._in_deviations(concept, value, why)
         free = isinstance(layer, SparseCode) and bool(layer.free)
         if isinstance(layer, Coded) and not free and not isinstance(value, str) and value < 0:
             part = "unit" if isinstance(layer, UnitCode) else "word"
@@ -301,7 +306,7 @@ class Editor:
         """
         return self._logits(self.edits, x, names, before)
 
-    def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison:
+    def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison | LabelComparison:
         """Decisions about labelled images before and after the edits. Nothing is applied, and the flips are exact.
 
         Args:
@@ -317,9 +322,18 @@ class Editor:
             before, after = self.edits, self.edits + edits
         after.check_pictures(split.names)
         old, new = (self._logits(each, split.x, split.names, logits) for each in (before, after))
-        return Comparison(old, new, split.y, self.model.classes)
+        return compared(self.bottleneck, old, new, split.y, self.model.classes)
 
-    def correct(self, x: Tensor, label: str, concept: str, *, margin: float = 0.2, why: str | None = None) -> "Editor":
+    def correct(
+        self,
+        x: Tensor,
+        label: str,
+        concept: str,
+        *,
+        margin: float = 0.2,
+        present: bool = True,
+        why: str | None = None,
+    ) -> "Editor":
         """Change the weights of one concept just enough for images to be classified as ``label``.
 
         The manual editing of Label-free CBM: see ``cbm.editing.margin``. Look at ``compare`` before you keep it.
@@ -329,6 +343,7 @@ class Editor:
             label: class that the images should have.
             concept: text of the concept whose weights change.
             margin: distance in logits by which the class should win.
+            present: in a model of labels, False if the images should not have the label.
             why: reason, kept with the edits.
 
         Raises:
@@ -337,6 +352,11 @@ class Editor:
         EditSet((Edit("mask", concept, classes=(label,)),)).check(self.bank.texts, self.model.classes)
         column, row = self.bank.index(concept), self.model.classes.index(label)
         edited, texts = self._linear(), self.bank.texts
+        if edited.many:
+            classes = self.model.classes
+            return self.apply(
+                label_margin_edits(edited, x, row, column, texts, classes, present=present, margin=margin, why=why)
+            )
         return self.apply(margin_edits(edited, x, row, column, texts, self.model.classes, margin=margin, why=why))
 
     def follow(self, x: Tensor, told: dict[str, str]) -> EditSet:
@@ -365,7 +385,8 @@ class Editor:
 
         Args:
             x: unit-norm features ``[D]`` of the image.
-            target: class that the image should have; any other class by default.
+            target: class that the image should have; any other class by default. In a model of labels, the label that
+                should be there if it is not, and not if it is.
             budget: largest number of concepts to change.
             frozen: concepts that must stay as they are.
 
@@ -380,11 +401,38 @@ class Editor:
             raise UserError(f"no class '{target}' in this model: {did_you_mean(target, self.model.classes)}")
         goal = None if target is None else self.model.classes.index(target)
         columns = [self.bank.index(text) for text in frozen]
-        change = counterfactual(self._linear(), x, target=goal, budget=budget, frozen=columns)
+        linear = self._linear()
+        if linear.many and goal is None:
+            raise UserError(f"this model says any number of labels: say which one, target={self.model.classes[0]!r}")
+        if linear.many and goal is not None:
+            change = label_counterfactual(linear, x, goal, budget=budget, frozen=columns)
+        else:
+            change = counterfactual(linear, x, target=goal, budget=budget, frozen=columns)
         if change is None:
             return None
         pairs = zip(change.columns, change.values)
         return EditSet(tuple(Edit("set", self.bank.texts[k], value) for k, value in pairs))
+
+    def _in_deviations(self, concept: str, value: float | str, why: str | None) -> tuple[float | str, str | None]:
+        """A number in the unit of its concept as the model reads it, in standard deviations of training images; other
+        values as they are.
+
+        Raises:
+            UserError: the concept is a number, and the value is none.
+        """
+        names = former_names(self.bank)
+        text = names.get(concept, concept)
+        if text not in self.bank.texts or not (
+            of := self.bank.concepts[self.bank.index(text)].provenance.get("number")
+        ):
+            return value, why
+        unit = f" {of['unit']}" if of["unit"] else ""
+        if isinstance(value, str):
+            raise UserError(f"set '{concept}': it is a number{unit and ' in' + unit}, and '{value}' is none")
+        if not of["low"] <= value <= of["high"]:
+            seen = f"{of['low']:g} to {of['high']:g}{unit}"
+            warn_once(f"set '{concept}' to {value:g}{unit}: no training image has that, they have {seen}")
+        return (value - of["mean"]) / of["sd"], why or f"{value:g}{unit}"
 
     def _linear(self) -> ConceptBottleneck:
         """The edited model, if it has a linear head."""

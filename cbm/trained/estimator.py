@@ -19,9 +19,12 @@ from cbm.concepts.prepare import adopt_classes
 from cbm.concepts.readers import normalise_text
 from cbm.config import TrainerConfig
 from cbm.data import FeatureData, FeatureSplit, unit_norm
+from cbm.data.stratified import strata, stratify
 from cbm.errors import UserError
 from cbm.files.console import quiet_libraries
+from cbm.layers import Linked, decide, predict_logits, probabilities
 from cbm.methods import Method, create_method, fit_method
+from cbm.metrics.multilabel import choose_thresholds
 from cbm.trained import Prediction
 
 Concepts = Sequence[str] | Mapping[str, Sequence[str]] | ConceptBank
@@ -94,7 +97,8 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         return self
 
     def fit(self, X: Any, y: Any) -> "ConceptClassifier":
-        """Train on features ``[N, D]`` with labels ``[N]``.
+        """Train on features ``[N, D]`` with labels ``[N]``, or with any number of labels an image, ``[N, L]`` of 1, 0
+        and NaN for unknown.
 
         Raises:
             UserError: a wrong setting, missing concepts, or embeddings that do not fit.
@@ -103,9 +107,15 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         method = create_method({"name": self.method, **self._settings})
         if not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation}: expected a share between 0 and 1")
-        X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_features=2)
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
+        many = np.ndim(y) == 2 and np.shape(y)[1] > 1
+        if many:
+            X = validate_data(self, X, dtype=np.float32, ensure_min_features=2)
+            labels = self._many(y, len(X))
+            self.classes_ = np.arange(labels.shape[1])
+        else:
+            X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_features=2)
+            check_classification_targets(y)
+            self.classes_, labels = np.unique(y, return_inverse=True)
         names = self._class_names()
         seed = self.random_state
         if not isinstance(seed, int | np.integer):
@@ -118,22 +128,28 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         with isolate_rng():
             bank, trainer = self._bank(method, names), TrainerConfig(progress=False)
             self.model_, self.bank_ = fit_method(method, data, bank, self.logit_scale, seed=int(seed), trainer=trainer)
+        if many and isinstance(self.model_, Linked):
+            val = data.val
+            self.model_.with_thresholds(choose_thresholds(predict_logits(self.model_, val.x), val.y).float())
         self.facts_ = dict(method.facts)
         return self
 
     def predict(self, X: ArrayLike) -> NDArray:
-        """The predicted labels ``[N]`` of features ``[N, D]``."""
-        best = self._prediction(X).logits.argmax(dim=1).numpy()
-        return self.classes_[best]
+        """The predicted labels ``[N]`` of features ``[N, D]``; ``[N, L]`` of 0 and 1 where there are several."""
+        check_is_fitted(self)
+        said = decide(self.model_, self._prediction(X).logits).numpy()
+        return said.astype(np.int64) if said.ndim == 2 else self.classes_[said]
 
     def predict_proba(self, X: ArrayLike) -> NDArray:
-        """Class probabilities ``[N, C]`` of features ``[N, D]``, columns as in ``classes_``."""
-        return self._prediction(X).logits.double().softmax(dim=1).numpy()
-
-    def explain(self, X: ArrayLike, top: int = 10) -> list[list[tuple[str, float]]]:
-        """The ``top`` concepts that changed the predicted logit of every image most, with their contributions."""
+        """Probabilities ``[N, C]`` of features ``[N, D]``, columns as in ``classes_``; of labels, of each its own."""
         prediction = self._prediction(X)
-        return [prediction.explain(row, top) for row in range(len(prediction.logits))]
+        return probabilities(self.model_, prediction.logits.double()).numpy()
+
+    def explain(self, X: ArrayLike, top: int = 10, label: str | None = None) -> list[list[tuple[str, float]]]:
+        """The ``top`` concepts that changed a logit of every image most, with their contributions: that of the
+        predicted class, or of ``label``."""
+        prediction = self._prediction(X)
+        return [prediction.explain(row, top, label) for row in range(len(prediction.logits))]
 
     def __sklearn_is_fitted__(self) -> bool:
         return hasattr(self, "model_")
@@ -143,6 +159,22 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         check_is_fitted(self)
         x = _unit(validate_data(self, X, dtype=np.float32, reset=False))
         return Prediction(self.model_(x), self._class_names(), x, self.model_, self.bank_)
+
+    def _many(self, y: Any, count: int) -> NDArray:
+        """Labels ``[N, L]`` as the methods take them.
+
+        Raises:
+            UserError: another shape, something else than 1, 0 and NaN, or a label without two of each.
+        """
+        labels = np.asarray(y, dtype=np.float32)
+        if labels.shape[0] != count:
+            raise UserError(f"y has shape {list(labels.shape)}; expected [{count}, L]")
+        if not np.all(np.isnan(labels) | (labels == 0) | (labels == 1)):
+            raise UserError("y has several columns and other numbers than 1, 0 and NaN (unknown)")
+        few = np.flatnonzero(((labels == 1).sum(axis=0) < 4) | ((labels == 0).sum(axis=0) < 4))
+        if len(few):
+            raise UserError(f"y: label {few[0]} needs 4 rows with it and 4 without, half of them to validate on")
+        return labels
 
     def _class_names(self) -> list[str]:
         if self.classes is None:
@@ -154,6 +186,8 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
     def _data(self, X: NDArray, labels: NDArray, names: list[str], seed: int) -> FeatureData:
         """Training and validation split: a share of every class, and at least one image where there are two."""
         generator, held_out = np.random.default_rng(seed), np.zeros(len(labels), dtype=bool)
+        if labels.ndim == 2:
+            return self._many_data(X, labels, names, seed)
         for label in range(len(names)):
             rows = generator.permutation(np.flatnonzero(labels == label))
             held_out[rows[: min(max(round(self.validation * len(rows)), 1), len(rows) - 1)]] = True
@@ -162,6 +196,15 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         x, y = _unit(X), torch.from_numpy(labels.astype(np.int64))
         whole = FeatureSplit(x, y, [str(row) for row in range(len(y))])
         splits = {"train": whole.take(np.flatnonzero(~held_out)), "val": whole.take(np.flatnonzero(held_out))}
+        return FeatureData(splits, names, seed=seed, encoder="yours")
+
+    def _many_data(self, X: NDArray, labels: NDArray, names: list[str], seed: int) -> FeatureData:
+        """``_data`` for labels ``[N, L]``: their shares differ little between the two splits."""
+        shares = np.array([1 - self.validation, self.validation])
+        places = stratify(strata(labels), np.arange(len(labels)), shares, np.random.default_rng(seed))
+        x, y = _unit(X), torch.from_numpy(labels)
+        whole = FeatureSplit(x, y, [str(row) for row in range(len(y))])
+        splits = {name: whole.take(np.flatnonzero(places == n)) for n, name in enumerate(("train", "val"))}
         return FeatureData(splits, names, seed=seed, encoder="yours")
 
     def _bank(self, method: Method, names: list[str]) -> ConceptBank | None:

@@ -28,14 +28,25 @@ from cbm.data.text_store import text_encoder
 from cbm.editing import BankSwap, Edit, EditSet, edited_model, load_edits, load_source_card, swap_bank
 from cbm.encoders import load_encoder
 from cbm.encoders.base import LOGIT_SCALE, Encoder
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files import new_folder, resolve_path, write_atomically
 from cbm.files.console import warn_once
 from cbm.files.names import one_form
 from cbm.files.pictures import VERSION, open_picture, upright_rgb
 from cbm.files.run_directory import open_run, read_about, read_metrics
 from cbm.files.without_paths import without_paths
-from cbm.layers import ConceptBottleneck, load_model, require_concepts, require_linear, save_model
+from cbm.layers import (
+    ConceptBottleneck,
+    Linked,
+    decide,
+    is_many,
+    load_model,
+    one_class,
+    probabilities,
+    require_concepts,
+    require_linear,
+    save_model,
+)
 from cbm.layers.require import concepts_of, has_concepts, width_of
 from cbm.metrics.evaluate import cut_points
 from cbm.trained.export import export_model
@@ -74,14 +85,22 @@ class Prediction:
     bank: ConceptBank | None
 
     @property
-    def labels(self) -> list[str]:
-        """The predicted class of every image."""
-        return [self.classes[i] for i in self.logits.argmax(dim=1)]
+    def many(self) -> bool:
+        """Whether an image has any number of labels."""
+        return is_many(self.model)
+
+    @property
+    def labels(self) -> list[Any]:
+        """The predicted class of every image; where an image has any number of labels, the list of those it has."""
+        said = decide(self.model, self.logits)
+        if self.many:
+            return [[name for name, has in zip(self.classes, row) if has] for row in said.tolist()]
+        return [self.classes[i] for i in said]
 
     @property
     def probabilities(self) -> Tensor:
-        """Class probabilities ``[N, C]``."""
-        return self.logits.softmax(dim=1)
+        """Class probabilities ``[N, C]``; of labels, that of each."""
+        return probabilities(self.model, self.logits)
 
     @property
     def scores(self) -> Tensor:
@@ -99,26 +118,36 @@ class Prediction:
         ``model.base()[classes]`` plus the sum of a row is the logit.
 
         Args:
-            classes: class indices ``[N]``; the predicted classes by default.
+            classes: indices ``[N]`` of classes or labels; the predicted classes by default.
 
         Raises:
-            UserError: the model has no concepts that a linear head reads.
+            UserError: the model has no concepts that a linear head reads, or says any number of labels of an image, and
+                none is named.
         """
         bottleneck = self._bottleneck()
+        if classes is None and self.many:
+            raise UserError(
+                f"this model says any number of labels: say which one, label={self.classes[0]!r} or another"
+            )
         classes = self.logits.argmax(dim=1) if classes is None else classes
         return bottleneck.contributions(self.features, classes) if len(self.features) else self._no_rows()
 
-    def explain(self, picture: int, top: int = 10) -> list[tuple[str, float]]:
-        """The concepts that changed the predicted logit of one image most, with their contributions.
+    def explain(self, picture: int, top: int = 10, label: str | None = None) -> list[tuple[str, float]]:
+        """The concepts that changed a logit of one image most, with their contributions.
 
         Args:
             picture: number of the image, from 0.
             top: number of concepts.
+            label: class or label whose logit is explained; by default the predicted class, of labels one has to be
+                named.
 
         Raises:
-            UserError: the model has no concepts that a linear head reads.
+            UserError: the model has no concepts that a linear head reads, no such label, or labels and none named.
         """
-        row = self.contributions()[picture]
+        classes = None
+        if label is not None:
+            classes = torch.full((len(self.logits),), class_number(self.classes, label))
+        row = self.contributions(classes)[picture]
         assert self.bank is not None
         return [(self.bank.texts[k], float(row[k])) for k in row.abs().topk(min(top, len(row))).indices]
 
@@ -128,6 +157,17 @@ class Prediction:
 
     def _bottleneck(self) -> ConceptBottleneck:
         return require_linear(self.model, self.bank)
+
+
+def class_number(classes: list[str], name: str) -> int:
+    """The index of a class or label.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in classes:
+        raise UserError(f"no class '{name}' in this model: {did_you_mean(name, classes)}")
+    return classes.index(name)
 
 
 class TrainedModel:
@@ -288,7 +328,11 @@ class TrainedModel:
         whole = dataset is not None and not self._learned_from(card)
         if dataset is not None and not whole:
             log.info("'%s' was trained on these images: only those of its own splits are measured", self.path)
-        images = reorder_classes(read_images(card, Path(cache), whole=whole), self.classes)
+        found = read_images(card, Path(cache), whole=whole)
+        if (found.task == "many") != is_many(self.model):
+            says = "any number of labels" if is_many(self.model) else "one class"
+            raise UserError(f"'{self.path}' says {says} of an image, and data set '{found.name}' does not")
+        images = reorder_classes(found, self.classes)
         wanted = [name for name in dict.fromkeys(splits) if name != "val" or name in images.splits or len(splits) == 1]
         taken, data = encode_splits(images, encoder, settings, tuple(wanted))
         self.check_width(tuple(next(iter(data.splits.values())).x.shape), f"data set '{taken.name}'")
@@ -405,6 +449,7 @@ class TrainedModel:
                 remove_class_names="none" if translation else concepts.remove_class_names,
             )
         if features is None:
+            one_class(self.model, "the source card of a run")
             features = load_source_card(self.path / "source_card.safetensors").x
         x = unit_norm(features, [f"row {i}" for i in range(len(features))])
         other = copy.copy(self)
@@ -453,6 +498,10 @@ class TrainedModel:
             "features": f"features of {made_by}, {self.dim} numbers each; they are divided by their length inside",
             "changes": [str(change) for change in self.changes],
         }
+        if isinstance(self.model, Linked) and self.model.many:
+            cuts = self.model.thresholds
+            about["task"] = "any number of labels: the sigmoid of each logit is its probability"
+            about["thresholds"] = [0.0] * len(self.classes) if cuts is None else cuts.tolist()
         return export_model(self.as_module(top_k), Path(path), about, format)
 
     def save(self, folder: str | Path) -> Path:

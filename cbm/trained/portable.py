@@ -6,7 +6,7 @@ from torch import Tensor, nn
 from cbm.errors import UserError
 from cbm.kernels import class_vectors
 from cbm.kernels.scores import ACTIVATIONS as POINTWISE
-from cbm.layers.activations import Largest, Pointwise, TopK
+from cbm.layers.activations import Largest, Pointwise, TopK, Valued
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
 from cbm.layers.probe import LinearProbe
@@ -53,6 +53,11 @@ class PortableModel(nn.Module):
             raise UserError(
                 "a model of sparse codes solves a problem for every picture, which cannot be exported: load it with "
                 "cbm.load, or train method=posthoc on the same words"
+            )
+        if isinstance(getattr(model, "activation", None), Valued):
+            raise UserError(
+                "a model with valued concepts (numbers, levels, values that exclude each other) cannot be exported: "
+                "load it with cbm.load, or train method=posthoc on the same images"
             )
         if top_k is not None:
             _check_top_k(model, top_k)

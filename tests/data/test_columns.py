@@ -1,10 +1,11 @@
 """Tables with ``columns.yaml``: several labels an image, and concepts that are words, levels and numbers."""
 
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import paint
+from conftest import PROJECT, paint
 
 from cbm.data import ImageDataset, read_dataset
 from cbm.data.encoded import read_images
@@ -245,3 +246,16 @@ def test_rows_about_one_image_are_put_together(root: Path):
     write(root, rows=[*ROWS, "4.png,train,1,1,1,band,,5,A,m,P4"])
     with pytest.raises(UserError, match="'4.png' stands twice, and column 'Atelectasis' is '0' in line 6, '1' in"):
         read(root)
+
+
+def test_the_example_of_the_guide(root: Path):
+    guide = (PROJECT / "docs/guides/your_data.md").read_text()
+    (table,) = re.findall(r"```text\n(path,Atelectasis.*?)```", guide, re.DOTALL)
+    (said,) = re.findall(r"```yaml\n(labels:.*?)```", guide, re.DOTALL)
+    (root / "images.csv").write_text(table)
+    (root / "columns.yaml").write_text(said)
+    data = read(root)
+    assert labels(data) == [[1, 0], [0, -9], [1, -9], [0, 1], [0, 1], [0, 0]]
+    assert [spec.kind for spec in data.specs] == ["categorical", "ordinal", "continuous"]
+    assert data.splits["train"].concepts.shape == (6, 6)
+    assert data.negative_template == "a radiograph without {}."

@@ -1,5 +1,7 @@
 """Images with any number of labels: splits, few images, copies, the check."""
 
+import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +9,14 @@ import pytest
 import torch
 from conftest import paint
 
+from cbm.commands.shared import encoder_settings
+from cbm.config import change_card, load_card
 from cbm.data import FeatureSplit, ImageDataset, Split, complete_splits, few_shot
 from cbm.data.copies import find_copies
-from cbm.data.encoded import reorder_classes
+from cbm.data.encoded import encode_splits, read_images, reorder_classes
 from cbm.data.features import split_test
 from cbm.data.stratified import strata, stratify
-from cbm.data.verify import Findings, label_counts, verify_classes, verify_counts
+from cbm.data.verify import Findings, label_counts, verify_classes, verify_counts, verify_likeness
 from cbm.errors import UserError
 
 FRACTIONS = dict(val_fraction=0.1, test_fraction=0.2, seed=0)
@@ -168,3 +172,57 @@ def test_pictures_that_stand_for_others_are_no_copies(tmp_path: Path):
     data = ImageDataset("d", ["a", "b"], {"train": Split(images, y)}, task="many")
     parts = complete_splits(data, tmp_path / "cache", val_fraction=0.25, test_fraction=0.25, seed=0).splits
     assert all(len(part) for part in parts.values())
+
+
+def test_an_image_never_moves_when_others_are_added(tmp_path: Path):
+    first = complete_splits(made(400), tmp_path, **FRACTIONS).splits
+    more = made(400)
+    again = made(60, seed=5).splits["train"]
+    names = [*more.splits["train"].images.names, *(str(1000 + i) for i in range(60))]
+    labels = np.concatenate([more.splits["train"].labels, again.labels])
+    more.splits["train"] = Split(Names(names), labels)
+    parts = complete_splits(more, tmp_path, **FRACTIONS).splits
+    for name, part in first.items():
+        assert set(part.images.names) <= set(parts[name].images.names)
+    assert sum(map(len, parts.values())) == 460
+    assert len(parts["test"]) == len(first["test"]) + 12
+
+
+def test_labels_are_encoded_and_counted(tmp_path: Path, module, caplog: pytest.LogCaptureFixture):
+    """From a table to features, and the check of it."""
+    rng = np.random.default_rng(0)
+    rows = ["path,split,red,big,shape"]
+    for i in range(40):
+        paint(tmp_path / "set" / f"{i}.png", (90, 20, 60), i, size=8)
+        red = "" if i % 9 == 0 else rng.integers(2)
+        rows.append(f"{i}.png,{'train' if i < 30 else 'test'},{red},{rng.integers(2)},{['round', 'long'][i % 2]}")
+    (tmp_path / "set" / "images.csv").write_text("\n".join(rows) + "\n")
+    (tmp_path / "set" / "columns.yaml").write_text("labels: [red, big]\nconcepts: {shape: {values: [round, long]}}\n")
+    card = change_card(load_card("csv"), [f"root={tmp_path / 'set'}"])
+    data = read_images(card, tmp_path / "cache")
+    encoder, settings = encoder_settings("tiny_clip", None, tmp_path / "cache", workers=0)
+    settings = replace(settings, shots=2, progress=False)
+    with caplog.at_level("INFO"):
+        taken, features = encode_splits(data, encoder, settings, ("train", "val", "test"))
+    assert f"shots=2 of each of 2 labels, with and without it: {len(features.train)} images" in caplog.text
+    assert features.many
+    assert features.train.y.dtype == torch.float32
+    assert ((features.train.y == 1).sum(dim=0) >= 2).all()
+    assert [spec.name for spec in features.specs] == ["shape"]
+    assert taken.task == "many"
+    status, said, _ = module("datasets", "check", "csv", f"root={tmp_path / 'set'}")
+    assert status == 0, said
+    assert "prevalence" in said
+    assert "doubt: train: 2 label(s) are in fewer than 20 images" in said
+    labels = json.loads(module("datasets", "check", "csv", f"root={tmp_path / 'set'}", "--json")[1])["labels"]
+    assert [row["unknown"] for row in labels if row["split"] == "train"] == [4, 0]
+
+
+def test_images_that_look_alike_with_other_labels():
+    y = np.array([[1, np.nan], [1, 0], [0, 0]], dtype=np.float32)
+    data = ImageDataset("d", ["a", "b"], {"train": Split(Names(["1", "2", "3"]), y)}, task="many")
+    x = torch.nn.functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 0.01], [1.0, 0.02]]), dim=1)
+    found = Findings()
+    verify_likeness(data, {"train": x}, 0.99, found)
+    assert "1 pair(s) look nearly the same (cosine 0.99 or more), train: '1' = '2'" in found.notes[0]
+    assert "2 pair(s) look nearly the same (cosine 0.99 or more), train, with other labels: " in found.doubts[0]

@@ -25,7 +25,9 @@ from cbm.concepts.llm.prompts import load_family
 from cbm.concepts.vocabulary import _seed_words
 from cbm.concepts.wordnet import WordNet
 from cbm.data import read_dataset
+from cbm.data.chest import CHEXPERT, NIH
 from cbm.data.images import ImageFiles
+from cbm.data.pascal import THINGS
 from cbm.data.shards import peek, read_shard, write_shard
 from cbm.data.skin import CRITERIA
 from cbm.data.splits import complete_splits
@@ -242,6 +244,52 @@ READABLE: dict[str, Readable] = {
             "list_eval_partition.txt": "".join(f"{n}.jpg {n // 6}\n" for n in range(8)),
         },
         ("list_attr_celeba.txt", "list_eval_partition.txt"), concepts=1, hidden=1, every=1,
+    ),
+    "celeba attributes": dataset(
+        "celeba",
+        {
+            "list_attr_celeba.txt": CELEBA,
+            "list_eval_partition.txt": "".join(f"{n}.jpg {n // 6}\n" for n in range(8)),
+        },
+        ("list_attr_celeba.txt", "list_eval_partition.txt"), task="attributes", every=1,
+    ),
+    "chexpert": dataset(
+        "chexpert",
+        {
+            f"{table}.csv": "Path,Sex,Age,Frontal/Lateral,AP/PA," + ",".join(CHEXPERT) + "\n"
+            + "".join(
+                f"CheXpert-v1.0-small/{table}/patient{n}/study1/view1_frontal.jpg,Male,9,Frontal,AP,"
+                + ",".join(["1.0", "0.0", "1.0", "0.0", "-1.0", ""][(n + k) % 4] for k in range(14)) + "\n"
+                for n in range(8)
+            )
+            for table in ("train", "valid")
+        }
+        | {f"{t}/patient{n}/study1/view1_frontal.jpg": "" for t in ("train", "valid") for n in range(8)},
+        ("train.csv", "valid.csv"), blank="absent",
+    ),
+    "nih14": dataset(
+        "nih14",
+        {
+            "Data_Entry_2017.csv": "Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,"
+            "View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],\n"
+            + "".join(
+                f"{n}.png,{'|'.join(NIH) if n % 2 else 'No Finding'},0,{n},58,M,PA,1,1,0.1,0.1,\n" for n in range(8)
+            ),
+            "train_val_list.txt": "0.png\n1.png\n2.png\n3.png\n4.png\n5.png\n", "test_list.txt": "6.png\n7.png\n",
+        }
+        | {f"images_001/images/{n}.png": PNG for n in range(8)},
+        ("Data_Entry_2017.csv", "train_val_list.txt", "test_list.txt"),
+    ),
+    "voc": dataset(
+        "voc",
+        {
+            f"ImageSets/Main/{thing}_{part}.txt": "".join(
+                f"{n:06d} {mark}\n" for n, mark in enumerate((" 1", "-1", " 1", "-1", " 0"))
+            )
+            for thing in THINGS for part in ("train", "val", "test")
+        }
+        | {f"JPEGImages/{n:06d}.jpg": "" for n in range(5)},
+        ("ImageSets/Main/dog_train.txt", "ImageSets/Main/aeroplane_test.txt"),
     ),
     "coop": dataset(
         "dtd",

@@ -26,7 +26,7 @@ from torch import Tensor
 
 from cbm.editing.apply import levels
 from cbm.layers import ConceptBottleneck
-from cbm.layers.activations import Sigmoid
+from cbm.layers.activations import Sigmoid, Valued
 
 LOGITS_AT_ONCE = 2**24  # numbers of the tables images x concepts x classes
 
@@ -107,6 +107,9 @@ def entropy_decrease(now: Situation) -> Tensor:
 def cooperative(now: Situation) -> Tensor:
     """``coop``, but for the cost of the question, which belongs to a group and not to a concept."""
 
+    if now.model.many:
+        return now.weights.uncertainty * uncertainty(now) + now.weights.influence * _moved_labels(now)
+
     def measure(before: Tensor, after: Tensor) -> Tensor:
         decided = before.argmax(dim=-1, keepdim=True).expand(*after.shape[:-1], 1)
         return after.gather(-1, decided)[..., 0].exp()
@@ -140,8 +143,28 @@ def expected(now: Situation, measure: Callable[[Tensor, Tensor], Tensor]) -> Ten
     parts = []
     for a, p, z in zip(now.activation.split(rows), now.believed.split(rows), now.logits.split(rows)):
         moved = (now.said[:, None] - a)[..., None] * matrix.T  # [2, n, K, C]
-        absent, present = measure(z.log_softmax(dim=-1)[:, None], (z[:, None] + moved).log_softmax(dim=-1))
+        absent, present = measure(log_chances(now.model, z)[:, None], log_chances(now.model, z[:, None] + moved))
         parts.append((1 - p) * absent + p * present)
+    return torch.cat(parts)
+
+
+def log_chances(model: ConceptBottleneck, logits: Tensor) -> Tensor:
+    """Log-probabilities of classes ``[..., C]``; of labels those of there and of not there ``[..., 2L]``, so that a sum
+    over them is the sum over the labels of what is said of each."""
+    if not model.many:
+        return logits.log_softmax(dim=-1)
+    return torch.cat([torch.nn.functional.logsigmoid(logits), torch.nn.functional.logsigmoid(-logits)], dim=-1)
+
+
+def _moved_labels(now: Situation) -> Tensor:
+    """How far the answer is expected to move the labels' probabilities, summed over them, ``[N, K]``."""
+    matrix = now.model.weights().to(now.activation)
+    rows = max(1, LOGITS_AT_ONCE // (2 * matrix.numel()))
+    parts = []
+    for a, p, z in zip(now.activation.split(rows), now.believed.split(rows), now.logits.split(rows)):
+        absent, present = (z[:, None] + (now.said[:, None] - a)[..., None] * matrix.T).sigmoid()  # [n, K, L] each
+        mean = absent + p[..., None] * (present - absent)
+        parts.append((mean - z.sigmoid()[:, None]).abs().sum(dim=-1))
     return torch.cat(parts)
 
 
@@ -154,6 +177,8 @@ def beliefs(model: ConceptBottleneck, activation: Tensor) -> Tensor:
         model: the bottleneck.
         activation: activations ``[N, K]``.
     """
+    if isinstance(model.activation, Valued):  # a number is neither there nor not there
+        return activation.where(~model.activation.number, 0.5)
     if isinstance(model.activation, Sigmoid):
         return activation
     ends = levels(model)

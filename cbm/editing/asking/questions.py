@@ -22,7 +22,7 @@ class QuestionCurve:
     """Accuracy and cost after each question.
 
     Attributes:
-        accuracy: class accuracy ``[Q + 1]`` after 0, 1, ..., Q questions per image.
+        accuracy: class accuracy ``[Q + 1]`` after 0, 1, ..., Q questions per image; or another ``quality``.
         cost: mean cost ``[Q + 1]`` of the questions so far.
         asked: number ``[N, Q]`` of the group that each question was about; -1 if no group was left.
     """
@@ -35,6 +35,11 @@ class QuestionCurve:
     def area(self) -> float:
         """Mean accuracy over the questions (trapezoid rule)."""
         return float(torch.trapezoid(self.accuracy) / max(len(self.accuracy) - 1, 1))
+
+
+def accuracy(logits: Tensor, y: Tensor) -> Tensor:
+    """Share of the images ``[N]`` whose largest logit is that of their class, 0-d."""
+    return (logits.argmax(dim=1) == y).double().mean()
 
 
 @torch.no_grad()
@@ -52,13 +57,14 @@ def ask_in_turn(
     costs: Tensor | None = None,
     weights: CoopWeights | None = None,
     seed: int = 0,
+    quality: Callable[[Tensor, Tensor], Tensor] = accuracy,
 ) -> QuestionCurve:
     """Ask about one group of concepts after the other, in an order of its own for every image.
 
     Args:
         model: the bottleneck.
         x: unit-norm features ``[N, D]``.
-        y: class indices ``[N]``.
+        y: class indices ``[N]``, or labels ``[N, L]``.
         answers: answers ``[N, K]``: 1, 0, or NaN if nobody knows (then the activation stays); or a function from the
             questions ``[N, K]`` (bool) to answers of that shape.
         units: groups of columns that one question is about.
@@ -70,6 +76,7 @@ def ask_in_turn(
         costs: cost ``[U]`` of a question about every group; 1 by default.
         weights: weights of the ``coop`` policy; 1 each by default.
         seed: random seed for the ``random`` policy.
+        quality: what is measured after each question, from logits and ``y`` to a number.
 
     Raises:
         UserError: an unknown policy.
@@ -99,7 +106,7 @@ def ask_in_turn(
     ).float() @ member.T > 0  # [N, U]
     told = torch.full(given.shape, False)
     for step in range(questions + 1):
-        right.append((logits.argmax(dim=1) == y).double().mean())
+        right.append(quality(logits, y))
         if step == questions:
             break
         if policy == "random":
