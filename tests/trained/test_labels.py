@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from labels_run import CUTS, label_model, write_label_run
+from labels_run import CUTS, write_label_run
 from omegaconf import OmegaConf
 from scipy.stats import binomtest
 from sklearn.metrics import balanced_accuracy_score, roc_auc_score
