@@ -1,7 +1,7 @@
 """The candidate concepts of a run: phrases, class names, labels of the data set, or concepts learned from images."""
 
 import logging
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,7 @@ from cbm import config as schema
 from cbm.concepts.bank import ConceptBank, load_bank
 from cbm.concepts.cav import learn_cavs, majority_owners, read_concept_folders
 from cbm.concepts.legibility import warn_illegible
-from cbm.concepts.prepare import class_name_bank, find_bank, label_bank, prepare_bank
+from cbm.concepts.prepare import class_name_bank, find_bank, label_bank, match_classes, prepare_bank
 from cbm.concepts.readers import match_concepts, read_bank
 from cbm.concepts.vectors import class_vectors_bank, embedded_by, width_fits
 from cbm.data import FeatureData, ImageDataset, Split, unit_norm
@@ -92,6 +92,9 @@ def candidate_bank(
     bank = find_bank(source, own, dataset.classes, shipped, None if vectors else key)
     if vectors is not None:
         bank = embedded_by(bank, resolve_path(vectors), key)
+    if dataset.task == "many" and bank.classes and not match_classes(bank.classes, dataset.classes):
+        log.info("concepts: bank '%s' was written for classes, not for these labels: all share it", bank.name)
+        bank = replace(bank, concepts=tuple(replace(concept, classes=()) for concept in bank.concepts))
     if concepts_from == "features" and bank.embeddings is None and (encoder is None or not encoder.has_text):
         log.warning("nothing reads text here, so the concepts that are found stay unnamed: say teacher=NAME (a model "
                     "that reads images and text), or concepts=FILE with vectors")  # fmt: skip

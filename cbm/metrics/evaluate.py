@@ -21,6 +21,7 @@ from cbm.metrics import (
     nonzero_concepts,
     truncated_weights,
 )
+from cbm.metrics.attributes import attribute_metrics
 from cbm.metrics.codes import code_metrics
 from cbm.metrics.concept_labels import best_threshold, cut_metrics
 from cbm.metrics.multilabel import auroc, multilabel_metrics
@@ -71,7 +72,7 @@ def evaluate_split(
         values |= alignment(model, bank, split.x) | code_metrics(model, spaced(split.x, 4096))
         gap, gap_std = grounding_gap(split.x, split.y, model.concepts, bank.owners(data.classes))
         values["grounding_gap"], values["grounding_gap_std"] = gap, gap_std
-        values |= concept_ground_truth(model, bank, split, data, cuts)[0]
+        values |= concept_ground_truth(model, bank, split, data, cuts)[0] | attribute_metrics(model, bank, split, data)
         if isinstance(model.activation, Sigmoid):
             values |= told_concepts(model, bank, split, data)
     if isinstance(model, EnergyBottleneck) and bank is not None:
@@ -114,7 +115,7 @@ def label_metrics(
         values["nec"] = nonzero_concepts(model.weights())
         values["nec_effective"] = effective_concepts(model.importance())
         values |= alignment(model, bank, split.x) | code_metrics(model, spaced(split.x, 4096))
-        values |= concept_ground_truth(model, bank, split, data, cuts)[0]
+        values |= concept_ground_truth(model, bank, split, data, cuts)[0] | attribute_metrics(model, bank, split, data)
     return values
 
 

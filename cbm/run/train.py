@@ -24,7 +24,7 @@ from cbm.concepts.candidates import (
     learn_bank,
     learns_concepts,
 )
-from cbm.config import check_settings, choose_encoder, report_form
+from cbm.config import DatasetConfig, check_settings, choose_encoder, report_form
 from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.claims import check_claim
 from cbm.data.crops import encode_crops
@@ -211,6 +211,8 @@ def read_training_images(cfg: DictConfig) -> ImageDataset:
     if "train" not in dataset.splits:
         raise UserError(f"data set '{dataset.name}' has no pictures to train on: it is for evaluation")
     METHODS.find(cfg.method.name).check_task(dataset.task)
+    if dataset.template and cfg.dataset.template == DatasetConfig.template:  # the user's own prompt goes first
+        cfg.dataset.template = dataset.template
     few_shot(dataset.splits["train"].labels, cfg.shots, cfg.seed, dataset.classes)
     few_shot(dataset.splits["val"].labels, cfg.val_shots, cfg.seed, dataset.classes, "val_shots")
     return dataset

@@ -98,7 +98,8 @@ class Editor:
 
         Args:
             concept: text of the concept.
-            value: the new activation: a number, "present" or "absent".
+            value: the new activation: a number, "present" or "absent". Of a concept that is a number (a diameter), the
+                number in its unit.
             classes: classes whose logits the edit changes; all by default.
             samples: names of the images that the edit changes; all by default.
             why: reason, kept with the edit.
@@ -109,6 +110,7 @@ class Editor:
             UserError: an unknown concept or class, or a value that is not allowed.
         """
         layer = getattr(self.bottleneck, "activation", None)
+        value, why = self._in_deviations(concept, value, why)
         free = isinstance(layer, SparseCode) and bool(layer.free)
         if isinstance(layer, Coded) and not free and not isinstance(value, str) and value < 0:
             part = "unit" if isinstance(layer, UnitCode) else "word"
@@ -410,6 +412,27 @@ class Editor:
             return None
         pairs = zip(change.columns, change.values)
         return EditSet(tuple(Edit("set", self.bank.texts[k], value) for k, value in pairs))
+
+    def _in_deviations(self, concept: str, value: float | str, why: str | None) -> tuple[float | str, str | None]:
+        """A number in the unit of its concept as the model reads it, in standard deviations of training images; other
+        values as they are.
+
+        Raises:
+            UserError: the concept is a number, and the value is none.
+        """
+        names = former_names(self.bank)
+        text = names.get(concept, concept)
+        if text not in self.bank.texts or not (
+            of := self.bank.concepts[self.bank.index(text)].provenance.get("number")
+        ):
+            return value, why
+        unit = f" {of['unit']}" if of["unit"] else ""
+        if isinstance(value, str):
+            raise UserError(f"set '{concept}': it is a number{unit and ' in' + unit}, and '{value}' is none")
+        if not of["low"] <= value <= of["high"]:
+            seen = f"{of['low']:g} to {of['high']:g}{unit}"
+            warn_once(f"set '{concept}' to {value:g}{unit}: no training image has that, they have {seen}")
+        return (value - of["mean"]) / of["sd"], why or f"{value:g}{unit}"
 
     def _linear(self) -> ConceptBottleneck:
         """The edited model, if it has a linear head."""
