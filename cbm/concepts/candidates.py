@@ -56,9 +56,11 @@ def candidate_bank(
     dim = encoder.dim if encoder is not None else train.features.dim if train.features is not None else None
     if concepts_from == "class_names":
         return width_fits(class_bank(cfg, dataset.classes, encoder, encode_text), dim)
-    if concepts_from == "labels" and cfg.concepts.source == "auto" and train.concepts is not None:
-        shown = majority_owners(torch.from_numpy(train.concepts), torch.from_numpy(train.labels), len(dataset.classes))
-        numbers = [spec.name for spec in dataset.specs if spec.kind == "continuous"]
+    numbers = [spec.name for spec in dataset.specs if spec.kind == "continuous"]
+    if concepts_from == "labels" and cfg.concepts.source == "auto" and (train.concepts is not None or numbers):
+        count, shown = len(dataset.classes), torch.zeros(len(dataset.classes), 0, dtype=torch.bool)
+        if train.concepts is not None:
+            shown = majority_owners(torch.from_numpy(train.concepts), torch.from_numpy(train.labels), count)
         shown = torch.nn.functional.pad(shown, (0, len(numbers)))  # no class owns a number
         return label_bank(
             [*dataset.concept_names, *numbers],

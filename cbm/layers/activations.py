@@ -155,4 +155,4 @@ class Valued(Sigmoid):
         """Logits in chunks of images; arguments as for ``Activation.logits``."""
         rows = max(1, 2**22 // max(len(concepts), 1))
         parts = [torch.nn.functional.linear(self.encode(part, concepts), weights, bias) for part in x.split(rows)]
-        return torch.cat(parts) if parts else x.new_empty(0, len(weights))
+        return torch.cat(parts)

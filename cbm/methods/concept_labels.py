@@ -95,6 +95,25 @@ def _columns(specs: list[ConceptSpec], kind: str, position: dict[str, int]) -> l
     return [[position[name] for name in columns] for columns in chosen]
 
 
+def valued_labels(data: FeatureData, bank: ConceptBank, labels: str, temperature: float) -> ConceptLabels:
+    """``concept_labels`` and the continuous attributes (``with_numbers``), which may be all that is labelled.
+
+    Arguments and errors as for ``concept_labels``.
+    """
+    one_of("method.labels", labels, LABELS)
+    if labels != "pseudo" and _only_numbers(data, bank):
+        none = {name: torch.empty(len(data.splits[name]), 0) for name in ("train", "val")}
+        return with_numbers(ConceptLabels(bank.take([]), none, [], pseudo=False), bank, data)
+    return with_numbers(concept_labels(data, bank, labels, temperature), bank, data)
+
+
+def _only_numbers(data: FeatureData, bank: ConceptBank) -> bool:
+    """Whether the data set knows numbers of the bank's concepts, and nothing else of them."""
+    numbers = [spec.name for spec in data.value_specs] if data.train.values is not None else []
+    others = data.concept_names if data.train.concepts is not None else []
+    return bool(match_concepts(bank.phrases, numbers)) and not match_concepts(bank.phrases, others)
+
+
 def with_numbers(labels: ConceptLabels, bank: ConceptBank, data: FeatureData) -> ConceptLabels:
     """The labels and the continuous attributes of the same names as concepts of the bank, in standard deviations of the
     training images; mean, deviation, unit and range stand in the concept's provenance under ``number``.

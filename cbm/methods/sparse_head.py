@@ -206,7 +206,7 @@ def sparsest_by_loss(losses: Tensor, weights: Sequence[int]) -> int:
         losses: losses ``[V, P]`` of the validation images at every point, from sparse to dense.
         weights: number of weights of every point.
 
-    >>> sparsest_by_loss(torch.tensor([[1.0, 0.5, 0.4, 0.4], [1.0, 0.5, 0.5, 0.4]]), [0, 1, 3, 9])
+    >>> sparsest_by_loss(torch.tensor([[1.0, 0.6, 0.4, 0.3], [1.0, 0.6, 0.5, 0.5]]), [0, 1, 3, 9])
     2
     """
     points = [i for i, count in enumerate(weights) if count] or list(range(len(weights)))

@@ -19,7 +19,7 @@ from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid, Valued
 from cbm.losses.classification import label_loss
 from cbm.losses.concepts import ConceptLayout, concept_layout_loss, ordered_heads
 from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
-from cbm.methods.concept_labels import concept_labels, with_numbers
+from cbm.methods.concept_labels import valued_labels
 
 
 @dataclass
@@ -102,8 +102,7 @@ class Supervised(Method):
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Make two untrained heads; arguments as for ``Method.build``."""
         bank = self.required(bank, "a concept bank")
-        labels = concept_labels(data, bank, self.config.labels, self.config.temperature)
-        labels = with_numbers(labels, bank, data)
+        labels = valued_labels(data, bank, self.config.labels, self.config.temperature)
         model = TwoHeads(data.train.x, len(labels.bank), len(data.classes), labels.layout)
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 

@@ -204,6 +204,8 @@ def label_paths(scores: LinearScores, y: Tensor, **settings) -> list[SparsePath]
     Raises:
         ValueError: A shape does not fit, a label is neither 1, 0 nor NaN, or nothing is known of one.
     """
+    if y.dim() != 2:
+        raise ValueError(f"y has shape {list(y.shape)}; expected [{len(scores)}, L]")
     known = ~y.isnan()
     if bool((known & (y != 0) & (y != 1)).any()):
         raise ValueError("y has entries other than 1, 0 and NaN")

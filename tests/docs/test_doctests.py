@@ -8,7 +8,7 @@ from conftest import PROJECT
 
 WITH_EXAMPLES = sorted(
     ".".join(file.relative_to(PROJECT).with_suffix("").parts)
-    for room in ("data", "files", "concepts", "report", "solvers")
+    for room in ("data", "files", "concepts", "losses", "methods", "report", "solvers")
     for file in (PROJECT / "cbm" / room).rglob("*.py")
     if ">>>" in file.read_text()
 )

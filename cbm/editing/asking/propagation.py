@@ -18,7 +18,7 @@ from torch import Tensor
 
 from cbm.editing.apply import levels
 from cbm.layers import ConceptBottleneck
-from cbm.layers.activations import Sigmoid
+from cbm.layers.activations import Sigmoid, Valued
 
 TOLD = math.log(19)
 """The logit of a concept that is told to be present; of one that is absent, its negative."""
@@ -33,19 +33,24 @@ def source_covariance(a: Tensor) -> Tensor:
 
 
 def to_logits(model: ConceptBottleneck, activation: Tensor) -> Tensor:
-    """Logits of concepts, float64, from activations ``[..., K]``: log-odds of probabilities, scores on that scale."""
-    if isinstance(model.activation, Sigmoid):
-        return torch.logit(activation.double(), eps=1e-7)
+    """Logits of concepts, float64, from activations ``[..., K]``: log-odds of probabilities, scores and numbers on that
+    scale."""
     middle, half = _scale(model)
-    return TOLD * (activation - middle) / half
+    scaled = TOLD * (activation - middle) / half
+    if not isinstance(model.activation, Sigmoid):
+        return scaled
+    odds = torch.logit(activation.double(), eps=1e-7)
+    return scaled.where(model.activation.number, odds) if isinstance(model.activation, Valued) else odds
 
 
 def to_activations(model: ConceptBottleneck, logits: Tensor) -> Tensor:
     """The inverse of ``to_logits``."""
-    if isinstance(model.activation, Sigmoid):
-        return torch.sigmoid(logits).to(model.reference)
     middle, half = _scale(model)
-    return (middle + half * logits / TOLD).to(model.reference)
+    scaled = middle + half * logits / TOLD
+    if isinstance(model.activation, Sigmoid):
+        chances = torch.sigmoid(logits)
+        scaled = scaled.where(model.activation.number, chances) if isinstance(model.activation, Valued) else chances
+    return scaled.to(model.reference)
 
 
 def _scale(model: ConceptBottleneck) -> tuple[Tensor, Tensor]:
