@@ -2,9 +2,10 @@
 
     OMP_NUM_THREADS=1 python benchmarks/label_path.py [--rows 10000 --concepts 500 --dims 512 --labels 14] [--runs 3]
 
-Planted labels of prevalence .16 to .43 that four concepts decide, 30 % of them unknown; 12 penalties and the solution with
-exactly five concepts for every label. "One by one" is the same solver with one label; "two classes" is what would be
-done without it: a head of two classes (one logistic loss each) on the rows that are known. Medians of interleaved runs.
+Planted labels of prevalence .16 to .43 that four concepts decide, 30 % of them unknown; 12 penalties and the solution
+with exactly five concepts for every label. "One by one" is the same solver with one label; "two classes" is what would
+be done without it: a head of two classes (one logistic loss each) on the rows that are known. Medians of interleaved
+runs.
 """
 
 from __future__ import annotations
