@@ -142,7 +142,7 @@ def confusion_matrix(result: RunResult) -> Any:
 
 
 def label_summary(result: RunResult) -> Any:
-    """A table with a row for every label, as in ``labels.csv``."""
+    """A table with a row for every label, as in ``label_metrics.csv``."""
     import wandb
 
     rows = label_rows(result)

@@ -89,8 +89,8 @@ def test_markup_in_names_is_text(tmp_path: Path):
     assert "{{ 7 * 7 }}" in html
     assert "\x1b" not in html
     assert "\u202e" not in html
-    write_label_table(tmp_path / "labels.csv", LabelRun(["=1+1", "+cmd", "x"]).result(tmp_path))
-    with (tmp_path / "labels.csv").open(newline="") as file:
+    write_label_table(tmp_path / "label_metrics.csv", LabelRun(["=1+1", "+cmd", "x"]).result(tmp_path))
+    with (tmp_path / "label_metrics.csv").open(newline="") as file:
         assert not [row for row in csv.reader(file) if row[0][:1] in "=+-@"]
 
 
