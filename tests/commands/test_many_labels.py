@@ -1,0 +1,132 @@
+"""Six labels of the paper birds, from training to questions, on the command line."""
+
+import csv
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from birds_run import QUICK, shared_folder, small
+from conftest import one_line
+from sklearn.metrics import f1_score, roc_auc_score
+
+import cbm
+from cbm.data.birds import LABEL_RULES
+from cbm.files.label_predictions import read_label_predictions
+
+LABELS = list(LABEL_RULES)
+TASK = "dataset.args.task=attributes"
+HEAD = ["method=posthoc", "method.n_lambdas=10", "method.max_nec=8"]
+CACHE = ("--cache", str(shared_folder() / "cache"))
+
+
+@pytest.fixture
+def trained(command, tmp_path: Path) -> Path:
+    plain = [a for a in QUICK if not a.startswith("method.")]
+    status, errors = command("train", *small(), TASK, *plain, *HEAD, "run_dir=one", "report=false", "controls=false")
+    assert status == 0, errors
+    return tmp_path / "one"
+
+
+def test_a_run_of_labels_from_training_to_questions(trained: Path, command, module):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    kept = read_label_predictions(trained / "predictions.parquet")
+    assert kept.labels == LABELS
+    aurocs = [roc_auc_score(kept.y[:, k], kept.probabilities[:, k]) for k in range(6)]
+    assert metrics["test/auroc_macro"] == pytest.approx(sum(aurocs) / 6, abs=2e-3)
+    assert metrics["test/auroc_macro_low"] < metrics["test/auroc_macro"] < metrics["test/auroc_macro_high"]
+    assert metrics["test/auroc_macro"] > 0.85
+    said = kept.probabilities > kept.thresholds
+    f1 = [f1_score(kept.y[:, k], said[:, k]) for k in range(6)]
+    assert metrics["test/f1_macro"] == pytest.approx(sum(f1) / 6, abs=1e-2)
+    assert metrics["nec/resolved5_nec"] == 5
+    assert "test/accuracy" not in metrics
+    rows = list(csv.DictReader((trained / "label_metrics.csv").open(encoding="utf-8")))
+    assert sorted(row["label"] for row in rows) == sorted(LABELS)
+
+    status, out, errors = module("eval", "run=one", f"cache={CACHE[1]}")
+    assert status == 0, errors
+    again = json.loads((trained / "eval" / "birds-test.json").read_text())
+    assert again["test/auroc_macro"] == pytest.approx(metrics["test/auroc_macro"])
+    assert again["test/f1_macro"] == pytest.approx(metrics["test/f1_macro"])  # with the thresholds of validation
+    assert "AUROC" in out
+
+    pictures = sorted(Path(small()[0].removeprefix("dataset.root=")).rglob("images/test/*/*.png"))[:7]
+    status, _, errors = module("predict", "one", *map(str, pictures), "--out", "said.csv")
+    assert status == 0, errors
+    table = list(csv.DictReader(Path("said.csv").open(encoding="utf-8")))
+    assert len(table) == 7
+    model = cbm.load(trained)
+    expected = model.predict(pictures)
+    text = Path("said.csv").read_text()
+    assert all(label in text for row in expected.labels for label in row)
+    assert any(len(row) != 1 for row in expected.labels)
+
+    status, out, errors = module("intervene", "one", *CACHE, "--questions", "3", "--policies", "random,ucp,oracle")
+    assert status == 0, errors
+    curves = json.loads((trained / "interventions.json").read_text())
+    for curve in curves.values():
+        assert len(curve["accuracy"]) == 4
+        assert curve["accuracy"][0] == pytest.approx(metrics["test/auroc_macro"], abs=2e-3)
+
+
+def test_thresholds_come_from_validation_images_only(trained: Path):
+    model = cbm.load(trained)
+    _, data = model.read(("val", "test"), cache=CACHE[1])
+    logits, y = model.model(data.val.x).double().numpy(), data.val.y.numpy()
+    for k, cut in enumerate(model.model.thresholds.double().tolist()):
+        if y[:, k].sum() < 20:  # few: the threshold is that of all labels together
+            continue
+        cuts = np.concatenate([[-np.inf], np.sort(logits[:, k])])
+        best = max(f1_score(y[:, k], logits[:, k] > c, zero_division=0) for c in cuts)
+        assert f1_score(y[:, k], logits[:, k] > cut) == pytest.approx(best)
+    assert any(y[:, k].sum() >= 20 for k in range(6))
+
+
+def test_the_report_of_a_run_of_labels(trained: Path, module):
+    status, _, errors = module("report", "one", *CACHE)
+    assert status == 0, errors
+    page = (trained / "report.html").read_text(encoding="utf-8")
+    assert all(label in page for label in LABELS)
+
+
+def test_what_asks_for_one_class_says_so(trained: Path, command, module):
+    refused = "asks which class an image is; this model says any number of labels of it"
+    for arguments in (
+        ("spurious", "one", *CACHE),
+        ("app", "one", *CACHE),
+        ("intervene", "one", *CACHE, "--propagate"),
+    ):
+        status, _, errors = module(*arguments)
+        assert refused in one_line((status, errors)), arguments
+    dataset = ["dataset=birds", *small()]
+    for arguments in (["run=one", *dataset], ["run=one", *dataset, "editor=test_time"]):
+        message = one_line(command("eval", *arguments))
+        assert "says any number of labels of an image, and data set 'birds' does not" in message
+    message = one_line(command("eval", "run=one", *dataset, TASK, "editor=test_time"))
+    assert refused in message
+
+
+def test_methods_of_one_class_are_refused_before_anything_is_encoded(command):
+    message = one_line(command("train", *small(), TASK, *QUICK[:3], "method=cms", "run_dir=two"))
+    assert "method=cms names one class per picture: several labels can be told by" in message
+    assert not Path("two").exists()
+
+
+def test_a_model_of_one_class_is_not_asked_for_labels(command):
+    status, errors = command("train", *small(), *QUICK[:3], "method=linear_probe", "run_dir=three", "report=false")
+    assert status == 0, errors
+    message = one_line(command("eval", "run=three", "dataset=birds", *small(), TASK))
+    assert "'three' says one class of an image, and data set 'birds' does not" in message
+
+
+def test_zero_shot_reads_two_sentences_and_keeps_its_threshold(command, module):
+    status, errors = command("train", *small(), TASK, *QUICK[:3], "method=zero_shot", "run_dir=four", "report=false")
+    assert status == 0, errors
+    model = cbm.load("four")
+    assert model.model.thresholds is None
+    assert model.model.many
+    metrics = json.loads(Path("four/metrics.json").read_text())
+    assert 0 <= metrics["method/auroc_positive_alone"] <= 1
+    status, _, errors = module("eval", "run=four", f"cache={CACHE[1]}")
+    assert status == 0, errors
