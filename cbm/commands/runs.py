@@ -78,7 +78,7 @@ def intervene(
     cache: Cache = Path("cache"),
     as_json: Json = False,
 ) -> None:
-    """Ask about one concept after the other, by several policies: accuracy after each question."""
+    """Ask about one concept after the other, by several policies: accuracy (of labels AUROC) after each question."""
     from cbm.run.intervene import question_curves
 
     costs = {}
@@ -108,12 +108,13 @@ def intervene(
     )
     last = len(next(iter(curves.values())).accuracy) - 1
     shown = sorted({round(last * share) for share in (0, 0.1, 0.2, 0.3, 0.5, 0.75, 1)})
-    table = Table("questions", *map(str, shown), "area", "cost at the end")
+    labels = next(iter(curves.values())).measure != "accuracy"
+    table = Table("AUROC after questions" if labels else "questions", *map(str, shown), "area", "cost at the end")
     for name, curve in curves.items():
         values = [f"{curve.accuracy[step]:.3f}" for step in shown]
         table.add_row(name, *values, f"{curve.area:.3f}", f"{curve.cost[-1]:.1f}")
     found = {
-        name: {"accuracy": curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
+        name: {curve.measure: curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
         for name, curve in curves.items()
     }
     show(table, found, as_json)

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -108,6 +109,8 @@ def question_curves(
         )
         for name in policies
     }  # fmt: skip
+    if model.many:
+        curves = {name: replace(curve, measure="auroc_macro") for name, curve in curves.items()}
     if asked is not None:
         log.info(asked.summary())
     write_curves(path, curves)
@@ -123,7 +126,7 @@ def _vision_expert(expert: "Endpoint", split: Split, bank: ConceptBank, cache: P
 def write_curves(path: Path, curves: dict[str, QuestionCurve]) -> None:
     """Write ``interventions.json`` of a run."""
     content = {
-        name: {"accuracy": curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
+        name: {curve.measure: curve.accuracy.tolist(), "cost": curve.cost.tolist(), "area": curve.area}
         for name, curve in curves.items()
     }
     write_atomically(path / "interventions.json", json.dumps(content, indent=1).encode())

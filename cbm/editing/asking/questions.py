@@ -25,11 +25,13 @@ class QuestionCurve:
         accuracy: class accuracy ``[Q + 1]`` after 0, 1, ..., Q questions per image; or another ``quality``.
         cost: mean cost ``[Q + 1]`` of the questions so far.
         asked: number ``[N, Q]`` of the group that each question was about; -1 if no group was left.
+        measure: what ``accuracy`` holds, where it is another quality (``auroc_macro`` of labels).
     """
 
     accuracy: Tensor
     cost: Tensor
     asked: Tensor
+    measure: str = "accuracy"
 
     @property
     def area(self) -> float:
