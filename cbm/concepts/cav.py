@@ -205,8 +205,8 @@ def majority_owners(truth: Tensor, labels: Tensor, num_classes: int) -> Tensor:
 
     Args:
         truth: concept labels ``[N, A]``: 1 present, 0 absent, anything else unknown.
-        labels: class indices ``[N]``.
-        num_classes: number of classes C.
+        labels: class indices ``[N]``, or labels ``[N, C]``: 1, 0, or NaN if unknown.
+        num_classes: number of classes, or of labels, C.
 
     Returns:
         Which class owns which concept, ``[C, A]`` bool.

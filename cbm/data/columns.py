@@ -319,7 +319,7 @@ def _check(columns: Columns, header: Sequence[str], table: Path, overlap: bool) 
     if (both := sorted(set(columns.labels) & set(roles[1][1]))) and not overlap:
         raise UserError(
             f"'{columns.file}': column '{both[0]}' is a label and a concept: keep one (allow_overlap: true allows "
-            "both: the concept is then left out of that label's own head)"
+            "both: the head of that label may then read the concept, which says little)"
         )
     names = columns.concept_names()
     if twice_ := [name for number, name in enumerate(names) if name in names[:number]]:

@@ -315,8 +315,8 @@ class AurocDifference:
 
 
 def auroc_macro_difference(
-    logits: Tensor,
-    other: Tensor,
+    logits: Tensor | Sequence[Tensor],
+    other: Tensor | Sequence[Tensor],
     y: Tensor,
     subjects: np.ndarray | None = None,
     draws: int = DRAWS,
@@ -325,8 +325,9 @@ def auroc_macro_difference(
     """Difference of ``auroc_macro`` between two models by a paired bootstrap: both see the same draws.
 
     Args:
-        logits: logits ``[N, L]`` of the one.
-        other: logits ``[N, L]`` of the other.
+        logits: logits ``[N, L]`` of the one, or of every run of it: then their mean counts, and every draw of images
+            draws runs too.
+        other: logits ``[N, L]`` of the other, or of every run of it.
         y: labels ``[N, L]``: 1, 0, or NaN if unknown.
         subjects: subject ``[N]`` of each image; None if every image is its own.
         draws: number of draws.
@@ -344,14 +345,30 @@ def auroc_macro_difference(
     if not bool(scored(y).any()):
         return None
     units = Units(np.zeros(len(y), dtype=np.int64), subjects)
-    drawn = bootstrap(units, {"one": macro_auroc(logits, y), "other": macro_auroc(other, y)}, draws, seed)
-    apart = drawn["one"] - drawn["other"]
+    sides = [[each] if isinstance(each, Tensor) else list(each) for each in (logits, other)]
+    statistics = {f"{side} {run}": macro_auroc(z, y) for side, runs in enumerate(sides) for run, z in enumerate(runs)}
+    drawn = bootstrap(units, statistics, draws, seed)
+    generator = np.random.default_rng(seed)
+    means = [
+        _mean_of_drawn_runs([drawn[f"{side} {run}"] for run in range(len(sides[side]))], generator) for side in (0, 1)
+    ]
+    apart = means[0] - means[1]
     apart = apart[~np.isnan(apart)]
     if not len(apart):
         return None
     beyond = min(int((apart <= 1e-12).sum()), int((apart >= -1e-12).sum()))
-    value = float(auroc(logits, y).nanmean() - auroc(other, y).nanmean())
+    one, two = (float(np.mean([float(auroc(z, y).nanmean()) for z in runs])) for runs in sides)
+    value = one - two
     return AurocDifference(value, *percentile_interval(apart), min(1.0, 2 * (1 + beyond) / (1 + len(apart))))
+
+
+def _mean_of_drawn_runs(drawn: list[np.ndarray], generator: np.random.Generator) -> np.ndarray:
+    """Mean over as many runs as there are, drawn anew for every draw of images; of one run, that run."""
+    if len(drawn) == 1:
+        return drawn[0]
+    values = np.stack(drawn)
+    chosen = generator.integers(0, len(values), values.shape)
+    return np.take_along_axis(values, chosen, axis=0).mean(axis=0)
 
 
 def macro_auroc(logits: Tensor, y: Tensor) -> Statistic:

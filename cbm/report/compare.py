@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 COLUMNS = {
     "test/accuracy": "accuracy",
+    "test/auroc_macro": "AUROC",
     "test/accuracy_macro": "macro",
     "test/reader_accuracy": "reader of the names",
     "test/name_value": "name value",
@@ -29,7 +30,12 @@ COLUMNS = {
     "integrity/random_accuracy_nec5_resolved": "random directions, with 5",
     "test/accuracy_nec_avg_resolved": "with 5 to 30, mean",
     "test/accuracy_nec5": "own head cut to 5",
+    "test/auroc_macro_nec5_resolved": "with 5 concepts a label",
+    "controls/random": "random directions",
+    "test/map": "mAP",
+    "test/f1_macro": "F1",
     "test/ece": "ECE",
+    "test/ece_macro": "ECE of labels",
     "test/concept_accuracy": "concept acc.",
     "test/concept_auroc": "concept AUROC",
     "test/grounding_gap_std": "grounding gap [sd]",
@@ -49,7 +55,8 @@ STABILITY = "top10_stability"
 
 DIGITS = {
     "model/n_concepts": 0, "memory/peak_mb": 0, "time/fit_s": 1, "test/ece": 3, "test/concept_auroc": 3,
-    "test/grounding_gap_std": 2, "test/image_l0": 1,
+    "test/grounding_gap_std": 2, "test/image_l0": 1, "test/auroc_macro": 3, "test/auroc_macro_nec5_resolved": 3,
+    "controls/random": 3, "test/map": 3, "test/f1_macro": 3, "test/ece_macro": 3,
 }  # fmt: skip
 PERCENT = (
     "test/accuracy",
@@ -65,7 +72,7 @@ PERCENT = (
     "integrity/random_accuracy_nec5",
     "integrity/shuffled_accuracy_nec5",
 )
-LOWER_IS_BETTER = ("test/ece",)
+LOWER_IS_BETTER = ("test/ece", "test/ece_macro")
 NOT_RANKED = (
     "model/n_concepts",
     "time/fit_s",
@@ -75,6 +82,7 @@ NOT_RANKED = (
     "integrity/random_accuracy_nec5_resolved",
     "integrity/random_accuracy_nec5",
     "integrity/shuffled_accuracy_nec5",
+    "controls/random",
 )
 """Columns that are never marked as best: a model that learns no names keeps them all."""
 EQUAL = "≈"
@@ -108,6 +116,16 @@ class Row:
     def mean(self, key: str) -> float | None:
         """Mean of a metric, or None if no run has it."""
         return statistics.fmean(self.values[key]) if self.values.get(key) else None
+
+    @property
+    def many(self) -> bool:
+        """Whether its images have any number of labels. What is measured then stands in a table of its own."""
+        return bool(self.values.get("test/auroc_macro"))
+
+    @property
+    def main(self) -> float:
+        """Accuracy, or mean AUROC of labels: what rows are ordered by."""
+        return self.mean("test/auroc_macro" if self.many else "test/accuracy") or 0.0
 
     @property
     def equal(self) -> frozenset[str]:
@@ -144,14 +162,15 @@ def compare_runs(paths: list[Path]) -> list[Row]:
         )
         for group in members
     ]
-    rows.sort(key=lambda row: (row.labels["dataset"], _shots(row), -(row.mean("test/accuracy") or 0.0)))
+    rows.sort(key=lambda row: (row.many, row.labels["dataset"], _shots(row), -row.main))
     judged = judge([_contender(row) for row in rows])
     return [replace(row, best=_best(row, rows), judged=each) for row, each in zip(rows, judged)]
 
 
 def _contender(row: Row) -> Contender:
     means = {key: mean for key in COLUMNS if (mean := row.mean(key)) is not None}
-    return Contender(row.labels["dataset"], row.labels["shots"], dict(zip(row.seeds, row.paths)), means)
+    group = f"{row.labels['shots']}, labels" if row.many else row.labels["shots"]
+    return Contender(row.labels["dataset"], group, dict(zip(row.seeds, row.paths)), means)
 
 
 def _intervals(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
@@ -285,8 +304,9 @@ def _shots(row: Row) -> tuple[int, int]:
 
 
 def _best(row: Row, rows: list[Row]) -> frozenset[str]:
-    """The metrics of a row that no rival beats: same data set and shots, and there is a rival that has the metric."""
-    rivals = [r for r in rows if all(r.labels[key] == row.labels[key] for key in ("dataset", "shots"))]
+    """The metrics of a row that no rival beats: same task, data set and shots, and a rival has the metric."""
+    alike = [r for r in rows if r.many == row.many]
+    rivals = [r for r in alike if all(r.labels[key] == row.labels[key] for key in ("dataset", "shots"))]
     best = set()
     for key in COLUMNS:
         means = [value for r in rivals if (value := r.mean(key)) is not None]
@@ -302,7 +322,8 @@ def _best(row: Row, rows: list[Row]) -> frozenset[str]:
 
 
 def format_table(rows: list[Row], style: str = "rich") -> str:
-    """The rows as text, the best of each data set and number of shots in bold.
+    """The rows as text, the best of each data set and number of shots in bold; runs of several labels an image make a
+    table of their own, below that of runs of one class.
 
     Args:
         rows: from ``compare_runs``.
@@ -314,7 +335,8 @@ def format_table(rows: list[Row], style: str = "rich") -> str:
     styles: dict[str, Callable[[list[Row]], str]] = {"rich": _rich, "markdown": _markdown, "latex": _latex, "csv": _csv}
     if style not in styles:
         raise UserError(f"unknown style '{style}': {did_you_mean(style, styles)}")
-    return styles[style](rows)
+    tables = [[row for row in rows if row.many == many] for many in (False, True)]
+    return "\n".join(styles[style](table) for table in tables if table)
 
 
 def table_notes(rows: list[Row]) -> list[str]:

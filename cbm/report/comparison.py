@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 CURVES = {
     "Accuracy at equal sparsity: re-solved heads": (r"test/accuracy_nec(\d+)_resolved", "concepts per class"),
+    "AUROC at equal sparsity: re-solved heads": (r"test/auroc_macro_nec(\d+)_resolved", "concepts per label"),
     "Accuracy as concepts are told": (r"test/intervention_accuracy_(\d+)", "per cent of concepts told"),
 }
 """Caption to the keys of ``metrics.json`` that make the curve, and its axis."""
@@ -29,7 +30,9 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
     groups: dict[str, list[Row]] = {}
     for row in rows:
         dataset, shots = row.labels["dataset"], row.labels["shots"]
-        groups.setdefault(dataset if shots == "all" else f"{dataset}, {shots} shots", []).append(row)
+        name = dataset if shots == "all" else f"{dataset}, {shots} shots"
+        both = len({other.many for other in rows if other.labels["dataset"] == dataset}) > 1
+        groups.setdefault(f"{name}, several labels an image" if both and row.many else name, []).append(row)
     tables: list[tuple[str, list[str], list[str], list[Any]]] = []
     figures: dict[str, list[tuple[str, str]]] = {}
     for name, members in groups.items():
@@ -50,7 +53,7 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
         tables=tables,
         figures=figures,
         equal=EQUAL,
-        notes=table_notes(rows),
+        notes=[note for many in (False, True) for note in table_notes([row for row in rows if row.many == many])],
     )
     write_atomically(path, page.encode())
 
@@ -58,7 +61,7 @@ def write_comparison(path: Path, rows: list[Row]) -> None:
 def curve_figure(rows: list[Row], pattern: str, axis: str) -> "Figure | None":
     """A curve per experiment: the mean over its runs, and the band of a standard deviation; None without any."""
     curves = []
-    for row in sorted(rows, key=lambda row: -(row.mean("test/accuracy") or 0.0)):
+    for row in sorted(rows, key=lambda row: -row.main):
         values: dict[int, list[float]] = {}
         for path in row.paths:
             for key, value in read_metrics(path).items():
@@ -82,6 +85,6 @@ def curve_figure(rows: list[Row], pattern: str, axis: str) -> "Figure | None":
         names.append(name)
         low, high = ([m + sign * s for m, s in zip(means, spread)] for sign in (-1, 1))
         axes.fill_between(x, low, high, color=line.get_color(), alpha=0.15, linewidth=0)
-    axes.set(xlabel=axis, ylabel="test accuracy")
+    axes.set(xlabel=axis, ylabel="mean test AUROC" if rows[0].many else "test accuracy")
     add_legend(axes, drawn, names, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
     return figure

@@ -101,6 +101,21 @@ def sparsity_figure(metrics: dict[str, float]) -> "Figure | None":
     return figure
 
 
+def label_sparsity_figure(metrics: dict[str, float]) -> "Figure | None":
+    """Mean AUROC of the labels over concepts per label: heads solved anew, and the method's own cut; None without."""
+    points = _series(metrics, r"test/auroc_macro_nec(\d+)_resolved")
+    if not points:
+        return None
+    figure, axes = new_figure()
+    axes.plot(*zip(*points), "o-", color=BLUE, label="new heads with so many")
+    axes.plot(*zip(*_series(metrics, r"test/auroc_macro_nec(\d+)")), "s--", color=GREY, label="own head cut to so many")
+    axes.axhline(metrics["test/auroc_macro"], color=GREY, linestyle=":", label="own head, all concepts")
+    low = min(0.5, *(value for _, value in points))
+    axes.set(xlabel="concepts per label", ylabel="mean test AUROC", xlim=(0, None), ylim=(low, 1.01))
+    axes.legend(frameon=False, fontsize="small", loc="lower right")
+    return figure
+
+
 def intervention_figure(metrics: dict[str, float]) -> "Figure | None":
     """Accuracy of the class, and of the concepts not told, as more are told; None where nothing was told."""
     points = _series(metrics, r"test/intervention_accuracy_(\d+)")
@@ -135,6 +150,46 @@ def calibration_figure(probabilities: Tensor, labels: Tensor) -> "Figure":
     axes.plot(means[used], shares[used], "o", color=BLUE, label="right")
     axes.set(xlabel="stated probability", ylabel="share that is right", xlim=(0, 1), ylim=(0, 1))
     axes.legend(frameon=False, fontsize="small", loc="upper left")
+    return figure
+
+
+def label_calibration_figure(probabilities: Tensor, y: Tensor, names: Sequence[str], limit: int) -> "Figure | None":
+    """Is a label there as often as it says? One small plot a label: bins of as many images each, by probability.
+
+    Args:
+        probabilities: ``[N, L]``.
+        y: labels ``[N, L]``: 1, 0, or NaN if unknown.
+        names: L names.
+        limit: labels at most, those that most images have; those that no image has, or every one, have none.
+
+    Returns:
+        None without a label that some images have and some lack.
+    """
+    from matplotlib.figure import Figure
+
+    count = (y == 1).sum(dim=0)
+    mixed = ((count > 0) & ((y == 0).sum(dim=0) > 0)).nonzero().flatten().tolist()
+    shown = sorted(sorted(mixed, key=lambda each: -int(count[each]))[:limit])
+    if not shown:
+        return None
+    across = min(3, len(shown))
+    down = -(-len(shown) // across)
+    figure = Figure(figsize=(1.8 * across + 0.4, 1.75 * down + 0.4), layout="constrained")
+    for place, each in enumerate(shown):
+        there = ~y[:, each].isnan()
+        stated, order = probabilities[there, each].double().sort()
+        true = y[there, each].double()[order]
+        axes = figure.add_subplot(down, across, place + 1)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.plot([0, 1], [0, 1], ":", color=GREY)
+        parts = min(10, len(true))
+        means = [[float(part.mean()) for part in whole.tensor_split(parts)] for whole in (stated, true)]
+        axes.plot(*means, "o-", color=BLUE, markersize=3, linewidth=1)
+        axes.set(xlim=(-0.03, 1.03), ylim=(-0.03, 1.03), xticks=[0, 0.5, 1], yticks=[0, 0.5, 1], aspect="equal")
+        axes.tick_params(labelsize=8)
+        axes.set_title(label(names[each], 22), fontsize=9, parse_math=False)
+    figure.supxlabel("stated probability", fontsize=9)
+    figure.supylabel("share that has it", fontsize=9)
     return figure
 
 

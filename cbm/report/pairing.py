@@ -2,7 +2,7 @@
 
 A row is compared with the best one of its data set and number of shots (``cbm.metrics.paired``). The p values of all
 rows of one data set in one column are one family, adjusted by Holm's method: among many rows some look worse by chance.
-Nothing is said about columns whose values are not kept image by image (concept accuracy, AUROC, grounding gap, ...).
+Nothing is said about columns whose values are not kept image by image (concept AUROC, grounding gap, ...).
 """
 
 from collections.abc import Sequence
@@ -20,7 +20,16 @@ if TYPE_CHECKING:
 
 SIGNIFICANT = 0.05
 """Significance level after Holm's adjustment."""
-PAIRED = ("test/accuracy", "test/accuracy_macro", "test/accuracy_nec5", "test/accuracy_nec5_resolved", "test/ece")
+RANKING = "test/auroc_macro"
+"""The column of runs of several labels that can be."""
+PAIRED = (
+    "test/accuracy",
+    "test/accuracy_macro",
+    "test/accuracy_nec5",
+    "test/accuracy_nec5_resolved",
+    RANKING,
+    "test/ece",
+)
 """Columns that can be computed again from what is kept of every image; of the last one less is better."""
 
 
@@ -71,6 +80,33 @@ class Decided:
     fingerprint: str
     images: "Images"
     judged: "dict[str, dict[int, Judged]]"
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.images.labels)
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What the runs of a row of several labels said, in the order of the names of images and labels.
+
+    Attributes:
+        fingerprint: stands for the images.
+        y: their labels ``[N, L]``: 1, 0, or NaN if unknown.
+        subjects: subject ``[N]`` of every image, or None.
+        probabilities: by seed, ``[N, L]``.
+    """
+
+    fingerprint: str
+    y: np.ndarray
+    subjects: np.ndarray | None
+    probabilities: dict[int, np.ndarray]
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.y)
 
 
 def judge(rows: Sequence[Contender]) -> list[Judgement]:
@@ -125,14 +161,14 @@ def _adjusted(
         Judgement(
             frozenset(equal.get(number, ())),
             sizes.get(number, {}),
-            len(decided[number].images.labels) if number in sizes else 0,
+            decided[number].count if number in sizes else 0,
             "" if number in sizes else str(unpaired.get(number, "")),
         )
         for number in range(len(rows))
     ]
 
 
-def _p(one: "Decided | str", best: "Decided | str", key: str) -> float | str | None:
+def _p(one: Decided | Ranked | str, best: Decided | Ranked | str, key: str) -> float | str | None:
     """The p value of a difference; why there is none; or None if a run does not keep this metric."""
     from cbm.metrics.paired import calibration_p, mean_p
 
@@ -142,6 +178,8 @@ def _p(one: "Decided | str", best: "Decided | str", key: str) -> float | str | N
         return f"the best of its table cannot be compared: {best}"
     if one.fingerprint != best.fingerprint:
         return "it was tested on other images than the best of its table"
+    if isinstance(one, Ranked) or isinstance(best, Ranked):
+        return _ranking_p(one, best) if isinstance(one, Ranked) and isinstance(best, Ranked) else None
     if key not in one.judged or key not in best.judged:
         return None
     test = calibration_p if key == "test/ece" else mean_p
@@ -149,8 +187,40 @@ def _p(one: "Decided | str", best: "Decided | str", key: str) -> float | str | N
     return test(one.judged[key], best.judged[key], one.images, **more)
 
 
-def _decided(row: Contender) -> "Decided | str":
+def _ranking_p(one: Ranked, best: Ranked) -> float | None:
+    """The p value of a difference in the mean AUROC of labels."""
+    import torch
+
+    from cbm.metrics.multilabel import auroc_macro_difference
+
+    sides = [[torch.from_numpy(each) for each in row.probabilities.values()] for row in (one, best)]
+    found = auroc_macro_difference(sides[0], sides[1], torch.from_numpy(one.y), one.subjects)
+    return None if found is None else found.p
+
+
+def _ranked(row: Contender) -> Ranked | str:
+    """What the runs of a row of several labels said, or why it cannot be had."""
+    from cbm.files.label_predictions import LabelPredictions, label_predictions_of
+
+    kept: dict[int, LabelPredictions] = {}
+    for seed, path in row.runs.items():
+        try:
+            kept[seed] = label_predictions_of(path)
+        except UserError as error:
+            return str(error)
+    first = next(iter(kept.values()))
+    if len({each.fingerprint for each in kept.values()}) > 1:
+        return "its seeds were tested on different images"
+    order = first.order()
+    said = {seed: each.probabilities[each.order()][:, each.columns()] for seed, each in kept.items()}
+    subjects = None if first.subjects is None else first.subjects[order]
+    return Ranked(first.fingerprint, first.y[order][:, first.columns()], subjects, said)
+
+
+def _decided(row: Contender) -> Decided | Ranked | str:
     """The decisions of a row's runs, or why they cannot be had."""
+    if RANKING in row.means:
+        return _ranked(row)
     from cbm.files.predictions import NoPredictionsError, read_predictions, same_images
     from cbm.metrics.paired import Images, Judged
 

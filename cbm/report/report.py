@@ -7,27 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from omegaconf import DictConfig, OmegaConf
-from torch import Tensor, nn
+from omegaconf import OmegaConf
+from torch import Tensor
 
-from cbm.concepts.bank import ConceptBank
 from cbm.config import report_form
 from cbm.data.dataset import ImageDataset
 from cbm.data.features import FeatureData, spaced
 from cbm.files import write_atomically
 from cbm.files.without_paths import without_paths
-from cbm.layers import (
-    Activation,
-    Coded,
-    ConceptBottleneck,
-    Cube,
-    Largest,
-    Sigmoid,
-    SparseCode,
-    TopK,
-    UnitCode,
-    predict_logits,
-)
+from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.metrics import class_accuracies
 from cbm.metrics.evaluate import concept_ground_truth
 from cbm.report.classes import ConceptUse, describe_classes
@@ -43,6 +31,7 @@ from cbm.report.explanations import (
     sums_of_words,
     typical_rows,
 )
+from cbm.report.facts import TIMES, header_facts, unit_of_weights
 from cbm.report.figures import (
     as_image,
     calibration_figure,
@@ -52,6 +41,7 @@ from cbm.report.figures import (
     write_figures,
 )
 from cbm.report.headline import INTERVALS, headline
+from cbm.report.labels import write_label_report
 from cbm.report.people import answers_as_evidence
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
@@ -71,23 +61,11 @@ CLASSES_IN_MATRIX = 20
 PICTURES = 12
 FIRST_PICTURES = 2
 """Of them, those that are shown before anything is unfolded."""
-FIDELITY = {
-    "repaired": "the published method with its mistakes repaired: the page of the method says what differs",
-    "paper": "the formulas as they were published",
-    "released": "what the authors' published code computes",
-}
 FIGURES = {
     "accuracy_nec": "Accuracy at equal sparsity",
     "calibration": "Is it right as often as it says?",
     "interventions": "Accuracy as concepts are told",
     "concept_correlation": "Which concepts say the same thing",
-}
-TIMES = {
-    "time/encode_s": "Encoding the pictures (or reading them from the store)",
-    "time/concepts_s": "Preparing the concepts",
-    "time/fit_s": "Fitting",
-    "time/controls_s": "Fitting the controls",
-    "time/total_s": "Everything",
 }
 
 
@@ -121,7 +99,10 @@ class Example:
 
 
 def write_report(result: RunResult) -> Path:
-    """Write ``report.html`` and ``figures/`` into the run directory; returns the page."""
+    """Write ``report.html`` and ``figures/`` into the run directory; returns the page. A run of several labels has a
+    page of its own."""
+    if result.data.many:
+        return write_label_report(result)
     context = describe_run(result)
     context["figures"] = draw(result)
     page = load_template(Path(__file__).parent / "report.html").render(context)  # everything is escaped
@@ -214,72 +195,6 @@ def draw(result: RunResult) -> dict[str, str]:
         figures["concept_correlation"] = lambda: correlation_figure(bottleneck, bank.texts, spaced(test.x, 2000))
     written = write_figures(result.path / "figures", figures)
     return {FIGURES[name]: as_image(element) for name, element in written.items()}
-
-
-def header_facts(
-    model: nn.Module, bank: ConceptBank | None, data: FeatureData, cfg: DictConfig
-) -> list[tuple[str, str, str]]:
-    """What was run, as name, value and, where the value is a word of ours, its meaning."""
-    encoder = "none: features were given"
-    if cfg.encoder is not None:
-        encoder = str(cfg.encoder.model) + (f" ({cfg.encoder.pretrained})" if cfg.encoder.pretrained else "")
-    pictures = ", ".join(f"{len(split):,} {name}" for name, split in data.splits.items())
-    facts = [] if cfg.dataset.root is None else [("Data", str(cfg.dataset.root))]
-    facts += [("Encoder", encoder), ("Pictures", pictures), ("Classes", f"{len(data.classes):,}")]
-    if bank is not None:
-        facts.append(("Concepts", f"{len(bank):,}"))
-    if isinstance(model, ConceptBottleneck):
-        if model.mixing is not None:
-            kind = "Random" if cfg.method.get("mixing") == "random" else "Learned"
-            rows, columns = model.mixing.shape
-            weights = f"{rows:,} × {columns:,} weights, {int(model.mixing.count_nonzero()):,} not zero"
-            facts.append((f"{kind} layer", weights))
-        if model.activation is not None:
-            facts.append(("Per picture", what_is_read(model.activation, part_name(bank))))
-    shots = "all" if str(cfg.shots) == "all" else f"{cfg.shots} per class"
-    facts += [("Shots", shots), ("Seed", str(cfg.seed))]
-    if "fidelity" in cfg.method:
-        facts.append(("Fidelity", str(cfg.method.fidelity)))
-    return [(name, value, FIDELITY.get(value, "") if name == "Fidelity" else "") for name, value in facts]
-
-
-def what_is_read(activation: Activation, part: str = "word") -> str:
-    """What the head reads of a picture.
-
-    Args:
-        activation: what makes it of the scores.
-        part: what a sparse code is made of: word, or unit.
-    """
-    if isinstance(activation, TopK) and int(activation.k) > 1:
-        return f"the {int(activation.k):,} concepts with the largest scores"
-    if isinstance(activation, (TopK, Largest)):
-        return "the concept with the largest score"
-    if isinstance(activation, Sigmoid):
-        return "probabilities of the concepts"
-    if isinstance(activation, Cube):
-        return "cubes of the scores"
-    if isinstance(activation, SparseCode):
-        count = f"exactly {int(activation.k)} {part}s" if int(activation.k) else f"a few {part}s"
-        return f"{count} whose sum comes nearest to the picture"
-    if isinstance(activation, UnitCode):
-        return f"the {int(activation.k):,} units that fire most" if int(activation.k) else "the units that fire"
-    return type(activation).__name__
-
-
-def unit_of_weights(model: ConceptBottleneck) -> str:
-    """What adds one weight of the head to a logit."""
-    if isinstance(model.activation, Cube):
-        return "one unit of the concept's cubed score"
-    if isinstance(model.activation, Sigmoid):
-        return "the concept's being certain"
-    if isinstance(model.activation, Largest):
-        return "having the largest score"
-    if isinstance(model.activation, UnitCode):
-        return "firing by 1"
-    if isinstance(model.activation, Coded):
-        return "one unit of the word's weight in the picture"
-    unit_norm = bool(((model.concepts.norm(dim=1) - 1).abs() < 1e-3).all())
-    return "one unit of cosine" if unit_norm else "one unit of the concept's score"
 
 
 def confusion_shares(predicted: Tensor, labels: Tensor, names: list[str]) -> list[tuple[str, list[float | None]]]:

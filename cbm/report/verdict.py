@@ -72,4 +72,6 @@ def _against_random(metrics: dict[str, float]) -> Verdict:
     )
     if low > 0:
         return Verdict(f"the concepts rank better than meaningless ones do ({numbers})", meaning, None)
+    if high < 0:
+        return Verdict(f"meaningless concepts rank better than these ({numbers})", meaning, False)
     return Verdict(f"meaningless concepts rank as well as these ({numbers})", meaning, False)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from cbm.data.features import FeatureSplit, split_test
 from cbm.editing import EDITORS, Proposal, create_editor
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, one_class
 from cbm.metrics import class_accuracies
 from cbm.metrics.bootstrap import Units, accuracy_intervals
 from cbm.metrics.evaluate import accuracy
@@ -82,6 +82,7 @@ def adapt(
         EDITORS.find(name)
     own = {"test_time": {"guard": guard, "protect": list(protect)}}
     model = load(run)
+    one_class(model.model, "an editor for another domain")
     card = model.card(dataset, root)
     home = model.split("test", cache=cache)
     there = model.split("test", dataset=card, cache=cache)

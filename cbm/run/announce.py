@@ -38,7 +38,7 @@ def print_metrics(title: str, metrics: dict[str, float], labels: Tensor, split: 
     Args:
         title: title.
         metrics: metrics by key.
-        labels: class indices ``[N]`` of the images that were measured.
+        labels: class indices ``[N]`` of the images that were measured, or their labels ``[N, L]``.
         split: name of their split.
     """
     say_first(title)
@@ -66,7 +66,7 @@ def say_headline(numbers: list[Headline]) -> None:
 def say_everything(result: RunResult) -> None:
     """Log every metric of the test split and of the model, with the certificates of the re-solved heads."""
     metrics, many = result.metrics, result.data.many
-    key, what = ("auroc_macro", "AUROC") if many else ("accuracy", "accuracy")
+    main, what = ("auroc_macro", "AUROC") if many else ("accuracy", "accuracy")
     log.info("all metrics of the test split:")
     for key, value in metrics.items():
         if key.startswith(("test/", "model/")):
@@ -77,9 +77,9 @@ def say_everything(result: RunResult) -> None:
             head.nec,
             "label" if many else "class",
             what,
-            metrics[f"test/{key}_nec{head.target}_resolved"],
+            metrics[f"test/{main}_nec{head.target}_resolved"],
             head.gap,
             head.kkt,
         )
     for name, values in result.baselines.items():
-        log.info("  %-32s %.4f", f"{name} {what}", values[f"test/{key}"])
+        log.info("  %-32s %.4f", f"{name} {what}", values[f"test/{main}"])

@@ -14,7 +14,9 @@ from cbm.data import FeatureData
 from cbm.data.images import Images, NoImage
 from cbm.files import write_atomically
 from cbm.layers import ConceptBottleneck, predict_logits
+from cbm.metrics.evaluate import thresholds_of
 from cbm.metrics.sparsity import top_concepts
+from cbm.report.labels import label_rows, worst_rows
 from cbm.report.result import RunResult
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,8 @@ def log_results(logger: Any, result: RunResult) -> None:
     """Log the results of a finished run, with its model and bank as artifacts.
 
     The metrics become the summary of the W&B run; top concepts per class and explained test images become tables, and
-    of up to 100 classes there is a confusion matrix.
+    of up to 100 classes there is a confusion matrix. A run of several labels an image has a table of its labels
+    instead, and its examples are the worst mistakes of every label.
 
     Args:
         logger: logger made by ``create_wandb_logger``.
@@ -96,16 +99,21 @@ def log_results(logger: Any, result: RunResult) -> None:
     run, path, metrics, bank = logger.experiment, result.path, result.metrics, result.bank
     run.summary.update(metrics)
     if result.bottleneck is not None and bank is not None:
-        run.log({"concepts": concept_table(result.bottleneck, bank, result.data.classes)})
-        examples = example_table(result.bottleneck, bank, result.data, result.dataset.splits["test"].images)
+        what = "label" if result.data.many else "class"
+        run.log({"concepts": concept_table(result.bottleneck, bank, result.data.classes, what)})
+        explained = label_examples if result.data.many else example_table
+        examples = explained(result.bottleneck, bank, result.data, result.dataset.splits["test"].images)
         captions = [f"{row[2]}, called {row[3]} ({row[4]:.0%}): {row[5]}" for row in examples.data]
-        shown = [wandb.Image(row[0].image, caption=caption) for row, caption in zip(examples.data, captions)]
-        run.log({"examples": examples, "example_pictures": shown})
-    if len(result.data.classes) <= MATRIX_CLASSES:
+        seen = [wandb.Image(row[0].image, caption=each) for row, each in zip(examples.data, captions) if row[0]]
+        run.log({"examples": examples, "example_pictures": seen})
+    if result.data.many:
+        run.log({"labels": label_summary(result)})
+    elif len(result.data.classes) <= MATRIX_CLASSES:
         run.log({"confusion_matrix": confusion_matrix(result)})
     for name, axis, points in curves(metrics):
-        table = wandb.Table(columns=[axis, "accuracy"], data=points)
-        run.log({name: wandb.plot.line(table, axis, "accuracy", title=name.replace("_", " "))})
+        measured = "auroc" if name.startswith("auroc") else "accuracy"
+        table = wandb.Table(columns=[axis, measured], data=points)
+        run.log({name: wandb.plot.line(table, axis, measured, title=name.replace("_", " "))})
     if (path / "report.html").is_file():
         run.log({"report": wandb.Html((path / "report.html").read_text(encoding="utf-8"))})
     metadata = dict(list(metrics.items())[:MOST_METADATA])  # the summary has all
@@ -133,17 +141,30 @@ def confusion_matrix(result: RunResult) -> Any:
     )
 
 
-def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str]) -> Any:
+def label_summary(result: RunResult) -> Any:
+    """A table with a row for every label, as in ``label_metrics.csv``."""
+    import wandb
+
+    rows = label_rows(result)
+    table = wandb.Table(columns=list(rows[0]))
+    for row in rows:
+        values = {**row, "concepts": "; ".join(row["concepts"])}
+        table.add_data(*(None if value != value else value for value in values.values()))
+    return table
+
+
+def concept_table(model: ConceptBottleneck, bank: ConceptBank, classes: list[str], what: str = "class") -> Any:
     """A table with the ten most important concepts of every class.
 
     Args:
         model: the bottleneck.
         bank: the concepts of its columns.
         classes: C class names.
+        what: what these are: class, or label.
     """
     import wandb
 
-    table = wandb.Table(columns=["class", "rank", "concept", "weight", "importance"])
+    table = wandb.Table(columns=[what, "rank", "concept", "weight", "importance"])
     weights, importance = model.weights(), model.importance()
     for row, columns in enumerate(top_concepts(model, 10).tolist()):
         for rank, k in enumerate(columns, start=1):
@@ -170,14 +191,9 @@ def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData
     rows = torch.cat([wrong, right[torch.arange(min(EXAMPLES, len(right))) * len(right) // EXAMPLES]])
     table = wandb.Table(columns=["picture", "name", "class", "called", "confidence", "because", "although"])
     for row, values in zip(rows.tolist(), model.contributions(x[rows].float(), predicted[rows])):
-        try:
-            picture = pictures.open(row, SIDE)
-            picture.thumbnail((SIDE, SIDE))
-        except NoImage:
-            picture = None
         known = [f"{bank.texts[k]} {values[k]:+.2f}" for k in values.argsort(descending=True).tolist()]
         table.add_data(
-            picture and wandb.Image(picture),
+            shown(pictures, row),
             data.test.names[row],
             data.classes[int(y[row])],
             data.classes[int(predicted[row])],
@@ -188,11 +204,59 @@ def example_table(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData
     return table
 
 
+def label_examples(model: ConceptBottleneck, bank: ConceptBank, data: FeatureData, pictures: Images) -> Any:
+    """A table of explained mistakes, two a label: the highest logit of a label that is not there, and the lowest of one
+    that is.
+
+    Args:
+        model: the bottleneck.
+        bank: the concepts of its columns.
+        data: encoded splits, of which the test split is shown.
+        pictures: the test images.
+    """
+    import wandb
+
+    x, y = data.test.x, data.test.y
+    logits = predict_logits(model, x)
+    above = logits - thresholds_of(model, y.shape[1])
+    table = wandb.Table(columns=["picture", "name", "label", "called", "probability", "because", "although"])
+    for label, name in enumerate(data.classes[:EXAMPLES]):
+        for row, called in zip(worst_rows(above[:, label], y[:, label]), ("present", "absent")):
+            if row is None:
+                continue
+            values = model.contributions(x[[row]].float(), torch.tensor([label]))[0]
+            order = values.argsort(descending=called == "present").tolist()
+            known = [f"{bank.texts[k]} {values[k]:+.2f}" for k in order]
+            table.add_data(
+                shown(pictures, row),
+                data.test.names[row],
+                name,
+                called,
+                float(logits[row, label].sigmoid()),
+                "; ".join(known[:5]),
+                "; ".join(known[:-4:-1]),
+            )
+    return table
+
+
+def shown(pictures: Images, row: int) -> Any:
+    """A small copy of an image for a table; None where only its features are known."""
+    import wandb
+
+    try:
+        picture = pictures.open(row, SIDE)
+    except NoImage:
+        return None
+    picture.thumbnail((SIDE, SIDE))
+    return wandb.Image(picture)
+
+
 def curves(metrics: dict[str, float]) -> list[tuple[str, str, list[list[float]]]]:
     """Name, axis and points of the curves in the metrics: over concepts per class, and over concepts set."""
     found = []
     for name, axis, pattern in (
         ("accuracy_at_equal_sparsity", "concepts per class", r"test/accuracy_nec(\d+)_resolved"),
+        ("auroc_at_equal_sparsity", "concepts per label", r"test/auroc_macro_nec(\d+)_resolved"),
         ("intervention_curve", "per cent of concepts told", r"test/intervention_accuracy_(\d+)"),
     ):
         points = [[float(match[1]), value] for key, value in metrics.items() if (match := re.fullmatch(pattern, key))]

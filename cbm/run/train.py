@@ -372,7 +372,8 @@ def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, c
     if not isinstance(model, ConceptBottleneck) or bank is None:
         return []
     if counts:
-        log.info("solving sparse heads on %d concepts at %s per class", len(bank), ", ".join(map(str, counts)))
+        each = "label" if data.many else "class"
+        log.info("solving sparse heads on %d concepts at %s per %s", len(bank), ", ".join(map(str, counts)), each)
     return resolve_heads(model, data.train, len(data.classes), counts)
 
 

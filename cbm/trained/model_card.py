@@ -8,7 +8,7 @@ from torch import nn
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.units import units_of
 from cbm.config import AboutConfig, about_card, card_names
-from cbm.layers import linear_or_none
+from cbm.layers import Linked, is_many, linear_or_none
 from cbm.metrics.integrity import integrity_from_json
 from cbm.report.classes import ConceptUse
 from cbm.report.templates import load_template
@@ -24,6 +24,15 @@ MEASURED = {
     "test/concept_accuracy": "concept accuracy",
     "test/ece": "expected calibration error",
 }
+RANKED = {
+    "test/auroc_macro": "AUROC, mean over labels",
+    "test/auroc_macro_nec5_resolved": "AUROC with 5 concepts per label (new sparse heads on these concepts)",
+    "test/map": "average precision, mean over labels",
+    "test/f1_macro": "F1 at the thresholds below, mean over labels",
+    "test/ece_macro": "calibration error, mean over labels",
+    "test/concept_auroc": "AUROC of the concepts with labels, mean",
+}
+"""Of several labels an image, and not in per cent."""
 
 
 def model_card(
@@ -71,9 +80,36 @@ def model_card(
         dim=about.get("dim"),
         n_train=f"{metrics['data/n_train']:,.0f}" if "data/n_train" in metrics else None,
         changes=about["changes"],
-        metrics=[(name, percent(metrics[key])) for key, name in MEASURED.items() if key in metrics],
+        many=is_many(model),
+        chosen=isinstance(model, Linked) and model.thresholds is not None,
+        thresholds=label_thresholds(model, len(classes)),
+        lead=random_lead(metrics),
+        metrics=[
+            *((name, percent(metrics[key])) for key, name in MEASURED.items() if key in metrics),
+            *((name, f"{metrics[key]:.3f}") for key, name in RANKED.items() if key in metrics),
+        ],
         verdict=about.get("verdict") if integrity_from_json(about.get("integrity") or {}) else None,
         uses=uses,
         rest=len(classes) > len(uses),
         residual=bottleneck is not None and bottleneck.residual is not None,
     )
+
+
+def label_thresholds(model: nn.Module, count: int) -> list[str]:
+    """Probability above which a model says each of its labels, in words; nothing for a model of classes."""
+    if not isinstance(model, Linked) or not model.many:
+        return []
+    return (
+        [percent(0.5)] * count
+        if model.thresholds is None
+        else [percent(t) for t in model.thresholds.sigmoid().tolist()]
+    )
+
+
+def random_lead(metrics: dict[str, float]) -> str:
+    """How much better the labels are ranked than on meaningless concepts, in words; empty if that was not measured."""
+    if "controls/random_lead_low" not in metrics:
+        return ""
+    low, high = metrics["controls/random_lead_low"], metrics["controls/random_lead_high"]
+    how = "better than" if low > 0 else "worse than" if high < 0 else "as well as"
+    return f"they rank labels {how} random directions under the same names do (lead in AUROC {low:+.3f} to {high:+.3f})"

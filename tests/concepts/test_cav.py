@@ -303,6 +303,12 @@ def test_majority_owners_counts_what_is_known():
     assert owners.tolist() == [[True, False], [False, False], [False, False]]  # two of three; ties and ignorance: no
 
 
+def test_majority_owners_of_labels_are_asked_of_the_images_that_have_them():
+    truth = torch.tensor([[1, 1], [1, 0], [0, torch.nan], [1, torch.nan]])
+    labels = torch.tensor([[1.0, 1.0], [1.0, 0.0], [1.0, torch.nan], [0.0, 0.0]])
+    assert majority_owners(truth, labels, 2).tolist() == [[True, False], [True, True]]
+
+
 @pytest.mark.parametrize("positives", [60, 25])
 def test_the_published_vectors_are_those_of_a_plain_support_vector_machine(positives: int):
     """On the same images, also where one side has fewer: uncentred, unscaled, without class weights."""

@@ -4,11 +4,14 @@ import json
 from pathlib import Path
 
 import numpy as np
+import torch
 from omegaconf import OmegaConf
 
+from cbm.files.label_predictions import LabelPredictions, write_label_predictions
 from cbm.files.predictions import Predictions, write_predictions
 from cbm.files.run_directory import PREDICTIONS
 from cbm.metrics.bootstrap import calibration_error
+from cbm.metrics.multilabel import multilabel_metrics
 
 CLASSES = ["finch", "wren", "owl", "swift"]
 
@@ -45,4 +48,30 @@ def decided_run(folder: Path, method: str, seed: int, right: np.ndarray, keep: b
     (run / "metrics.json").write_text(json.dumps(metrics))
     if keep:
         write_predictions(run / PREDICTIONS, found)
+    return run
+
+
+def label_predictions(skill: float, count: int = 60, seed: int = 0, **changes) -> LabelPredictions:
+    """Probabilities of three labels of N images, a tenth of which is unknown; without skill they are noise."""
+    y = (np.random.default_rng(7).random((count, 3)) < 0.4).astype(np.float32)
+    noise = np.random.default_rng(seed).normal(size=y.shape)
+    probabilities = (1 / (1 + np.exp(-(skill * (y - 0.5) + noise)))).astype(np.float32)
+    y[np.random.default_rng(8).random(y.shape) < 0.1] = np.nan
+    settings = {
+        "dataset": "birds", "split": "test", "labels": ["wet", "cold", "loud"],
+        "images": [f"image {row}.png" for row in range(count)], "y": y, "probabilities": probabilities,
+        "thresholds": np.array([0.5, 0.4, 0.6]), "subjects": None,
+    }  # fmt: skip
+    return LabelPredictions(**(settings | changes))
+
+
+def labelled_run(folder: Path, method: str, seed: int, skill: float, keep: bool = True, **more) -> Path:
+    """``decided_run`` of a run of several labels an image."""
+    run = decided_run(folder, method, seed, np.ones(4, dtype=bool), keep=False)
+    found = label_predictions(skill, seed=seed + len(method), **more)
+    y, logits = torch.from_numpy(found.y), torch.from_numpy(found.probabilities).logit()
+    values = multilabel_metrics(logits, y, torch.zeros(y.shape[1]))
+    (run / "metrics.json").write_text(json.dumps({f"test/{key}": value for key, value in values.items()}))
+    if keep:
+        write_label_predictions(run / PREDICTIONS, found)
     return run

@@ -2,16 +2,15 @@
 
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
+from written_page import Page, configuration
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped
-from cbm.config import ConceptsConfig, DatasetConfig, EncoderConfig, TrainConfig
 from cbm.data.dataset import ImageDataset, Split
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.data.images import ImageArray, ImageFiles
@@ -98,57 +97,12 @@ class Run:
         return (folder / "report.html").read_text(encoding="utf-8")
 
 
-def configuration(method: str = "labo") -> DictConfig:
-    return OmegaConf.merge(
-        OmegaConf.structured(TrainConfig),
-        {
-            "dataset": DatasetConfig(name="folder", reader="folder", root="my pictures"),
-            "encoder": EncoderConfig(model="ViT-B-32-quickgelu", pretrained="openai"),
-            "concepts": ConceptsConfig(source="concepts/birds.json"),
-            "method": {"name": method},
-            "shots": 4,
-        },
-    )
-
-
 def with_activation(run: Run, activation: Activation | None, mixing: torch.Tensor | None = None) -> Run:
     """The same run with another bottleneck."""
     head = LinearHead(run.model.weights(), run.model.head.bias)
     model = ConceptBottleneck(run.model.concepts, head, activation=activation, mixing=mixing)
     run.model = model.calibrate(run.data.train.x).requires_grad_(False)
     return run
-
-
-class Page(HTMLParser):
-    """Headings, what the page asks for from elsewhere, and whether every tag is closed."""
-
-    VOID = ("meta", "img", "input", "link", "br", "line", "path")
-
-    def __init__(self, html: str):
-        super().__init__()
-        self.sections: list[str] = []
-        self.asked: list[str] = []
-        self.alts: list[str | None] = []
-        self.open: list[str] = []
-        self.wrong: list[str] = []
-        self.feed(html)
-        self.close()
-
-    def handle_starttag(self, tag, attrs):
-        values = dict(attrs)
-        if tag == "h2":
-            self.sections.append(values["id"])
-        self.asked += [values[key] for key in ("src", "href", "xlink:href", "data", "action") if key in values]
-        if tag == "img":
-            self.alts.append(values.get("alt"))
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        if tag in self.VOID:
-            return
-        if not self.open or self.open.pop() != tag:
-            self.wrong.append(tag)
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,7 @@ from cbm.data.images import ImageArray
 from cbm.layers import ConceptBottleneck, LinearHead, SparseCode, UnitCode
 from cbm.metrics.codes import said_share
 from cbm.report.explanations import sums_of_words
-from cbm.report.report import unit_of_weights, what_is_read
+from cbm.report.facts import unit_of_weights, what_is_read
 from cbm.report.units import cropped, describe_units, doubts, firing, null_mark, part_name, strongest_middle_weakest
 from cbm.report.vocabulary import grounded_concepts
 from cbm.run.rewrite_report import rewrite_report

@@ -28,7 +28,7 @@ def said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCapt
     caplog.clear()
     (tmp_path / "report.html").touch()
     cfg = OmegaConf.create({"report": report, "method": {"name": "labo"}, "dataset": {"name": "birds"}})
-    data = SimpleNamespace(test=SimpleNamespace(y=torch.tensor([0, 1] * 50)))
+    data = SimpleNamespace(test=SimpleNamespace(y=torch.tensor([0, 1] * 50)), many=False)
     result = SimpleNamespace(
         path=tmp_path, cfg=cfg, metrics=METRICS, data=data, integrity=FAILED, baselines={}, heads=()
     )
@@ -53,6 +53,21 @@ def test_the_verdict_is_first_and_the_rest_is_asked_for(tmp_path: Path, monkeypa
     assert said(tmp_path, monkeypatch, caplog, False).endswith("metrics.json")
 
 
+def test_all_numbers_of_labels_are_said_per_label(monkeypatch, caplog):
+    monkeypatch.setattr(announce, "log", logging.getLogger("announced"))
+    caplog.set_level("INFO")
+    metrics = {"test/auroc_macro": 0.9, "test/auroc_macro_nec5_resolved": 0.8, "time/total_s": 2.0}
+    head = SimpleNamespace(nec=5.0, target=5, gap=1e-6, kkt=1e-4)
+    baselines = {"linear_probe": {"test/auroc_macro": 0.95}}
+    announce.say_everything(
+        SimpleNamespace(metrics=metrics, data=SimpleNamespace(many=True), heads=(head,), baselines=baselines)
+    )
+    text = caplog.text
+    assert "re-solved with 5 concepts per label: test AUROC 0.8000" in text
+    assert "linear_probe AUROC" in text
+    assert "time" not in text
+
+
 def test_the_setting_takes_what_old_runs_say():
     assert [report_form(value) for value in (True, False, None, "short", "full", "none")] == [
         "short", "none", "none", "short", "full", "none",
@@ -73,6 +88,7 @@ def test_the_setting_takes_what_old_runs_say():
 def test_without_evidence_the_verdict_says_why(control, energies, bottleneck, begins: str, good: bool | None):
     cfg = OmegaConf.create({"concepts": {"control": control}})
     run = SimpleNamespace(integrity=None, cfg=cfg, energies=energies, bottleneck=bottleneck, tested_before=False)
+    run.data = SimpleNamespace(many=False)
     found = verdict(run)
     assert found.sentence.startswith(begins)
     assert found.good is good

@@ -10,9 +10,10 @@ import pytest
 import yaml
 from birds_run import QUICK, small
 from conftest import PROJECT
+from labelled_run import NAMES, LabelRun
 
 from cbm import config
-from cbm.run.tracking import create_wandb_logger, curves, run_id
+from cbm.run.tracking import concept_table, create_wandb_logger, curves, label_examples, label_summary, run_id
 
 pytest.importorskip("wandb")
 
@@ -113,6 +114,24 @@ def test_curves_are_read_off_the_metrics():
         ("intervention_curve", "per cent of concepts told", [[0.0, 0.0], [50.0, 0.25], [100.0, 0.5]]),
     ]
     assert curves({"test/accuracy": 1.0}) == []
+    assert curves({"test/auroc_macro_nec5_resolved": 0.9}) == [
+        ("auroc_at_equal_sparsity", "concepts per label", [[5.0, 0.9]])
+    ]
+
+
+def test_labels_have_a_table_and_their_worst_mistakes(tmp_path: Path):
+    run = LabelRun()
+    result = run.result(tmp_path)
+    rows = label_summary(result)
+    assert rows.get_column("name") == NAMES
+    assert len(rows.get_column("auroc")) == len(NAMES)
+    assert concept_table(run.model, run.bank, NAMES, "label").columns[0] == "label"
+    examples = label_examples(run.model, run.bank, run.data, run.dataset.splits["test"].images)
+    seen = list(zip(examples.get_column("label"), examples.get_column("called")))
+    assert len(set(seen)) == len(seen) > len(NAMES)
+    truth = dict(zip(run.data.test.names, run.data.test.y))
+    for name, (label, called) in zip(examples.get_column("name"), seen):
+        assert truth[name][NAMES.index(label)] == (called == "absent")
 
 
 def test_the_sweep_file_names_settings_that_exist():

@@ -19,6 +19,7 @@ from cbm.data.feature_files import given_rows
 from cbm.errors import UserError
 from cbm.files.arrays import read_arrays
 from cbm.files.dictionaries import Dictionary, read_dictionary, write_dictionary
+from cbm.files.label_predictions import LabelPredictions, read_label_predictions, write_label_predictions
 from cbm.files.predictions import Predictions, read_predictions_file, write_predictions
 from cbm.files.vectors import read_vectors
 
@@ -149,6 +150,22 @@ def read_decided(file: Path) -> None:
     assert found.probabilities_of is None or found.probabilities_of.max(initial=0) < len(found.classes)
 
 
+def label_predictions(file: Path) -> None:
+    y = np.array([[1, 0], [0, np.nan], [1, 1], [0, 0]], dtype=np.float32)
+    names, subjects = [f"{n}.png" for n in range(4)], np.array(list("aabb"))
+    chances, cuts = np.linspace(0, 1, 8, dtype=np.float32).reshape(4, 2), np.array([0.4, 0.6])
+    write_label_predictions(file, LabelPredictions("d", "test", ["wet", "cold"], names, y, chances, cuts, subjects))
+
+
+def read_labels_decided(file: Path) -> None:
+    found = read_label_predictions(file)
+    assert found.y.shape == found.probabilities.shape == (len(found), len(found.labels))
+    assert found.thresholds.shape == (len(found.labels),)
+    assert len(found.order()) == len(found)
+    assert found.subjects is None or len(found.subjects) == len(found)
+    assert np.isfinite(found.probabilities).all()
+
+
 VECTORS = {"embeddings": X, "names": NAMES}
 LAYOUTS = {
     "overcomplete": {
@@ -191,6 +208,9 @@ ARRAYS: dict[str, Readable] = {
                             lambda root: read_decided(root / "p.parquet"), ("p.parquet",)),
     "predictions, the most probable": Readable(
         lambda root: predictions(root / "p.parquet", most=True), lambda root: read_decided(root / "p.parquet"),
+        ("p.parquet",)),
+    "predictions of labels": Readable(
+        lambda root: label_predictions(root / "p.parquet"), lambda root: read_labels_decided(root / "p.parquet"),
         ("p.parquet",)),
     "dictionary of others, .npz": Readable(
         lambda root: np.savez(root / "d.npz", atoms=X[:, :3]), lambda root: read_dictionary(root / "d.npz", dim=3),
