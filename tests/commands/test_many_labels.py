@@ -72,6 +72,20 @@ def test_a_run_of_labels_from_training_to_questions(trained: Path, module):
         assert curve["accuracy"][0] == pytest.approx(metrics["test/auroc_macro"], abs=2e-3)
 
 
+def test_edits_of_a_run_of_labels_are_evaluated(trained: Path, module):
+    editor = cbm.Editor(cbm.load(trained))
+    _, data = editor.model.read(("test",), cache=CACHE[1])
+    text = editor.bank.texts[int(editor.bottleneck.importance()[0].argmax())]
+    editor.remove(text, classes=LABELS[0]).save("edits.yaml")
+    found = editor.compare(data.test)
+    status, _, errors = module("eval", "run=one", f"cache={CACHE[1]}", "edits=edits.yaml")
+    assert status == 0, errors
+    values = json.loads((trained / "eval" / "birds-test-edited.json").read_text())
+    assert values["test/auroc_macro"] == pytest.approx(found.metrics()["edits/auroc_macro_after"], abs=1e-5)
+    assert values["edits/flipped"] == len(found.flipped) > 0
+    assert {int(label) for _, label in found.flipped} == {0}
+
+
 def test_thresholds_come_from_validation_images_only(trained: Path):
     model = cbm.load(trained)
     _, data = model.read(("val", "test"), cache=CACHE[1])
@@ -97,6 +111,7 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
     for arguments in (
         ("spurious", "one", *CACHE),
         ("app", "one", *CACHE),
+        ("label", "one", *CACHE),
         ("intervene", "one", *CACHE, "--propagate"),
     ):
         status, _, errors = module(*arguments)
