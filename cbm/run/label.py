@@ -56,7 +56,7 @@ def open_queue(
         who: name of the person, kept with the answers.
 
     Raises:
-        UserError: no such run, split or class, a model without a linear head on concepts or of several labels, no images
+        UserError: no such run, split or class, a model without a linear head on concepts or one of labels, no images
             to look at, or a table that does not fit.
     """
     if split not in SPLITS:

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from birds_run import QUICK, shared_folder, small
-from conftest import one_line
+from conftest import one_line, paint
 from sklearn.metrics import f1_score, roc_auc_score
 
 import cbm
@@ -147,3 +147,58 @@ def test_zero_shot_reads_two_sentences_and_keeps_its_threshold(command, module):
     assert 0 <= metrics["method/auroc_positive_alone"] <= 1
     status, _, errors = module("eval", "run=four", f"cache={CACHE[1]}")
     assert status == 0, errors
+
+
+# ------------------------------------------------------------------------------------------------ a table of one's own
+
+SAID = """
+labels: [reddish, bright]
+cells: {"": unknown}
+concepts:
+  hue: {values: [red, green, blue]}
+  level: {ordered: [dark, middle, light]}
+  glow: {unit: cd, range: [0, 100]}
+"""
+HUES = {"red": (1.0, 0.1, 0.1), "green": (0.1, 1.0, 0.1), "blue": (0.1, 0.2, 1.0)}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """90 squares of three hues and brightnesses; every tenth cell of a label is empty."""
+    lines = ["path,reddish,bright,hue,level,glow"]
+    for i in range(90):
+        hue, level = list(HUES)[i % 3], i // 3 % 3
+        light = 70 + 85 * level
+        paint(tmp_path / "set" / f"{i}.png", tuple(int(light * part) for part in HUES[hue]), i)
+        reddish, bright = int(hue == "red"), "" if i % 10 == 4 else int(level == 2)
+        lines.append(f"{i}.png,{reddish},{bright},{hue},{['dark', 'middle', 'light'][level]},{10 + 40 * level + i % 7}")
+    (tmp_path / "set" / "images.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "set"
+
+
+def train_on(table: Path, command, name: str, *more: str) -> dict[str, float]:
+    settings = ["dataset=csv", f"dataset.root={table}", f"cache={table.parent / 'cache'}", *QUICK[:2], "nec=[]"]
+    status, errors = command("train", *settings, *more, f"run_dir={name}", "report=false", "controls=false")
+    assert status == 0, errors
+    return json.loads(Path(name, "metrics.json").read_text())
+
+
+def test_a_table_with_labels_and_values(table: Path, command):
+    (table / "columns.yaml").write_text(SAID)
+    metrics = train_on(table, command, "valued", "method=supervised", "method.max_epochs=150", "method.lr=0.02")
+    assert metrics["test/auroc_macro"] > 0.9
+    model = cbm.load("valued")
+    assert model.bank.texts == ["hue: red", "hue: green", "hue: blue", "level: middle or more", "level: light", "glow"]
+    assert model.model.activation.number.tolist() == [False] * 5 + [True]
+    assert model.bank.concepts[5].provenance["number"]["unit"] == "cd"
+    found = model.predict(sorted(table.glob("*.png")))
+    assert {tuple(row) for row in found.labels} == {(), ("reddish",), ("bright",), ("reddish", "bright")}
+
+
+def test_a_table_whose_concepts_are_numbers(table: Path, command):
+    (table / "columns.yaml").write_text(
+        "labels: [reddish, bright]\ncells: {'': unknown}\nconcepts: {glow: {unit: cd}}\n"
+    )
+    metrics = train_on(table, command, "numbers", "method=supervised", "method.max_epochs=100", "method.lr=0.02")
+    assert cbm.load("numbers").bank.texts == ["glow"]
+    assert metrics["model/n_concepts"] == 1
