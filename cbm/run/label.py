@@ -12,7 +12,7 @@ from cbm.data.readers import SPLITS
 from cbm.errors import UserError, did_you_mean
 from cbm.files.console import say as say_line
 from cbm.files.names import file_name
-from cbm.layers import require_linear
+from cbm.layers import one_class, require_linear
 from cbm.metrics.pair_queue import TOP, Pair, PairQueue
 from cbm.trained import load
 
@@ -56,12 +56,13 @@ def open_queue(
         who: name of the person, kept with the answers.
 
     Raises:
-        UserError: no such run, split or class, a model without a linear head on concepts, no images to look at, or a
-            table that does not fit.
+        UserError: no such run, split or class, a model without a linear head on concepts or one of labels, no images
+            to look at, or a table that does not fit.
     """
     if split not in SPLITS:
         raise UserError(f"--split {split}: {did_you_mean(split, SPLITS)}")
     trained = load(run)
+    one_class(trained.model, "cbm label")
     bottleneck = require_linear(trained.model, trained.bank)
     assert trained.bank is not None
     dataset, data = trained.read((split,), cache=cache)

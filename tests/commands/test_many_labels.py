@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from birds_run import QUICK, shared_folder, small
-from conftest import one_line
+from conftest import one_line, paint
 from sklearn.metrics import f1_score, roc_auc_score
 
 import cbm
@@ -20,6 +20,10 @@ HEAD = ["method=posthoc", "method.n_lambdas=10", "method.max_nec=8"]
 CACHE = ("--cache", str(shared_folder() / "cache"))
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text(encoding="utf-8").splitlines()))
+
+
 @pytest.fixture
 def trained(command, tmp_path: Path) -> Path:
     plain = [a for a in QUICK if not a.startswith("method.")]
@@ -28,7 +32,7 @@ def trained(command, tmp_path: Path) -> Path:
     return tmp_path / "one"
 
 
-def test_a_run_of_labels_from_training_to_questions(trained: Path, command, module):
+def test_a_run_of_labels_from_training_to_questions(trained: Path, module):
     metrics = json.loads((trained / "metrics.json").read_text())
     kept = read_label_predictions(trained / "predictions.parquet")
     assert kept.labels == LABELS
@@ -41,33 +45,45 @@ def test_a_run_of_labels_from_training_to_questions(trained: Path, command, modu
     assert metrics["test/f1_macro"] == pytest.approx(sum(f1) / 6, abs=1e-2)
     assert metrics["nec/resolved5_nec"] == 5
     assert "test/accuracy" not in metrics
-    rows = list(csv.DictReader((trained / "label_metrics.csv").open(encoding="utf-8")))
-    assert sorted(row["label"] for row in rows) == sorted(LABELS)
+    rows = read_table(trained / "label_metrics.csv")
+    assert sorted(row["name"] for row in rows) == sorted(LABELS)
 
-    status, out, errors = module("eval", "run=one", f"cache={CACHE[1]}")
+    status, _, errors = module("eval", "run=one", f"cache={CACHE[1]}")
     assert status == 0, errors
     again = json.loads((trained / "eval" / "birds-test.json").read_text())
     assert again["test/auroc_macro"] == pytest.approx(metrics["test/auroc_macro"])
     assert again["test/f1_macro"] == pytest.approx(metrics["test/f1_macro"])  # with the thresholds of validation
-    assert "AUROC" in out
 
     pictures = sorted(Path(small()[0].removeprefix("dataset.root=")).rglob("images/test/*/*.png"))[:7]
     status, _, errors = module("predict", "one", *map(str, pictures), "--out", "said.csv")
     assert status == 0, errors
-    table = list(csv.DictReader(Path("said.csv").open(encoding="utf-8")))
-    assert len(table) == 7
+    assert len(read_table(Path("said.csv"))) == 7
     model = cbm.load(trained)
     expected = model.predict(pictures)
     text = Path("said.csv").read_text()
     assert all(label in text for row in expected.labels for label in row)
     assert any(len(row) != 1 for row in expected.labels)
 
-    status, out, errors = module("intervene", "one", *CACHE, "--questions", "3", "--policies", "random,ucp,oracle")
+    status, _, errors = module("intervene", "one", *CACHE, "--questions", "3", "--policies", "random,ucp,oracle")
     assert status == 0, errors
     curves = json.loads((trained / "interventions.json").read_text())
     for curve in curves.values():
         assert len(curve["accuracy"]) == 4
         assert curve["accuracy"][0] == pytest.approx(metrics["test/auroc_macro"], abs=2e-3)
+
+
+def test_edits_of_a_run_of_labels_are_evaluated(trained: Path, module):
+    editor = cbm.Editor(cbm.load(trained))
+    _, data = editor.model.read(("test",), cache=CACHE[1])
+    text = editor.bank.texts[int(editor.bottleneck.importance()[0].argmax())]
+    editor.remove(text, classes=LABELS[0]).save("edits.yaml")
+    found = editor.compare(data.test)
+    status, _, errors = module("eval", "run=one", f"cache={CACHE[1]}", "edits=edits.yaml")
+    assert status == 0, errors
+    values = json.loads((trained / "eval" / "birds-test-edited.json").read_text())
+    assert values["test/auroc_macro"] == pytest.approx(found.metrics()["edits/auroc_macro_after"], abs=1e-5)
+    assert values["edits/flipped"] == len(found.flipped) > 0
+    assert {int(label) for _, label in found.flipped} == {0}
 
 
 def test_thresholds_come_from_validation_images_only(trained: Path):
@@ -95,6 +111,7 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
     for arguments in (
         ("spurious", "one", *CACHE),
         ("app", "one", *CACHE),
+        ("label", "one", *CACHE),
         ("intervene", "one", *CACHE, "--propagate"),
     ):
         status, _, errors = module(*arguments)
@@ -130,3 +147,58 @@ def test_zero_shot_reads_two_sentences_and_keeps_its_threshold(command, module):
     assert 0 <= metrics["method/auroc_positive_alone"] <= 1
     status, _, errors = module("eval", "run=four", f"cache={CACHE[1]}")
     assert status == 0, errors
+
+
+# ------------------------------------------------------------------------------------------------ a table of one's own
+
+SAID = """
+labels: [reddish, bright]
+cells: {"": unknown}
+concepts:
+  hue: {values: [red, green, blue]}
+  level: {ordered: [dark, middle, light]}
+  glow: {unit: cd, range: [0, 100]}
+"""
+HUES = {"red": (1.0, 0.1, 0.1), "green": (0.1, 1.0, 0.1), "blue": (0.1, 0.2, 1.0)}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    """90 squares of three hues and brightnesses; every tenth cell of a label is empty."""
+    lines = ["path,reddish,bright,hue,level,glow"]
+    for i in range(90):
+        hue, level = list(HUES)[i % 3], i // 3 % 3
+        light = 70 + 85 * level
+        paint(tmp_path / "set" / f"{i}.png", tuple(int(light * part) for part in HUES[hue]), i)
+        reddish, bright = int(hue == "red"), "" if i % 10 == 4 else int(level == 2)
+        lines.append(f"{i}.png,{reddish},{bright},{hue},{['dark', 'middle', 'light'][level]},{10 + 40 * level + i % 7}")
+    (tmp_path / "set" / "images.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path / "set"
+
+
+def train_on(table: Path, command, name: str, *more: str) -> dict[str, float]:
+    settings = ["dataset=csv", f"dataset.root={table}", f"cache={table.parent / 'cache'}", *QUICK[:2], "nec=[]"]
+    status, errors = command("train", *settings, *more, f"run_dir={name}", "report=false", "controls=false")
+    assert status == 0, errors
+    return json.loads(Path(name, "metrics.json").read_text())
+
+
+def test_a_table_with_labels_and_values(table: Path, command):
+    (table / "columns.yaml").write_text(SAID)
+    metrics = train_on(table, command, "valued", "method=supervised", "method.max_epochs=150", "method.lr=0.02")
+    assert metrics["test/auroc_macro"] > 0.9
+    model = cbm.load("valued")
+    assert model.bank.texts == ["hue: red", "hue: green", "hue: blue", "level: middle or more", "level: light", "glow"]
+    assert model.model.activation.number.tolist() == [False] * 5 + [True]
+    assert model.bank.concepts[5].provenance["number"]["unit"] == "cd"
+    found = model.predict(sorted(table.glob("*.png")))
+    assert {tuple(row) for row in found.labels} == {(), ("reddish",), ("bright",), ("reddish", "bright")}
+
+
+def test_a_table_whose_concepts_are_numbers(table: Path, command):
+    (table / "columns.yaml").write_text(
+        "labels: [reddish, bright]\ncells: {'': unknown}\nconcepts: {glow: {unit: cd}}\n"
+    )
+    metrics = train_on(table, command, "numbers", "method=supervised", "method.max_epochs=100", "method.lr=0.02")
+    assert cbm.load("numbers").bank.texts == ["glow"]
+    assert metrics["model/n_concepts"] == 1
