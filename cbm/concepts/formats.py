@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 Phrase = tuple[str, tuple[str, ...], float | None]
 """A phrase, its owners, its score (or None)."""
 
+CONTRAST = " | "
+"""Between a phrase and what it is seen against: ``ulcer | skin``."""
 LISTS = (".txt", ".text", ".list", ".lst", "")
 TABLES = (".csv", ".tsv")
 READ = (
@@ -110,7 +112,7 @@ def json_phrases(path: Path, content: Any) -> Iterator[Phrase]:
 
 
 def _json_phrase(path: Path, phrase: Any, owners: tuple[str, ...], of: str) -> Phrase:
-    """One entry: a phrase, a phrase with its score, or an object with a text and its classes."""
+    """One entry: a phrase, a phrase with its score, or an object with a text, its classes and its contrast."""
     shown = json.dumps(phrase, ensure_ascii=False)[:60]
     if isinstance(phrase, str):
         return BULLET.sub("", phrase), owners, None
@@ -125,9 +127,11 @@ def _json_phrase(path: Path, phrase: Any, owners: tuple[str, ...], of: str) -> P
     named = [named] if isinstance(named, str) else named
     if not isinstance(named, list) or not all(isinstance(name, str) for name in named):
         raise UserError(f"'{path}': {of} is {shown}, expected 'classes' to be a list of names")
-    score = phrase.get("score")
+    score, against = phrase.get("score"), phrase.get("contrast")
+    if against is not None and not isinstance(against, str):
+        raise UserError(f"'{path}': {of} is {shown}, expected 'contrast' to be a phrase")
     return (
-        text,
+        f"{text}{CONTRAST}{against}" if against else text,
         (*owners, *(name for name in named if name not in owners)),
         (None if score is None else _score(path, text, score)),
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from cbm.concepts.bank import Concept, ConceptBank
@@ -205,8 +206,55 @@ def prepare_bank(
         )
     if left_out := len(before) - len(bank):
         log.info("concepts: %d of %d left out as not visual, cut off or naming a class", left_out, len(before))
-    embeddings = encode_text(bank.texts) if bank.embeddings is None else bank.embeddings
-    return replace(bank, embeddings=embeddings, encoder=encoder)
+    if bank.embeddings is not None:
+        return replace(bank, encoder=encoder)
+    return against_references(replace(bank, embeddings=encode_text(bank.texts), encoder=encoder), encode_text)
+
+
+def against_references(bank: ConceptBank, encode_text: EncodeText) -> ConceptBank:
+    """The bank with every phrase that is seen against a reference ("ulcer | skin") as the direction from the one to the
+    other, ``(t+ - t_ref) / |t+ - t_ref|``; the length stands in the concept's provenance.
+
+    Args:
+        bank: the embedded bank.
+        encode_text: function from phrases to features.
+
+    Raises:
+        UserError: a phrase and its reference are the same to the encoder.
+    """
+    rows = [k for k, concept in enumerate(bank.concepts) if "contrast" in concept.provenance]
+    if not rows:
+        return bank
+    references = [str(bank.concepts[k].provenance["contrast"]["reference"]) for k in rows]
+    directions, concepts = bank.directions().clone(), list(bank.concepts)
+    apart = directions[rows] - encode_text(references)
+    for k, reference, away in zip(rows, references, apart):
+        length = float(away.norm())
+        if length < 1e-4:
+            raise UserError(f"concept '{bank.texts[k]} | {reference}': the encoder cannot tell the two apart")
+        directions[k] = away / length
+        about = {"reference": reference, "norm": length}
+        concepts[k] = replace(concepts[k], provenance={**concepts[k].provenance, "contrast": about})
+    return replace(bank, embeddings=directions, concepts=tuple(concepts))
+
+
+def warn_shared_reference(bank: ConceptBank, x: Tensor) -> None:
+    """Warn if phrases seen against references score alike on images: one reference adds the same number to all scores.
+
+    Args:
+        bank: the embedded bank.
+        x: unit-norm features ``[N, D]`` in the space of its directions.
+    """
+    rows = [k for k, concept in enumerate(bank.concepts) if "contrast" in concept.provenance]
+    if len(rows) < 2 or bank.directions().shape[1] != x.shape[1]:
+        return
+    alike = torch.corrcoef((x[:4096].float() @ bank.directions()[rows].T).T)
+    mean = float((alike.sum() - len(rows)) / (len(rows) * (len(rows) - 1)))
+    if mean > 0.8:
+        warn_once(
+            f"{len(rows)} contrast concepts have nearly the same scores on these images (mean correlation {mean:.2f}): "
+            "what they are seen against says more than they do; choose a reference nearer to each"
+        )
 
 
 def label_bank(

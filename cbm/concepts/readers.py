@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from cbm.concepts.bank import Concept, ConceptBank, Dropped, load_bank
-from cbm.concepts.formats import json_phrases, read_phrases
+from cbm.concepts.formats import CONTRAST, json_phrases, read_phrases
 from cbm.data.features import unit_norm
 from cbm.errors import UserError, did_you_mean
 from cbm.files.names import one_form
@@ -22,9 +22,10 @@ def read_bank(path: Path, key: str | None = None) -> ConceptBank:
     """Read a concept set and merge its duplicates; every owner of a shared phrase is kept.
 
     The formats are ``bank.json`` (ours), ``{class: [phrases]}`` and ``{class: [[phrase, score], ...]}`` (LaBo, V2C-CBM,
-    CLIP descriptions), ``[phrases]``, ``[{"text": ..., "classes": [...]}]``, text with one phrase per line (list marks
-    and quotes are taken off, ``#`` begins a comment), and tables whose header names a column of phrases and perhaps one
-    of classes (``cbm.concepts.formats``). Files of names with vectors (``cbm.files.vectors``) give an embedded bank.
+    CLIP descriptions), ``[phrases]``, ``[{"text": ..., "classes": [...], "contrast": ...}]``, text with one phrase per
+    line (list marks and quotes are taken off, ``#`` begins a comment, ``ulcer | skin`` is an ulcer as against skin),
+    and tables whose header names a column of phrases and perhaps one of classes (``cbm.concepts.formats``). Files of
+    names with vectors (``cbm.files.vectors``) give an embedded bank.
 
     Args:
         path: the file, or the folder of a ``bank.json``.
@@ -110,11 +111,13 @@ def merge_duplicates(
     dropped = []
     for text, owners, score in phrases:
         clean, owners = one_form(text), tuple(map(one_form, owners))
+        clean, _, reference = (part.strip() for part in clean.partition(CONTRAST))
         key = normalise_text(clean)
         if not key:
             dropped.append(Dropped(text, owners, "blank"))
             continue
-        entry = merged.setdefault(key, {"text": clean, "classes": {}, "score": score, "merged": {}})
+        entry = merged.setdefault(key, {"text": clean, "classes": {}, "score": score, "merged": {}, "against": ""})
+        entry["against"] = entry["against"] or reference
         entry["classes"].update(dict.fromkeys(owners))
         if clean != entry["text"]:
             entry["merged"][clean] = None
@@ -123,7 +126,11 @@ def merge_duplicates(
             entry["text"],
             tuple(entry["classes"]),
             score=entry["score"],
-            provenance={"source": source, **({"merged": list(entry["merged"])} if entry["merged"] else {})},
+            provenance={
+                "source": source,
+                **({"merged": list(entry["merged"])} if entry["merged"] else {}),
+                **({"contrast": {"reference": entry["against"]}} if entry["against"] else {}),
+            },
         )
         for entry in merged.values()
     )

@@ -90,7 +90,9 @@ def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list
 
 
 def _label_heads(scores: LinearScores, y: Tensor, targets: list[int]) -> list[SparseHead]:
-    """``solve_heads`` for labels ``[N, L]``: of certificates the worst."""
+    """``solve_heads`` for labels ``[N, L]``: of certificates the worst. What is neither yes nor no (a probability made
+    of an unknown label) counts for none."""
+    y = y.where((y == 0) | (y == 1), torch.nan)
     paths = label_paths(scores, y, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3)
     heads = []
     for target in sorted(set(targets)):

@@ -24,6 +24,7 @@ from cbm.concepts.candidates import (
     learn_bank,
     learns_concepts,
 )
+from cbm.concepts.prepare import warn_shared_reference
 from cbm.config import DatasetConfig, check_settings, choose_encoder, report_form
 from cbm.data import FeatureData, ImageDataset, few_shot
 from cbm.data.claims import check_claim
@@ -299,6 +300,8 @@ def encode(
     if inputs.concept_images is not None:
         with clock("concepts"):
             candidates = learn_bank(inputs.concept_images, data, inputs.encoder, cfg)
+    if candidates is not None and candidates.embeddings is not None:
+        warn_shared_reference(candidates, (data.teacher or data).train.x)
     if inputs.reader is not None and candidates is not None:
         with clock("concepts"):
             candidates = with_reading(candidates, data.classes, inputs.reader, cfg)
