@@ -1,5 +1,6 @@
 """Read concept sets in common formats: class -> phrases JSON, lists, one phrase per line, and our own banks."""
 
+import logging
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +14,8 @@ from cbm.errors import UserError, did_you_mean
 from cbm.files.names import one_form
 from cbm.files.parsing import read_json
 from cbm.files.vectors import read_vectors
+
+log = logging.getLogger(__name__)
 
 VECTORS = (".npz", ".safetensors", ".pt", ".pth", ".parquet")
 """Files of names with vectors."""
@@ -111,7 +114,12 @@ def merge_duplicates(
     dropped = []
     for text, owners, score in phrases:
         clean, owners = one_form(text), tuple(map(one_form, owners))
-        clean, _, reference = (part.strip() for part in clean.partition(CONTRAST))
+        said = [part.strip() for part in f" {clean} ".split(CONTRAST)]
+        if len(said) > 2 or (len(said) == 2 and not all(said)):
+            dropped.append(Dropped(text, owners, "not PHRASE | REFERENCE"))
+            log.warning("concept bank '%s': '%s' is left out: expected PHRASE | REFERENCE", source, clean)
+            continue
+        clean, reference = said[0], said[1] if len(said) == 2 else ""
         key = normalise_text(clean)
         if not key:
             dropped.append(Dropped(text, owners, "blank"))

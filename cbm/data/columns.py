@@ -139,6 +139,11 @@ class Columns:
                     "other"
                 )
         labels = sorted({name for names in found.values() for name in names})
+        if self.none and self.none not in plain and self.none.casefold() in {name.casefold() for name in labels}:
+            raise UserError(
+                f"'{self.file}': none is '{self.none}', which no cell of column '{self.listed}' says; "
+                f"{did_you_mean(self.none, labels)}"
+            )
         values = listed(plain, self.separator, self.none or None, labels)
         for row, cell in enumerate(said):
             if (value := whole[cell]) is not None:
@@ -268,6 +273,8 @@ def read_columns(file: Path, header: Sequence[str], table: Path) -> Columns:
         UserError: the file says something else than it can, or names a column that is not there.
     """
     said = _mapping(file, "", read_yaml(file), KEYS)
+    if "labels" in said and not said["labels"]:
+        raise UserError(f"'{file}': labels is empty: name columns, or leave the key out where an image has one class")
     labels, column, separator, none = _labels(file, said.get("labels"))
     concepts = said.get("concepts") or {}
     if isinstance(concepts, list):
@@ -321,6 +328,12 @@ def _check(columns: Columns, header: Sequence[str], table: Path, overlap: bool) 
             f"'{columns.file}': column '{both[0]}' is a label and a concept: keep one (allow_overlap: true allows "
             "both: the head of that label may then read the concept, which says little)"
         )
+    for attribute in columns.attributes:
+        folded = [value.casefold() for value in attribute.values]
+        if again := [value for n, value in enumerate(attribute.values) if value.casefold() in folded[:n]]:
+            raise UserError(
+                f"'{columns.file}': concept '{attribute.name}' has '{again[0]}' twice (capitals do not count)"
+            )
     names = columns.concept_names()
     if twice_ := [name for number, name in enumerate(names) if name in names[:number]]:
         raise UserError(f"'{columns.file}': two concepts are called '{twice_[0]}'")

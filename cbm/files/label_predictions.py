@@ -97,6 +97,9 @@ def read_label_predictions(file: Path) -> LabelPredictions:
     """
     import pyarrow.parquet as parquet
 
+    file = Path(file)
+    if not file.is_file():
+        raise UserError(f"no predictions '{file}'")
     try:
         names = [name for name in ("image", "subject") if name in parquet.read_schema(file).names]
         with parquet.ParquetFile(file, page_checksum_verification=True, read_dictionary=names) as content:

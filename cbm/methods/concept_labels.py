@@ -101,10 +101,23 @@ def valued_labels(data: FeatureData, bank: ConceptBank, labels: str, temperature
     Arguments and errors as for ``concept_labels``.
     """
     one_of("method.labels", labels, LABELS)
+    bank = _with_steps(bank, data)
     if labels != "pseudo" and _only_numbers(data, bank):
         none = {name: torch.empty(len(data.splits[name]), 0) for name in ("train", "val")}
         return with_numbers(ConceptLabels(bank.take([]), none, [], pseudo=False), bank, data)
     return with_numbers(concept_labels(data, bank, labels, temperature), bank, data)
+
+
+def _with_steps(bank: ConceptBank, data: FeatureData) -> ConceptBank:
+    """The bank in which a concept that is a step of a level has all steps, the lowest first, in its provenance: an edit
+    of one is one of the others."""
+    steps = {name: spec.columns for spec in data.specs if spec.kind == "ordinal" for name in spec.columns}
+    if not steps:
+        return bank
+    concepts = [
+        replace(c, provenance={**c.provenance, "steps": steps[c.text]}) if c.text in steps else c for c in bank.concepts
+    ]
+    return replace(bank, concepts=tuple(concepts))
 
 
 def _only_numbers(data: FeatureData, bank: ConceptBank) -> bool:

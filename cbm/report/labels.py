@@ -124,8 +124,8 @@ def label_rows(result: RunResult) -> list[dict[str, Any]]:
 
 
 def write_label_table(path: Path, result: RunResult) -> None:
-    """Write ``label_metrics.csv``."""
-    rows = label_rows(result)
+    """Write ``label_metrics.csv``; thresholds are probabilities, as in ``predictions.parquet``."""
+    rows = [{**row, "threshold": float(torch.tensor(row["threshold"]).sigmoid())} for row in label_rows(result)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(rows[0])

@@ -261,4 +261,7 @@ def say_changes(comparison: Comparison | LabelComparison) -> None:
     """Log what the edits changed."""
     log.info("%s", comparison)
     for of, count, before, after in changed_most(comparison):
-        log.info("%s: %.3f -> %.3f of %d pictures right", of, before, after, count)
+        if isinstance(comparison, LabelComparison):
+            log.info("%s: balanced accuracy %.3f -> %.3f on %d pictures", of, before, after, count)
+        else:
+            log.info("%s: %.3f -> %.3f of %d pictures right", of, before, after, count)

@@ -184,16 +184,25 @@ class Editor:
         """An edit, and those of the concepts that cannot be present beside the one that it sets "present".
 
         Exclusive are the variables of an energy-based model, and elsewhere the groups of the bank, unless some class
-        owns two concepts of one.
+        owns two concepts of one. Steps of a level go together: with one that is present all lower ones are, with one
+        that is absent no higher one is.
 
         Raises:
             UserError: an unknown concept.
         """
         edits = EditSet((edit,)).renamed(former_names(self.bank))
         edit = edits.edits[0]
-        if edit.op != "set" or edit.value != "present":
+        if edit.op != "set" or edit.value not in ("present", "absent"):
             return edits
         edits.check(self.bank.texts, self.model.classes)
+        steps = self.bank.concepts[self.bank.index(edit.concept)].provenance.get("steps") or []
+        if edit.concept in steps:  # "severe" is also "mild or more", and what is not "mild or more" is not severe
+            place = steps.index(edit.concept)
+            implied = steps[:place] if edit.value == "present" else steps[place + 1 :]
+            why = edit.why or f"'{edit.concept}' is {edit.value}"
+            return edits + EditSet(tuple(replace(edit, concept=text, why=why) for text in implied))
+        if edit.value != "present":
+            return edits
         if isinstance(self.bottleneck, EnergyBottleneck):
             others = [self.bank.texts[k] for k in self.bottleneck.blocks.excluded_by(self.bank.index(edit.concept))]
         else:

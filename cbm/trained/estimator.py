@@ -24,7 +24,7 @@ from cbm.errors import UserError
 from cbm.files.console import quiet_libraries
 from cbm.layers import Linked, decide, predict_logits, probabilities
 from cbm.methods import Method, create_method, fit_method
-from cbm.metrics.multilabel import choose_thresholds
+from cbm.metrics.multilabel import auroc, choose_thresholds
 from cbm.trained import Prediction
 
 Concepts = Sequence[str] | Mapping[str, Sequence[str]] | ConceptBank
@@ -144,6 +144,15 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         """Probabilities ``[N, C]`` of features ``[N, D]``, columns as in ``classes_``; of labels, of each its own."""
         prediction = self._prediction(X)
         return probabilities(self.model_, prediction.logits.double()).numpy()
+
+    def score(self, X: ArrayLike, y: Any, sample_weight: Any = None) -> float:
+        """Accuracy; of labels ``[N, L]`` (1, 0, NaN for unknown) their mean AUROC, without weights."""
+        if np.ndim(y) < 2:
+            return float(super().score(X, y, sample_weight))
+        prediction = self._prediction(X)
+        if np.shape(y) != tuple(prediction.logits.shape):
+            raise UserError(f"y has shape {list(np.shape(y))}; expected {list(prediction.logits.shape)}")
+        return float(auroc(prediction.logits, torch.as_tensor(np.asarray(y, dtype=np.float32))).nanmean())
 
     def explain(self, X: ArrayLike, top: int = 10, label: str | None = None) -> list[list[tuple[str, float]]]:
         """The ``top`` concepts that changed a logit of every image most, with their contributions: that of the

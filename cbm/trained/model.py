@@ -166,7 +166,7 @@ def class_number(classes: list[str], name: str) -> int:
         UserError: there is none of this name.
     """
     if name not in classes:
-        raise UserError(f"no class '{name}' in this model: {did_you_mean(name, classes)}")
+        raise UserError(f"no class '{name}' in this model: {did_you_mean(str(name), classes)}")
     return classes.index(name)
 
 

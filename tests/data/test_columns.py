@@ -259,3 +259,21 @@ def test_the_example_of_the_guide(root: Path):
     assert [spec.kind for spec in data.specs] == ["categorical", "ordinal", "continuous"]
     assert data.splits["train"].concepts.shape == (6, 6)
     assert data.negative_template == "a radiograph without {}."
+
+
+@pytest.mark.parametrize(("old", "new", "said"), [
+    ("labels: [Atelectasis, Edema]", "labels: []", "labels is empty: name columns"),
+    ("values: [round, band, segmented]", "values: [round, band, Round]", "'nucleus shape' has 'Round' twice"),
+])  # fmt: skip
+def test_nothing_is_taken_for_something_else(root: Path, old: str, new: str, said: str):
+    assert old in FULL
+    write(root, FULL.replace(old, new))
+    with pytest.raises(UserError, match=said):
+        read(root)
+
+
+def test_what_stands_for_none_in_another_case(root: Path):
+    said = 'labels: {column: f, separator: "|", none: "no finding"}'
+    write(root, said, "path,split,f", [f"{i}.png,train,{'No Finding' if i % 2 else 'Edema'}" for i in range(8)])
+    with pytest.raises(UserError, match="none is 'no finding', which no cell of column 'f' says; .*'No Finding'"):
+        read(root)

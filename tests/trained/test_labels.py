@@ -15,6 +15,7 @@ from small_bottleneck import CLASSES, D, K
 
 import cbm
 from cbm.app.explorer import Explorer
+from cbm.concepts import Concept, ConceptBank
 from cbm.data import FeatureSplit
 from cbm.editing import Edit
 from cbm.errors import UserError
@@ -249,3 +250,34 @@ def test_a_method_of_one_class_says_who_else_can():
     x, y, texts = planted()
     with pytest.raises(UserError, match="method=cms names one class per picture: several labels can be told by"):
         cbm.ConceptClassifier("cms", concepts=PHRASES, concept_embeddings=texts, class_embeddings=texts[:3]).fit(x, y)
+
+
+def test_the_score_of_several_labels_is_their_mean_auroc():
+    g = torch.Generator().manual_seed(0)
+    x = torch.nn.functional.normalize(torch.randn(120, 8, generator=g), dim=1)
+    y = (x[:, :3] > 0).float()
+    y[torch.rand(y.shape, generator=g) < 0.2] = torch.nan
+    fitted = cbm.ConceptClassifier("linear_probe").fit(x.numpy(), y.numpy())
+    expected = []
+    chances = fitted.predict_proba(x.numpy())
+    for label in range(3):
+        known = ~y[:, label].isnan().numpy()
+        expected.append(roc_auc_score(y[known, label].numpy(), chances[known, label]))
+    assert fitted.score(x.numpy(), y.numpy()) == pytest.approx(sum(expected) / 3, abs=1e-9)
+    with pytest.raises(cbm.UserError, match=r"y has shape \[120, 2\]; expected \[120, 3\]"):
+        fitted.score(x.numpy(), y[:, :2].numpy())
+
+
+@pytest.mark.parametrize(("concept", "value", "implied"), [
+    ("severity: severe", "present", [("severity: mild or more", "present")]),
+    ("severity: mild or more", "absent", [("severity: severe", "absent")]),
+    ("severity: mild or more", "present", []),
+    ("severity: severe", "absent", []),
+])  # fmt: skip
+def test_steps_of_a_level_go_together(concept: str, value: str, implied: list[tuple[str, str]]):
+    steps = ["severity: mild or more", "severity: severe"]
+    editor = object.__new__(cbm.Editor)
+    editor.bank = ConceptBank("b", "b", tuple(Concept(text, provenance={"steps": steps}) for text in steps))
+    editor.bottleneck, editor.model = SimpleNamespace(), SimpleNamespace(classes=["x"])
+    edits = editor.exclusively(Edit("set", concept, value)).edits
+    assert [(edit.concept, edit.value) for edit in edits] == [(concept, value), *implied]
