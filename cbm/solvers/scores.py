@@ -110,7 +110,7 @@ class LinearScores:
     def block(self, rows: slice | Tensor, columns: Tensor | slice = slice(None)) -> Tensor:
         """The scores of some rows, [rows, A]."""
         if self.held and isinstance(columns, slice):
-            return self.features(rows)
+            return self.features(rows)[:, columns]
         x, mean, factor = self.features(rows), self.mean[columns], self.inverse_std[columns]
         if self.concepts is None:
             return (x[:, columns] - mean) * factor

@@ -22,7 +22,7 @@ from cbm.data import FeatureData, FeatureSplit, unit_norm
 from cbm.data.stratified import strata, stratify
 from cbm.errors import UserError
 from cbm.files.console import quiet_libraries
-from cbm.layers import Linked, decide, predict_logits, probabilities
+from cbm.layers import Linked, decide, is_many, predict_logits, probabilities
 from cbm.methods import Method, create_method, fit_method
 from cbm.metrics.multilabel import auroc, choose_thresholds
 from cbm.trained import Prediction
@@ -107,7 +107,8 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         method = create_method({"name": self.method, **self._settings})
         if not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation}: expected a share between 0 and 1")
-        many = np.ndim(y) == 2 and np.shape(y)[1] > 1
+        shape = _shape(y)
+        many = len(shape) == 2 and shape[1] > 1
         if many:
             X = validate_data(self, X, dtype=np.float32, ensure_min_features=2)
             labels = self._many(y, len(X))
@@ -147,11 +148,12 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
 
     def score(self, X: ArrayLike, y: Any, sample_weight: Any = None) -> float:
         """Accuracy; of labels ``[N, L]`` (1, 0, NaN for unknown) their mean AUROC, without weights."""
-        if np.ndim(y) < 2:
+        shape = _shape(y)
+        if len(shape) != 2 or not is_many(self.model_):
             return float(super().score(X, y, sample_weight))
         prediction = self._prediction(X)
-        if np.shape(y) != tuple(prediction.logits.shape):
-            raise UserError(f"y has shape {list(np.shape(y))}; expected {list(prediction.logits.shape)}")
+        if shape != tuple(prediction.logits.shape):
+            raise UserError(f"y has shape {list(shape)}; expected {list(prediction.logits.shape)}")
         return float(auroc(prediction.logits, torch.as_tensor(np.asarray(y, dtype=np.float32))).nanmean())
 
     def explain(self, X: ArrayLike, top: int = 10, label: str | None = None) -> list[list[tuple[str, float]]]:
@@ -244,6 +246,14 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         if list(rows.shape) != [count, self.n_features_in_]:
             raise UserError(f"{name} has shape {list(rows.shape)}; expected [{count}, {self.n_features_in_}]")
         return unit_norm(rows, list(texts))
+
+
+def _shape(y: Any) -> tuple[int, ...]:
+    """Shape of labels as numpy reads them; that of nothing for lists of unequal lengths, which scikit-learn refuses."""
+    try:
+        return np.asarray(y).shape
+    except ValueError:
+        return ()
 
 
 def _unit(X: NDArray) -> Tensor:

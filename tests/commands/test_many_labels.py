@@ -68,8 +68,8 @@ def test_a_run_of_labels_from_training_to_questions(trained: Path, module):
     assert status == 0, errors
     curves = json.loads((trained / "interventions.json").read_text())
     for curve in curves.values():
-        assert len(curve["accuracy"]) == 4
-        assert curve["accuracy"][0] == pytest.approx(metrics["test/auroc_macro"], abs=2e-3)
+        assert len(curve["auroc_macro"]) == 4
+        assert curve["auroc_macro"][0] == pytest.approx(metrics["test/auroc_macro"], abs=2e-3)
 
 
 def test_edits_of_a_run_of_labels_are_evaluated(trained: Path, module):
