@@ -4,11 +4,11 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from cbm.data.dataset import ConceptSpec
+from cbm.data.dataset import ConceptSpec, Kind
 from cbm.data.labels import BLANK, MOST_LABELS, NO, UNKNOWN, UNSURE, YES, as_number, listed, parts_of
 from cbm.errors import UserError, did_you_mean
 from cbm.files.names import one_form
@@ -43,7 +43,7 @@ class Attribute:
 
     name: str
     column: str
-    kind: str = "binary"
+    kind: Literal["binary"] | Kind = "binary"
     values: list[str] = field(default_factory=list)
     unit: str = ""
     low: float | None = None
@@ -244,7 +244,7 @@ class Columns:
     def specs(self) -> list[ConceptSpec]:
         """What is no yes or no."""
         return [
-            ConceptSpec(each.name, each.kind, each.columns, each.values, each.unit, each.low, each.high)  # type: ignore[arg-type]
+            ConceptSpec(each.name, each.kind, each.columns, each.values, each.unit, each.low, each.high)
             for each in self.attributes
             if each.kind != "binary"
         ]

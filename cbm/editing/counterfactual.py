@@ -117,8 +117,7 @@ def label_counterfactual(
         suffice.
     """
     logits = model(x[None])[0]
-    cut = 0.0 if model.thresholds is None else float(model.thresholds[label])
-    lead = float(logits[label]) - cut
+    lead = float(logits[label]) - model.cut(label)
     activation = model.activations(x[None])[0]
     ends = levels(model)
     low, high = torch.minimum(ends[0], activation), torch.maximum(ends[1], activation)

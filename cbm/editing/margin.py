@@ -91,8 +91,7 @@ def label_margin_edits(
         present: whether the images should have the label.
     """
     x = x.reshape(-1, x.shape[-1])
-    cut = 0.0 if model.thresholds is None else float(model.thresholds[label])
-    lead = model(x)[:, label].double() - cut
+    lead = model(x)[:, label].double() - model.cut(label)
     away, usable = _away(model, x, column, texts)
     change = float((((margin if present else -margin) - lead) / away)[usable].mean())
     value = (float(model.weights()[label, column]) + change) * float(model.spread[column])

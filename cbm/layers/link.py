@@ -43,6 +43,10 @@ class Linked(nn.Module):
             return logits.argmax(dim=-1)
         return logits > (0.0 if self.thresholds is None else self.thresholds.to(logits))
 
+    def cut(self, label: int) -> float:
+        """The logit above which one label is said to be there."""
+        return 0.0 if self.thresholds is None else float(self.thresholds[label])
+
     def with_thresholds(self, thresholds: Tensor) -> "Linked":
         """Set the thresholds ``[L]``; returns the model."""
         self.thresholds = thresholds.detach().clone()

@@ -53,6 +53,7 @@ class Method:
         uses_teacher: whether another text-image model may score the concepts (``data.teacher``).
         facts: numbers about the fit, written to ``metrics.json`` as ``method/NAME``.
         many_labels: whether an image may have any number of labels.
+        chooses_thresholds: whether validation images choose the logit above which each label is said to be there.
         reads_crops: whether ``build`` needs ``data.crops``.
         reads_class_names: whether ``build`` needs ``data.class_embeddings``.
         reads_owners: whether the fit depends on which class owns which concept. One that does not gives the same model
@@ -64,6 +65,7 @@ class Method:
     trains: bool = True
     uses_teacher: ClassVar[bool] = False
     many_labels: ClassVar[bool] = False
+    chooses_thresholds: ClassVar[bool] = True
     reads_crops: bool = False
     reads_class_names: bool = False
     reads_owners: bool = False

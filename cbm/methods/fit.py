@@ -11,7 +11,9 @@ from torch import nn
 from cbm.concepts.bank import ConceptBank
 from cbm.config import TrainerConfig
 from cbm.data.features import FeatureData
+from cbm.layers import Linked, predict_logits
 from cbm.methods.base import Method
+from cbm.metrics.multilabel import choose_thresholds
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger
@@ -82,4 +84,7 @@ def fit_method(
             write_history(run_path / "log.csv", module.history)
     built.model.eval().requires_grad_(False)
     finished = method.finish(built, data)
-    return finished if isinstance(finished, tuple) else (finished, built.bank)
+    model, bank = finished if isinstance(finished, tuple) else (finished, built.bank)
+    if data.many and method.chooses_thresholds and isinstance(model, Linked):
+        model.with_thresholds(choose_thresholds(predict_logits(model, data.val.x), data.val.y).float())
+    return model, bank

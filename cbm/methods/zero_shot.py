@@ -32,6 +32,7 @@ class ZeroShot(Method):
     concepts_from = "class_names"
     trains = False
     many_labels = True
+    chooses_thresholds = False  # it says what the sentences say
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Make a bottleneck with one concept per class and the identity as head; arguments as for ``Method.build``."""

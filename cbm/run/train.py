@@ -38,14 +38,13 @@ from cbm.errors import UserError
 from cbm.files.console import failing_softly
 from cbm.files.pictures import VERSION
 from cbm.files.run_directory import PREDICTIONS, RunDirectory, choose_run_directory, finished_run, read_metrics
-from cbm.layers import ConceptBottleneck, Linked, linear_or_none, predict_logits, save_model
+from cbm.layers import ConceptBottleneck, linear_or_none, save_model
 from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
 from cbm.metrics.decisions import decide, headline_intervals, keep_decisions
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.integrity import Integrity
-from cbm.metrics.multilabel import choose_thresholds
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.report import write_report
 from cbm.report.evidence import not_counted
@@ -106,7 +105,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
             logger=logger,
         )
         facts = dict(method.facts)
-        choose_label_thresholds(model, data, cfg)
     with clock("nec"):
         heads = resolve_nec(model, bank, data, list(cfg.nec))
     metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
@@ -130,15 +128,6 @@ def train(cfg: DictConfig) -> dict[str, float]:
     save(run, result, inputs.encoder, method)
     show(result, logger)
     return metrics
-
-
-def choose_label_thresholds(model: nn.Module, data: FeatureData, cfg: DictConfig) -> None:
-    """Set the logit above which each label is said to be there: the one of the best F1 on the validation images.
-
-    Zero-shot classification says what the sentences say, and has 0.
-    """
-    if data.many and isinstance(model, Linked) and cfg.method.name != "zero_shot":
-        model.with_thresholds(choose_thresholds(predict_logits(model, data.val.x), data.val.y).float())
 
 
 def examine(

@@ -22,9 +22,9 @@ from cbm.data import FeatureData, FeatureSplit, unit_norm
 from cbm.data.stratified import strata, stratify
 from cbm.errors import UserError
 from cbm.files.console import quiet_libraries
-from cbm.layers import Linked, decide, is_many, predict_logits, probabilities
+from cbm.layers import decide, is_many, probabilities
 from cbm.methods import Method, create_method, fit_method
-from cbm.metrics.multilabel import auroc, choose_thresholds
+from cbm.metrics.multilabel import auroc
 from cbm.trained import Prediction
 
 Concepts = Sequence[str] | Mapping[str, Sequence[str]] | ConceptBank
@@ -129,9 +129,6 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         with isolate_rng():
             bank, trainer = self._bank(method, names), TrainerConfig(progress=False)
             self.model_, self.bank_ = fit_method(method, data, bank, self.logit_scale, seed=int(seed), trainer=trainer)
-        if many and isinstance(self.model_, Linked):
-            val = data.val
-            self.model_.with_thresholds(choose_thresholds(predict_logits(self.model_, val.x), val.y).float())
         self.facts_ = dict(method.facts)
         return self
 
