@@ -6,7 +6,7 @@ import torch
 
 from cbm.app.gallery import Tile, class_index, tile
 from cbm.app.session import Session
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, decide
 from cbm.solvers.concept_distribution import from_joint
 
 CONCEPTS, AGAINST, CONFUSIONS, PICTURES = 16, 6, 6, 6
@@ -34,29 +34,36 @@ class ClassConcept:
 
 @dataclass(frozen=True)
 class ClassPage:
-    """One class.
+    """One class, or one label.
 
     Attributes:
         name: name of the class.
         count: number of its pictures in the split.
         before: share of them classified correctly without edits; None without pictures.
         after: share of them classified correctly with the edits.
+        others: of a label, its known pictures without it, and the share of them left alone without and with the edits
+            (None without such pictures); None of a class.
         concepts: the most important concepts.
-        taken_for: other classes with the number of this class's pictures that are classified as them, after the edits.
-        mistaken: other classes with the number of their pictures that are classified as this class.
+        taken_for: other classes with the number of this class's pictures that are classified as them, after the edits;
+            of a label, other labels that pictures which miss it are wrongly said to have.
+        mistaken: other classes with the number of their pictures that are classified as this class; of a label, the
+            labels that pictures have which are wrongly said to have this one.
         right: examples of correct decisions.
-        wrong: examples of mistakes.
+        wrong: examples of mistakes; of a label, of those that are missed.
+        invented: of a label, examples that are wrongly said to have it.
     """
 
     name: str
     count: int
     before: float | None
     after: float | None
+    others: tuple[int, float | None, float | None] | None
     concepts: list[ClassConcept]
     taken_for: list[tuple[str, int]]
     mistaken: list[tuple[str, int]]
     right: list[Tile]
     wrong: list[Tile]
+    invented: list[Tile]
 
     @property
     def largest(self) -> float:
@@ -73,7 +80,11 @@ def describe_class(session: Session, name: str) -> ClassPage:
     """
     explorer, c = session.explorer, class_index(session.explorer, name)
     y, count = explorer.split.y, len(explorer.classes)
-    called = session.compare().after.argmax(dim=1) if len(session.edits) else explorer.predicted
+    called = explorer.predicted
+    if len(session.edits):
+        called = decide(explorer.model.model, session.compare().after)
+    if explorer.many:
+        return _describe_label(session, c, called)
     own = y == c
     shares = [
         float((each[own] == c).double().mean()) if bool(own.any()) else None for each in (explorer.predicted, called)
@@ -86,11 +97,38 @@ def describe_class(session: Session, name: str) -> ClassPage:
         int(own.sum()),
         shares[0],
         shares[1],
+        None,
         class_concepts(session, c),
         _most(away, explorer.classes),
         _most(here, explorer.classes),
         [tile(explorer, row, called=called) for row in right],
         [tile(explorer, row, called=called) for row in wrong],
+        [],
+    )
+
+
+def _describe_label(session: Session, label: int, called: torch.Tensor) -> ClassPage:
+    """A label of which ``called`` ``[N, L]`` says where it is."""
+    explorer, said = session.explorer, called[:, label]
+    y = explorer.split.y
+    there, absent = y[:, label] == 1, y[:, label] == 0
+    decided = [explorer.predicted[:, label], said]
+    found = [float(each[there].double().mean()) if bool(there.any()) else None for each in decided]
+    left = [float((~each[absent]).double().mean()) if bool(absent.any()) else None for each in decided]
+    missed, invented = there & ~said, absent & said
+    return ClassPage(
+        explorer.classes[label],
+        int(there.sum()),
+        found[0],
+        found[1],
+        (int(absent.sum()), left[0], left[1]),
+        class_concepts(session, label),
+        _most((called & (y == 0))[missed].sum(dim=0), explorer.classes),
+        _most((y == 1)[invented].sum(dim=0), explorer.classes),
+        *(
+            [tile(explorer, row, called=called) for row in rows.nonzero()[:PICTURES, 0].tolist()]
+            for rows in (there & said, missed, invented)
+        ),
     )
 
 

@@ -183,7 +183,14 @@ def _owners(explorer: Explorer, column: int, scores: Tensor) -> float | None:
     owners = [
         explorer.classes.index(name) for name in explorer.bank.concepts[column].classes if name in explorer.classes
     ]
-    return _auroc(scores, torch.isin(explorer.split.y, torch.tensor(owners))) if owners else None
+    if not owners:
+        return None
+    y = explorer.split.y
+    if not explorer.many:
+        return _auroc(scores, torch.isin(y, torch.tensor(owners)))
+    own = y[:, owners]
+    known = (own == 1).any(dim=1) | ~own.isnan().any(dim=1)  # that one of them is there says enough
+    return _auroc(scores[known], (own[known] == 1).any(dim=1))
 
 
 def _auroc(scores: Tensor, shown: Tensor) -> float | None:

@@ -8,12 +8,12 @@ from torch import Tensor
 
 from cbm.app.concepts import find_concepts
 from cbm.app.explorer import Explorer
-from cbm.app.gallery import class_index
+from cbm.app.gallery import names_of
 from cbm.app.session import Session
 from cbm.editing import Edit, EditedEnergies, EditSet, logit_change
 from cbm.editing.apply import levels
 from cbm.editing.edits import LEVELS
-from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, Sigmoid, SparseCode
+from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, SparseCode
 from cbm.report.explanations import SumOfWords, sums_of_words
 from cbm.report.units import part_name
 
@@ -22,15 +22,17 @@ CLASSES, FOR, AGAINST, FOUND = 6, 8, 6, 12
 
 @dataclass(frozen=True)
 class ClassShare:
-    """A class and its probability.
+    """A class or a label, and its probability.
 
     Attributes:
         name: name of the class.
         before: probability without edits.
         after: probability with the edits.
-        true: whether this is the true class of the picture.
-        decided: whether this is the predicted class.
+        true: whether this is the true class of the picture, or a label that it has.
+        decided: whether this is the predicted class, or a label that is said.
         explained: whether the bars explain the logit of this class.
+        threshold: probability above which a label is said; None of a class.
+        unknown: whether nobody knows if the picture has this label.
     """
 
     name: str
@@ -39,6 +41,8 @@ class ClassShare:
     true: bool
     decided: bool
     explained: bool
+    threshold: float | None = None
+    unknown: bool = False
 
 
 @dataclass(frozen=True)
@@ -70,23 +74,26 @@ class Decision:
     """The picture's decision.
 
     Attributes:
-        called: predicted class after the edits.
-        was: predicted class without edits.
-        true: true class, or None if it is not known.
-        classes: the most probable classes.
-        explained: class that the bars explain.
+        called: predicted class after the edits, or the labels that are said.
+        was: the same without edits.
+        true: true class, or the labels that it has; None if that is not known.
+        right: whether nothing that is known of it is said wrongly; None if nothing is known.
+        classes: the most probable classes; of labels, those that come nearest to being said, all that are said, and all
+            that the picture has.
+        explained: class or label that the bars explain.
         bars: the largest bars: contributions for linear heads, probabilities for energies; empty without concepts.
-        base: logit of the average picture (linear heads).
+        base: logit of the average picture (linear heads); of a label, less the logit above which it is said.
         others: sum of the contributions of all concepts without a bar.
         others_count: number of these concepts.
         outside: part of the logit that bypasses the concepts (a residual).
-        total: the logit.
+        total: the logit; of a label, how far it is above the one from which on the label is said.
         words: the picture as a sum of words; None without a sparse code.
     """
 
     called: str
     was: str
     true: str | None
+    right: bool | None
     classes: list[ClassShare]
     explained: str
     bars: list[Bar]
@@ -112,8 +119,10 @@ class Reach:
         high: highest value.
         now: value on this picture after the edits.
         unit: name of the unit of these values.
-        average: average value, at which the concept says nothing.
+        average: activation at the value 0.
         step: change of the activation per unit.
+        share: where the value is between absent (0) and present (1).
+        number: whether the concept is a number, which is neither present nor absent.
     """
 
     low: float
@@ -122,6 +131,8 @@ class Reach:
     unit: str
     average: float
     step: float
+    share: float = 0.0
+    number: bool = False
 
     def activation(self, value: float) -> float:
         """The activation for a value, as ``set`` expects it."""
@@ -131,22 +142,10 @@ class Reach:
 @torch.no_grad()
 def decide(session: Session) -> Decision:
     """What is decided about the session's picture."""
-    explorer, picture = session.explorer, session.picture
-    plain = explorer.model.predict_features(picture.x[None]).logits[0]
+    explorer = session.explorer
+    plain = explorer.model.predict_features(session.picture.x[None]).logits[0]
     logits = session.logits()
-    before, after = plain.softmax(dim=0), logits.softmax(dim=0)
-    was, called = int(plain.argmax()), int(logits.argmax())
-    explained = called if session.why is None else class_index(explorer, session.why)
-    shown = after.topk(min(CLASSES, len(after))).indices.tolist()
-    shown += [c for c in dict.fromkeys([was, picture.label, explained]) if c is not None and c not in shown]
-    classes = [
-        ClassShare(
-            explorer.classes[c], float(before[c]), float(after[c]), c == picture.label, c == called, c == explained
-        )
-        for c in sorted(shown, key=lambda c: -float(after[c]))
-    ]
-    true = None if picture.label is None else explorer.classes[picture.label]
-    found = Decision(explorer.classes[called], explorer.classes[was], true, classes, explorer.classes[explained], [])
+    found, explained = (_of_labels if explorer.many else _of_classes)(session, plain, logits)
     if explorer.bottleneck is not None:
         return _explain(session, explorer.bottleneck, found, explained, logits)
     if explorer.energies is not None:
@@ -154,6 +153,55 @@ def decide(session: Session) -> Decision:
         columns = _most(new, new - old, session, explorer)
         return replace(found, bars=[_bar(session, k, float(old[k]), float(new[k]), None) for k in columns])
     return found
+
+
+def _of_classes(session: Session, plain: Tensor, logits: Tensor) -> tuple[Decision, int]:
+    """What is decided by logits ``[C]`` without and with edits, still unexplained, and the class to explain."""
+    explorer, label = session.explorer, session.picture.label
+    before, after = plain.softmax(dim=0), logits.softmax(dim=0)
+    was, called = int(plain.argmax()), int(logits.argmax())
+    explained = session.explained(logits)
+    shown = after.topk(min(CLASSES, len(after))).indices.tolist()
+    shown += [c for c in dict.fromkeys([was, label, explained]) if c is not None and c not in shown]
+    classes = [
+        ClassShare(explorer.classes[c], float(before[c]), float(after[c]), c == label, c == called, c == explained)
+        for c in sorted(shown, key=lambda c: -float(after[c]))
+    ]
+    true, right = (None, None) if label is None else (explorer.classes[label], label == called)
+    names = explorer.classes
+    return Decision(names[called], names[was], true, right, classes, names[explained], []), explained
+
+
+def _of_labels(session: Session, plain: Tensor, logits: Tensor) -> tuple[Decision, int]:
+    """The same of labels, each by itself; the one that is explained is the one furthest above its threshold."""
+    explorer, model, y = session.explorer, session.explorer.model.model, session.picture.labels
+    cuts = torch.zeros_like(logits)
+    if isinstance(model, Linked) and model.thresholds is not None:
+        cuts = model.thresholds.to(logits)
+    before, after, ends = plain.sigmoid(), logits.sigmoid(), cuts.sigmoid()
+    was, said, above = plain > cuts, logits > cuts, logits - cuts
+    explained = session.explained(logits)
+    there = torch.zeros_like(said) if y is None else y == 1
+    shown = said | was | there
+    shown[[explained, *above.topk(min(CLASSES, len(above))).indices.tolist()]] = True
+    classes = [
+        ClassShare(
+            explorer.classes[c],
+            float(before[c]),
+            float(after[c]),
+            bool(there[c]),
+            bool(said[c]),
+            c == explained,
+            float(ends[c]),
+            y is not None and bool(y[c].isnan()),
+        )
+        for c in sorted(shown.nonzero()[:, 0].tolist(), key=lambda c: -float(above[c]))
+    ]
+    known = None if y is None or bool(y.isnan().all()) else ~y.isnan()
+    true = None if known is None else names_of(explorer, there)
+    right = None if known is None else bool((said == there)[known].all())
+    called, name = names_of(explorer, said), explorer.classes[explained]
+    return Decision(called, names_of(explorer, was), true, right, classes, name, []), explained
 
 
 def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int, logits: Tensor) -> Decision:
@@ -169,7 +217,8 @@ def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int
     columns += [session.concept] if session.concept is not None and session.concept not in columns else []
     rest = new.clone()
     rest[columns] = 0.0
-    base, total = float(model.base()[c]), float(logits[c])
+    cut = model.cut(c) if model.many else 0.0
+    base, total = float(model.base()[c]) - cut, float(logits[c]) - cut
     part = part_name(explorer.bank)
     return replace(
         found,
@@ -242,10 +291,63 @@ def search_bars(session: Session, words: str) -> list[Bar]:
     return [_bar(session, k, float(old[k]), float(new[k]), None) for k in columns]
 
 
+@dataclass(frozen=True)
+class Choices:
+    """The values of an attribute of which a picture has one.
+
+    Attributes:
+        name: the attribute.
+        values: its values, in words.
+        concepts: for every value the concept and the value that says it: "present", or "absent" of the first step of a
+            level for the lowest level.
+        now: place of the value that the picture shows most of after the edits.
+    """
+
+    name: str
+    values: list[str]
+    concepts: list[tuple[str, str]]
+    now: int
+
+
 @torch.no_grad()
-def reach(session: Session) -> Reach:
-    """Where the held concept's value can be moved, and where it is after the edits for all classes."""
-    explorer, k, x = session.explorer, session.explorer.bank.index(session.held), session.picture.x[None]
+def choices(session: Session) -> Choices | None:
+    """The values that stand beside the held concept; None if it stands alone."""
+    explorer, text = session.explorer, session.held
+    steps = explorer.bank.concepts[explorer.bank.index(text)].provenance.get("steps") or []
+    if text in steps:
+        concepts = [(steps[0], "absent"), *((step, "present") for step in steps)]
+        values = [f"below '{_value(steps[0])}'", *(_value(step) for step in steps)]
+    else:
+        others = {edit.concept for edit in session.editor.exclusively(Edit("set", text, "present")).edits}
+        members = [each for each in explorer.bank.texts if each in others]
+        if len(members) < 2:
+            return None
+        concepts, values = [(each, "present") for each in members], [_value(each) for each in members]
+    places = [reach(session, each) for each in dict.fromkeys(each for each, _ in concepts)]
+    shown = [place.share for place in places]
+    if text in steps:
+        now = max((k + 1 for k, share in enumerate(shown) if share > 0.5), default=0)
+    else:
+        now = max(range(len(shown)), key=shown.__getitem__)
+    group = explorer.bank.concepts[explorer.bank.index(text)].group
+    return Choices(group or text.partition(":")[0], values, concepts, now)
+
+
+def _value(text: str) -> str:
+    """The value in "nucleus shape: round"."""
+    return text.partition(": ")[2] or text
+
+
+@torch.no_grad()
+def reach(session: Session, concept: str | None = None) -> Reach:
+    """Where a concept's value can be moved, and where it is after the edits for all classes.
+
+    Args:
+        session: the tab.
+        concept: text of the concept; the held one by default.
+    """
+    text = session.held if concept is None else concept
+    explorer, k, x = session.explorer, session.explorer.bank.index(text), session.picture.x[None]
     linear, energies = explorer.bottleneck, explorer.energies
     if linear is None:
         assert energies is not None
@@ -255,7 +357,14 @@ def reach(session: Session) -> Reach:
     else:
         value, mask, spread = float(linear.activations(x)[0, k]), float(linear.reference[k]), float(linear.spread[k])
         named = dict(zip(LEVELS, levels(linear)[:, k].tolist()))
-        if isinstance(linear.activation, Sigmoid):
+        if (number := explorer.bank.concepts[k].provenance.get("number")) is not None:
+            unit = number["unit"] or "its own numbers"
+            step = 1 / number["sd"]
+            now = number["mean"] + number["sd"] * value
+            found = Reach(
+                min(number["low"], now), max(number["high"], now), now, unit, -number["mean"] * step, step, number=True
+            )
+        elif isinstance(linear.activation, Sigmoid):
             found = Reach(0.0, 1.0, value, "probability", 0.0, 1.0)
         else:
             step = spread if spread > 0 else 1.0
@@ -267,10 +376,11 @@ def reach(session: Session) -> Reach:
             found = Reach(low, high, (value - mask) / step, unit, mask, step)
     activation = found.activation(found.now)
     for edit in session.here.edits:
-        if edit.concept == session.held and edit.classes is None:
+        if edit.concept == text and edit.classes is None:
             activation = _after(edit, activation, mask, named)
     now = (activation - found.average) / found.step
-    return replace(found, now=min(max(now, found.low), found.high))
+    share = (activation - named["absent"]) / max(named["present"] - named["absent"], 1e-12)
+    return replace(found, now=min(max(now, found.low), found.high), share=share)
 
 
 def _after(edit: Edit, activation: float, mask: float, named: dict[str, float]) -> float:

@@ -23,13 +23,15 @@ from cbm.files.run_directory import read_metrics
 from cbm.layers import (
     ConceptBottleneck,
     EnergyBottleneck,
+    decide,
     energies_or_none,
     has_concepts,
+    is_many,
     linear_or_none,
-    one_class,
     predict_logits,
     require_concepts,
 )
+from cbm.metrics.multilabel import auroc
 from cbm.trained import TrainedModel, load
 from cbm.trained.names import change_names
 
@@ -43,6 +45,8 @@ class Picture:
         image: the picture itself; None where only features are known.
         x: unit-norm features ``[D]``.
         label: index of its class, or None if it is not known.
+        labels: whether it has each of L labels ``[L]``: 1, 0, or NaN if unknown; None where a picture has one class,
+            and for a dropped file.
         row: row in the split, or None for a dropped file.
     """
 
@@ -50,6 +54,7 @@ class Picture:
     image: Image.Image | None
     x: Tensor
     label: int | None = None
+    labels: Tensor | None = None
     row: int | None = None
 
 
@@ -86,7 +91,6 @@ class Explorer:
         name: str = "test",
     ):
         self.model: TrainedModel = load(run)
-        one_class(self.model.model, "the explorer")
         self.card: DictConfig = self.model.card(dataset, root)
         self.cache = cache
         pictures, self.data = self.model.read((name,), dataset=dataset, root=root, cache=cache)
@@ -140,15 +144,26 @@ class Explorer:
         activation = None if self.bottleneck is None else self.bottleneck.activation
         return activation is not None and activation.rests_at_zero
 
-    @cached_property
-    def predicted(self) -> Tensor:
-        """``[N]`` decisions without edits."""
-        return self.logits.argmax(dim=1)
+    @property
+    def many(self) -> bool:
+        """Whether a picture has any number of labels instead of one class."""
+        return is_many(self.model.model)
 
     @cached_property
-    def accuracy(self) -> float:
-        """On the split, without edits."""
-        return float((self.predicted == self.split.y).double().mean())
+    def predicted(self) -> Tensor:
+        """Decisions without edits: classes ``[N]``, or whether every label is said ``[N, L]`` bool."""
+        return decide(self.model.model, self.logits)
+
+    @cached_property
+    def headline(self) -> tuple[str, float | None]:
+        """The number that sums the split up without edits, and its name: accuracy, or for labels the mean AUROC.
+
+        None if no label has pictures with it and pictures without it.
+        """
+        if not self.many:
+            return "accuracy", float((self.predicted == self.split.y).double().mean())
+        each = auroc(self.logits, self.split.y)
+        return "mean AUROC of the labels", None if bool(each.isnan().all()) else float(each.nanmean())
 
     @cached_property
     def units(self) -> bool:
@@ -228,7 +243,9 @@ class Explorer:
             image = None
         except Exception as error:  # a missing or broken file makes a decoder raise anything
             raise UserError(f"picture '{name}' cannot be read any more ({type(error).__name__})") from error
-        return Picture(name, image, self.split.x[row], int(self.split.y[row]), row)
+        y = self.split.y[row]
+        label, labels = (None, y) if self.many else (int(y), None)
+        return Picture(name, image, self.split.x[row], label, labels, row)
 
     def read(self, file: str | Path) -> Picture:
         """A file from anywhere. It is decoded as a picture and as nothing else.

@@ -1,4 +1,4 @@
-"""Choosing a picture: of a class, or mistakes only, a page of thumbnails at a time."""
+"""Choosing a picture: of a class, a label or a group, or mistakes only, a page of thumbnails at a time."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -11,6 +11,9 @@ from cbm.errors import UserError, did_you_mean
 from cbm.report.thumbnails import Thumbnail, thumbnail
 
 PER_PAGE = 16
+EVERY, MISTAKES = "all pictures", "mistakes"
+HAVE, SAID, MISSED, INVENTED = "have it", "are said to have it", "are missed", "are wrongly said to have it"
+"""Kinds of pictures: of one class the first two; of a label, or of any label, all but the second."""
 
 
 @dataclass(frozen=True)
@@ -20,8 +23,10 @@ class Tile:
     Attributes:
         row: row in the split.
         picture: thumbnail.
-        true: true class.
-        called: predicted class.
+        true: true class, or the labels that it has.
+        called: predicted class, or the labels that are said.
+        right: whether everything that is known of it is said.
+        wrong: what is wrong, in words; empty if nothing is.
         note: further words.
     """
 
@@ -29,12 +34,9 @@ class Tile:
     picture: Thumbnail
     true: str
     called: str
+    right: bool
+    wrong: str = ""
     note: str = ""
-
-    @property
-    def right(self) -> bool:
-        """Whether it was called what it is."""
-        return self.true == self.called
 
 
 @dataclass(frozen=True)
@@ -65,21 +67,63 @@ def class_index(explorer: Explorer, name: str) -> int:
     return explorer.classes.index(name)
 
 
-def find_pictures(explorer: Explorer, *, of: str | None = None, mistakes: bool = False, number: int = 0) -> Page:
+def kinds(explorer: Explorer) -> list[str]:
+    """The kinds of pictures that can be asked for."""
+    return [EVERY, HAVE, SAID, MISSED, INVENTED] if explorer.many else [EVERY, MISTAKES]
+
+
+def groups(explorer: Explorer) -> dict[str, tuple[str, int]]:
+    """The groups that the split's pictures are known to be of, "site: A", with the group's column and value."""
+    names, columns = explorer.data.group_names, explorer.split.groups
+    return {
+        f"{name}: {value}": (name, number)
+        for name, column in columns.items()
+        for number, value in enumerate(names.get(name, []))
+        if bool((column == number).any())
+    }
+
+
+def find_pictures(
+    explorer: Explorer, *, of: str | None = None, kind: str = EVERY, group: str | None = None, number: int = 0
+) -> Page:
     """A page of the split's pictures.
 
     Args:
         explorer: the run.
-        of: only of this class.
-        mistakes: only those that are called something else, without edits.
+        of: only of this class; of a model of labels, the label that ``kind`` is about (any label by default).
+        kind: one of ``kinds``. What is said is said without edits.
+        group: only of this one of ``groups``.
         number: of the page; the nearest there is.
+
+    Raises:
+        UserError: there is no such class, kind or group.
     """
-    wanted = torch.ones(len(explorer.split), dtype=torch.bool)
-    if of is not None:
-        wanted &= explorer.split.y == class_index(explorer, of)
-    if mistakes:
-        wanted &= explorer.predicted != explorer.split.y
+    if kind not in kinds(explorer):
+        raise UserError(f"no kind '{kind}' of pictures: {did_you_mean(kind, kinds(explorer))}")
+    y, said = explorer.split.y, explorer.predicted
+    if explorer.many:
+        columns = slice(None) if of is None else [class_index(explorer, of)]
+        wanted = _of_labels(y[:, columns], said[:, columns], kind)
+    else:
+        wanted = torch.ones(len(y), dtype=torch.bool) if of is None else y == class_index(explorer, of)
+        if kind == MISTAKES:
+            wanted = wanted & (said != y)
+    if group is not None:
+        there = groups(explorer)
+        if group not in there:
+            raise UserError(f"no group '{group}' in this split: {did_you_mean(group, list(there))}")
+        name, value = there[group]
+        wanted = wanted & torch.from_numpy(explorer.split.groups[name] == value)
     return page_of(explorer, wanted.nonzero()[:, 0], number)
+
+
+def _of_labels(y: Tensor, said: Tensor, kind: str) -> Tensor:
+    """Which pictures ``[N]`` are of a kind by any of some labels ``[N, M]``."""
+    if kind == EVERY:
+        return torch.ones(len(y), dtype=torch.bool)
+    if kind == SAID:
+        return said.any(dim=1)
+    return {HAVE: y == 1, MISSED: (y == 1) & ~said, INVENTED: (y == 0) & said}[kind].any(dim=1)
 
 
 def page_of(explorer: Explorer, rows: Tensor, number: int = 0) -> Page:
@@ -91,10 +135,21 @@ def page_of(explorer: Explorer, rows: Tensor, number: int = 0) -> Page:
 
 
 def tile(explorer: Explorer, row: int, note: str = "", called: Tensor | None = None) -> Tile:
-    """One picture, small; ``called`` ``[N]`` are decisions other than those without edits."""
-    names, decided = explorer.classes, explorer.predicted if called is None else called
-    true = names[int(explorer.split.y[row])]
-    return Tile(row, _small(explorer, row), true, names[int(decided[row])], note)
+    """One picture, small; ``called`` (``[N]``, or ``[N, L]`` bool) are decisions other than those without edits."""
+    names, decided = explorer.classes, (explorer.predicted if called is None else called)[row]
+    y, small = explorer.split.y[row], _small(explorer, row)
+    if not explorer.many:
+        true, said = names[int(y)], names[int(decided)]
+        return Tile(row, small, true, said, true == said, "" if true == said else f"✗ {said}", note)
+    missed, invented = (y == 1) & ~decided, (y == 0) & decided
+    parts = [("missed", missed), ("invented", invented)]
+    wrong = "; ".join(f"✗ {word} {names_of(explorer, which)}" for word, which in parts if bool(which.any()))
+    return Tile(row, small, names_of(explorer, y == 1), names_of(explorer, decided), not wrong, wrong, note)
+
+
+def names_of(explorer: Explorer, which: Tensor) -> str:
+    """The labels of a mask ``[L]``, in words."""
+    return ", ".join(explorer.classes[label] for label in which.nonzero()[:, 0].tolist()) or "no label"
 
 
 @lru_cache(maxsize=2000)

@@ -21,10 +21,10 @@ import gradio as gr
 from cbm.app.adapt import suggest
 from cbm.app.classes import describe_class
 from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts
-from cbm.app.decision import decide, reach, search_bars
+from cbm.app.decision import ClassShare, choices, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.explorer import Explorer, Picture
-from cbm.app.gallery import find_pictures
+from cbm.app.gallery import EVERY, MISTAKES, find_pictures, groups, kinds
 from cbm.app.guard import guarding
 from cbm.app.inputs import LONGEST, LONGEST_WHY, key_of, number, one_of, sent_with, switch, text, whole
 from cbm.app.label import KEYS
@@ -39,7 +39,8 @@ from cbm.report.thumbnails import data_uri
 
 log = logging.getLogger("cbm")
 
-ANY_CLASS, ANY_FLIP = "any class", "any other class"
+ANY_CLASS, ANY_LABEL, ANY_GROUP = "any class", "any label", "any group"
+ANY_FLIP, EXPLAINED = "any other class", "the label that is explained"
 LISTED = 40  # concepts of a list
 AUTOMATIC = "automatic"
 METHODS = ("covering", "positions")
@@ -127,6 +128,9 @@ class Page:
         self.uploads = own_uploads() if uploads is None else uploads
         self.editable = explorer.has_concepts
         self.linear = explorer.bottleneck is not None
+        self.many = explorer.many
+        self.any_class, self.any_flip = (ANY_LABEL, EXPLAINED) if self.many else (ANY_CLASS, ANY_FLIP)
+        self.groups = [ANY_GROUP, *groups(explorer)]
         with gr.Blocks(
             title=f"cbm: {explorer.model.path.name}", analytics_enabled=False, fill_width=True
         ) as self.blocks:
@@ -140,12 +144,12 @@ class Page:
                 if self.editable:
                     with gr.Tab("Whole split"):
                         self._effect_tab()
-                with gr.Tab("Classes") as self.class_tab:
+                with gr.Tab("Labels" if self.many else "Classes") as self.class_tab:
                     self._classes_tab()
                 if self.editable:
                     with gr.Tab("Concepts"):
                         self._concepts_tab()
-                if self.linear:
+                if self.linear and not self.many:
                     with gr.Tab("Is it true?") as self.truth_tab:
                         self.truth = gr.HTML(js_on_load=KEYS, elem_id="truth")
                     with gr.Tab("Another domain"):
@@ -165,7 +169,8 @@ class Page:
             pictures=len(explorer.split),
             classes=len(explorer.classes),
             concepts=len(explorer.bank) if self.editable else None,
-            accuracy=explorer.accuracy,
+            headline=explorer.headline,
+            many=explorer.many,
         )
 
     def _edits_bar(self) -> None:
@@ -178,7 +183,7 @@ class Page:
             self.undo = gr.Button("Undo", size="sm", min_width=80)
             self.redo = gr.Button("Redo", size="sm", min_width=80)
             self.save = gr.Button(
-                "Save edits", size="sm", variant="primary", min_width=80, visible=not self.explorer.shared
+                "Save edits", size="sm", min_width=80, interactive=False, visible=not self.explorer.shared
             )
             self.saved_at = gr.HTML(elem_classes="saved-at")
 
@@ -188,8 +193,20 @@ class Page:
                 self.drop = gr.File(label="Drop a picture here", show_label=False, type="filepath", height=120)
                 vars(self.drop)["async_move_resource_to_block_cache"] = left_there
                 with gr.Row():
-                    self.of_class = gr.Dropdown([ANY_CLASS, *self.explorer.classes], value=ANY_CLASS, label="Class")
-                    self.mistakes = gr.Checkbox(label="Mistakes only")
+                    self.of_class = gr.Dropdown(
+                        [self.any_class, *self.explorer.classes],
+                        value=self.any_class,
+                        label="Label" if self.many else "Class",
+                    )
+                    if self.many:
+                        self.kind: gr.Dropdown | gr.Checkbox = gr.Dropdown(
+                            kinds(self.explorer), value=EVERY, label="Pictures that", elem_id="kinds"
+                        )
+                    else:
+                        self.kind = gr.Checkbox(label="Mistakes only")
+                    self.group = gr.Dropdown(
+                        self.groups, value=ANY_GROUP, label="Group", visible=len(self.groups) > 1, elem_id="group"
+                    )
                 self.gallery = choice(elem_id="gallery")
                 with gr.Row():
                     self.previous = gr.Button("← Previous", size="sm", min_width=60)
@@ -208,23 +225,23 @@ class Page:
             with gr.Column(scale=4, min_width=340):
                 if self.editable:
                     self._editor_panel()
-                self.explanation = choice(elem_id="explanation")
-                if self.editable:
                     self.search = gr.Textbox(
                         label="Find a concept", placeholder="any words of it", elem_id="search", max_length=LONGEST
                     )
                     self.found = choice(elem_id="found")
+                self.explanation = choice(elem_id="explanation")
 
     def _editor_panel(self) -> None:
         with gr.Group(elem_id="panel"):
             self.held = gr.HTML(padding=True)
             self.value = gr.Slider(
-                -4, 4, value=0, step=0.01, label="Value", interactive=True, buttons=[], elem_id="value"
+                -4, 4, value=0, step=0.01, label="Value", interactive=False, buttons=[], elem_id="value"
             )
+            self.one_of = gr.Radio([], label="One of", visible=False, elem_id="one-of")
             with gr.Row():
                 self.scope = gr.Radio([HERE, EVERYWHERE], value=HERE, label="For", min_width=160)
                 self.told = gr.Dropdown(
-                    [ALL_CLASSES, *self.explorer.classes],
+                    [("all labels" if self.many else ALL_CLASSES, ALL_CLASSES), *self.explorer.classes],
                     value=ALL_CLASSES,
                     label="As read by",
                     min_width=160,
@@ -238,14 +255,19 @@ class Page:
             max_length=LONGEST_WHY,
         )
         with gr.Row():
-            self.present = gr.Button("Present", size="sm", min_width=56)
-            self.absent = gr.Button("Absent", size="sm", min_width=56)
-            self.mask = gr.Button("Mask", size="sm", min_width=56)
-            self.remove = gr.Button("Remove", size="sm", min_width=56, visible=self.linear)
-            self.remove_alike = gr.Button("Remove with look-alikes", size="sm", min_width=160, visible=self.linear)
+            wide: dict[str, Any] = {"size": "sm", "min_width": 56, "interactive": False}
+            self.present, self.absent = gr.Button("Present", **wide), gr.Button("Absent", **wide)
+            self.mask = gr.Button("Mask", **wide)
+            self.remove = gr.Button("Remove", visible=self.linear, **wide)
+            self.remove_alike = gr.Button("Remove with look-alikes", visible=self.linear, **(wide | {"min_width": 160}))
+        gr.HTML(render("operations", linear=self.linear))
         with gr.Accordion("Make it right", open=False):
             if self.linear:
-                self.wanted = gr.Dropdown([ANY_FLIP, *self.explorer.classes], value=ANY_FLIP, label="It should be")
+                self.wanted = gr.Dropdown(
+                    [self.any_flip, *self.explorer.classes],
+                    value=self.any_flip,
+                    label="Say the opposite of" if self.many else "It should be",
+                )
                 with gr.Row():
                     self.correct = gr.Button("Reweight the held concept", size="sm", min_width=120)
                     self.flip = gr.Button("Smallest change of concepts", size="sm", min_width=120)
@@ -263,12 +285,15 @@ class Page:
     def _classes_tab(self) -> None:
         with gr.Row():
             with gr.Column(scale=2, min_width=300):
-                self.a_class = gr.Dropdown(self.explorer.classes, value=self.explorer.classes[0], label="Class")
+                what = "label" if self.many else "class"
+                self.a_class = gr.Dropdown(
+                    self.explorer.classes, value=self.explorer.classes[0], label=what.capitalize()
+                )
                 if self.linear:
-                    self.weight = gr.Number(label="Weight of the chosen concept in this class", value=0.0, step=0.1)
+                    self.weight = gr.Number(label=f"Weight of the chosen concept in this {what}", value=0.0, step=0.1)
                     with gr.Row():
                         self.reweight = gr.Button("Give it this weight", size="sm", min_width=100)
-                        self.forget = gr.Button("Remove it from this class", size="sm", min_width=100)
+                        self.forget = gr.Button(f"Remove it from this {what}", size="sm", min_width=100)
                 self.class_concepts = choice(elem_id="class-concepts")
             with gr.Column(scale=3, min_width=300):
                 self.class_page = choice(elem_id="class-page")
@@ -334,25 +359,35 @@ class Page:
             self.picture: render(
                 "picture", name=picture.name, uri=uri, tiny=tiny, heat=heat, held=held, heat_uri=heat_uri
             ),
-            self.verdict: render("decision", decision=decision),
+            self.verdict: render("decision", decision=decision, many=self.many),
             self.explanation: render(
                 "explanation",
                 decision=decision,
                 concepts=self.editable,
                 energies=self.explorer.energies is not None,
                 gated=self.explorer.gated,
+                many=self.many,
             ),
         }
         return shown | (self._panel(session) | self._edits(session) if self.editable else {})
 
     def _panel(self, session: Session) -> dict:
-        held: dict = {self.held: render("held", text=None, unit="")}
-        if session.concept is not None:
-            place = reach(session)
-            held = {
-                self.held: render("held", text=session.held, unit=place.unit),
-                self.value: gr.update(minimum=place.low, maximum=place.high, value=round(place.now, 2)),
-            }
+        some = session.concept is not None
+        alive, dead = gr.update(interactive=some), gr.update(interactive=False)
+        held: dict = dict.fromkeys([self.present, self.absent, self.mask, self.remove, self.remove_alike], alive)
+        held |= {self.held: render("held", text=None, unit=""), self.value: dead, self.one_of: gr.update(visible=False)}
+        if some:
+            place, values = reach(session), choices(session)
+            held[self.held] = render("held", text=session.held, unit=place.unit)
+            held[self.value] = gr.update(
+                minimum=place.low, maximum=place.high, value=round(place.now, 2), interactive=True
+            )
+            if place.number:
+                held |= {self.present: dead, self.absent: dead}
+            if values is not None:
+                held[self.one_of] = gr.update(
+                    choices=values.values, value=values.values[values.now], label=values.name, visible=True
+                )
         proposed = render("edits", edits=session.proposed.edits, empty="") if len(session.proposed) else ""
         return held | {self.proposed: proposed, self.accept: gr.update(visible=bool(len(session.proposed)))}
 
@@ -361,12 +396,19 @@ class Page:
         return {
             self.edits_list: render("edits", edits=edits, empty="Nothing is edited yet."),
             self.edits_title: gr.update(label=f"Edits: {len(edits) or 'none'}"),
+            self.save: gr.update(interactive=bool(edits), variant="primary" if edits else "secondary"),
             self.saved: gr.update(choices=[path.name for path in session.saved_files()]),
             self.effect: gr.skip() if session.compared == session.edits else "",
         }
 
-    def _gallery(self, session: Session, of: str, mistakes: bool, number: int) -> dict:
-        page = find_pictures(self.explorer, of=None if of == ANY_CLASS else of, mistakes=mistakes, number=number)
+    def _gallery(self, session: Session, of: str, kind: str, group: str, number: int) -> dict:
+        page = find_pictures(
+            self.explorer,
+            of=None if of == self.any_class else of,
+            kind=kind,
+            group=None if group == ANY_GROUP else group,
+            number=number,
+        )
         return {self.gallery: render("gallery", page=page, chosen=session.picture.row), self.number: page.number}
 
     def _class(self, session: Session, name: str) -> dict:
@@ -396,23 +438,30 @@ class Page:
         """Connect an event. It is no part of an API, and what the browser sends is checked by the handler alone."""
         listener(handler, inputs, outputs, api_visibility="private", preprocess=False, **settings)
 
-    def _listed(self, session: Session, of: Any, mistakes: Any, page: int) -> dict:
+    def _listed(self, session: Session, of: Any, kind: Any, group: Any, page: int) -> dict:
         """The gallery that a browser asks for."""
-        one_of(of, [ANY_CLASS, *self.explorer.classes], "Class")
-        return self._gallery(session, of, switch(mistakes, "Mistakes only"), page)
+        one_of(of, [self.any_class, *self.explorer.classes], "Label" if self.many else "Class")
+        if self.many:
+            one_of(kind, kinds(self.explorer), "Pictures that")
+        else:
+            kind = MISTAKES if switch(kind, "Mistakes only") else EVERY
+        return self._gallery(session, of, kind, one_of(group, self.groups, "Group"), page)
 
     def _connect(self) -> None:
         session = self.session
-        panel = [self.held, self.value, self.proposed, self.accept] if self.editable else []
-        edits = [self.edits_list, self.edits_title, self.saved, self.effect] if self.editable else []
+        panel = []
+        if self.editable:
+            buttons = [self.present, self.absent, self.mask, self.remove, self.remove_alike]
+            panel = [self.held, self.value, self.one_of, *buttons, self.proposed, self.accept]
+        edits = [self.edits_list, self.edits_title, self.save, self.saved, self.effect] if self.editable else []
         seen = [self.picture, self.verdict, self.explanation, *panel, *edits]
-        chooser = [self.of_class, self.mistakes, self.number]
+        chooser = [self.of_class, self.kind, self.group, self.number]
 
         @answered
-        def begin(of: Any, mistakes: Any, page: int) -> dict:
+        def begin(of: Any, kind: Any, group: Any, page: int) -> dict:
             fresh = Session(self.explorer)
             listed = {self.concept_list: self._concept_list(fresh, "")} if self.editable else {}
-            gallery, looked = self._listed(fresh, of, mistakes, page), self._picture(fresh)
+            gallery, looked = self._listed(fresh, of, kind, group, page), self._picture(fresh)
             return {session: fresh} | gallery | looked | self._class(fresh, self.explorer.classes[0]) | listed
 
         classes = [self.class_page, self.class_concepts] + ([self.weight] if self.linear else [])
@@ -423,7 +472,7 @@ class Page:
         if self.editable:
             self._connect_editor(seen, panel, edits)
             self._connect_concepts(seen)
-        if self.linear:
+        if self.linear and not self.many:
             self._connect_domain(seen)
             self._connect_truth()
 
@@ -431,22 +480,22 @@ class Page:
         session = self.session
 
         @answered
-        def choose(tab: Session, of: Any, mistakes: Any, page: int, event: gr.EventData) -> dict:
+        def choose(tab: Session, of: Any, kind: Any, group: Any, page: int, event: gr.EventData) -> dict:
             tab.look_at(self.explorer.picture(key_of(event)))
-            return self._listed(tab, of, mistakes, page) | self._picture(tab)
+            return self._listed(tab, of, kind, group, page) | self._picture(tab)
 
         def turn(step: int | None) -> Callable:
             @answered
-            def turned(tab: Session, of: Any, mistakes: Any, page: int) -> dict:
-                return self._listed(tab, of, mistakes, 0 if step is None else page + step)
+            def turned(tab: Session, of: Any, kind: Any, group: Any, page: int) -> dict:
+                return self._listed(tab, of, kind, group, 0 if step is None else page + step)
 
             return turned
 
         @answered
-        def drop(tab: Session, file: Any) -> dict:
+        def drop(tab: Session, file: Any, of: Any, kind: Any, group: Any, page: int) -> dict:
             if file is not None:
                 tab.look_at(self._dropped(file))
-            return self._picture(tab) | {self.drop: None}
+            return self._listed(tab, of, kind, group, page) | self._picture(tab) | {self.drop: None}
 
         @answered
         def explain(tab: Session, event: gr.EventData) -> dict:
@@ -457,21 +506,21 @@ class Page:
         self._on(self.gallery.select, choose, here, [self.gallery, self.number, *seen], show_progress="hidden")
         for button, step in ((self.previous, -1), (self.next, 1)):
             self._on(button.click, turn(step), here, [self.gallery, self.number], show_progress="hidden")
-        for control in (self.of_class, self.mistakes):
+        for control in (self.of_class, self.kind, self.group):
             self._on(control.input, turn(None), here, [self.gallery, self.number], show_progress="hidden")
 
         @answered
-        def go(tab: Session, of: Any, mistakes: Any, page: int, event: gr.EventData) -> dict:
-            return choose(tab, of, mistakes, page, event) | {self.tabs: gr.Tabs(selected="picture")}
+        def go(tab: Session, of: Any, kind: Any, group: Any, page: int, event: gr.EventData) -> dict:
+            return choose(tab, of, kind, group, page, event) | {self.tabs: gr.Tabs(selected="picture")}
 
         for view in [self.class_page, *((self.effect, self.concept_page) if self.editable else ())]:
             self._on(view.select, go, here, [self.gallery, self.number, *seen, self.tabs], show_progress="hidden")
-        self._on(self.drop.upload, drop, [session, self.drop], [*seen, self.drop])
+        self._on(self.drop.upload, drop, [session, self.drop, *chooser], [self.gallery, self.number, *seen, self.drop])
         self._on(self.verdict.select, explain, session, seen, show_progress="hidden")
 
     def _connect_editor(self, seen: list, panel: list, edits: list) -> None:
         session, place = self.session, [self.session, self.scope, self.told, self.because]
-        flips = [ANY_FLIP, *self.explorer.classes]
+        flips = [self.any_flip, *self.explorer.classes]
 
         @answered
         def hold(tab: Session, event: gr.EventData) -> dict:
@@ -492,6 +541,16 @@ class Page:
             shown = self._picture(tab)
             del shown[self.value]  # the hand is on it
             return shown
+
+        @answered
+        def choose(tab: Session, value: Any, scope: str, told: str, why: Any) -> dict:
+            found = choices(tab)
+            if found is None:
+                raise UserError("this concept is no value of an attribute")
+            text_of, set_to = found.concepts[found.values.index(one_of(value, found.values, "One of"))]
+            tab.hold(self.explorer.bank.index(text_of))
+            tab.edit("set", set_to, scope=scope, classes=told, why=text(why, "Why", LONGEST_WHY))
+            return self._picture(tab)
 
         def operation(op: str, value: str | None = None) -> Callable:
             @answered
@@ -536,8 +595,18 @@ class Page:
             tab.read(name)
             return self._picture(tab)
 
+        def shares(tab: Session, wanted: str) -> ClassShare:
+            """What is said of a label, by default of the one that is explained."""
+            if wanted != EXPLAINED:
+                tab.explain(wanted)
+            return next(share for share in decide(tab).classes if share.explained)
+
         @answered
         def correct(tab: Session, wanted: Any) -> dict:
+            if self.many:
+                share = shares(tab, one_of(wanted, flips, "Say the opposite of"))
+                tab.correct(share.name, present=not share.decided)
+                return self._picture(tab)
             if one_of(wanted, flips, "It should be") == ANY_FLIP:
                 raise UserError("say which class it should be")
             tab.correct(wanted)
@@ -545,8 +614,10 @@ class Page:
 
         @answered
         def flip(tab: Session, wanted: Any) -> dict:
-            one_of(wanted, flips, "It should be")
-            tab.smallest_flip(None if wanted == ANY_FLIP else wanted)
+            if self.many:
+                tab.smallest_flip(shares(tab, one_of(wanted, flips, "Say the opposite of")).name)
+            else:
+                tab.smallest_flip(None if one_of(wanted, flips, "It should be") == ANY_FLIP else wanted)
             return self._panel(tab)
 
         @answered
@@ -581,6 +652,7 @@ class Page:
             trigger_mode="always_last",
             **quick,
         )
+        self._on(self.one_of.input, choose, [session, self.one_of, self.scope, self.told, self.because], seen, **quick)
         for button, op, value in (
             (self.present, "set", "present"),
             (self.absent, "set", "absent"),

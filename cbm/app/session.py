@@ -17,8 +17,10 @@ from cbm.concepts.units import former_names
 from cbm.editing import Comparison, Edit, EditSet, load_edits
 from cbm.errors import UserError
 from cbm.files import cannot_write, locked, place_new, write_atomically, write_in_parts
+from cbm.layers import Linked
 from cbm.trained.editor import Editor
 from cbm.trained.heat_map import HeatMap
+from cbm.trained.label_comparison import LabelComparison, compared
 
 ALL_CLASSES = "all classes"
 HERE, EVERYWHERE = "this picture", "all pictures"
@@ -50,7 +52,7 @@ class Session:
         self._editor = Editor(explorer.model, domain=explorer.domain) if explorer.has_concepts else None
         self._saved: tuple[Path, bytes] | None = None  # the file that this tab wrote or read, as it was then
         self._dragged: Edit | None = None
-        self._comparison: tuple[EditSet, Comparison] | None = None
+        self._comparison: tuple[EditSet, Comparison | LabelComparison] | None = None
         self.picture: Picture = explorer.picture(0)
         self.concept: int | None = None
         self.why: str | None = None
@@ -142,6 +144,15 @@ class Session:
         _ = self.editor  # follows the names
         return was, now
 
+    def explained(self, logits: torch.Tensor) -> int:
+        """The class that is explained: the chosen one, else the first by logits ``[C]``; of labels, the one that is
+        furthest above the logit from which on it is said."""
+        if self.why is not None:
+            return class_index(self.explorer, self.why)
+        model = self.explorer.model.model
+        cuts = model.thresholds if isinstance(model, Linked) else None
+        return int((logits if cuts is None else logits - cuts.to(logits)).argmax())
+
     # -------------------------------------------------------------------------------------------------------- editing
 
     def edit(
@@ -159,9 +170,16 @@ class Session:
             why: kept with the edit.
         """
         edit = self._edit(self.held, op, value, scope, classes, why)
+        number = self.explorer.bank.concepts[self.explorer.bank.index(edit.concept)].provenance.get("number")
+        if number is not None and op == "set":
+            if isinstance(edit.value, str):
+                raise UserError(f"'{edit.concept}' is a number: it is neither present nor absent, but has a value")
+            said = f"{number['mean'] + number['sd'] * edit.number:.4g} {number['unit'] or ''}".strip()
+            edit = replace(edit, why=f"{edit.why}: {said}" if edit.why else said)
+        self.why = self.explorer.classes[self.explained(self.logits())]  # stays, whatever comes first by the edit
         before = self._dragged
         self._dragged = None
-        if before is not None and before.op == op and replace(before, value=value) == edit:
+        if before is not None and before.op == op and replace(before, value=value, why=edit.why) == edit:
             self.editor.undo()
         self._apply(self.editor.exclusively(edit))
         self._dragged = edit
@@ -219,22 +237,28 @@ class Session:
         self._apply(self.proposed)
         self.proposed = EditSet()
 
-    def correct(self, label: str, margin: float = 0.2) -> None:
-        """Give the held concept just the weight by which this picture becomes ``label``."""
+    def correct(self, label: str, margin: float = 0.2, present: bool = True) -> None:
+        """Give the held concept just the weight by which this picture becomes ``label``; of a model of labels, by which
+        it is said to have the label, or not to have it if ``present`` is False."""
         self._dragged = None
-        there, why = Editor(self.explorer.model, self.here), f"'{self.picture.name}' is {label}"
-        there.correct(self.picture.x, label, self.held, margin=margin, why=why)
+        has = ("has" if present else "does not have") if self.explorer.many else "is"
+        there, why = Editor(self.explorer.model, self.here), f"'{self.picture.name}' {has} {label}"
+        there.correct(self.picture.x, label, self.held, margin=margin, present=present, why=why)
         self._apply(EditSet(there.edits.edits[len(self.here) :]))
 
     def smallest_flip(self, label: str | None = None) -> None:
         """Propose the fewest concepts that would change the decision about this picture.
+
+        Args:
+            label: the class that it should be, any other by default; of a model of labels, the label of which the
+                opposite should be said.
 
         Raises:
             UserError: no change of five concepts or fewer does it.
         """
         found = Editor(self.explorer.model, self.here).smallest_flip(self.picture.x, label)
         if found is None:
-            to = "the decision" if label is None else f"the decision to {label}"
+            to = "the decision" if label is None else f"the decision {'about' if self.explorer.many else 'to'} {label}"
             raise UserError(f"no change of five concepts or fewer, within what training pictures show, flips {to}")
         self.propose(found, scope=HERE)
 
@@ -254,12 +278,13 @@ class Session:
 
     # ------------------------------------------------------------------------------------------- the whole split, files
 
-    def compare(self) -> Comparison:
+    def compare(self) -> Comparison | LabelComparison:
         """Decisions about all pictures of the split, before and after; remembered until the edits change."""
         if self._comparison is None or self._comparison[0] != self.edits:
             explorer, split = self.explorer, self.explorer.split
             after = self.editor.logits(split.x, split.names, explorer.logits)
-            self._comparison = self.edits, Comparison(explorer.logits, after, split.y, explorer.classes)
+            made = compared(explorer.model.model, explorer.logits, after, split.y, explorer.classes)
+            self._comparison = self.edits, made
         return self._comparison[1]
 
     def save(self) -> tuple[Path, int]:

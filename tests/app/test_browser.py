@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 from birds_run import shared_folder
-from explored_run import copied, explored
+from explored_run import copied, explored, explored_values
 
 from cbm.app import Explorer
 from cbm.app.effect import effect_on_split
+from cbm.app.gallery import HAVE
 from cbm.app.session import Session
 from cbm.data.concept_answers import read_concept_answers
 
@@ -124,8 +125,8 @@ def test_remove_run_over_the_split_and_save(page):
     tab.read(saved.name)
     saved.unlink()
     effect = effect_on_split(tab)
-    assert [int(number) for number in shown[3:]] == [effect.gained, effect.lost, effect.flipped]
-    assert shown[1] == f"{100 * effect.after:.2f}%"
+    assert [int(number) for number in shown[-3:]] == [effect.gained, effect.lost, effect.flipped]
+    assert shown[1] == f"{100 * effect.shown[0][1]:.2f}%"
     assert tab.edits.edits[0].op == "remove"
 
 
@@ -204,3 +205,39 @@ def test_units_are_looked_for_and_named(browser):
     press(page, "Take the name back")
     page.wait_for_selector(f"#concept-page h3.unnamed:has-text('{text}')")
     page.close()
+
+
+def test_labels_and_values(browser):
+    """A label is filtered, a value of several chosen, a number moved in its unit; nothing can be done before a
+    concept is held."""
+    explorer = explored_values()
+    page = browser.new_page(viewport={"width": 1360, "height": 1000})
+    failed: list[str] = []
+    page.on("console", lambda message: failed.append(message.text) if message.type == "error" else None)
+    page.set_default_timeout(600_000)
+    page.goto(serve(explorer))
+    page.wait_for_selector("#explanation .bar")
+    for name in ("Present", "Absent", "Mask", "Remove", "Save edits"):
+        assert page.get_by_role("button", name=name, exact=True).is_disabled()
+    assert page.locator("#value input[type=range]").is_disabled()
+    assert page.locator("#verdict .tick").count() == 2
+    page.locator("#explanation .bar", has_text="hue: red").click()
+    page.locator("#one-of").get_by_label("blue", exact=True).check()
+    page.wait_for_selector("#panel b:has-text('hue: blue')")
+    page.wait_for_selector("text=Edits: 3")
+    page.locator("#explanation .bar", has_text="glow").click()
+    page.wait_for_selector("#panel p:has-text('value in cd')")
+    assert page.get_by_role("button", name="Present", exact=True).is_disabled()
+    assert page.get_by_role("button", name="Mask", exact=True).is_enabled()
+    assert page.locator("#one-of").count() == 0 or page.locator("#one-of").is_hidden()
+    page.locator("#value input[type=range]").focus()
+    page.keyboard.press("PageUp")
+    page.wait_for_selector("text=Edits: 4")
+    page.locator("#kinds input").click()
+    page.get_by_role("option", name=HAVE, exact=True).click()
+    expected = int((explorer.split.y == 1).any(dim=1).sum())
+    page.wait_for_selector(f"#gallery p:has-text('{expected} pictures')")
+    page.get_by_role("tab", name="Labels").click()
+    page.wait_for_selector("#class-page :text('left alone')")
+    page.close()
+    assert failed == []

@@ -97,7 +97,8 @@ def test_effect_counts_what_the_editor_compares(tab: Session):
     assert (effect.gained, effect.lost, effect.flipped) == tuple(
         len(rows) for rows in (comparison.gained, comparison.lost, comparison.flipped)
     )
-    assert effect.after - effect.before == pytest.approx((effect.gained - effect.lost) / effect.count)
+    (before, after), _ = effect.shown
+    assert after - before == pytest.approx((effect.gained - effect.lost) / effect.count)
     assert [tile.row for tile in effect.losses] == comparison.lost[:12].tolist()
     assert not any(tile.right for tile in effect.losses)
 

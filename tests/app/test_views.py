@@ -14,7 +14,7 @@ from cbm.app import Explorer, Session
 from cbm.app.adapt import suggest
 from cbm.app.classes import describe_class
 from cbm.app.concepts import describe_concept
-from cbm.app.gallery import PER_PAGE, find_pictures
+from cbm.app.gallery import MISTAKES, PER_PAGE, find_pictures
 from cbm.app.render import render
 from cbm.app.session import EVERYWHERE
 from cbm.concepts.readers import match_concepts
@@ -30,11 +30,13 @@ def test_pictures_by_class_and_mistakes():
     assert last.number == last.pages - 1
     name = explorer.classes[3]
     assert {tile.true for tile in find_pictures(explorer, of=name).tiles} == {name}
-    wrong = find_pictures(explorer, mistakes=True)
+    wrong = find_pictures(explorer, kind=MISTAKES)
     assert wrong.count == int((explorer.predicted != explorer.split.y).sum())
     assert not any(tile.right for tile in wrong.tiles)
     with pytest.raises(UserError, match="did you mean"):
         find_pictures(explorer, of=name[:-1])
+    with pytest.raises(UserError, match="did you mean 'mistakes'"):
+        find_pictures(explorer, kind="mistake")
 
 
 def test_only_the_thumbnails_of_a_page_are_made(monkeypatch: pytest.MonkeyPatch):
@@ -85,7 +87,7 @@ def test_pictures_of_another_domain(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("cbm.trained.model.load_card", lambda name: card)
     explorer = Explorer(trained("labo"), shared_folder() / "cache", dataset="birds_shift")
     assert explorer.domain == "birds_shift"
-    assert explorer.accuracy < explored().accuracy
+    assert explorer.headline[1] < explored().headline[1]
 
 
 def test_test_time_editing_finds_what_was_added():
@@ -136,7 +138,16 @@ def test_names_from_files_are_text():
 
 def test_the_page_says_which_split_it_shows():
     """Edits are chosen on validation pictures; on test pictures it says what that would do to their numbers."""
-    known = dict(run="one", method="labo", dataset="birds", pictures=120, classes=20, concepts=30, accuracy=0.5)
+    known = dict(
+        run="one",
+        method="labo",
+        dataset="birds",
+        pictures=120,
+        classes=20,
+        concepts=30,
+        headline=("accuracy", 0.5),
+        many=False,
+    )
     assert "120 pictures of the <b>val</b> split" in render("header", split="val", **known)
     assert "choose on --split val" not in render("header", split="val", **known)
     test = render("header", split="test", **known)
