@@ -4,7 +4,7 @@ Energy-based bottlenecks have no weights to change; their edits are in ``cbm.edi
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import overload
 
 import torch
@@ -16,7 +16,7 @@ from cbm.editing.edits import LEVELS, EditSet
 from cbm.editing.energies import EditedEnergies
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
-from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, SparseCode, predict_logits
+from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, SparseCode, Unnamed, predict_logits
 from cbm.layers.activations import Sigmoid, Valued
 
 Editable = ConceptBottleneck | EnergyBottleneck
@@ -30,11 +30,18 @@ class LogitChange:
         columns: columns J ``[m]`` of the bank.
         weights: changes M ``[C, m]`` of the classes' weights on these concepts.
         offset: changes o ``[C]`` of the classes' biases.
+        alpha: factors ``[C, m]`` that classes put on the activations.
+        beta: numbers ``[C, m]`` that they add to them.
+        kept: whether what pictures say under the concept's name beyond it stays ``[C, m]`` (1 or 0); only a model of
+            concept embeddings says such things.
     """
 
     columns: Tensor
     weights: Tensor
     offset: Tensor
+    alpha: Tensor
+    beta: Tensor
+    kept: Tensor
 
 
 @torch.no_grad()
@@ -61,6 +68,7 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
     before = model.weights()[:, columns].double()
     weight, alpha = before.clone(), torch.ones_like(before)
     beta, constant = torch.zeros_like(before), torch.zeros_like(before)
+    kept, removed = torch.ones_like(before), torch.zeros_like(before, dtype=torch.bool)
     for edit in edits.edits:
         k = column[edit.concept]
         i, reference, spread = place[k], float(model.reference[k]), float(model.spread[k])
@@ -68,6 +76,7 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
         if edit.op in ("set", "mask"):
             alpha[rows, i] = 0.0
             beta[rows, i] = reference if edit.value is None else level(model, k, edit.value)
+            kept[rows, i] = 0.0 if edit.op == "mask" else (~removed[rows, i]).to(kept)
         elif edit.op == "scale":
             alpha[rows, i], beta[rows, i] = alpha[rows, i] * edit.number, beta[rows, i] * edit.number
         elif edit.op == "shift":
@@ -77,8 +86,11 @@ def logit_change(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str],
             now = alpha[rows, i] * reference + beta[rows, i]  # what the class takes the average concept to be
             constant[rows, i] = constant[rows, i] + (weight[rows, i] - new) * now
             weight[rows, i] = new
+            if edit.op == "remove":
+                kept[rows, i], removed[rows, i] = 0.0, True
     offset = (weight * beta + constant).sum(dim=1)
-    return LogitChange(columns, (weight * alpha - before).to(model.reference), offset.to(model.reference))
+    found = (weight * alpha - before, offset, alpha, beta, kept)
+    return LogitChange(columns, *(tensor.to(model.reference) for tensor in found))
 
 
 def level(model: ConceptBottleneck, column: int, value: float | str) -> float:
@@ -143,7 +155,8 @@ def edited_model(
     """A copy of the model with the edits applied; the model itself is not changed.
 
     Edits of single images and of other domains are left out; if there are no others, the model itself is returned. A
-    residual is not changed.
+    residual is not changed, but that of concept embeddings: what pictures say under a concept's name goes with a mask
+    and a removal, and follows a value that is set.
 
     Args:
         model: a bottleneck, or energies.
@@ -165,7 +178,13 @@ def edited_model(
     change = logit_change(model, acting, texts, classes)
     weights = model.weights().clone()
     weights[:, change.columns] += change.weights
-    return without_words(model, acting, texts).with_weights(weights, model.biases() + change.offset)
+    made = without_words(model, acting, texts).with_weights(weights, model.biases() + change.offset)
+    if isinstance(model.residual, Unnamed):
+        alpha, beta, kept = torch.ones_like(weights), torch.zeros_like(weights), torch.ones_like(weights)
+        for whole, part in ((alpha, change.alpha), (beta, change.beta), (kept, change.kept)):
+            whole[:, change.columns] = part
+        made.residual = model.residual.edited(alpha, beta, kept)
+    return made
 
 
 def without_words(model: ConceptBottleneck, edits: EditSet, texts: Sequence[str]) -> ConceptBottleneck:
@@ -260,6 +279,10 @@ def edited_logits(
         index = torch.tensor(rows, device=x.device)
         if isinstance(model, EnergyBottleneck):
             found[index] = predict_logits(EditedEnergies(model, acting, bank.texts), x[index])
+            continue
+        if isinstance(model.residual, Unnamed):  # what an edit does there depends on the picture
+            everywhere = EditSet(tuple(replace(edit, samples=None, domain=None) for edit in acting.edits))
+            found[index] = predict_logits(edited_model(model, everywhere, bank.texts, classes), x[index])
             continue
         change = logit_change(model, acting, bank.texts, classes)
         if (anew := without_words(model, acting, bank.texts)) is not model:

@@ -3,6 +3,7 @@
 from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Valued
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import Coded, SparseCode, UnitCode
+from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
 from cbm.layers.link import Linked, decide, is_many, one_class, probabilities
@@ -16,7 +17,9 @@ __all__ = [
     "AssociationHead",
     "Coded",
     "ConceptBottleneck",
+    "ConceptEmbeddings",
     "Cube",
+    "Embedded",
     "EnergyBottleneck",
     "Head",
     "Largest",
@@ -28,6 +31,7 @@ __all__ = [
     "SparseCode",
     "TopK",
     "UnitCode",
+    "Unnamed",
     "Valued",
     "decide",
     "energies_or_none",

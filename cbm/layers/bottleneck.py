@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from cbm.kernels import class_logits, class_vectors, concept_scores, linear_bottleneck_logits, score_moments
 from cbm.layers.activations import Activation
+from cbm.layers.embedding import Unnamed
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.link import Link, Linked, same_link
 from cbm.layers.probe import LinearProbe
@@ -39,7 +40,8 @@ class ConceptBottleneck(Linked):
         link: ``softmax`` for one of C classes, ``sigmoid`` for any number of labels.
 
     Attributes:
-        residual: linear map from the features that is added to the logits and bypasses the concepts, or None.
+        residual: map from the features to logits that are added and bypass the concepts, or None: a linear one
+            (PCBM-h), or what pictures say under the names of concept embeddings (``cbm.layers.embedding``).
     """
 
     concepts: Tensor
@@ -69,7 +71,7 @@ class ConceptBottleneck(Linked):
         self.head = head
         self.activation = activation
         self.register_buffer("mixing", None if mixing is None else mixing.clone())
-        self.residual: LinearProbe | None = None
+        self.residual: LinearProbe | Unnamed | None = None
 
     @property
     def scale(self) -> Tensor:
@@ -148,6 +150,21 @@ class ConceptBottleneck(Linked):
         else:
             logits = self.activation.logits(x, self.concepts, weights, bias)
         return logits if self.residual is None else logits + self.residual(x)
+
+    @torch.no_grad()
+    def votes(self, x: Tensor) -> Tensor:
+        """What one unit of every concept adds to the logits of pictures ``[N, D]``: ``[N, K, C]`` where that depends on
+        the picture (concept embeddings), else ``[1, K, C]``."""
+        votes = self.weights().T[None]
+        return votes + self.residual.rates(x) if isinstance(self.residual, Unnamed) else votes
+
+    @torch.no_grad()
+    def told(self, x: Tensor, activation: Tensor) -> Tensor:
+        """Logits ``[N, C]`` of pictures ``[N, D]`` if their concepts had the activations ``[N, K]``."""
+        logits = torch.nn.functional.linear(activation, self.weights(), self.head.bias)
+        if self.residual is None:
+            return logits
+        return logits + (self.residual.told(x, activation) if isinstance(self.residual, Unnamed) else self.residual(x))
 
     @torch.no_grad()
     def calibrate(self, x: Tensor) -> "ConceptBottleneck":

@@ -10,6 +10,7 @@ from cbm.files.tensors import read_tensors, write_tensors
 from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Valued
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
+from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.link import Linked, is_many
@@ -32,6 +33,8 @@ def save_model(model: nn.Module, path: Path) -> None:
     if isinstance(model, ConceptBottleneck):
         kind["head"] = type(model.head).__name__
         kind["activation"] = "" if model.activation is None else type(model.activation).__name__
+        if isinstance(model.residual, Unnamed):
+            kind["residual"] = "Unnamed"
     if is_many(model):
         kind["link"] = "sigmoid"
     write_tensors(path, model.state_dict(), kind)
@@ -72,11 +75,27 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
         head: Head = AssociationHead(tensors["head.logits"], tensors.get("head.bias"))
     else:
         head = LinearHead(tensors["head.matrix"], tensors.get("head.bias"))
-    activation = None
-    if name := kind.get("activation"):
+    activation: Activation | None = None
+    if kind.get("activation") == "Embedded":
+        activation = Embedded(_embeddings(tensors))
+    elif name := kind.get("activation"):
         settings = {key.removeprefix("activation."): tensor for key, tensor in tensors.items() if "activation." in key}
         activation = ACTIVATIONS[name](**settings)
     model = ConceptBottleneck(tensors["concepts"], head, activation=activation, mixing=tensors.get("mixing"))
-    if "residual.matrix" in tensors:
+    if kind.get("residual") == "Unnamed":
+        assert isinstance(activation, Embedded)
+        names = ("weight", "means", "centre", "alpha", "beta", "kept")
+        model.residual = Unnamed(activation.embeddings, *(tensors.get(f"residual.{name}") for name in names))  # type: ignore[arg-type]
+    elif "residual.matrix" in tensors:
         model.residual = LinearProbe(tensors["residual.matrix"], tensors["residual.bias"])
     return model
+
+
+def _embeddings(tensors: dict[str, torch.Tensor]) -> ConceptEmbeddings:
+    found = {name.removeprefix("activation.embeddings."): tensor for name, tensor in tensors.items()}
+    scorers, both = found["scorer"].shape
+    width = both // 2
+    count = len(found["context.weight"]) // both
+    return ConceptEmbeddings(
+        found["mean"], found["std"], count, width, mixed="common" in found, shared_scorer=scorers == 1 != count
+    )

@@ -3,6 +3,7 @@
 from cbm.methods import (  # noqa: F401  they register themselves
     cms,
     discovered,
+    embedding,
     energy,
     label_free,
     labo,

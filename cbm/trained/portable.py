@@ -9,6 +9,7 @@ from cbm.kernels.scores import ACTIVATIONS as POINTWISE
 from cbm.layers.activations import Largest, Pointwise, TopK, Valued
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
+from cbm.layers.embedding import Embedded
 from cbm.layers.probe import LinearProbe
 from cbm.layers.require import require_linear
 
@@ -58,6 +59,11 @@ class PortableModel(nn.Module):
             raise UserError(
                 "a model with valued concepts (numbers, levels, values that exclude each other) cannot be exported: "
                 "load it with cbm.load, or train method=posthoc on the same images"
+            )
+        if isinstance(getattr(model, "activation", None), Embedded):
+            raise UserError(
+                "a model of concept embeddings cannot be exported yet: load it with cbm.load, or train "
+                "method=supervised on the same concepts"
             )
         if top_k is not None:
             _check_top_k(model, top_k)
@@ -142,7 +148,7 @@ def _linear_part(model: ConceptBottleneck | LinearProbe) -> tuple[Tensor | None,
     vectors, bias = None, model.biases()
     if model.activation is None:  # in float64: all classes share the large mean text vector
         vectors = class_vectors(model.concepts.double(), model.weights().double())[0]
-    if model.residual is not None:
+    if isinstance(model.residual, LinearProbe):
         vectors = model.residual.matrix if vectors is None else vectors + model.residual.matrix
         bias = bias + model.residual.bias
     return vectors, bias

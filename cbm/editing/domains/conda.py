@@ -22,7 +22,7 @@ from torch.nn.functional import cross_entropy, normalize
 from cbm.editing.domains.source_card import SourceStatistics
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, LinearHead, SparseCode
+from cbm.layers import ConceptBottleneck, Embedded, LinearHead, SparseCode, Unnamed
 from cbm.layers.probe import LinearProbe
 
 RANK = 5  # of the residual
@@ -75,8 +75,9 @@ def adapt_unlabelled(
         raise UserError("no unlabelled pictures of the other domain to adapt to")
     if steps < 0:
         raise UserError(f"editor.steps={steps}: expected 0 or more")
-    if isinstance(model.activation, SparseCode):
-        raise UserError("editor=conda moves concept directions by gradients, which a sparse code has none of: choose "
+    if isinstance(model.activation, SparseCode | Embedded):
+        what = "a sparse code" if isinstance(model.activation, SparseCode) else "a model of concept embeddings"
+        raise UserError(f"editor=conda moves concept directions by gradients, which {what} has none of: choose "
                         "editor=test_time, recentre or refit")  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
     concepts, weights, bias = model.concepts.clone(), model.weights().clone(), model.biases().clone()
@@ -142,6 +143,7 @@ def adapt_unlabelled(
     )
     if steps:
         extra = reading @ normalize(further, dim=1)
+        assert not isinstance(model.residual, Unnamed)
         known = 0 if model.residual is None else model.residual.matrix
         offset = bias.new_zeros(len(bias)) if model.residual is None else model.residual.bias
         adapted.residual = LinearProbe(extra + known, offset)

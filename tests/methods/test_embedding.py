@@ -1,0 +1,238 @@
+"""Concept embeddings: the formulas, what names say and what they do not, and whether the model follows a correction."""
+
+import functools
+from itertools import pairwise
+
+import pytest
+import torch
+from torch.nn.functional import leaky_relu
+
+from cbm.concepts.bank import Concept, ConceptBank
+from cbm.config import TrainerConfig
+from cbm.data.features import FeatureData, FeatureSplit
+from cbm.editing import Edit, EditSet, edited_logits, edited_model
+from cbm.layers import ConceptBottleneck, load_model, predict_logits, save_model
+from cbm.losses.embedding import told_at_random
+from cbm.methods import create_method, fit_method
+from cbm.metrics.evaluate import residual_metrics
+
+COUNT, WIDE, CLASSES = 6, 32, 8
+NAMES = [f"concept {k}" for k in range(COUNT)]
+
+
+def drawn(n: int, seed: int) -> FeatureSplit:
+    """Pictures of six concepts and something without a name; the class needs two of the six and the unnamed."""
+    generator = torch.Generator().manual_seed(seed)
+    directions = torch.linalg.qr(torch.randn(WIDE, COUNT + 1, generator=torch.Generator().manual_seed(0)))[0].T
+    c = (torch.rand(n, COUNT, generator=generator) < 0.5).float()
+    h = (torch.rand(n, generator=generator) < 0.5).float()
+    x = 1.5 * ((2 * c - 1) @ directions[:COUNT]) + 1.5 * (2 * h - 1)[:, None] * directions[COUNT]
+    x = x + 1.1 * torch.randn(n, WIDE, generator=generator)
+    y = (4 * c[:, 0] + 2 * c[:, 1] + h).long()
+    return FeatureSplit(x, y, [f"{i}.png" for i in range(n)], c)
+
+
+@functools.cache
+def planted() -> tuple[FeatureData, ConceptBank]:
+    splits = {"train": drawn(2000, 1), "val": drawn(600, 2), "test": drawn(4000, 3)}
+    data = FeatureData(splits, [str(c) for c in range(CLASSES)], concept_names=NAMES)
+    bank = ConceptBank("planted", "test", tuple(Concept(name) for name in NAMES))
+    return data, bank
+
+
+@functools.cache
+def trained(kind: str, seed: int = 0) -> ConceptBottleneck:
+    """``supervised`` by its training, or an embedding by its kind."""
+    data, bank = planted()
+    settings = {"name": "supervised", "training": kind, "patience": 8, "max_epochs": 60, "batch_size": 256}
+    if kind in ("mix", "cem"):
+        settings = {"name": "embedding", "kind": kind, "width": 8, "patience": 8, "max_epochs": 60}
+    model, _ = fit_method(create_method(settings), data, bank, 1.0, seed=seed, trainer=TrainerConfig(progress=False))
+    return model
+
+
+def accuracy(logits: torch.Tensor) -> float:
+    return float((logits.argmax(dim=1) == planted()[0].test.y).float().mean())
+
+
+def told(model: ConceptBottleneck, count: int, *, wrong: bool = False) -> float:
+    """Accuracy when ``count`` concepts of every test picture, drawn at random, are told."""
+    test = planted()[0].test
+    rank = torch.rand(len(test), COUNT, generator=torch.Generator().manual_seed(5)).argsort(dim=1).argsort(dim=1)
+    said = 1 - test.concepts if wrong else test.concepts
+    return accuracy(model.told(test.x, torch.where(rank < count, said, model.activations(test.x))))
+
+
+# --------------------------------------------------------------------------------------------------------- formulas
+
+
+def reference(model: ConceptBottleneck, x: torch.Tensor, told: dict[int, float]) -> torch.Tensor:
+    """Logits of one picture by the papers' formulas, concept by concept, in float64."""
+    made, residual = model.activation.embeddings, model.residual
+    weight, total = residual.weight.double(), torch.zeros(CLASSES, dtype=torch.float64)
+    bias = model.biases().double() - residual.constant.double().sum(dim=1)
+    z = (x.double() - made.mean.double()) / made.std.double()
+    width = made.width
+    for k in range(COUNT):
+        rows = slice(2 * width * k, 2 * width * (k + 1))
+        both = leaky_relu(made.context.weight[rows].double() @ z + made.context.bias[rows].double(), 0.01)
+        own = torch.zeros_like(both) if made.common is None else made.common[k].double().flatten()
+        odds = float(made.scorer[0].double() @ (own + both) + made.scorer_bias[0].double())
+        p = 1 / (1 + torch.exp(torch.tensor(-odds, dtype=torch.float64)))
+        if made.common is not None:
+            bits = -(p * p.log2() + (1 - p) * (1 - p).log2())
+            both = own + 0.5 * (1 - bits) * both
+        q = told.get(k, p)
+        total += weight[:, k] @ (q * both[:width] + (1 - q) * both[width:])
+    return total + bias
+
+
+@pytest.mark.parametrize("kind", ["mix", "cem"])
+def test_logits_are_those_of_the_formulas(kind: str):
+    model, x = trained(kind), planted()[0].test.x[:20]
+    for i in range(20):
+        expected = reference(model, x[i], {})
+        assert torch.allclose(model(x[i : i + 1])[0].double(), expected, atol=2e-4)
+        some = {0: 1.0, 3: 0.0}
+        p = model.activations(x[i : i + 1])
+        p[0, 0], p[0, 3] = 1.0, 0.0
+        assert torch.allclose(model.told(x[i : i + 1], p)[0].double(), reference(model, x[i], some), atol=2e-4)
+
+
+def test_the_expectation_is_the_mean_over_what_is_left_out():
+    model, x = trained("mix"), planted()[0].test.x[:8]
+    made, head = model.activation.embeddings, model.residual.weight
+    both, odds = made(x)
+    p, generator = odds.sigmoid(), torch.Generator().manual_seed(0)
+    bias = model.biases() - model.residual.constant.sum(dim=1)
+    total = torch.zeros(8, CLASSES, dtype=torch.float64)
+    for _ in range(4096):
+        vectors = made.vectors(both, p, (torch.rand(p.shape, generator=generator) < 0.5).float())
+        mixed = p[..., None] * vectors[:, :, 0] + (1 - p)[..., None] * vectors[:, :, 1]
+        total += mixed.flatten(1) @ head.flatten(1).T + bias
+    scale = float(model(x).std())
+    assert float((total / 4096 - model(x)).abs().max()) < 0.05 * scale
+
+
+def test_randint_tells_known_concepts_of_some_images():
+    p, generator = torch.full((400, 5), 0.5), torch.Generator().manual_seed(0)
+    c = (torch.arange(2000).view(400, 5) % 3 == 0).float()
+    c[:, 4] = torch.nan
+    before = c.clone()
+    found = told_at_random(p, c, 0.25, generator=generator)
+    assert torch.equal(c.nan_to_num(7), before.nan_to_num(7))
+    assert torch.equal(found[:, 4], p[:, 4])
+    told_ones = found[:, :4] != 0.5
+    assert torch.equal(found[:, :4][told_ones], c[:, :4][told_ones])
+    assert 0.2 < float(told_ones.float().mean()) < 0.3
+    assert len(told_ones.unique(dim=0)) > 5  # drawn for every image
+    together = told_at_random(p, c, 0.5, per_batch=True, generator=generator)[:, :4] != 0.5
+    assert len(together.unique(dim=0)) == 1
+
+
+# ------------------------------------------------------------------------------- what names say, and what they do not
+
+
+@pytest.mark.parametrize("kind", ["mix", "cem"])
+def test_named_and_unnamed_sum_to_the_logits(kind: str):
+    model, data = trained(kind), planted()[0]
+    x = data.test.x[:50]
+    rests = model.residual.by_concept(x)  # [N, C, K]
+    named = model.weights() * (model.activations(x) - model.reference)[:, None]
+    assert torch.allclose(model.base() + named.sum(dim=2) + rests.sum(dim=2), model(x), atol=1e-4)
+    assert torch.allclose(rests.sum(dim=2), model.residual(x), atol=1e-4)
+    assert float(model.residual.by_concept(data.train.x).mean(dim=0).abs().max()) < 1e-3
+    assert torch.allclose(predict_logits(model, x), model(x), atol=1e-4)
+    moved = model.activations(x) + 0.1 * torch.eye(COUNT)[2]
+    votes = model.votes(x)
+    assert torch.allclose(model.told(x, moved) - model(x), 0.1 * votes[:, 2], atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["mix", "cem"])
+@pytest.mark.parametrize(
+    "edits",
+    [
+        [Edit("set", NAMES[0], "present")],
+        [Edit("set", NAMES[0], 0.3, classes=("1", "5"))],
+        [Edit("mask", NAMES[1])],
+        [Edit("remove", NAMES[1], classes=("2",))],
+        [Edit("scale", NAMES[2], 0.5), Edit("shift", NAMES[2], 0.2)],
+        [Edit("mask", NAMES[0]), Edit("set", NAMES[0], "absent")],
+        [Edit("remove", NAMES[0]), Edit("set", NAMES[0], "present")],
+        [Edit("reweight", NAMES[3], 1.0)],
+    ],
+    ids=lambda edits: "-".join(edit.op for edit in edits),
+)
+def test_edits_of_all_and_of_single_pictures_agree_with_their_meaning(kind: str, edits: list[Edit]):
+    (data, bank), model = planted(), trained(kind)
+    x, classes = data.test.x[:30], data.classes
+    acting = EditSet(tuple(edits))
+    found = edited_logits(model, acting, bank, classes, x)
+    assert torch.allclose(found, predict_logits(edited_model(model, acting, bank.texts, classes), x), atol=1e-5)
+    single = EditSet(tuple(Edit(e.op, e.concept, e.value, e.classes, ("7.png",)) for e in edits))
+    alone = edited_logits(model, single, bank, classes, x, data.test.names[:30])
+    assert torch.allclose(alone[7], found[7], atol=1e-5)
+    others = [i for i in range(30) if i != 7]
+    assert torch.equal(alone[others], model(x)[others])
+
+    k, p = bank.texts.index(edits[-1].concept), model.activations(x)
+    rows = [classes.index(c) for c in edits[-1].classes or classes]
+    untouched = [c for c in range(CLASSES) if c not in rows]
+    assert torch.allclose(found[:, untouched], model(x)[:, untouched], atol=1e-4)
+    ops = [edit.op for edit in edits]
+    without = (
+        model(x) - (model.weights()[:, k] * (p[:, [k]] - model.reference[k])) - model.residual.by_concept(x)[..., k]
+    )
+    if ops in (["mask"], ["remove"], ["remove", "set"]):
+        expected = without  # nothing of the picture is left under that name
+    elif ops == ["reweight"]:
+        expected = model(x) + (1.0 / model.spread[k] - model.weights()[:, k]) * (p[:, [k]] - model.reference[k])
+    else:
+        value = {"present": 0.95, "absent": 0.05}.get(edits[-1].value, edits[-1].value)
+        to = torch.full_like(p[:, k], value) if ops[-1] == "set" else 0.5 * p[:, k] + 0.2
+        expected = model.told(x, p.index_copy(1, torch.tensor([k]), to[:, None]))
+    assert torch.allclose(found[:, rows], expected[:, rows], atol=2e-4)
+
+
+def test_a_saved_model_is_the_model(tmp_path):
+    (data, bank), x = planted(), planted()[0].test.x[:20]
+    for kind in ("mix", "cem"):
+        model = trained(kind)
+        edited = edited_model(model, EditSet((Edit("mask", NAMES[0]),)), bank.texts, data.classes)
+        for each in (model, edited):
+            save_model(each, tmp_path / "model.safetensors")
+            again = load_model(tmp_path / "model.safetensors")
+            assert torch.allclose(again(x), each(x), atol=1e-5)
+            assert torch.allclose(again.concept_path()(x), each.concept_path()(x), atol=1e-5)
+        assert not torch.allclose(edited(x), model(x), atol=1e-2)
+
+
+# ------------------------------------------------------------------------------------------ does it follow a correction
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_mixcem_gains_by_being_told_and_falls_when_told_wrong(seed: int):
+    model = trained("mix", seed)
+    curve = [told(model, count) for count in range(COUNT + 1)]
+    assert all(b >= a - 0.01 for a, b in pairwise(curve))
+    assert curve[0] > 0.7
+    assert curve[-1] >= 0.88  # the names and what has none; the names alone allow one half
+    assert told(model, COUNT, wrong=True) <= 0.05
+    values = residual_metrics(model, planted()[0].test)
+    assert values["residual_share"] <= 0.5
+    assert values["accuracy_concepts_only"] >= 0.38
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_cem_hardly_follows_a_wrong_answer_and_decides_past_its_names(seed: int):
+    model = trained("cem", seed)
+    assert told(model, COUNT, wrong=True) >= 0.4
+    assert residual_metrics(model, planted()[0].test)["residual_share"] >= 0.8
+
+
+def test_bottlenecks_of_probabilities_tell_by_their_names_alone():
+    sequential, joint = trained("sequential"), trained("joint")
+    curve = [told(sequential, count) for count in range(COUNT + 1)]
+    assert all(b >= a - 0.01 for a, b in pairwise(curve))
+    assert told(sequential, COUNT, wrong=True) <= 0.01
+    assert told(joint, COUNT) < told(joint, 0) - 0.1  # what else its scores carried is lost: the test can fail
