@@ -24,6 +24,7 @@ from cbm.concepts.candidates import (
     learn_bank,
     learns_concepts,
 )
+from cbm.concepts.own_labels import other_concepts
 from cbm.concepts.prepare import warn_shared_reference
 from cbm.config import DatasetConfig, check_settings, choose_encoder, report_form
 from cbm.data import FeatureData, ImageDataset, few_shot
@@ -366,7 +367,7 @@ def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, c
     if counts:
         each = "label" if data.many else "class"
         log.info("solving sparse heads on %d concepts at %s per %s", len(bank), ", ".join(map(str, counts)), each)
-    return resolve_heads(model, data.train, len(data.classes), counts)
+    return resolve_heads(model, data.train, len(data.classes), counts, other_concepts(bank, data) if counts else None)
 
 
 # ----------------------------------------------------------------------------------------------------- what comes out
