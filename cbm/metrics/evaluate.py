@@ -212,7 +212,8 @@ def outside_share(model: ConceptBottleneck, x: Tensor) -> float:
     """Share of the decision that bypasses the concepts; 0 without a residual."""
     if model.residual is None:
         return 0.0
-    return residual_share(predict_logits(model.concept_path(), x), predict_logits(model.residual, x))
+    concepts, residual = predict_logits(model.concept_path(), x), predict_logits(model.residual, x)
+    return residual_share(concepts, residual, compete=not model.many)
 
 
 def residual_share(concepts: Tensor, residual: Tensor, compete: bool = True) -> float:

@@ -54,6 +54,7 @@ from cbm.report.result import RunResult
 from cbm.run.announce import announce
 from cbm.run.controls import fit_baselines, label_controls
 from cbm.run.evidence import Subject, gather_evidence
+from cbm.run.label_evidence import gather_label_evidence
 from cbm.run.reader import load_reader, with_reading
 from cbm.run.tracking import create_wandb_logger, log_results
 
@@ -159,7 +160,13 @@ def examine(
     if not cfg.controls or method.concepts_from not in ("bank", "labels", "features") or not bank:
         return None, {}
     if data.many:
-        return None, label_controls(method, model, bank, data, candidates, cfg, inputs.logit_scale, facts)
+        controls = label_controls(method, model, bank, data, candidates, cfg, inputs.logit_scale, facts)
+        if bottleneck is None:
+            return None, controls
+        reads = inputs.teacher or inputs.encoder
+        subject = Subject(bottleneck, bank, data, cfg, reads, text_tower(reads, cfg), facts)
+        found, values = gather_label_evidence(subject, controls)
+        return found, controls | values
     if bottleneck is None:
         if method.concepts_from == "bank":
             log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
