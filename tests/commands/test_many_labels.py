@@ -58,12 +58,21 @@ def test_a_run_of_labels_from_training_to_questions(trained: Path, module):
     pictures = sorted(Path(small()[0].removeprefix("dataset.root=")).rglob("images/test/*/*.png"))[:7]
     status, _, errors = module("predict", "one", *map(str, pictures), "--out", "said.csv")
     assert status == 0, errors
-    assert len(read_table(Path("said.csv"))) == 7
+    rows = read_table(Path("said.csv"))
     model = cbm.load(trained)
     expected = model.predict(pictures)
-    text = Path("said.csv").read_text()
-    assert all(label in text for row in expected.labels for label in row)
+    assert [json.loads(row["labels"]) for row in rows] == expected.labels
     assert any(len(row) != 1 for row in expected.labels)
+    for n, row in enumerate(rows):
+        why = json.loads(row["concepts"])
+        assert list(why) == expected.labels[n]
+        for label, concepts in why.items():
+            assert float(row[f"probability: {label}"]) == pytest.approx(
+                float(expected.probabilities[n, LABELS.index(label)]), abs=1e-4
+            )
+            told = {text: value for text, value in expected.explain(n, top=3, label=label) if value}
+            assert list(concepts) == list(told)
+            assert concepts == pytest.approx(told, rel=1e-3)
 
     status, _, errors = module("intervene", "one", *CACHE, "--questions", "3", "--policies", "random,ucp,oracle")
     assert status == 0, errors
