@@ -326,7 +326,7 @@ def _check(columns: Columns, header: Sequence[str], table: Path, overlap: bool) 
     if (both := sorted(set(columns.labels) & set(roles[1][1]))) and not overlap:
         raise UserError(
             f"'{columns.file}': column '{both[0]}' is a label and a concept: keep one (allow_overlap: true allows "
-            "both: the head of that label may then read the concept, which says little)"
+            "both; the head of that label then does not read the concept)"
         )
     for attribute in columns.attributes:
         folded = [value.casefold() for value in attribute.values]

@@ -128,6 +128,13 @@ def told_levels(model: ConceptBottleneck) -> Tensor:
     return levels(model)
 
 
+def numbers_of(model: ConceptBottleneck) -> Tensor:
+    """Which concepts are numbers ``[K]`` bool: their activation is in standard deviations of the training images."""
+    if isinstance(model.activation, Valued):
+        return model.activation.number
+    return torch.zeros(len(model.concepts), dtype=torch.bool, device=model.concepts.device)
+
+
 def _of_numbers(model: ConceptBottleneck, ends: Tensor) -> Tensor:
     """Ends ``[2, K]`` with those of numbers where training images have them: 5 % are beyond either."""
     if not isinstance(model.activation, Valued):

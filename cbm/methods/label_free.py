@@ -26,6 +26,7 @@ from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.filters import drop_long, drop_near_class_names, drop_near_duplicates, drop_unseen, top_activation
+from cbm.concepts.own_labels import other_concepts
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.methods.base import Built, Method, one_of, register_method
@@ -100,7 +101,8 @@ class LabelFree(Method):
             candidates,
             *((v := torch.tensor([c.score or 0.0 for c in bank.concepts])).mean(), v.min()),
         )
-        return Built(fit_sparse_head(data, bank.directions(), self.config), bank)
+        allowed = other_concepts(bank, data)
+        return Built(fit_sparse_head(data, bank.directions(), self.config, allowed=allowed), bank)
 
     def as_control(self, candidates: ConceptBank, used: ConceptBank) -> tuple[Method, ConceptBank]:
         """The method without filters on the names that passed them, because random directions would not pass."""

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from cbm.concepts.bank import ConceptBank
+from cbm.concepts.own_labels import other_concepts
 from cbm.data.features import FeatureData
 from cbm.layers import LinearProbe
 from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
@@ -68,18 +69,18 @@ class Posthoc(Method):
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Solve the sparse head; a residual starts at zero and is trained. Arguments as for ``Method.build``."""
         bank = self.required(bank, "a concept bank")
-        directions, config = bank.directions(), self.config
+        directions, config, allowed = bank.directions(), self.config, other_concepts(bank, data)
         if config.head == "names":
             model, self.facts = with_named_head(bare_bottleneck(data, directions), bank, data, config)
         elif config.fidelity == "repaired":
-            model = fit_sparse_head(data, directions, config)
+            model = fit_sparse_head(data, directions, config, allowed=allowed)
         else:
             unit = torch.ones(len(bank))
             if config.fidelity == "paper":
                 unit = vector_norms(bank)
                 if config.lam is not None:
                     config = replace(config, lam=config.lam / (len(data.classes) * len(bank)))
-            model = fit_sparse_head(data, directions, config, std=unit, link="ova")
+            model = fit_sparse_head(data, directions, config, std=unit, link="ova", allowed=allowed)
         if config.residual:
             model.requires_grad_(False)
             zero = torch.zeros(len(data.classes), data.dim)

@@ -67,6 +67,7 @@ def fit_sparse_head(
     *,
     std: Tensor | None = None,
     link: Link = "softmax",
+    allowed: Tensor | None = None,
 ) -> ConceptBottleneck:
     """Solve the elastic-net path on the training scores and keep one point of it.
 
@@ -76,6 +77,7 @@ def fit_sparse_head(
         config: settings of the head.
         std: unit ``[K]`` of every score; by default its standard deviation over the training images.
         link: ``softmax``, or ``ova`` for one logistic loss per class.
+        allowed: concepts ``[L, K]`` bool that the head of each of several labels may read; all by default.
 
     Returns:
         The bottleneck with a ``LinearHead`` in units of the raw scores.
@@ -86,7 +88,7 @@ def fit_sparse_head(
     def classify(weight: Tensor, bias: Tensor) -> Tensor:
         return class_logits(data.val.x, *class_vectors(directions, weight, bias=bias))
 
-    head = solve_sparse_head(scores, data, config, classify, link=link)
+    head = solve_sparse_head(scores, data, config, classify, link=link, allowed=allowed)
     return ConceptBottleneck(directions, head, reference=mean, spread=spread, link=link_of(data))
 
 
@@ -97,6 +99,7 @@ def solve_sparse_head(
     classify: Callable[[Tensor, Tensor], Tensor],
     *,
     link: Link = "softmax",
+    allowed: Tensor | None = None,
 ) -> LinearHead:
     """Solve the elastic-net path on any scores of the training images and keep the point that validation chooses.
 
@@ -106,12 +109,13 @@ def solve_sparse_head(
         config: settings of the head.
         classify: from weights ``[C, K]`` and biases ``[C]`` of the raw scores to logits of the validation images.
         link: ``softmax``, or ``ova`` for one logistic loss per class.
+        allowed: concepts ``[L, K]`` bool that the head of each of several labels may read; all by default.
 
     Returns:
         The head, in units of the raw scores.
     """
     if data.many:
-        return _solve_labels(scores, data, config, classify)
+        return _solve_labels(scores, data, config, classify, allowed)
     accuracy: list[float] = []
     chance = 1 / len(data.val.y.unique())
 
@@ -146,7 +150,11 @@ def solve_sparse_head(
 
 
 def _solve_labels(
-    scores: LinearScores, data: FeatureData, config: SparseHeadConfig, classify: Callable[[Tensor, Tensor], Tensor]
+    scores: LinearScores,
+    data: FeatureData,
+    config: SparseHeadConfig,
+    classify: Callable[[Tensor, Tensor], Tensor],
+    allowed: Tensor | None,
 ) -> LinearHead:
     """A few concepts for every label: of each path the sparsest point within one standard error of the best validation
     loss, never one without concepts if there is another.
@@ -163,6 +171,7 @@ def _solve_labels(
         lambda_ratio=1e-3,
         max_nec=config.max_nec,
         tol=config.tol,
+        allowed=allowed,
     )
     chosen = []
     for label, path in enumerate(paths):

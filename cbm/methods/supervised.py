@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
+from cbm.concepts.own_labels import other_concepts
 from cbm.data.features import FeatureData
 from cbm.kernels import feature_moments
 from cbm.layers import ConceptBottleneck, LinearHead, Sigmoid, Valued
@@ -49,9 +50,18 @@ class TwoHeads(nn.Module):
 
     mean: Tensor
     std: Tensor
+    allowed: Tensor | None
 
-    def __init__(self, x: Tensor, num_concepts: int, num_classes: int, layout: ConceptLayout | None = None):
+    def __init__(
+        self,
+        x: Tensor,
+        num_concepts: int,
+        num_classes: int,
+        layout: ConceptLayout | None = None,
+        allowed: Tensor | None = None,
+    ):
         super().__init__()
+        self.register_buffer("allowed", allowed)
         self.layout = layout or ConceptLayout()
         mean, std = feature_moments(x)
         self.register_buffer("mean", mean)
@@ -82,9 +92,17 @@ class TwoHeads(nn.Module):
         """What the class head reads ``[N, K]``, of concept logits."""
         return logits.sigmoid() if self.layout.plain else self.activation(torch.zeros_like(logits[0]))(logits)
 
+    def head_weight(self) -> Tensor:
+        """Weights ``[C, K]`` of the class head: 0 where a label's own column is a concept (``other_concepts``)."""
+        return self.head.weight if self.allowed is None else self.head.weight * self.allowed
+
+    def classify(self, probabilities: Tensor) -> Tensor:
+        """Class logits ``[N, C]`` from what the class head reads ``[N, K]``."""
+        return nn.functional.linear(probabilities, self.head_weight(), self.head.bias)
+
     def forward(self, x: Tensor) -> Tensor:
         """Class logits ``[N, C]``."""
-        return self.head(self.probabilities(self.concept_logits(x)))
+        return self.classify(self.probabilities(self.concept_logits(x)))
 
 
 @register_method("supervised")
@@ -103,7 +121,8 @@ class Supervised(Method):
         """Make two untrained heads; arguments as for ``Method.build``."""
         bank = self.required(bank, "a concept bank")
         labels = valued_labels(data, bank, self.config.labels, self.config.temperature)
-        model = TwoHeads(data.train.x, len(labels.bank), len(data.classes), labels.layout)
+        allowed = other_concepts(labels.bank, data)
+        model = TwoHeads(data.train.x, len(labels.bank), len(data.classes), labels.layout, allowed)
         return Built(model, labels.bank, self.config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
@@ -123,7 +142,7 @@ class Supervised(Method):
             of_concepts = nn.functional.binary_cross_entropy_with_logits(logits[known], concepts[known])
         else:
             of_concepts = concept_layout_loss(logits, concepts, model.layout)
-        return label_loss(model.head(probability), y) + self.config.concept_weight * of_concepts
+        return label_loss(model.classify(probability), y) + self.config.concept_weight * of_concepts
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The same loss, and the class logits from predicted concepts; arguments as for ``Method.loss``."""
@@ -139,6 +158,6 @@ class Supervised(Method):
         weight, bias = model.concept_heads()
         directions = weight / model.std
         offset = directions @ model.mean - bias
-        head = LinearHead(model.head.weight, model.head.bias)
+        head = LinearHead(model.head_weight().detach(), model.head.bias)
         made = ConceptBottleneck(directions, head, activation=model.activation(offset), link=link_of(data))
         return made.calibrate(data.train.x)

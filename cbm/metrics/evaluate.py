@@ -12,6 +12,7 @@ from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, predict_logits
+from cbm.losses.concepts import ConceptLayout
 from cbm.metrics import (
     classification_metrics,
     concept_probability_metrics,
@@ -211,7 +212,8 @@ def outside_share(model: ConceptBottleneck, x: Tensor) -> float:
     """Share of the decision that bypasses the concepts; 0 without a residual."""
     if model.residual is None:
         return 0.0
-    return residual_share(predict_logits(model.concept_path(), x), predict_logits(model.residual, x))
+    concepts, residual = predict_logits(model.concept_path(), x), predict_logits(model.residual, x)
+    return residual_share(concepts, residual, compete=not model.many)
 
 
 def residual_share(concepts: Tensor, residual: Tensor, compete: bool = True) -> float:
@@ -347,16 +349,40 @@ def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) ->
         data: encoded splits, for the names of labelled concepts.
 
     Returns:
-        Concept labels ``[N, K]``: 1, 0, or NaN if unknown; and the data set's exclusive groups, as columns of the bank.
+        Concept labels ``[N, K]``: 1, 0, or NaN if unknown, and of numbers that the model was trained on the number as
+        its head reads it, in standard deviations of the training images; and what is one question, as columns of the
+        bank: the data set's exclusive groups, and the steps of each ordinal attribute.
     """
     concepts = torch.full((len(split), len(bank)), float("nan"))
+    if split.values is not None:
+        for number, spec in enumerate(data.value_specs):
+            for column, _ in match_concepts(bank.phrases, [spec.name]):
+                if about := bank.concepts[column].provenance.get("number"):
+                    concepts[:, column] = ((split.values[:, number] - about["mean"]) / about["sd"]).float()
     if split.concepts is None:
         return concepts, {}
     columns = {truth: column for column, truth in reversed(match_concepts(bank.phrases, data.concept_names))}
     concepts[:, list(columns.values())] = split.concepts[:, list(columns)]
     number = {name: columns[i] for i, name in enumerate(data.concept_names) if i in columns}
-    groups = {group: [number[name] for name in names if name in number] for group, names in data.concept_groups.items()}
+    together = data.concept_groups | {spec.name: spec.columns for spec in data.specs if spec.kind == "ordinal"}
+    groups = {group: [number[name] for name in names if name in number] for group, names in together.items()}
     return concepts, groups
+
+
+def value_layout(bank: ConceptBank, data: FeatureData) -> ConceptLayout:
+    """Which columns of a bank are the steps of an ordinal attribute, and which a number that the model was trained on.
+
+    Args:
+        bank: the K concepts.
+        data: encoded splits, for the attributes.
+    """
+    ordered = []
+    for spec in data.specs:
+        place = {spec.columns[step]: column for column, step in match_concepts(bank.phrases, spec.columns)}
+        if spec.kind == "ordinal" and place:
+            ordered.append([place[name] for name in spec.columns if name in place])
+    numbers = [k for k, concept in enumerate(bank.concepts) if "number" in concept.provenance]
+    return ConceptLayout(ordered=ordered, numbers=numbers)
 
 
 @torch.no_grad()
@@ -387,4 +413,5 @@ def told_concepts(
         probability = told.where(~told.isnan(), model.activations(x))
         return torch.nn.functional.linear(probability, model.weights(), model.head.bias), probability
 
-    return intervention_curve(answer, concepts, y, list(groups.values())).metrics()
+    numbers = value_layout(bank, data).numbers
+    return intervention_curve(answer, concepts, y, list(groups.values()), numbers=numbers).metrics()

@@ -7,6 +7,7 @@ nothing.
 """
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -73,6 +74,7 @@ class Integrity:
         renamed: accuracy if the scores are dealt out anew after training.
         chance: share of the largest class.
         outside: share of the decision that bypasses the concepts (0 without a residual).
+        many: whether images have any number of labels: then every accuracy is a mean AUROC.
     """
 
     evidence: tuple[Evidence, ...]
@@ -83,6 +85,7 @@ class Integrity:
     renamed: float = math.nan
     chance: float = math.nan
     outside: float = 0.0
+    many: bool = False
 
     def test(self, key: str) -> Evidence | None:
         """The test of this name, or None."""
@@ -98,14 +101,14 @@ class Integrity:
         """Whether the concepts carry the decision: their names say the class, they are true of the images, no class
         name is among them, nothing bypasses them, and the decision is better than it is without them."""
         shown = all(self.status(key) == "passed" for key in ("names", "truth", "outside", "leak"))
-        return shown and self.status("deleted") != "failed"
+        return shown and "failed" not in (self.status("deleted"), self.status("random"))
 
     @property
     def good(self) -> bool | None:
         """True if the concepts carry the decision, False if a test was failed, None if not all could be tested."""
         if self.carries:
             return True
-        tests = ("names", "association", "truth", "leak", "outside", "deleted")
+        tests = ("names", "association", "truth", "leak", "outside", "deleted", "random")
         return False if any(self.status(key) == "failed" for key in tests) else None
 
     @property
@@ -115,16 +118,17 @@ class Integrity:
 
     def _strongest(self) -> str:
         names, association, truth = (self.test(key) for key in ("names", "association", "truth"))
+        whom = "labels" if self.many else "classes"
         if self.carries and names and truth:
             return f"the concepts carry the decision: {names.finding}, and {truth.finding}"
         if names and names.status == "passed":
-            return f"class-associated: {names.finding}"
+            return f"{'label' if self.many else 'class'}-associated: {names.finding}"
         if truth and truth.status == "passed":
             return f"the concepts are what they say: {truth.finding}"
         if names and names.status == "failed" and _may_say_much(names):
-            return f"it is not shown that the names say anything about the classes: {names.finding}"
+            return f"it is not shown that the names say anything about the {whom}: {names.finding}"
         if names and names.status == "failed":
-            return f"the names say nothing about the classes: {names.finding}"
+            return f"the names say nothing about the {whom}: {names.finding}"
         if association and association.status == "passed":
             return f"class-associated: {association.finding}"
         return "nothing is shown about the names of the concepts"
@@ -139,6 +143,7 @@ class Integrity:
             if found.status == "failed":
                 said.append(f"but {found.finding}")
             elif what:
+                what = what.replace("the class", "the labels") if self.many else what
                 said.append(f"not shown: {what} ({found.finding})")
         return said
 
@@ -157,6 +162,7 @@ WHAT_IS_SHOWN = {
     "leak": "",
     "outside": "",
     "deleted": "",
+    "random": "",
 }
 """What each test shows, in the order of the verdict; empty if the verdict need not say that it was not tested."""
 
@@ -226,18 +232,21 @@ def association_test(found: Association | None, why_not: str) -> Evidence:
     )
 
 
-def truth_test(overall: Truth | None, within: Truth | None, count: int | None = None) -> Evidence:
+def truth_test(overall: Truth | None, within: Truth | None, count: int | None = None, many: bool = False) -> Evidence:
     """Are concepts what they say, where the data set labels some?
 
     Args:
         overall: scores against labels over all images.
-        within: the same within every class; None if no label varies within a class.
+        within: the same within every class, or among images with the same labels; None if no concept varies there.
         count: number of concepts of the model; None for as many as have labels.
+        many: whether images have any number of labels.
     """
+    whose, alike = ("labels", "among images with the same labels") if many else ("class", "within a class")
     question = "Are they true of the images?"
     meaning = (
         "Where the data set says which images show a concept, its score must find them (AUROC 0.5 is guessing), also "
-        "among images of one class, where the class is no help."
+        f"{'among images with the same labels' if many else 'among images of one class'}, where the {whose} "
+        f"{'are' if many else 'is'} no help."
     )
     if overall is None:
         return Evidence(
@@ -251,9 +260,9 @@ def truth_test(overall: Truth | None, within: Truth | None, count: int | None = 
     )
     testable = within is not None and not within.untestable
     if within is None:
-        numbers += "; no label varies within a class)"
+        numbers += f"; no label varies {alike})"
     else:
-        numbers += f"; within a class {within.mean:.3f}{'' if testable else ', of too few images to tell'})"
+        numbers += f"; {alike} {within.mean:.3f}{'' if testable else ', of too few images to tell'})"
     passed = overall.passed and (within is None or not testable or within.passed)
     finding = f"they find the images that show them {numbers}"
     why_not = overall.untestable
@@ -266,9 +275,9 @@ def truth_test(overall: Truth | None, within: Truth | None, count: int | None = 
     elif not passed:
         finding = f"they do not find the images that show them {numbers}"
         if overall.passed and within is not None and within.p < LEVEL:
-            finding = f"within a class, only {within.above:.0%} of them find the images that show them {numbers}"
+            finding = f"{alike}, only {within.above:.0%} of them find the images that show them {numbers}"
         elif overall.passed:
-            finding += ": they follow the class, not what they say"
+            finding += f": they follow the {whose}, not what they say"
     error = float(overall.auroc[~overall.auroc.isnan()].std() / many**0.5) if many > 1 else math.nan
     low, high = max(0.0, overall.mean - 1.96 * error), min(1.0, overall.mean + 1.96 * error)
     interval = None if math.isnan(error) else (low, high)
@@ -298,27 +307,28 @@ def contradiction_test(told: dict[str, float], share: float, why_not: str = "") 
     return Evidence("contradiction", question, finding, meaning, status, share, 0.05, detail=detail)
 
 
-def leak_test(naming: list[str], copies: int, count: int) -> Evidence:
+def leak_test(naming: list[str], copies: int, count: int, kind: str = "class") -> Evidence:
     """Are there class names or near-copies among the concepts?
 
     Args:
         naming: phrases that contain a class name.
         copies: phrases that have a near-copy in the bank.
         count: number of concepts.
+        kind: what the names are of.
     """
     meaning = (
-        "A phrase that contains a class name explains nothing, and near-copies of one phrase make a few concepts look "
-        "like many."
+        f"A phrase that contains a {kind} name explains nothing, and near-copies of one phrase make a few concepts "
+        "look like many."
     )
     parts = []
     if naming:
-        parts.append(f"{len(naming)} of {count} phrases name a class (“{naming[0]}”)")
+        parts.append(f"{len(naming)} of {count} phrases name a {kind} (“{naming[0]}”)")
     if copies:
         parts.append(f"{copies} of {count} have a near-copy in the bank")
-    finding = " and ".join(parts) or "no phrase names a class, and none has a near-copy"
+    finding = " and ".join(parts) or f"no phrase names a {kind}, and none has a near-copy"
     failed = len(naming) > 0.1 * count or copies > 0.5 * count
     status: Status = "failed" if failed else "passed"
-    return Evidence("leak", "No class names, no copies?", finding, meaning, status, len(naming) / max(count, 1))
+    return Evidence("leak", f"No {kind} names, no copies?", finding, meaning, status, len(naming) / max(count, 1))
 
 
 def outside_test(share: float) -> Evidence:
@@ -402,15 +412,26 @@ def renamed_accuracy(model: ConceptBottleneck, x: Tensor, y: Tensor, draws: int 
         y: class indices ``[N]``.
         draws: number of permutations of the concepts (no concept keeps its meaning).
     """
-    right, weights = 0.0, model.weights()
+    found = renamed_logits(model, x, draws)
+    return sum(float((logits.argmax(1) == y).float().mean()) for logits in found) / draws
+
+
+def renamed_logits(model: ConceptBottleneck, x: Tensor, draws: int) -> Iterator[Tensor]:
+    """Logits ``[N, C]`` of every draw in which each concept keeps its weights but gets the score of another one.
+
+    Args:
+        model: the bottleneck.
+        x: unit-norm features ``[N, D]``.
+        draws: number of permutations of the concepts.
+    """
+    weights = model.weights()
     for seed in range(draws):
         order = torch.randperm(len(model.concepts), generator=torch.Generator().manual_seed(seed))
         other = torch.empty_like(order)
         other[order] = order.roll(1)
         dealt = torch.empty_like(weights)
         dealt[:, other] = weights
-        right += float((model.logits(x, dealt).argmax(1) == y).float().mean())
-    return right / draws
+        yield model.logits(x, dealt)
 
 
 def p_value(p: float) -> str:

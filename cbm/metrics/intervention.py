@@ -50,6 +50,7 @@ def intervention_curve(
     y: Tensor,
     groups: Sequence[Sequence[int]],
     *,
+    numbers: Sequence[int] = (),
     ratios: Sequence[float] = RATIOS,
     seed: int = 0,
 ) -> InterventionCurve:
@@ -61,6 +62,8 @@ def intervention_curve(
         concepts: concept labels ``[N, K]``: 1, 0, or NaN if unknown; unknown ones are neither set nor scored.
         y: class indices ``[N]``.
         groups: lists of columns that are set together; a column in no group is set alone.
+        numbers: columns that hold numbers in the unit that the answer function reads: they are set, but not scored as
+            right or wrong.
         ratios: shares of the groups to set.
         seed: random seed for the order of the groups.
     """
@@ -71,10 +74,12 @@ def intervention_curve(
     generator = torch.Generator().manual_seed(seed)
     rank = torch.rand(len(concepts), len(units), generator=generator).argsort(dim=1).argsort(dim=1)[:, unit_of]
     right, others = [], []
+    yes_or_no = ~concepts.isnan()
+    yes_or_no[:, list(numbers)] = False
     for ratio in ratios:
         told = rank < round(ratio * len(units))
         scores, probability = answer(concepts.where(told, torch.nan))
-        asked = ~told & ~concepts.isnan()
+        asked = ~told & yes_or_no
         right.append(float((scores.argmax(dim=1) == y).double().mean()))
         others.append(float(((probability > 0.5) == (concepts == 1))[asked].double().mean()))  # NaN if nothing is asked
     return InterventionCurve(list(ratios), right, others)

@@ -47,7 +47,11 @@ class SparseHead:
 
 
 def resolve_heads(
-    model: ConceptBottleneck, train: FeatureSplit, num_classes: int, targets: list[int]
+    model: ConceptBottleneck,
+    train: FeatureSplit,
+    num_classes: int,
+    targets: list[int],
+    allowed: Tensor | None = None,
 ) -> list[SparseHead]:
     """Solve a sparse head on the concepts of a model for every number of concepts per class: on their scores, or on
     the codes of units that were found.
@@ -57,6 +61,7 @@ def resolve_heads(
         train: training images.
         num_classes: number of classes C.
         targets: numbers of concepts per class.
+        allowed: concepts ``[L, K]`` bool that the head of each of several labels may read; all by default.
     """
     if not targets:
         return []
@@ -65,10 +70,12 @@ def resolve_heads(
         scores: LinearScores = SparseScores(codes.values, codes.columns, len(model.concepts))
     else:
         scores = LinearScores(train.x, model.concepts)
-    return solve_heads(scores, train.y, num_classes, targets)
+    return solve_heads(scores, train.y, num_classes, targets, allowed)
 
 
-def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list[int]) -> list[SparseHead]:
+def solve_heads(
+    scores: LinearScores, y: Tensor, num_classes: int, targets: list[int], allowed: Tensor | None = None
+) -> list[SparseHead]:
     """Solve a sparse head on standardised scores for every number of concepts per class.
 
     Args:
@@ -76,9 +83,10 @@ def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list
         y: their class indices ``[N]``, or labels ``[N, L]``.
         num_classes: number of classes C.
         targets: numbers of concepts per class; of labels, every one has exactly so many.
+        allowed: concepts ``[L, K]`` bool that the head of each of several labels may read; all by default.
     """
     if y.ndim == 2:
-        return _label_heads(scores, y, targets)
+        return _label_heads(scores, y, targets, allowed)
     path = elastic_net_path(
         scores, y, num_classes=num_classes, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3
     )
@@ -89,11 +97,11 @@ def solve_heads(scores: LinearScores, y: Tensor, num_classes: int, targets: list
     return heads
 
 
-def _label_heads(scores: LinearScores, y: Tensor, targets: list[int]) -> list[SparseHead]:
+def _label_heads(scores: LinearScores, y: Tensor, targets: list[int], allowed: Tensor | None) -> list[SparseHead]:
     """``solve_heads`` for labels ``[N, L]``: of certificates the worst. What is neither yes nor no (a probability made
     of an unknown label) counts for none."""
     y = y.where((y == 0) | (y == 1), torch.nan)
-    paths = label_paths(scores, y, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3)
+    paths = label_paths(scores, y, nec=targets, n_lambdas=12, lambda_ratio=1 / 2000, tol=1e-3, allowed=allowed)
     heads = []
     for target in sorted(set(targets)):
         points = [path.at_nec[target] for path in paths]

@@ -20,7 +20,8 @@ from cbm.files.without_paths import without_paths
 from cbm.layers import predict_logits
 from cbm.metrics.bootstrap import auroc_interval
 from cbm.metrics.evaluate import concept_ground_truth, thresholds_of
-from cbm.metrics.integrity import Evidence, Status
+from cbm.metrics.integrity import Evidence
+from cbm.metrics.label_integrity import CONTROLS, control_test
 from cbm.metrics.multilabel import label_table
 from cbm.report.command import reproduce_command
 from cbm.report.evidence import AccuracyRow, ResolvedRow, not_counted
@@ -94,10 +95,6 @@ OTHER_METRICS: dict[str, tuple[str, str, Callable[[float], str]]] = {
 BASELINES = {
     "zero_shot": "the names of the labels against their absence, nothing trained",
     "linear_probe": "linear classifiers on the features, no concepts",
-}
-CONTROLS = {
-    "random": "every concept is a random direction",
-    "shuffled": "every name gets another concept's direction",
 }
 FIGURES = {
     "label_calibration": "Is a label there as often as it says?",
@@ -448,23 +445,15 @@ def label_example(result: RunResult, row: int, label: int, logit: Tensor, thresh
 
 def label_evidence(result: RunResult) -> list[Evidence]:
     """What was tested about the concepts of a run of several labels: whether they beat meaningless ones, whether they
-    are true where that is known, and what bypasses them."""
+    are true where that is known, and what bypasses them. A run whose evidence was gathered has all of it."""
+    if result.integrity is not None:
+        return list(result.integrity.evidence)
     metrics, found = result.metrics, list[Evidence]()
-    for name, meaning in CONTROLS.items():
+    for name in CONTROLS:
         if (theirs := metrics.get(f"controls/{name}")) is None:
             continue
         low, high = metrics.get(f"controls/{name}_lead_low", 0.0), metrics.get(f"controls/{name}_lead_high", 0.0)
-        status: Status = "passed" if low > 0 else "failed"
-        ours = metrics["test/auroc_macro"]
-        found.append(
-            Evidence(
-                name,
-                f"Do these concepts rank better than {name} ones?",
-                f"AUROC {ours:.3f} against {theirs:.3f}; lead {low:+.3f} to {high:+.3f}".replace("-", "−"),
-                f"The same method where {meaning}. Many directions rank well, whatever they are called.",
-                status,
-            )
-        )
+        found.append(control_test(name, metrics["test/auroc_macro"], theirs, low, high))
     if "test/concept_auroc" in metrics and "test/concepts_matched" in metrics:
         ends = [f"{metrics[key]:.3f}" for end in ("low", "high") if (key := f"test/concept_auroc_{end}") in metrics]
         span = f" ({' to '.join(ends)})" if len(ends) == 2 else ""

@@ -30,8 +30,9 @@ def verdict(result: RunResult) -> Verdict:
     if result.integrity is not None:
         return Verdict(
             result.integrity.verdict,
-            "Accuracy alone cannot tell: a linear model on many random directions classifies well too. Every test is "
-            "in the table of evidence below.",
+            f"{'AUROC' if result.integrity.many else 'Accuracy'} alone cannot tell: a linear model on many random "
+            f"directions {'ranks' if result.integrity.many else 'classifies'} well too. Every test is in the table of "
+            "evidence below.",
             result.integrity.good,
         )
     if control := result.cfg.concepts.control:

@@ -41,6 +41,8 @@ from cbm.metrics.integrity import (
     sparsity_fact,
     truth_test,
 )
+from cbm.metrics.label_integrity import shown_by_owners
+from cbm.metrics.label_reader import labels_by_owners, read_labels
 from cbm.metrics.reader import (
     AT_MOST,
     Reading,
@@ -92,9 +94,10 @@ class Subject:
     @property
     def why_no_owners(self) -> str:
         """Why the owners cannot be used, in words."""
+        kind = ("label", "labels") if self.data.many else ("class", "classes")
         if self.bank.owners_chosen:
-            return "the classes of the phrases were chosen on images"
-        return "the bank does not say which phrase was written for which class"
+            return f"the {kind[1]} of the phrases were chosen on images"
+        return f"the bank does not say which phrase was written for which {kind[0]}"
 
     @property
     def of_texts(self) -> bool:
@@ -175,17 +178,20 @@ def read_names(subject: Subject) -> tuple[Codes, list[Reading]]:
         words = strongest_words(subject.model, x)
     known: list[tuple[str, Tensor]] = []
     if (owners := subject.owners) is not None:
-        known.append(("owners", said_by_owners(owners)))
+        known.append(("owners", labels_by_owners(owners) if data.many else said_by_owners(owners)))
     if bank.says is not None:
         known.append((str(bank.said_by), bank.says))
     subjects = data.test.subjects
     subjects = None if subjects is None else subjects[spaced(torch.arange(len(subjects)), AT_MOST).numpy()]
     draws, seed = cfg.evidence.draws, cfg.seed
-    return words, [read(words, says, y, by, subjects=subjects, draws=draws, seed=seed) for by, says in known]
+    reader = read_labels if data.many else read
+    found = [reader(words, says, y, by, subjects=subjects, draws=draws, seed=seed) for by, says in known]
+    return words, [each for each in found if each is not None]
 
 
 def compare_with_labels(subject: Subject) -> tuple[Truth | None, Truth | None]:
-    """Scores of the test images against the data set's concept labels: over all images, and within every class."""
+    """Scores of the test images against the data set's concept labels: over all images, and within every class, or of
+    labels among images that have the same ones."""
     data, test = subject.data, subject.data.test
     matches = match_concepts(subject.bank.phrases, data.concept_names)
     if not matches or test.concepts is None:
@@ -193,9 +199,10 @@ def compare_with_labels(subject: Subject) -> tuple[Truth | None, Truth | None]:
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
     scores, labels = concept_scores(test.x, subject.model.concepts[columns]), test.concepts[:, truth]
     draws, seed = subject.cfg.evidence.draws, subject.cfg.seed
+    alike = test.y.nan_to_num(-1.0).unique(dim=0, return_inverse=True)[1] if data.many else test.y
     return (
         concept_truth(scores, labels, draws=draws, seed=seed),
-        concept_truth(scores, labels, test.y, draws=draws, seed=seed),
+        concept_truth(scores, labels, alike, draws=draws, seed=seed),
     )
 
 
@@ -212,11 +219,14 @@ def contradict(subject: Subject) -> Evidence:
     columns = columns[weight.argsort(descending=True, stable=True)[:DENIED]].sort().values
     texts = [bank.texts[k] for k in columns.tolist()]
     difference = bank.directions()[columns] - subject.encode_text([negate(text) for text in texts])
-    auroc, variance = auroc_matrix(concept_scores(data.test.x, difference), owners[:, columns].float()[data.test.y])
+    y, own = data.test.y, owners[:, columns]
+    shown = shown_by_owners(y, own) if data.many else own.float()[y]
+    auroc, variance = auroc_matrix(concept_scores(data.test.x, difference), shown)
     told = auroc.diagonal()
     known = ~told.isnan()
     if not known.any():
-        return contradiction_test({}, math.nan, "no test image shows a class that owns a phrase")
+        lack = "has a label that a phrase was written for" if data.many else "shows a class that owns a phrase"
+        return contradiction_test({}, math.nan, f"no test image {lack}")
     above = holm(upper_tail(((told - 0.5) / variance.sqrt())[known]), 0.05)
     said = {text: float(value) for text, value in zip(texts, told) if not math.isnan(value)}
     return contradiction_test(said, sum(above) / len(above))
@@ -227,7 +237,8 @@ def find_leaks(subject: Subject) -> Evidence:
     bank = subject.bank
     pattern = class_name_pattern(clean_class_names(subject.data.classes))
     naming = [text for text in bank.texts if pattern is not None and pattern.search(text)]
-    return leak_test(naming, len(near_copies(bank.texts)), len(bank))
+    kind = "label" if subject.data.many else "class"
+    return leak_test(naming, len(near_copies(bank.texts)), len(bank), kind)
 
 
 def reading_metrics(readings: list[Reading]) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from cbm.files import write_atomically
 from cbm.files.parsing import read_table
 from cbm.layers import one_class, require_linear
 from cbm.layers.probe import LinearProbe
-from cbm.metrics.evaluate import known_concepts
+from cbm.metrics.evaluate import known_concepts, value_layout
 from cbm.metrics.intervention import told_together
 from cbm.metrics.multilabel import auroc
 from cbm.trained import TrainedModel, load
@@ -52,9 +53,9 @@ def question_curves(
         cache: folder of the feature store.
         policies: names of policies in ``cbm.editing.asking.policies``.
         questions: number of questions per image; by default one about every group.
-        noise: share of the answers that are wrong.
-        answers: CSV file with a column ``picture`` and a column per concept (1, 0, empty), which answers instead of the
-            truth.
+        noise: share of the answers that are wrong; a number is off by this share of its standard deviation.
+        answers: CSV file with a column ``picture`` and a column per concept (1, 0, empty; numbers in their unit),
+            which answers instead of the truth.
         expert: vision-language model that answers instead of the truth, and its budget for all policies.
         propagate: whether concepts correlated with an answer are updated too (``cbm.editing.asking.propagation``).
         costs: cost of a question about a concept or group, by name; other questions cost 1.
@@ -90,9 +91,13 @@ def question_curves(
     truth, groups = known_concepts(bank, data.test, data)
     if bool(truth.isnan().all()):
         raise UserError(f"data set '{dataset.name}' knows the truth of no concept of run '{path}'")
+    layout = value_layout(bank, data)
+    if expert is not None and layout.numbers:
+        log.info("the expert answers yes or no: it is not asked about %d numbers", len(layout.numbers))
+        truth[:, layout.numbers] = torch.nan
     units = told_together(truth, list(groups.values()))
     asked = None if expert is None else _vision_expert(expert, dataset.splits["test"], bank, cache, truth)
-    given = asked or _noisy(truth, noise, seed, list(groups.values()))
+    given = asked or _noisy(truth, noise, seed, list(groups.values()), layout.ordered, layout.numbers)
     if answers is not None:
         given = read_answers(answers, data.test.names, bank)
     covariance = None
@@ -150,16 +155,20 @@ def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, no
     seen, truth = data.val.concepts, data.test.concepts
     if seen is None or truth is None:
         raise UserError(f"data set '{dataset.name}' knows no concepts to tell")
+    steps = [spec.columns for spec in dataset.specs if spec.kind == "ordinal"]
     probe = fit_concept_probe(data.val.x, seen, data.test.x, truth)
     log.info("'%s' has no concepts: its features are edited by probes of %d concepts, mean AUROC %.3f on test pictures",
              path, len(probe.bias), float(probe.auroc.nanmean()))  # fmt: skip
     names = dataset.concept_names
-    grouped = [[names.index(name) for name in group] for group in dataset.concept_groups.values()]
-    alone = set(range(len(names))) - {k for group in grouped for k in group}
-    units = told_together(truth, grouped + [[k] for k in sorted(alone)])
+    grouped, ordered = (
+        [[names.index(name) for name in group] for group in each] for each in (dataset.concept_groups.values(), steps)
+    )
+    together = grouped + ordered
+    alone = set(range(len(names))) - {k for group in together for k in group}
+    units = told_together(truth, together + [[k] for k in sorted(alone)])
     curve = tell_in_turn(
-        model, probe, data.test.x, data.test.y, _noisy(truth, noise, seed, grouped), units, questions=questions,
-        seed=seed,
+        model, probe, data.test.x, data.test.y, _noisy(truth, noise, seed, grouped, ordered), units,
+        questions=questions, seed=seed,
     )  # fmt: skip
     write_curves(path, {"random": curve})
     return curve
@@ -170,38 +179,62 @@ def label_quality(logits: Tensor, y: Tensor) -> Tensor:
     return auroc(logits, y).nanmean()
 
 
-def _noisy(truth: Tensor, noise: float, seed: int, groups: Sequence[Sequence[int]] = ()) -> Tensor:
-    """The truth with some answers wrong: inverted, or, in an exclusive group, another value of the group.
+def _noisy(
+    truth: Tensor,
+    noise: float,
+    seed: int,
+    groups: Sequence[Sequence[int]] = (),
+    ordered: Sequence[Sequence[int]] = (),
+    numbers: Sequence[int] = (),
+) -> Tensor:
+    """The truth with some answers wrong: inverted; in an exclusive group, another value of the group; of a level, the
+    next one up or down; of a number, off by a normal error with a standard deviation of ``noise``.
 
     Args:
-        truth: true concepts ``[N, K]``: 1, 0, or NaN if unknown.
-        noise: share of the answers that are wrong; a group is one answer.
+        truth: true concepts ``[N, K]``: 1, 0, a number in standard deviations of the training images, or NaN if
+            unknown.
+        noise: share of the answers that are wrong; a group is one answer. No number is told exactly: it is off by this
+            share of its standard deviation.
         seed: random seed for drawing the wrong answers.
         groups: groups of columns that exclude each other; at most one column of a group is answered with 1.
+        ordered: columns of the steps of every ordinal attribute, the lowest first; those up to its level are 1.
+        numbers: columns of numbers.
     """
     generator = torch.Generator().manual_seed(seed)
     wrong = torch.rand(truth.shape, generator=generator) < noise
     given = torch.where(wrong, 1 - truth, truth)
-    for group in filter(None, groups):
+    steps = {k for group in ordered for k in group}
+    for group in (group for group in groups if group and not steps & set(group)):
         true = truth[:, list(group)]
         others = torch.rand(true.shape, generator=generator).where(true == 0, -1.0)  # values it could be taken for
         place = others.argmax(dim=1, keepdim=True)
         other = torch.zeros_like(true).scatter(1, place, (others.gather(1, place) >= 0).to(true))
         other = other.masked_fill(true.isnan(), torch.nan)
         given[:, list(group)] = other.where(wrong[:, [group[0]]], true)
+    for group in map(list, ordered):
+        true, top = truth[:, group], len(group)
+        level = true.nan_to_num().sum(dim=1)
+        up = (torch.rand(len(truth), generator=generator) < 0.5).where((level > 0) & (level < top), level == 0)
+        said = torch.where(wrong[:, group[0]], level + torch.where(up, 1, -1), level)
+        given[:, group] = (torch.arange(1, top + 1) <= said[:, None]).to(true).masked_fill(true.isnan(), torch.nan)
+    if numbers:
+        off = torch.randn(len(truth), len(numbers), generator=generator)
+        given[:, list(numbers)] = truth[:, list(numbers)] + noise * off.to(truth)
     return given
 
 
 def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
-    """Read the answers of an expert, ``[N, K]``: 1, 0, or NaN for no answer.
+    """Read the answers of an expert, ``[N, K]``: 1, 0, or NaN for no answer; of a number, the number as the model's
+    head reads it, in standard deviations of the training images.
 
     Args:
-        file: CSV file with a column ``picture`` and a column per concept.
+        file: CSV file with a column ``picture`` and a column per concept; numbers stand there in their unit.
         names: names of the N images.
         bank: the K concepts.
 
     Raises:
-        UserError: the file does not exist, an image or concept is unknown, or an entry is not 0, 1 or empty.
+        UserError: the file does not exist, an image or concept is unknown, or an entry is not 0, 1 (of a
+            number: not a finite number) or empty.
     """
     columns, rows = read_table(file)
     if not rows or "picture" not in columns:
@@ -217,11 +250,33 @@ def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:
                 continue
             if text not in column_of:
                 raise UserError(f"'{file}': no concept '{text}' in this model: {did_you_mean(str(text), bank.texts)}")
+            about = bank.concepts[column_of[text]].provenance.get("number")
+            if about and (value or "").strip():
+                told = (_number(f"'{file}' line {number}: '{text}'", value, about["unit"]) - about["mean"]) / about[
+                    "sd"
+                ]
+                found[row_of[row["picture"]], column_of[text]] = told
+                continue
             if (value or "").strip() not in ("", "0", "1"):
                 raise UserError(f"'{file}' line {number}: '{text}' is '{value}'; expected 1, 0 or nothing")
             if (value or "").strip():
                 found[row_of[row["picture"]], column_of[text]] = float(value)
     return found
+
+
+def _number(where: str, text: str, unit: str) -> float:
+    """A cell as a number in its unit.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise UserError(f"{where} is '{text}'; expected a number{f' of {unit}' if unit else ''}, or nothing")
+    return number
 
 
 def _costs(named: dict[str, float], units: list[list[int]], bank: ConceptBank, groups: dict[str, list[int]]) -> Tensor:

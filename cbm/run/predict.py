@@ -7,6 +7,7 @@ batches are the same as without an interruption, so is every digit of the table.
 """
 
 import hashlib
+import json
 import logging
 import time
 from collections.abc import Callable, Iterator
@@ -29,6 +30,7 @@ from cbm.report.thumbnails import thumbnail
 from cbm.run.sources import Batch, Source
 from cbm.run.unfinished import PAGE, failure, take_up, unfinished_table
 from cbm.trained import TrainedModel
+from cbm.trained.model import Prediction
 
 log = logging.getLogger("cbm")
 
@@ -64,11 +66,15 @@ def predict(
 ) -> Summary:
     """Write one row for every image: name, label, probability, the concepts that moved the logit most, error.
 
+    Where an image has any number of labels, ``labels`` is a JSON list of those it is said to have, ``concepts`` a JSON
+    object of the concepts behind each of them with what they add to its logit, and every label has a probability.
+
     Args:
         model: the model.
         source: the images, or their features.
         destination: the file to write; what an interrupted call left beside it is taken up.
-        top: number of concepts per image; none are written for a model without a linear head on concepts.
+        top: number of concepts per image, or for every label that is said; none are written for a model without a linear
+            head on concepts.
         batch_size: images per forward pass.
         page: file for a page with the first ``ON_THE_PAGE`` images.
 
@@ -79,7 +85,7 @@ def predict(
     count = len(source.names)
     columns = _columns(model, top)
     facts = {
-        "version": 1,
+        "version": 2 if is_many(model.model) else 1,
         "model": _digest(model),
         "encoder": f"{source.encoder} pixels {VERSION}",
         "device": source.device,
@@ -110,9 +116,10 @@ def predict(
 
 
 def _columns(model: TrainedModel, top: int) -> list[str]:
-    if is_many(model.model):
-        return ["name", "labels", *(f"probability: {name}" for name in model.classes), "error"]
     many = 0 if model.bank is None or linear_or_none(model.model, model.bank) is None else min(top, len(model.bank))
+    if is_many(model.model):
+        concepts = ["concepts"] if many else []
+        return ["name", "labels", *concepts, *(f"probability: {name}" for name in model.classes), "error"]
     pairs = [f"{what}_{place}" for place in range(1, many + 1) for what in ("concept", "contribution")]
     return ["name", "label", "probability", *pairs, "error"]
 
@@ -135,8 +142,12 @@ def table_rows(model: TrainedModel, batch: Batch, top: int) -> list[list[str]]:
         return rows
     found = model.predict_features(batch.features)
     if found.many:
-        for place, said, chances in zip(good, found.labels, found.probabilities.tolist()):
-            rows[place][1:-1] = "; ".join(said), *(f"{chance:.6f}" for chance in chances)
+        with_concepts = width > len(model.classes) + 3
+        why = said_concepts(found, top) if with_concepts else [{}] * len(good)
+        for place, said, concepts, chances in zip(good, found.labels, why, found.probabilities.tolist()):
+            lists = [said, concepts] if with_concepts else [said]
+            cells = [json.dumps(each, ensure_ascii=False) for each in lists]
+            rows[place][1:-1] = *cells, *(f"{chance:.6f}" for chance in chances)
         return rows
     chances = found.probabilities.max(dim=1).values.tolist()
     for place, label, chance in zip(good, found.labels, chances):
@@ -150,6 +161,27 @@ def table_rows(model: TrainedModel, batch: Batch, top: int) -> list[list[str]]:
             pairs = [(texts[k], f"{v:.6g}") if v else ("", "") for k, v in zip(concepts, numbers)]
             rows[place][3:-1] = [cell for pair in pairs for cell in pair]
     return rows
+
+
+def said_concepts(found: Prediction, top: int) -> list[dict[str, dict[str, float]]]:
+    """For every image, by label that it is said to have, the concepts that moved the label's logit most and what each
+    adds to it, the largest first; those that add nothing are left out.
+
+    Args:
+        found: what a model of labels with a linear head on concepts says.
+        top: number of concepts for every label.
+    """
+    texts = [] if found.bank is None else found.bank.texts
+    why: list[dict[str, dict[str, float]]] = [{} for _ in found.labels]
+    for number, label in enumerate(found.classes):
+        said = [place for place, names in enumerate(found.labels) if label in names]
+        if not said:
+            continue
+        values = found.contributions(torch.full((len(found.labels),), number))[said]
+        largest = values.abs().topk(min(top, len(texts)), dim=1).indices
+        for place, concepts, numbers in zip(said, largest.tolist(), values.gather(1, largest).tolist()):
+            why[place][label] = {texts[k]: float(f"{value:.6g}") for k, value in zip(concepts, numbers) if value}
+    return why
 
 
 def _finite(batch: Batch) -> Batch:

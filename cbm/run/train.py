@@ -24,6 +24,7 @@ from cbm.concepts.candidates import (
     learn_bank,
     learns_concepts,
 )
+from cbm.concepts.own_labels import other_concepts
 from cbm.concepts.prepare import warn_shared_reference
 from cbm.config import DatasetConfig, check_settings, choose_encoder, report_form
 from cbm.data import FeatureData, ImageDataset, few_shot
@@ -53,6 +54,7 @@ from cbm.report.result import RunResult
 from cbm.run.announce import announce
 from cbm.run.controls import fit_baselines, label_controls
 from cbm.run.evidence import Subject, gather_evidence
+from cbm.run.label_evidence import gather_label_evidence
 from cbm.run.reader import load_reader, with_reading
 from cbm.run.tracking import create_wandb_logger, log_results
 
@@ -158,7 +160,13 @@ def examine(
     if not cfg.controls or method.concepts_from not in ("bank", "labels", "features") or not bank:
         return None, {}
     if data.many:
-        return None, label_controls(method, model, bank, data, candidates, cfg, inputs.logit_scale, facts)
+        controls = label_controls(method, model, bank, data, candidates, cfg, inputs.logit_scale, facts)
+        if bottleneck is None:
+            return None, controls
+        reads = inputs.teacher or inputs.encoder
+        subject = Subject(bottleneck, bank, data, cfg, reads, text_tower(reads, cfg), facts)
+        found, values = gather_label_evidence(subject, controls)
+        return found, controls | values
     if bottleneck is None:
         if method.concepts_from == "bank":
             log.warning("method=%s has no linear head on concepts: its concepts are not tested", cfg.method.name)
@@ -366,7 +374,7 @@ def resolve_nec(model: nn.Module, bank: ConceptBank | None, data: FeatureData, c
     if counts:
         each = "label" if data.many else "class"
         log.info("solving sparse heads on %d concepts at %s per %s", len(bank), ", ".join(map(str, counts)), each)
-    return resolve_heads(model, data.train, len(data.classes), counts)
+    return resolve_heads(model, data.train, len(data.classes), counts, other_concepts(bank, data) if counts else None)
 
 
 # ----------------------------------------------------------------------------------------------------- what comes out

@@ -148,9 +148,16 @@ def full_pass(problem: Problem, weight: Tensor, bias: Tensor) -> State:
     return State(weight, bias, gradient, bias_gradient, loss, dual_entropy)
 
 
-def lambda_max(problem: Problem, origin: State) -> Tensor:
-    """The smallest penalty with all weights zero, [S] float64, from the state that ``start`` returned."""
-    return origin.gradient.abs().amax(dim=(1, 2)).double() / problem.l1_ratio
+def lambda_max(problem: Problem, origin: State, allowed: Tensor | None = None) -> Tensor:
+    """The smallest penalty with all weights zero, [S] float64, from the state that ``start`` returned.
+
+    Args:
+        problem: S problems.
+        origin: where they start.
+        allowed: [S, C, K] bool, the weights that may differ from zero; None is all.
+    """
+    steep = origin.gradient.abs() if allowed is None else origin.gradient.abs() * allowed
+    return steep.amax(dim=(1, 2)).double() / problem.l1_ratio
 
 
 def objective(problem: Problem, state: State, lam: Tensor) -> Tensor:

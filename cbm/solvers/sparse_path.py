@@ -127,6 +127,7 @@ def elastic_net_paths(
     nec: Sequence[int] = (),
     tol: float = 1e-4,
     until: Callable[[list[SparsePoint]], bool] | None = None,
+    allowed: Tensor | None = None,
 ) -> list[SparsePath]:
     """Solve S elastic-net problems (``cbm.solvers.elastic_net``) down a path of penalties, together.
 
@@ -146,6 +147,8 @@ def elastic_net_paths(
         nec: numbers of non-zero weights per class for which an exact solution is found too, by bisection.
         tol: relative duality gap at which a solve stops; bisection uses 1e-5 if that is smaller.
         until: function of the newest point of every problem that returns whether the path ends.
+        allowed: [S, K] bool, the columns that every problem may use; None is all. The others are as good as not there:
+            neither the path nor the certificate sees them.
 
     Returns:
         A path per problem, with certificates.
@@ -155,7 +158,8 @@ def elastic_net_paths(
     """
     problem = _problem(scores, y, num_classes, row_weights, l1_ratio, link)
     state = start(problem)
-    top = lambda_max(problem, state)
+    within = _within(problem, allowed)
+    top = lambda_max(problem, state, within)
     if lambdas is None:
         steps = torch.logspace(0, math.log10(lambda_ratio), n_lambdas, dtype=torch.float64).to(top.device)
         grid = list(steps[:, None] * top)
@@ -173,12 +177,12 @@ def elastic_net_paths(
             which = torch.arange(len(paths), device=top.device)
         elif not len(which):
             break
-        part = problem.take(which)
-        here, passes = _descend(part, state.take(which), before[which], lam[which], tol)
-        newest = _certify(part, here, lam[which], passes)
+        part, inside = problem.take(which), None if within is None else within[which]
+        here, passes = _descend(part, state.take(which), before[which], lam[which], tol, inside)
+        newest = _certify(part, here, lam[which], passes, inside)
         if max(point.gap for point in newest) > tol:  # the certificate has the best bias, a solve has not
-            here, more = solve(part, lam[which], here, tol=_AGAIN * tol)
-            newest = _certify(part, here, lam[which], passes + more)
+            here, more = solve(part, lam[which], here, tol=_AGAIN * tol, allowed=inside)
+            newest = _certify(part, here, lam[which], passes + more, inside)
         state, before = state.put(which, here), lam
         for s, point in zip(which.tolist(), newest):
             paths[s].append(point)
@@ -186,11 +190,11 @@ def elastic_net_paths(
             break
         if min(path[-1].nec for path in paths) > enough:
             break
-    targets = {count: _at_nec(problem, paths, count, min(tol, _NEC_TOL)) for count in sorted(set(nec))}
+    targets = {count: _at_nec(problem, paths, count, min(tol, _NEC_TOL), within) for count in sorted(set(nec))}
     return [SparsePath(tuple(path), {m: found[s] for m, found in targets.items()}) for s, path in enumerate(paths)]
 
 
-def label_paths(scores: LinearScores, y: Tensor, **settings) -> list[SparsePath]:
+def label_paths(scores: LinearScores, y: Tensor, *, allowed: Tensor | None = None, **settings) -> list[SparsePath]:
     """A path for every label: yes or no by a few concepts each, with exactly so many for every one of them.
 
     Labels share nothing but the scores, and are solved together by the same passes; what is unknown of one counts for
@@ -199,6 +203,7 @@ def label_paths(scores: LinearScores, y: Tensor, **settings) -> list[SparsePath]
     Args:
         scores: standardised scores, N rows of K.
         y: labels [N, L]: 1, 0, or NaN if unknown.
+        allowed: [L, K] bool, the columns that every label may use; None is all.
         settings: further arguments of ``elastic_net_paths``; ``until`` sees some labels at a time.
 
     Raises:
@@ -209,11 +214,19 @@ def label_paths(scores: LinearScores, y: Tensor, **settings) -> list[SparsePath]
     known = ~y.isnan()
     if bool((known & (y != 0) & (y != 1)).any()):
         raise ValueError("y has entries other than 1, 0 and NaN")
+    if allowed is not None and allowed.shape != (y.shape[1], scores.count):
+        raise ValueError(f"allowed has shape {list(allowed.shape)}; expected [{y.shape[1]}, {scores.count}]")
     paths: list[SparsePath] = []
     for part in torch.arange(y.shape[1]).split(_TOGETHER):
         answers, weights = y[:, part].nan_to_num().T.long(), known[:, part].T
         paths += elastic_net_paths(
-            scores, answers, num_classes=1, row_weights=weights.float(), link="binary", **settings
+            scores,
+            answers,
+            num_classes=1,
+            row_weights=weights.float(),
+            link="binary",
+            allowed=None if allowed is None else allowed[part],
+            **settings,
         )
     return paths
 
@@ -245,14 +258,27 @@ def _problem(
     return Problem(scores, y.to(scores.device), num_classes, l1_ratio, link, row_weights)
 
 
-def _descend(problem: Problem, state: State, before: Tensor, lam: Tensor, tol: float) -> tuple[State, float]:
+def _within(problem: Problem, allowed: Tensor | None) -> Tensor | None:
+    """The columns [S, K] that problems may use as weights [S, C, K] that may differ from zero; None is all."""
+    if allowed is None:
+        return None
+    if allowed.dtype != torch.bool or allowed.shape != (problem.size, problem.scores.count):
+        raise ValueError(
+            f"allowed is {allowed.dtype} {list(allowed.shape)}; expected bool [{problem.size}, {problem.scores.count}]"
+        )
+    return allowed.to(problem.scores.device)[:, None].expand(-1, problem.num_classes, -1)
+
+
+def _descend(
+    problem: Problem, state: State, before: Tensor, lam: Tensor, tol: float, allowed: Tensor | None
+) -> tuple[State, float]:
     """Solve at ``lam``, by way of loose solutions in between if it is far below ``before``; all [S]."""
     total = 0.0
     while bool((before * _STRIDE > lam * 1.001).any()):
         before = torch.maximum(before * _STRIDE, lam)
-        state, passes = solve(problem, before, state, tol=_LOOSE)
+        state, passes = solve(problem, before, state, tol=_LOOSE, allowed=allowed)
         total += passes
-    state, passes = solve(problem, lam, state, tol=tol)
+    state, passes = solve(problem, lam, state, tol=tol, allowed=allowed)
     return state, total + passes
 
 
@@ -285,7 +311,9 @@ def _certify(
     return points
 
 
-def _at_nec(problem: Problem, paths: list[list[SparsePoint]], nec: int, tol: float) -> list[SparsePoint]:
+def _at_nec(
+    problem: Problem, paths: list[list[SparsePoint]], nec: int, tol: float, within: Tensor | None
+) -> list[SparsePoint]:
     """The solutions with exactly ``nec`` non-zero weights per class, for all problems together.
 
     Between the points of the path on either side, by interpolation of the number of non-zero weights over the logarithm
@@ -309,7 +337,8 @@ def _at_nec(problem: Problem, paths: list[list[SparsePoint]], nec: int, tol: flo
         share = ((count - fewer) / (more - fewer).clamp(min=1)).clamp(0.1, 0.9) if turn % 3 < 2 else 0.5
         middle = torch.where(open_, low * (high / low) ** share, high)
         which = open_.nonzero().flatten()
-        part, used = solve(problem.take(which), middle[which], state.take(which), tol=tol)
+        inside = None if within is None else within[which]
+        part, used = solve(problem.take(which), middle[which], state.take(which), tol=tol, allowed=inside)
         found = state.put(which, part)
         passes += used
         enough = open_ & (_nonzero(found) >= count)
@@ -317,7 +346,7 @@ def _at_nec(problem: Problem, paths: list[list[SparsePoint]], nec: int, tol: flo
         best, high = _where(enough, found, best), torch.where(enough, middle, high)
         state, low = _where(too_few, found, state), torch.where(too_few, middle, low)
         open_ = open_ & (_nonzero(found) != count)
-    points = _certify(problem, best, high, passes)
+    points = _certify(problem, best, high, passes, within)
     excess = [max(0, len(point.index) - count) for point in points]
     if not any(excess):
         return points

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from birds_run import QUICK, shared_folder, small
 from conftest import one_line, paint
 from sklearn.metrics import f1_score, roc_auc_score
@@ -57,12 +58,21 @@ def test_a_run_of_labels_from_training_to_questions(trained: Path, module):
     pictures = sorted(Path(small()[0].removeprefix("dataset.root=")).rglob("images/test/*/*.png"))[:7]
     status, _, errors = module("predict", "one", *map(str, pictures), "--out", "said.csv")
     assert status == 0, errors
-    assert len(read_table(Path("said.csv"))) == 7
+    rows = read_table(Path("said.csv"))
     model = cbm.load(trained)
     expected = model.predict(pictures)
-    text = Path("said.csv").read_text()
-    assert all(label in text for row in expected.labels for label in row)
+    assert [json.loads(row["labels"]) for row in rows] == expected.labels
     assert any(len(row) != 1 for row in expected.labels)
+    for n, row in enumerate(rows):
+        why = json.loads(row["concepts"])
+        assert list(why) == expected.labels[n]
+        for label, concepts in why.items():
+            assert float(row[f"probability: {label}"]) == pytest.approx(
+                float(expected.probabilities[n, LABELS.index(label)]), abs=1e-4
+            )
+            told = {text: value for text, value in expected.explain(n, top=3, label=label) if value}
+            assert list(concepts) == list(told)
+            assert concepts == pytest.approx(told, rel=1e-3)
 
     status, _, errors = module("intervene", "one", *CACHE, "--questions", "3", "--policies", "random,ucp,oracle")
     assert status == 0, errors
@@ -183,7 +193,7 @@ def train_on(table: Path, command, name: str, *more: str) -> dict[str, float]:
     return json.loads(Path(name, "metrics.json").read_text())
 
 
-def test_a_table_with_labels_and_values(table: Path, command):
+def test_a_table_with_labels_and_values(table: Path, command, module):
     (table / "columns.yaml").write_text(SAID)
     metrics = train_on(table, command, "valued", "method=supervised", "method.max_epochs=150", "method.lr=0.02")
     assert metrics["test/auroc_macro"] > 0.9
@@ -193,6 +203,22 @@ def test_a_table_with_labels_and_values(table: Path, command):
     assert model.bank.concepts[5].provenance["number"]["unit"] == "cd"
     found = model.predict(sorted(table.glob("*.png")))
     assert {tuple(row) for row in found.labels} == {(), ("reddish",), ("bright",), ("reddish", "bright")}
+
+    asked = ("intervene", "valued", "--cache", str(table.parent / "cache"))
+    curves = {}
+    for name, more in (("told", ()), ("noisy", ("--noise", "0.3"))):
+        status, _, errors = module(*asked, *more)
+        assert status == 0, errors
+        curves[name] = json.loads(Path("valued/interventions.json").read_text())
+    assert {len(curve["auroc_macro"]) for curve in curves["told"].values()} == {4}  # three attributes, three questions
+    _, data = model.read(("test",), cache=table.parent / "cache")
+    number = model.bank.concepts[5].provenance["number"]
+    true = torch.cat([data.test.concepts, (data.test.values - number["mean"]) / number["sd"]], dim=1)
+    logits = (true @ model.model.weights().T + model.model.head.bias).numpy()
+    y = data.test.y.numpy()
+    aurocs = [roc_auc_score(y[k, i], logits[k, i]) for i in range(2) for k in [~np.isnan(y[:, i])]]
+    assert curves["told"]["ucp"]["auroc_macro"][-1] == pytest.approx(np.mean(aurocs), abs=1e-6)
+    assert curves["noisy"] != curves["told"]
 
 
 def test_a_table_whose_concepts_are_numbers(table: Path, command):

@@ -9,6 +9,7 @@ import torch
 from labelled import LABELS, class_bank, labelled
 
 from cbm.concepts.bank import Concept, ConceptBank
+from cbm.concepts.own_labels import other_concepts
 from cbm.config import TrainerConfig
 from cbm.data import FeatureData, FeatureSplit
 from cbm.data.dataset import ConceptSpec, ImageDataset, Split
@@ -21,6 +22,7 @@ from cbm.methods.base import METHODS
 from cbm.methods.supervised import TwoHeads
 from cbm.metrics.evaluate import evaluate_split
 from cbm.metrics.multilabel import auroc
+from cbm.run.train import resolve_nec
 from cbm.training import ConceptBottleneckModule, fit
 
 CPU = {"accelerator": "cpu", "devices": 1, "precision": "32-true"}
@@ -319,3 +321,54 @@ def test_a_number_that_never_differs_is_no_concept():
     flat = replace(data.train, values=torch.full_like(data.train.values, 3.0))
     with pytest.raises(UserError, match="'diameter' has no two different numbers"):
         fitted(replace(data, splits={**data.splits, "train": flat}), valued_bank(data), "supervised")
+
+
+# --------------------------------------------------------------------------------- a column that is label and concept
+
+
+def overlapping() -> tuple[FeatureData, ConceptBank]:
+    """The labels with a concept column that is one of them ("tall"), which is by far the best concept for it."""
+    data, bank = labelled(unknown=0.0)
+    names = ["tall", *data.concept_names[:-1]]
+    for split in data.splits.values():
+        assert split.concepts is not None
+        split.concepts = torch.cat([split.y[:, [1]], split.concepts[:, :-1]], dim=1)
+    concepts = (replace(bank.concepts[0], text="tall", classes=()), *bank.concepts[:-1])
+    axis = torch.nn.functional.normalize(torch.eye(data.dim)[1], dim=0)
+    assert bank.embeddings is not None
+    return replace(data, concept_names=names), replace(
+        bank, concepts=concepts, embeddings=torch.cat([axis[None], bank.embeddings[:-1]])
+    )
+
+
+@pytest.mark.parametrize("name", ["posthoc", "label_free", "supervised"])
+def test_a_label_is_not_told_by_its_own_column(name: str):
+    data, bank = overlapping()
+    unnamed = replace(data, concept_names=["high", *data.concept_names[1:]])
+    with_it = None if name == "supervised" else fitted(unnamed, bank, name)[0]
+    model, used, _ = fitted(data, bank, name)
+    assert used is not None
+    own = used.texts.index("tall")
+    weights = model.weights()
+    assert float(weights[1, own]) == 0
+    assert int((weights[1] != 0).sum()) > 0
+    if with_it is not None:  # the same column under a name that no label has is what that label would be told by
+        assert float(with_it.weights()[1, own]) > 0
+        torch.testing.assert_close(with_it.weights()[[0, 2]], weights[[0, 2]], rtol=1e-2, atol=0.1)
+    else:
+        assert bool((weights[[0, 2], own] != 0).all())
+    heads = resolve_nec(model, used, data, [3])
+    assert float(heads[0].weight[1, own]) == 0
+    assert (heads[0].weight != 0).sum(dim=1).tolist() == [3, 3, 3]
+
+
+def test_which_concepts_are_a_labels_own():
+    data, bank = overlapping()
+    specs = [ConceptSpec("old", "ordinal", ["old: middle or more", "old: much"], ["not", "middle", "much"])]
+    texts = ("tall", "old: much", "old stone", "wet sign 0")
+    few = replace(bank, concepts=tuple(map(Concept, texts)), embeddings=None)
+    allowed = other_concepts(few, replace(data, specs=specs))
+    assert allowed is not None
+    assert (~allowed).nonzero().tolist() == [[1, 0], [2, 1]]
+    one_class = {name: replace(split, y=split.y[:, 0].long()) for name, split in data.splits.items()}
+    assert other_concepts(few, replace(data, splits=one_class)) is None

@@ -61,6 +61,19 @@ def test_concept_probabilities_are_held_against_what_is_known():
     assert found["concept_ece"] == pytest.approx((0 + 0.2 + 0.3 + 0.6 + 0.1) / 5, abs=1e-4)
 
 
+def test_numbers_are_told_but_are_not_right_or_wrong():
+    concepts = torch.tensor([[1.0, 0.2], [0.0, 1.7]])
+    seen: list[torch.Tensor] = []
+
+    def answer(told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        seen.append(told)
+        return torch.tensor([[1.0, 0.0], [1.0, 0.0]]), torch.tensor([[0.9, 0.0], [0.1, 0.0]])
+
+    curve = intervention_curve(answer, concepts, torch.tensor([0, 1]), [], numbers=[1], ratios=[0, 1])
+    assert curve.others_accuracy[0] == 1.0  # of the yes or no alone: 0.2 against 0 is no mistake
+    assert torch.equal(seen[1], concepts)
+
+
 def test_what_nobody_knows_is_not_told():
     concepts = torch.tensor([[1.0, float("nan"), 0.0, 1.0], [0.0, float("nan"), 1.0, float("nan")]])
     assert told_together(concepts, [[2, 3]]) == [[2, 3], [0]]

@@ -13,8 +13,10 @@ from birds_run import QUICK, small
 from llm_server import completion, send, server  # noqa: F401
 
 import cbm
+from cbm.concepts import Concept, ConceptBank
 from cbm.concepts.llm.vision import PROMPT
-from cbm.run.intervene import _noisy
+from cbm.errors import UserError
+from cbm.run.intervene import _noisy, read_answers
 
 
 @pytest.fixture
@@ -162,3 +164,52 @@ def test_wrong_answers_about_an_exclusive_group_name_another_value():
     assert float(given[:, [1, 5]].sum(dim=1).max()) == 1
     none = _noisy(torch.zeros(500, 8), 0.5, 1, [colours])  # a colour that the bank does not know
     assert set(none[:, colours].sum(dim=1).tolist()) == {0.0, 1.0}
+
+
+def test_no_wrong_answer_about_a_level_skips_one_or_contradicts_itself():
+    """One level up or down, never out of the scale; both as often where there are both."""
+    g = torch.Generator().manual_seed(0)
+    n, steps = 6000, [1, 2, 4]
+    level = torch.randint(4, (n,), generator=g)
+    truth = torch.randint(2, (n, 6), generator=g).float()
+    truth[:, steps] = (level[:, None] >= torch.tensor([1, 2, 3])).float()
+    given = _noisy(truth, 0.4, 1, [steps], [steps])
+    said = given[:, steps].sum(dim=1).long()
+    assert torch.equal(given[:, steps], (said[:, None] >= torch.tensor([1, 2, 3])).float())  # a level, not just steps
+    away = said - level
+    assert set(away.tolist()) == {-1, 0, 1}
+    for true in range(4):
+        assert float((away != 0)[level == true].float().mean()) == pytest.approx(0.4, abs=0.04)
+    assert set(away[level == 0].tolist()) == {0, 1}
+    assert set(away[level == 3].tolist()) == {-1, 0}
+    middle = away[((level == 1) | (level == 2)) & (away != 0)]
+    assert float((middle == 1).float().mean()) == pytest.approx(0.5, abs=0.04)
+    assert torch.equal(given[:, [0, 3, 5]], _noisy(truth, 0.4, 1)[:, [0, 3, 5]])
+    unknown = truth.clone()
+    unknown[:5, steps] = torch.nan
+    assert torch.equal(_noisy(unknown, 0.4, 1, [steps], [steps]).isnan(), unknown.isnan())
+
+
+def test_a_noisy_number_is_off_by_a_share_of_its_deviation():
+    truth = torch.randn(20000, 3, generator=torch.Generator().manual_seed(0))
+    truth[:7, 1] = torch.nan
+    given = _noisy(truth, 0.3, 1, numbers=[0, 1])
+    off = (given - truth)[7:, :2]
+    assert off.std(dim=0).tolist() == pytest.approx([0.3, 0.3], rel=0.03)
+    assert off.mean(dim=0).tolist() == pytest.approx([0.0, 0.0], abs=0.01)
+    assert torch.equal(given.isnan(), truth.isnan())
+    assert torch.equal(_noisy(truth, 0.0, 1, numbers=[0, 1]).nan_to_num(9), truth.nan_to_num(9))
+
+
+def test_answers_about_numbers_are_in_their_unit(tmp_path: Path):
+    about = {"mean": 20.0, "sd": 8.0, "unit": "mm", "low": 1.0, "high": 40.0}
+    bank = ConceptBank("b", "b", (Concept("red"), Concept("size", provenance={"number": about})))
+    file = tmp_path / "answers.csv"
+    file.write_text("picture,red,size\na,1,24\nb,,\n")
+    found = read_answers(file, ["a", "b"], bank)
+    assert found[0].tolist() == [1.0, 0.5]
+    assert bool(found[1].isnan().all())
+    for wrong in ("large", "nan", "inf"):
+        file.write_text(f"picture,red,size\na,1,{wrong}\n")
+        with pytest.raises(UserError, match=f"line 2: 'size' is '{wrong}'; expected a number of mm, or nothing"):
+            read_answers(file, ["a", "b"], bank)

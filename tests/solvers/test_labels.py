@@ -261,3 +261,61 @@ def test_a_label_and_two_classes_with_half_the_penalty_decide_alike():
 def test_fit_labels_says_what_is_wrong(y, l2, message: str):
     with pytest.raises(ValueError, match=message):
         fit_labels(torch.randn(6, 3), y, l2=l2)
+
+
+# ---------------------------------------------------------------------------------------------------- columns left out
+
+
+def without(scores: LinearScores, column: int) -> LinearScores:
+    """The scores in which one column is not there."""
+    return scores.take(torch.tensor([k for k in range(scores.count) if k != column]))
+
+
+@pytest.mark.parametrize("exact", [True, False], ids=["float64", "float32"])
+def test_a_column_that_is_not_allowed_is_a_column_that_is_not_there(exact: bool):
+    """For one label alone: its coefficients, gap and path are those without the column, the others' are untouched."""
+    x, concepts, y = data(missing=0.2)
+    x, concepts = (x, concepts) if exact else (x.float(), concepts.float())
+    scores = LinearScores(x, concepts)
+    settings = {"n_lambdas": 6, "lambda_ratio": 0.02, "l1_ratio": RHO, "tol": 1e-12 if exact else 1e-4, "nec": [3]}
+    whole = label_paths(scores, y, **settings)
+    best = int(whole[1].points[2].weight()[0].abs().argmax())
+    allowed = torch.ones(4, scores.count, dtype=torch.bool)
+    allowed[1, best] = False
+    masked = label_paths(scores, y, allowed=allowed, **settings)
+    dropped = label_paths(without(scores, best), y[:, [1]], **settings)[0]
+    near = 1e-6 if exact else 2e-3
+    assert len(masked[1].points) == len(dropped.points)
+    for mine, slow in zip((*masked[1].points, masked[1].at_nec[3]), (*dropped.points, dropped.at_nec[3]), strict=True):
+        assert mine.lam == pytest.approx(slow.lam, rel=1e-5)
+        weight = mine.weight()[0]
+        assert float(weight[best]) == 0
+        kept = torch.cat([weight[:best], weight[best + 1 :]])
+        torch.testing.assert_close(kept, slow.weight()[0], rtol=0, atol=near)
+        torch.testing.assert_close(mine.bias, slow.bias, rtol=0, atol=near)
+        assert mine.gap == pytest.approx(slow.gap, abs=settings["tol"])
+        assert mine.gap <= max(settings["tol"], 1e-5)  # its large gradient is not in the certificate
+    assert masked[1].at_nec[3].nec == 3
+    for label in (0, 2, 3):
+        for a, b in zip(masked[label].points, whole[label].points, strict=True):
+            torch.testing.assert_close(a.weight(), b.weight(), rtol=0, atol=near)
+
+
+def test_everything_allowed_is_what_it_was_to_the_last_bit():
+    x, concepts, y = data()
+    scores = LinearScores(x.float(), concepts.float())
+    settings = {"n_lambdas": 6, "lambda_ratio": 0.02, "tol": 1e-3, "nec": [3]}
+    plain = label_paths(scores, y, **settings)
+    told = label_paths(scores, y, allowed=torch.ones(4, scores.count, dtype=torch.bool), **settings)
+    for a, b in zip(plain, told, strict=True):
+        for p, q in zip((*a.points, a.at_nec[3]), (*b.points, b.at_nec[3]), strict=True):
+            assert torch.equal(p.weight(), q.weight())
+            assert (p.gap, p.kkt, p.lam) == (q.gap, q.kkt, q.lam)
+
+
+def test_columns_that_are_left_out_fit_the_labels():
+    x, concepts, y = data()
+    with pytest.raises(ValueError, match=r"allowed has shape \[3, 16\]; expected \[4, 16\]"):
+        label_paths(LinearScores(x, concepts), y, lambdas=[0.1], allowed=torch.ones(3, 16, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"allowed is torch.float32 .*; expected bool \[4, 16\]"):
+        label_paths(LinearScores(x, concepts), y, lambdas=[0.1], allowed=torch.ones(4, 16))

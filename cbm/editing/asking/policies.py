@@ -15,6 +15,14 @@ not asked about yet the one with the highest score comes next, and all are score
 Where concepts are probabilities (``method=supervised``) these are the papers' formulas: p_j is the activation, and the
 head reads 0 or 1 for a concept that is told. Elsewhere, where the papers say nothing, it reads the level of "present"
 or "absent" (``cbm.editing.apply.told_levels``), and p_j is the logistic curve that is .95 and .05 there.
+
+Concepts with values (``Valued``) are outside the papers. One question tells all values of an attribute, of which the
+one that is right becomes 1 and the others 0: its entropy is that of the values over log V, and an expectation is one
+over the values. A number is believed to be a_j with the standard deviation r_j = sqrt(1 - spread_j^2), which is what a
+regression leaves of a variance of 1 on the training images: its uncertainty is r_j (predictive over prior deviation),
+an expectation is the mean over a_j - r_j and a_j + r_j (the quadrature of a normal variable that is exact up to cubes),
+its contribution |a_j - reference_j| sum_c |w_cj|, and how wrong it is |a_j - c_j|. The steps of a level are told
+together, and their scores are averaged.
 """
 
 import math
@@ -24,7 +32,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cbm.editing.apply import levels
+from cbm.editing.apply import levels, numbers_of
 from cbm.layers import ConceptBottleneck
 from cbm.layers.activations import Sigmoid, Valued
 
@@ -56,7 +64,7 @@ class Situation:
         model: the bottleneck.
         activation: activations ``[N, K]`` after the answers so far.
         logits: logits ``[N, C]`` after the answers so far.
-        believed: the model's probabilities ``[N, K]`` of the concepts.
+        believed: the model's probabilities ``[N, K]`` of the concepts; of numbers a half, see ``answers_of``.
         said: what the head reads ``[2, K]`` of an absent and of a present concept.
         truth: true concepts ``[N, K]``; NaN if unknown. Only ``oracle`` looks at it.
         weights: weights of the ``coop`` policy.
@@ -73,17 +81,64 @@ class Situation:
 
 def most_wrong(now: Situation) -> Tensor:
     """``oracle``."""
-    return (now.believed - now.truth).abs().nan_to_num(0.0)
+    said = now.activation.where(numbers_of(now.model), now.believed)
+    return (said - now.truth).abs().nan_to_num(0.0)
 
 
 def uncertainty(now: Situation) -> Tensor:
     """``ucp``."""
-    return torch.special.entr(torch.stack([now.believed, 1 - now.believed])).sum(dim=0) / math.log(2)
+    bits = torch.special.entr(torch.stack([now.believed, 1 - now.believed])).sum(dim=0) / math.log(2)
+    for columns in exclusive_columns(now.model):
+        among = torch.special.entr(now.believed[:, columns]).sum(dim=1, keepdim=True) / math.log(len(columns))
+        bits[:, columns] = among.expand(-1, len(columns))
+    return bits.where(~numbers_of(now.model), left_open(now.model).to(bits))
 
 
 def contribution(now: Situation) -> Tensor:
     """``cctp``."""
-    return now.believed * now.model.weights().abs().sum(dim=0) * (now.said[1] - now.said[0])
+    votes = now.model.weights().abs().sum(dim=0)
+    away = (now.activation - now.model.reference).abs() * votes
+    return (now.believed * votes * (now.said[1] - now.said[0])).where(~numbers_of(now.model), away)
+
+
+def left_open(model: ConceptBottleneck) -> Tensor:
+    """What the images leave open of a number, in its standard deviations ``[K]``; read for numbers only."""
+    return (1 - model.spread.double().square()).clamp(min=0).sqrt()
+
+
+def exclusive_columns(model: ConceptBottleneck) -> list[list[int]]:
+    """The columns of every attribute whose values exclude each other and have probabilities that sum to one."""
+    if not isinstance(model.activation, Valued):
+        return []
+    group = model.activation.group
+    found = [(group == name).nonzero().flatten().tolist() for name in group.unique().tolist() if name >= 0]
+    return [columns for columns in found if len(columns) > 1]
+
+
+def answers_of(now: Situation, activation: Tensor) -> Tensor:
+    """What the head may read after the answer ``[2, n, K]``: of absent and present, and of a number its two likely
+    values."""
+    ends = now.said[:, None].expand(-1, *activation.shape)
+    open_ = left_open(now.model).to(activation)
+    return ends.where(~numbers_of(now.model), torch.stack([activation - open_, activation + open_]))
+
+
+def _moves(now: Situation, activation: Tensor, matrix: Tensor) -> Tensor:
+    """What either answer about a concept adds to the logits ``[2, n, K, C]``."""
+    moved = (answers_of(now, activation) - activation)[..., None] * matrix.T
+    for columns in exclusive_columns(now.model):  # the answer that one value is right takes the others away
+        moved[1][:, columns] = matrix.T[columns] - (activation[:, columns] @ matrix.T[columns])[:, None]
+    return moved
+
+
+def _mean_answer(now: Situation, believed: Tensor, absent: Tensor, present: Tensor) -> Tensor:
+    """The mean over the answers about a concept, or about the values of its attribute, ``[n, K, ...]``."""
+    likely = believed.reshape(*believed.shape, *[1] * (absent.ndim - 2))
+    mean = (1 - likely) * absent + likely * present
+    for columns in exclusive_columns(now.model):
+        among = (likely[:, columns] * present[:, columns]).sum(dim=1, keepdim=True)
+        mean[:, columns] = among.expand_as(mean[:, columns])
+    return mean
 
 
 def divergence(now: Situation) -> Tensor:
@@ -142,9 +197,9 @@ def expected(now: Situation, measure: Callable[[Tensor, Tensor], Tensor]) -> Ten
     rows = max(1, LOGITS_AT_ONCE // (2 * matrix.numel()))
     parts = []
     for a, p, z in zip(now.activation.split(rows), now.believed.split(rows), now.logits.split(rows)):
-        moved = (now.said[:, None] - a)[..., None] * matrix.T  # [2, n, K, C]
+        moved = _moves(now, a, matrix)
         absent, present = measure(log_chances(now.model, z)[:, None], log_chances(now.model, z[:, None] + moved))
-        parts.append((1 - p) * absent + p * present)
+        parts.append(_mean_answer(now, p, absent, present))
     return torch.cat(parts)
 
 
@@ -162,8 +217,8 @@ def _moved_labels(now: Situation) -> Tensor:
     rows = max(1, LOGITS_AT_ONCE // (2 * matrix.numel()))
     parts = []
     for a, p, z in zip(now.activation.split(rows), now.believed.split(rows), now.logits.split(rows)):
-        absent, present = (z[:, None] + (now.said[:, None] - a)[..., None] * matrix.T).sigmoid()  # [n, K, L] each
-        mean = absent + p[..., None] * (present - absent)
+        absent, present = (z[:, None] + _moves(now, a, matrix)).sigmoid()  # [n, K, L] each
+        mean = _mean_answer(now, p, absent, present)
         parts.append((mean - z.sigmoid()[:, None]).abs().sum(dim=-1))
     return torch.cat(parts)
 

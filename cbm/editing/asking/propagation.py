@@ -60,7 +60,9 @@ def _scale(model: ConceptBottleneck) -> tuple[Tensor, Tensor]:
     return ends.mean(dim=0), half.where(half > 1e-9, 1.0)
 
 
-def propagate(logits: Tensor, told: Tensor, answers: Tensor, covariance: Tensor) -> Tensor:
+def propagate(
+    logits: Tensor, told: Tensor, answers: Tensor, covariance: Tensor, numbers: Tensor | None = None
+) -> Tensor:
     """Logits ``[N, K]`` of concepts after some of them are told.
 
     Args:
@@ -68,14 +70,15 @@ def propagate(logits: Tensor, told: Tensor, answers: Tensor, covariance: Tensor)
         told: which concepts ``[N, K]`` (bool) are told.
         answers: answers ``[N, K]``, 1 present and 0 absent; only those of told concepts are read.
         covariance: covariance ``[K, K]`` of the logits, positive semi-definite.
+        numbers: logits ``[N, K]`` (``to_logits``) of the concepts that are told a number, NaN for the others.
 
     Returns:
-        Told concepts at ``TOLD`` or its negative, or further out where the model is surer; the others at their
-        conditional mean.
+        Told concepts at ``TOLD`` or its negative, or further out where the model is surer, or at their number; the
+        others at their conditional mean.
     """
-    return conditional_mean(
-        logits, told, torch.where(answers > 0.5, logits.clamp(min=TOLD), logits.clamp(max=-TOLD)), covariance
-    )
+    values = torch.where(answers > 0.5, logits.clamp(min=TOLD), logits.clamp(max=-TOLD))
+    values = values if numbers is None else values.where(numbers.isnan(), numbers)
+    return conditional_mean(logits, told, values, covariance)
 
 
 def conditional_mean(activation: Tensor, told: Tensor, values: Tensor, covariance: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from cbm.editing.apply import told_levels
+from cbm.editing.apply import numbers_of, told_levels
 from cbm.editing.asking.policies import POLICIES, SCORES, CoopWeights, Situation, beliefs
 from cbm.editing.asking.propagation import propagate, to_activations, to_logits
 from cbm.errors import UserError, did_you_mean
@@ -67,7 +67,8 @@ def ask_in_turn(
         model: the bottleneck.
         x: unit-norm features ``[N, D]``.
         y: class indices ``[N]``, or labels ``[N, L]``.
-        answers: answers ``[N, K]``: 1, 0, or NaN if nobody knows (then the activation stays); or a function from the
+        answers: answers ``[N, K]``: 1, 0, or NaN if nobody knows (then the activation stays); of a number (``Valued``)
+            the number as the head reads it, in standard deviations of the training images; or a function from the
             questions ``[N, K]`` (bool) to answers of that shape.
         units: groups of columns that one question is about.
         policy: name of the policy, see ``cbm.editing.asking.policies``.
@@ -92,7 +93,7 @@ def ask_in_turn(
     member = torch.zeros(len(units), count)
     for number, unit in enumerate(units):
         member[number, list(unit)] = 1.0
-    said = told_levels(model)
+    said, number = told_levels(model), numbers_of(model)
     chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
     activation = seen = model.activations(x)
     own = None if covariance is None else to_logits(model, seen)
@@ -126,14 +127,15 @@ def ask_in_turn(
         now = (member[best] > 0) & asking[:, None]
         given = torch.where(now, answers(now), given) if callable(answers) else given
         told = told | (now & ~given.isnan())
-        values = torch.where(given > 0.5, said[1], said[0])
+        values = torch.where(given > 0.5, said[1], said[0]).where(~number, given)
         if covariance is None or own is None:
             asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)
             moved = torch.where(told, values, seen)
             change = (moved - activation).gather(1, asked_now.clamp(min=0))
             activation, logits = moved, override_logits(logits, asked_now, change, votes)
         else:
-            followed = to_activations(model, propagate(own, told, given, covariance))
+            scaled = to_logits(model, given).masked_fill(~number, math.nan)
+            followed = to_activations(model, propagate(own, told, given, covariance, scaled))
             activation = torch.where(told, values, followed)
             logits = torch.nn.functional.linear(activation, model.weights()) + passed
         open_units[torch.arange(len(x)), best] = False
