@@ -24,6 +24,7 @@ COLUMNS = {
     "test/accuracy": "accuracy",
     "test/auroc_macro": "AUROC",
     "test/accuracy_macro": "macro",
+    "test/worst_group": "worst group",
     "test/reader_accuracy": "reader of the names",
     "test/name_value": "name value",
     "test/accuracy_nec5_resolved": "with 5 concepts",
@@ -61,6 +62,7 @@ DIGITS = {
 PERCENT = (
     "test/accuracy",
     "test/accuracy_macro",
+    "test/worst_group",
     "test/reader_accuracy",
     "test/name_value",
     "integrity/random_accuracy_nec5_resolved",

@@ -41,7 +41,7 @@ from cbm.files.run_directory import PREDICTIONS, RunDirectory, choose_run_direct
 from cbm.layers import ConceptBottleneck, linear_or_none, save_model
 from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
-from cbm.metrics.decisions import decide, headline_intervals, keep_decisions
+from cbm.metrics.decisions import decide, group_headline, headline_intervals, keep_decisions
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.integrity import Integrity
@@ -109,7 +109,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
         heads = resolve_nec(model, bank, data, list(cfg.nec))
     metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
     decisions = decide(model, bank, data, "test", heads)
-    metrics |= headline_intervals(decisions, "test")
+    metrics |= headline_intervals(decisions, "test") | group_headline(decisions, data, "test")
     metrics |= {f"method/{key}": value for key, value in facts.items()}
     metrics |= certificates(heads)
     with clock("controls"):
