@@ -39,6 +39,7 @@ COLUMNS = {
     "test/ece_macro": "ECE of labels",
     "test/concept_accuracy": "concept acc.",
     "test/concept_auroc": "concept AUROC",
+    "leak/joint": "leak ≥",
     "test/grounding_gap_std": "grounding gap [sd]",
     "integrity/random_accuracy_nec5": "random, own head cut to 5",
     "integrity/shuffled_accuracy_nec5": "shuffled, own head cut to 5",
@@ -63,6 +64,7 @@ PERCENT = (
     "test/accuracy",
     "test/accuracy_macro",
     "test/worst_group",
+    "leak/joint",
     "test/reader_accuracy",
     "test/name_value",
     "integrity/random_accuracy_nec5_resolved",
@@ -76,6 +78,7 @@ PERCENT = (
 )
 LOWER_IS_BETTER = ("test/ece", "test/ece_macro")
 NOT_RANKED = (
+    "leak/joint",
     "model/n_concepts",
     "time/fit_s",
     "memory/peak_mb",

@@ -1,4 +1,4 @@
-"""The table of groups on a report: how well each class is decided where its pictures differ in site, sex, background."""
+"""The table of groups on a report: how well a class is decided where its pictures differ in site, sex, background."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace

@@ -45,7 +45,9 @@ from cbm.metrics.decisions import decide, group_headline, headline_intervals, ke
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.integrity import Integrity
+from cbm.metrics.leakage import model_leakage
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
+from cbm.metrics.purity import quality_metrics
 from cbm.report import write_report
 from cbm.report.evidence import not_counted
 from cbm.report.labels import write_label_table
@@ -116,6 +118,9 @@ def train(cfg: DictConfig) -> dict[str, float]:
         again = candidates if method.concepts_from in ("bank", "features") else None
         integrity, measured = examine(method, model, bank, data, again, cfg, inputs, facts, metrics)
         metrics |= measured
+        leakage = None if data.many or not cfg.controls else model_leakage(model, bank, data, seed=cfg.seed)
+        if leakage is not None:
+            metrics |= leakage.metrics() | quality_metrics(model, bank, data, seed=cfg.seed)
     baselines = {}
     if report_form(cfg.report) != "none":
         tower = text_tower(inputs.encoder, cfg)
@@ -123,7 +128,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics |= sizes(data, bank)
     metrics |= {"time/total_s": round(time.perf_counter() - began, 3), **clock.metrics(), **memory()}
 
-    result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines)
+    result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines, leakage)
     keep_decisions(path / PREDICTIONS, decisions, data.classes, dataset.name, "test")
     save(run, result, inputs.encoder, method)
     show(result, logger)

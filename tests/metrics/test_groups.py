@@ -126,7 +126,7 @@ def test_a_label_needs_images_with_it_and_without_it():
 @pytest.mark.parametrize("truth", [(0.8, 0.8, 0.8, 0.8), (0.95, 0.9, 0.85, 0.6)], ids=["alike", "distinct"])
 @pytest.mark.parametrize("n", [25, 100, 400])
 def test_the_interval_of_the_worst_group_covers_it(truth: tuple[float, ...], n: int):
-    """500 draws: the true smallest accuracy lies in it in 92 % of them or more (trust.md, test 5)."""
+    """500 draws: the true smallest accuracy lies in it in 92 % of them or more."""
     y = torch.arange(4).repeat_interleave(n)
     split = split_of(y, site=np.zeros(4 * n, int))
     generator, covered = torch.Generator().manual_seed(n), 0
