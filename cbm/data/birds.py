@@ -120,6 +120,15 @@ def typical_attributes() -> np.ndarray:
     return np.array([[_VALUES[g].index(row[name]) for g, name in enumerate(GROUPS)] for row in SPECIES.values()])
 
 
+def home_habitats() -> dict[str, str]:
+    """The phrase of the habitat that goes with a species where the set is ``birds_spurious``, by species.
+
+    >>> home_habitats()["Caldreth"]
+    'water in background'
+    """
+    return {species: ATTRIBUTES["habitat"][row["habitat"]] for species, row in SPECIES.items()}
+
+
 def concepts_of(attributes: np.ndarray) -> np.ndarray:
     """Ground truth: attribute values ``[N, G]`` to one 0/1 column per concept ``[N, K]`` uint8, as in ``CONCEPTS``."""
     truth = np.zeros((len(attributes), len(CONCEPTS)), np.uint8)

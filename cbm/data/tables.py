@@ -516,7 +516,7 @@ def read_birds(
     Raises:
         UserError: an argument is out of range, or ``root`` holds something else.
     """
-    from cbm.data.birds import LABEL_RULES, labels_of, write_birds
+    from cbm.data.birds import LABEL_RULES, home_habitats, labels_of, write_birds
 
     if task not in ("species", "attributes"):
         raise UserError(f"dataset.args.task={task}: {did_you_mean(task, ('species', 'attributes'))}")
@@ -531,11 +531,14 @@ def read_birds(
     if variant == "birds_spurious":  # the habitat goes with the species in training, whichever it is
         habitats = birds.concept_groups["habitat"]
         birds.spurious = dict.fromkeys(birds.classes, habitats)
-        birds.group_names["habitat"] = list(habitats)
+        birds.group_names |= {"habitat": list(habitats), "place": ["at home", "away"]}
         at = [birds.concept_names.index(habitat) for habitat in habitats]
+        homes = home_habitats()
+        home = np.array([habitats.index(homes[species]) for species in birds.classes])
         for split in birds.splits.values():
             assert split.concepts is not None
             split.groups["habitat"] = split.concepts[:, at].argmax(axis=1)
+            split.groups["place"] = (split.groups["habitat"] != home[split.labels]).astype(np.int64)
     if task == "species":
         return birds
     for split in birds.splits.values():

@@ -29,6 +29,7 @@ from cbm.metrics.bootstrap import (
     share_interval,
 )
 from cbm.metrics.evaluate import thresholds_of, truncated_logits
+from cbm.metrics.groups import Group, group_metrics, group_table
 from cbm.metrics.multilabel import auroc_macro_interval
 from cbm.metrics.nec import SparseHead, head_logits
 
@@ -139,6 +140,21 @@ def headline_intervals(found: Decisions, name: str) -> dict[str, float]:
     for key, (low, high) in spans.items():
         values |= {} if math.isnan(low) else {f"{key}_low": low, f"{key}_high": high}
     return {f"{name}/{key}": value for key, value in values.items()}
+
+
+def decided_groups(found: Decisions, data: FeatureData) -> list[Group]:
+    """The groups of the images, the worst first; none where the data set has no groups.
+
+    Args:
+        found: the decisions.
+        data: encoded splits, for the names of classes and groups.
+    """
+    return group_table(found.logits, found.split, data.classes, data.group_names, found.thresholds)
+
+
+def group_headline(found: Decisions, data: FeatureData, name: str) -> dict[str, float]:
+    """``NAME/worst_group`` with its interval, and the other keys of ``group_metrics``; nothing without groups."""
+    return {f"{name}/{key}": value for key, value in group_metrics(decided_groups(found, data)).items()}
 
 
 def _label_intervals(found: Decisions, name: str) -> dict[str, float]:

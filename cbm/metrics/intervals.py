@@ -6,8 +6,8 @@ Z95 = 1.959963984540054
 """Quantile of the normal distribution that leaves 2.5 % on either side."""
 
 
-def wilson_interval(share: float, count: int) -> tuple[float, float]:
-    """The 95 % score interval of a share (Wilson, J. Am. Stat. Assoc. 1927).
+def wilson_interval(share: float, count: int, z: float = Z95) -> tuple[float, float]:
+    """The score interval of a share (Wilson, J. Am. Stat. Assoc. 1927), of 95 % by default.
 
     It stays between 0 and 1 and has a width also where the share is 0 or 1, unlike the textbook interval
     ``share +- 1.96 * standard error``.
@@ -15,6 +15,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     Args:
         share: share of the images for which something holds.
         count: number of images.
+        z: quantile of the normal distribution for another level.
 
     Returns:
         Its lower and upper end; 0 and 1 without images.
@@ -26,7 +27,7 @@ def wilson_interval(share: float, count: int) -> tuple[float, float]:
     """
     if count < 1:
         return 0.0, 1.0
-    shrink = 1 / (1 + Z95**2 / count)
-    centre = shrink * (share + Z95**2 / (2 * count))
-    half = shrink * Z95 * math.sqrt(share * (1 - share) / count + Z95**2 / (4 * count**2))
+    shrink = 1 / (1 + z**2 / count)
+    centre = shrink * (share + z**2 / (2 * count))
+    half = shrink * z * math.sqrt(share * (1 - share) / count + z**2 / (4 * count**2))
     return max(0.0, centre - half), min(1.0, centre + half)

@@ -24,6 +24,7 @@ COLUMNS = {
     "test/accuracy": "accuracy",
     "test/auroc_macro": "AUROC",
     "test/accuracy_macro": "macro",
+    "test/worst_group": "worst group",
     "test/reader_accuracy": "reader of the names",
     "test/name_value": "name value",
     "test/accuracy_nec5_resolved": "with 5 concepts",
@@ -38,6 +39,7 @@ COLUMNS = {
     "test/ece_macro": "ECE of labels",
     "test/concept_accuracy": "concept acc.",
     "test/concept_auroc": "concept AUROC",
+    "leak/joint": "leak ≥",
     "test/grounding_gap_std": "grounding gap [sd]",
     "integrity/random_accuracy_nec5": "random, own head cut to 5",
     "integrity/shuffled_accuracy_nec5": "shuffled, own head cut to 5",
@@ -61,6 +63,8 @@ DIGITS = {
 PERCENT = (
     "test/accuracy",
     "test/accuracy_macro",
+    "test/worst_group",
+    "leak/joint",
     "test/reader_accuracy",
     "test/name_value",
     "integrity/random_accuracy_nec5_resolved",
@@ -74,6 +78,7 @@ PERCENT = (
 )
 LOWER_IS_BETTER = ("test/ece", "test/ece_macro")
 NOT_RANKED = (
+    "leak/joint",
     "model/n_concepts",
     "time/fit_s",
     "memory/peak_mb",

@@ -34,6 +34,7 @@ from cbm.report.figures import (
     label_sparsity_figure,
     write_figures,
 )
+from cbm.report.groups import describe_groups
 from cbm.report.headline import INTERVALS, headline
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
@@ -267,6 +268,7 @@ def describe_labels(result: RunResult) -> dict[str, Any]:
         "matrix": said_and_true(said, test.y, names) if len(names) <= LABELS_IN_MATRIX else None,
         "together": said_together(said, test.y, names),
         "enough": ENOUGH,
+        "groups": describe_groups(result),
         "mistakes": mistakes[:LABELS_WITH_PICTURES],
         "n_mistaken": len(mistakes),
         "first_labels": FIRST_LABELS,

@@ -40,6 +40,7 @@ from cbm.report.figures import (
     sparsity_figure,
     write_figures,
 )
+from cbm.report.groups import describe_groups
 from cbm.report.headline import INTERVALS, headline
 from cbm.report.labels import write_label_report
 from cbm.report.people import answers_as_evidence
@@ -161,6 +162,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "classes": describe_classes(classes, predicted, test.y, use, CLASSES_IN_DETAIL),
         "owned_bank": bank is not None and bool(bank.classes),
         "owners_chosen": bank is not None and bank.owners_chosen,
+        "groups": describe_groups(result),
         "matrix": confusion_shares(predicted, test.y, classes) if len(classes) <= CLASSES_IN_MATRIX else None,
         "ranking": sorted(accuracies[~accuracies.isnan()].tolist()),
         "right": examples(bottleneck, texts, data, dataset, probabilities, typical, part_name(bank)),

@@ -12,6 +12,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data import FeatureData, ImageDataset
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, energies_or_none, linear_or_none
 from cbm.metrics.integrity import Integrity
+from cbm.metrics.leakage import Leakage
 from cbm.metrics.nec import SparseHead
 
 
@@ -30,6 +31,7 @@ class RunResult:
         heads: heads solved anew at given numbers of concepts per class.
         integrity: the evidence for the concepts; None if it was not gathered.
         baselines: test metrics of other classifiers on the same images, by name.
+        leakage: what its scores tell about the class beyond the concepts; None if that was not measured.
         tested_before: whether an earlier version tested the concepts, in a form that is not read any more.
     """
 
@@ -43,6 +45,7 @@ class RunResult:
     heads: Sequence[SparseHead] = ()
     integrity: Integrity | None = None
     baselines: dict[str, Any] = field(default_factory=dict)
+    leakage: Leakage | None = None
     tested_before: bool = False
 
     @property

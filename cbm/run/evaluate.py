@@ -10,7 +10,7 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 
 from cbm.concepts.units import former_names
-from cbm.data import FeatureData
+from cbm.data import FeatureData, FeatureSplit
 from cbm.editing import (
     Comparison,
     DomainEditor,
@@ -27,8 +27,16 @@ from cbm.files import resolve_path, write_atomically
 from cbm.files.names import file_name
 from cbm.layers import predict_logits, require_concepts
 from cbm.metrics import classification_metrics
-from cbm.metrics.decisions import Decisions, decide, headline_intervals, keep_decisions
+from cbm.metrics.decisions import (
+    Decisions,
+    decide,
+    decided_groups,
+    group_headline,
+    headline_intervals,
+    keep_decisions,
+)
 from cbm.metrics.evaluate import evaluate_split
+from cbm.metrics.groups import worst_group, worst_group_change
 from cbm.metrics.multilabel import multilabel_metrics
 from cbm.metrics.nec import load_heads
 from cbm.report.correction import write_correction
@@ -76,6 +84,9 @@ def evaluate(cfg: DictConfig) -> dict[str, float]:
     if cfg.output is not None:
         write_atomically(Path(cfg.output), content)
     print_metrics(f"{model.path} on {dataset.name}/{cfg.split}{how}", found.metrics, found.decisions.split.y, cfg.split)
+    if (worst := worst_group(decided_groups(found.decisions, data))) is not None:
+        percent = f"{100 * worst.accuracy:.1f}% of {worst.count} pictures"
+        log.info("the worst of the groups with ten or more pictures: %s (%s)", worst.name, percent)
     found.say_more()
     log.info("all numbers: %s", file)
     return found.metrics
@@ -140,7 +151,7 @@ def plain(request: Request) -> Evaluated:
     cuts = model.cut_points(request.cache)
     metrics = evaluate_split(model.model, model.bank, request.data, request.split, heads, cuts)
     decisions = decide(model.model, model.bank, request.data, request.split, heads)
-    metrics |= headline_intervals(decisions, request.split)
+    metrics |= headline_intervals(decisions, request.split) | group_headline(decisions, request.data, request.split)
     return Evaluated(metrics | counted(request.data, request.split), decisions)
 
 
@@ -252,9 +263,25 @@ def decided_metrics(
         else classification_metrics(comparison.after, comparison.y)
     )
     metrics |= {f"{split}/{key}": value for key, value in decided.items()}
-    metrics |= headline_intervals(decisions, split)
-    metrics |= comparison.metrics()
+    metrics |= headline_intervals(decisions, split) | group_headline(decisions, data, split)
+    metrics |= comparison.metrics() | changed_groups(comparison, data.splits[split])
     return metrics | counted(data, split)
+
+
+def changed_groups(comparison: Comparison | LabelComparison, split: FeatureSplit) -> dict[str, float]:
+    """How much better the worst group of classes is decided after edits, with keys ``edits/...``; nothing without
+    groups, nor of labels."""
+    if isinstance(comparison, LabelComparison):
+        return {}
+    before, after = ((each.argmax(dim=1) == comparison.y).numpy() for each in (comparison.before, comparison.after))
+    if (change := worst_group_change(after, before, split)) is None:
+        return {}
+    return {
+        "edits/worst_group_change": change.value,
+        "edits/worst_group_change_low": change.low,
+        "edits/worst_group_change_high": change.high,
+        "edits/groups_changed": float(sum(p < 0.05 for p in change.tests.values())),
+    }
 
 
 def say_changes(comparison: Comparison | LabelComparison) -> None:

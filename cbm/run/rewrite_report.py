@@ -4,6 +4,7 @@ from pathlib import Path
 
 from cbm.files.run_directory import read_metrics
 from cbm.metrics.integrity import integrity_from_json
+from cbm.metrics.leakage import model_leakage
 from cbm.report import write_report
 from cbm.report.result import RunResult
 from cbm.trained import load
@@ -26,6 +27,10 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     dataset, data = model.read(("train", "val", "test"), cache=cache, as_trained=True)
     remembered = model.about
     integrity = remembered.get("integrity") and integrity_from_json(remembered["integrity"])
+    metrics = read_metrics(model.path)
+    leakage = None
+    if "leak/n" in metrics:
+        leakage = model_leakage(model.model, model.bank, data, seed=int(model.config.seed))
     return write_report(
         RunResult(
             model.path,
@@ -34,9 +39,10 @@ def rewrite_report(path: Path, cache: Path) -> Path:
             model.bank,
             data,
             dataset,
-            read_metrics(model.path),
+            metrics,
             integrity=integrity,
             baselines=remembered.get("baselines") or {},
+            leakage=leakage,
             tested_before=bool(remembered.get("integrity")) and integrity is None,
         )
     )

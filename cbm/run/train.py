@@ -42,11 +42,13 @@ from cbm.files.run_directory import PREDICTIONS, RunDirectory, choose_run_direct
 from cbm.layers import ConceptBottleneck, linear_or_none, save_model
 from cbm.methods import METHODS, Method, create_method, fit_method
 from cbm.methods.teacher import check_teacher, load_teacher
-from cbm.metrics.decisions import decide, headline_intervals, keep_decisions
+from cbm.metrics.decisions import decide, group_headline, headline_intervals, keep_decisions
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.found_units import unit_metrics
 from cbm.metrics.integrity import Integrity
+from cbm.metrics.leakage import model_leakage
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
+from cbm.metrics.purity import quality_metrics
 from cbm.report import write_report
 from cbm.report.evidence import not_counted
 from cbm.report.labels import write_label_table
@@ -111,13 +113,16 @@ def train(cfg: DictConfig) -> dict[str, float]:
         heads = resolve_nec(model, bank, data, list(cfg.nec))
     metrics = {**evaluate_split(model, bank, data, "val", heads), **evaluate_split(model, bank, data, "test", heads)}
     decisions = decide(model, bank, data, "test", heads)
-    metrics |= headline_intervals(decisions, "test")
+    metrics |= headline_intervals(decisions, "test") | group_headline(decisions, data, "test")
     metrics |= {f"method/{key}": value for key, value in facts.items()}
     metrics |= certificates(heads)
     with clock("controls"):
         again = candidates if method.concepts_from in ("bank", "features") else None
         integrity, measured = examine(method, model, bank, data, again, cfg, inputs, facts, metrics)
         metrics |= measured
+        leakage = None if data.many or not cfg.controls else model_leakage(model, bank, data, seed=cfg.seed)
+        if leakage is not None:
+            metrics |= leakage.metrics() | quality_metrics(model, bank, data, seed=cfg.seed)
     baselines = {}
     if report_form(cfg.report) != "none":
         tower = text_tower(inputs.encoder, cfg)
@@ -125,7 +130,7 @@ def train(cfg: DictConfig) -> dict[str, float]:
     metrics |= sizes(data, bank)
     metrics |= {"time/total_s": round(time.perf_counter() - began, 3), **clock.metrics(), **memory()}
 
-    result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines)
+    result = RunResult(run.path, cfg, model, bank, data, dataset, metrics, heads, integrity, baselines, leakage)
     keep_decisions(path / PREDICTIONS, decisions, data.classes, dataset.name, "test")
     save(run, result, inputs.encoder, method)
     show(result, logger)

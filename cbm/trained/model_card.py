@@ -19,6 +19,7 @@ CONCEPTS = 5
 MEASURED = {
     "test/accuracy": "accuracy",
     "test/accuracy_macro": "accuracy, mean over classes",
+    "test/worst_group": "accuracy of the worst group of ten test pictures or more (balanced, of several labels)",
     "test/accuracy_nec5_resolved": "accuracy with 5 concepts per class (a new sparse head on these concepts)",
     "test/accuracy_nec5": "accuracy of its own head cut to 5",
     "test/concept_accuracy": "concept accuracy",

@@ -8,7 +8,7 @@ from conftest import PROJECT
 
 from cbm.config import load_card
 from cbm.data import read_dataset
-from cbm.data.birds import CONCEPTS, LABEL_RULES, concepts_of, labels_of, sample
+from cbm.data.birds import CONCEPTS, LABEL_RULES, SPECIES, concepts_of, labels_of, sample
 from cbm.errors import UserError
 
 WBCATT = PROJECT.parent / "shared" / "data" / "wbcatt"
@@ -55,6 +55,12 @@ def test_habitats_are_groups_of_the_spurious_birds(tmp_path: Path):
     first = birds.concept_names.index(birds.group_names["habitat"][0])
     np.testing.assert_array_equal(test.groups["habitat"] == 0, test.concepts[:, first] == 1)
     assert birds.task == "one"
+    homes = np.array([SPECIES[species]["habitat"] for species in birds.classes])[test.labels]
+    there = np.array([birds.group_names["habitat"][value].split()[0] for value in test.groups["habitat"]])
+    np.testing.assert_array_equal(test.groups["place"] == birds.group_names["place"].index("at home"), homes == there)
+    train = birds.splits["train"]
+    assert (train.groups["place"] == 0).mean() > 0.8  # 95 % in training; in test one of six habitats is home
+    assert (test.groups["place"] == 0).mean() < 0.5
 
 
 def cells(root: Path) -> Path:
