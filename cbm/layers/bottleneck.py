@@ -1,13 +1,14 @@
 """``ConceptBottleneck``: a classifier that decides by concepts."""
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from cbm.kernels import class_logits, class_vectors, concept_scores, linear_bottleneck_logits, score_moments
 from cbm.layers.activations import Activation
-from cbm.layers.embedding import Unnamed
+from cbm.layers.embedding import Embedded, Unnamed
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.link import Link, Linked, same_link
 from cbm.layers.probe import LinearProbe
@@ -90,9 +91,13 @@ class ConceptBottleneck(Linked):
             logits = self.activation.logits(x, self.concepts, self.scale * weight, bias)
         return logits if self.residual is None else logits + self.residual(x)
 
-    def scores(self, x: Tensor) -> Tensor:
-        """Scores ``[N, K]`` of every image on every concept (the cosine, if concepts have unit norm)."""
-        return concept_scores(x, self.concepts)
+    def scores(self, x: Tensor, columns: Sequence[int] | None = None) -> Tensor:
+        """Scores ``[N, K]`` of every image on every concept, or on some (the cosine, if concepts have unit norm; the
+        log-odds of concept embeddings)."""
+        if isinstance(self.activation, Embedded):
+            odds = self.activation.log_odds(x)
+            return odds if columns is None else odds[:, list(columns)]
+        return concept_scores(x, self.concepts if columns is None else self.concepts[list(columns)])
 
     def activations(self, x: Tensor) -> Tensor:
         """Activations ``[N, K]``, which the head reads."""

@@ -120,9 +120,13 @@ class Embedded(Sigmoid):
         self.embeddings = embeddings
 
     @torch.no_grad()
+    def log_odds(self, x: Tensor) -> Tensor:
+        """Log-odds ``[N, K]`` of the concepts, of features ``[N, D]``."""
+        return torch.cat([self.embeddings(part)[1] for part in x.split(self.embeddings.rows)])
+
     def encode(self, x: Tensor, concepts: Tensor) -> Tensor:
         """Probabilities ``[N, K]``; arguments as for ``Activation.logits``."""
-        return torch.cat([self.embeddings(part)[1].sigmoid() for part in x.split(self.embeddings.rows)])
+        return self.log_odds(x).sigmoid()
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """Logits of what the names say; arguments as for ``Activation.logits``."""

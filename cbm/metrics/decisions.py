@@ -14,7 +14,6 @@ from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.files.label_predictions import LabelPredictions, write_label_predictions
 from cbm.files.predictions import MOST, TOP, Predictions, write_predictions
-from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, is_many, predict_logits
 from cbm.metrics.bootstrap import (
     Statistic,
@@ -93,7 +92,7 @@ def decide(
             for head in heads:
                 if head.target == 5:
                     others["accuracy_nec5_resolved"] = head_logits(model, split.x, head).argmax(dim=1)
-        scores = concept_scores(split.x, model.concepts[columns]) if matches else None
+        scores = model.scores(split.x, columns) if matches else None
     elif isinstance(model, EnergyBottleneck) and matches:
         leaky = bool(model.class_weight)
         found = [model.infer(part, leaky=leaky).concept_probability[:, columns] for part in split.x.split(16384)]

@@ -10,7 +10,6 @@ from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.errors import UserError
-from cbm.kernels import concept_scores
 from cbm.layers import ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, predict_logits
 from cbm.losses.concepts import ConceptLayout
 from cbm.metrics import (
@@ -22,6 +21,7 @@ from cbm.metrics import (
     nonzero_concepts,
     truncated_weights,
 )
+from cbm.metrics.answers import noisy_answers
 from cbm.metrics.attributes import attribute_metrics
 from cbm.metrics.codes import code_metrics
 from cbm.metrics.concept_labels import best_threshold, cut_metrics
@@ -267,7 +267,7 @@ def cut_points(model: nn.Module, bank: ConceptBank | None, data: FeatureData) ->
     if not matches or val.concepts is None:
         return {}
     columns = [column for column, _ in matches]
-    scores = concept_scores(val.x, model.concepts[columns])
+    scores = model.scores(val.x, columns)
     found = {
         bank.texts[k]: best_threshold(scores[:, i], val.concepts[:, truth]) for i, (k, truth) in enumerate(matches)
     }
@@ -295,7 +295,7 @@ def concept_ground_truth(
         return {}, {}
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
     cuts = cut_points(model, bank, data) if cuts is None else cuts
-    scores = concept_scores(split.x, model.concepts[columns])
+    scores = model.scores(split.x, columns)
     chosen = [cuts.get(bank.texts[column], math.nan) for column in columns]
     values, aurocs = cut_metrics(scores, split.concepts[:, truth], chosen)
     if model.activation is not None and model.activation.rests_at_zero:
@@ -411,7 +411,15 @@ def told_concepts(
             found = model.infer(x, clamp=told)
             return found.class_probability, found.concept_probability
         probability = told.where(~told.isnan(), model.activations(x))
-        return torch.nn.functional.linear(probability, model.weights(), model.head.bias), probability
+        return model.told(x, probability), probability
 
-    numbers = value_layout(bank, data).numbers
-    return intervention_curve(answer, concepts, y, list(groups.values()), numbers=numbers).metrics()
+    layout = value_layout(bank, data)
+    numbers, exclusive = layout.numbers, list(groups.values())
+    values = intervention_curve(answer, concepts, y, exclusive, numbers=numbers).metrics()
+    if bool((~concepts.isnan()).any(dim=1).all()):
+        wrong = noisy_answers(concepts, 1.0, 0, exclusive, layout.ordered, numbers)
+        values["intervention_wrong_100"] = accuracy(answer(wrong)[0], y)
+        if isinstance(model, ConceptBottleneck) and model.residual is not None:
+            names = torch.where(concepts.isnan(), model.activations(x), concepts)
+            values["intervention_names_only_100"] = accuracy(model.concept_path().told(x, names), y)
+    return values

@@ -17,7 +17,7 @@ from cbm.data.features import FeatureSplit
 from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
 from cbm.kernels import class_logits, class_vectors
-from cbm.layers import ConceptBottleneck, UnitCode
+from cbm.layers import ConceptBottleneck, Embedded, UnitCode
 from cbm.solvers import LinearScores, SparseScores, elastic_net_path, label_paths
 
 
@@ -69,8 +69,16 @@ def resolve_heads(
         codes = model.activation.code(train.x, model.concepts)
         scores: LinearScores = SparseScores(codes.values, codes.columns, len(model.concepts))
     else:
-        scores = LinearScores(train.x, model.concepts)
+        scores = LinearScores(*_linear_part(model, train.x))
     return solve_heads(scores, train.y, num_classes, targets, allowed)
+
+
+def _linear_part(model: ConceptBottleneck, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Features ``[N, D]`` and directions ``[K, D]`` whose products are the scores that a new head reads: of concept
+    embeddings the probabilities, since no direction gives those."""
+    if isinstance(model.activation, Embedded):
+        return model.activations(x), torch.eye(len(model.concepts)).to(x)
+    return x, model.concepts
 
 
 def solve_heads(
@@ -124,7 +132,8 @@ def head_logits(model: ConceptBottleneck, x: Tensor, head: SparseHead) -> Tensor
     """
     if isinstance(model.activation, UnitCode):
         return model.activation.logits(x, model.concepts, head.weight, head.bias)
-    return class_logits(x, *class_vectors(model.concepts, head.weight, bias=head.bias))
+    seen, concepts = _linear_part(model, x)
+    return class_logits(seen, *class_vectors(concepts, head.weight, bias=head.bias))
 
 
 def save_heads(heads: list[SparseHead], path: Path) -> None:

@@ -197,7 +197,7 @@ def compare_with_labels(subject: Subject) -> tuple[Truth | None, Truth | None]:
     if not matches or test.concepts is None:
         return None, None
     columns, truth = ([pair[i] for pair in matches] for i in (0, 1))
-    scores, labels = concept_scores(test.x, subject.model.concepts[columns]), test.concepts[:, truth]
+    scores, labels = subject.model.scores(test.x, columns), test.concepts[:, truth]
     draws, seed = subject.cfg.evidence.draws, subject.cfg.seed
     alike = test.y.nan_to_num(-1.0).unique(dim=0, return_inverse=True)[1] if data.many else test.y
     return (

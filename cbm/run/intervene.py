@@ -3,7 +3,6 @@
 import json
 import logging
 import math
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +20,7 @@ from cbm.files import write_atomically
 from cbm.files.parsing import read_table
 from cbm.layers import one_class, require_linear
 from cbm.layers.probe import LinearProbe
+from cbm.metrics.answers import noisy_answers
 from cbm.metrics.evaluate import known_concepts, value_layout
 from cbm.metrics.intervention import told_together
 from cbm.metrics.multilabel import auroc
@@ -97,7 +97,7 @@ def question_curves(
         truth[:, layout.numbers] = torch.nan
     units = told_together(truth, list(groups.values()))
     asked = None if expert is None else _vision_expert(expert, dataset.splits["test"], bank, cache, truth)
-    given = asked or _noisy(truth, noise, seed, list(groups.values()), layout.ordered, layout.numbers)
+    given = asked or noisy_answers(truth, noise, seed, list(groups.values()), layout.ordered, layout.numbers)
     if answers is not None:
         given = read_answers(answers, data.test.names, bank)
     covariance = None
@@ -167,7 +167,7 @@ def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, no
     alone = set(range(len(names))) - {k for group in together for k in group}
     units = told_together(truth, together + [[k] for k in sorted(alone)])
     curve = tell_in_turn(
-        model, probe, data.test.x, data.test.y, _noisy(truth, noise, seed, grouped, ordered), units,
+        model, probe, data.test.x, data.test.y, noisy_answers(truth, noise, seed, grouped, ordered), units,
         questions=questions, seed=seed,
     )  # fmt: skip
     write_curves(path, {"random": curve})
@@ -177,50 +177,6 @@ def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, no
 def label_quality(logits: Tensor, y: Tensor) -> Tensor:
     """Mean AUROC of labels ``[N, L]``, 0-d."""
     return auroc(logits, y).nanmean()
-
-
-def _noisy(
-    truth: Tensor,
-    noise: float,
-    seed: int,
-    groups: Sequence[Sequence[int]] = (),
-    ordered: Sequence[Sequence[int]] = (),
-    numbers: Sequence[int] = (),
-) -> Tensor:
-    """The truth with some answers wrong: inverted; in an exclusive group, another value of the group; of a level, the
-    next one up or down; of a number, off by a normal error with a standard deviation of ``noise``.
-
-    Args:
-        truth: true concepts ``[N, K]``: 1, 0, a number in standard deviations of the training images, or NaN if
-            unknown.
-        noise: share of the answers that are wrong; a group is one answer. No number is told exactly: it is off by this
-            share of its standard deviation.
-        seed: random seed for drawing the wrong answers.
-        groups: groups of columns that exclude each other; at most one column of a group is answered with 1.
-        ordered: columns of the steps of every ordinal attribute, the lowest first; those up to its level are 1.
-        numbers: columns of numbers.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    wrong = torch.rand(truth.shape, generator=generator) < noise
-    given = torch.where(wrong, 1 - truth, truth)
-    steps = {k for group in ordered for k in group}
-    for group in (group for group in groups if group and not steps & set(group)):
-        true = truth[:, list(group)]
-        others = torch.rand(true.shape, generator=generator).where(true == 0, -1.0)  # values it could be taken for
-        place = others.argmax(dim=1, keepdim=True)
-        other = torch.zeros_like(true).scatter(1, place, (others.gather(1, place) >= 0).to(true))
-        other = other.masked_fill(true.isnan(), torch.nan)
-        given[:, list(group)] = other.where(wrong[:, [group[0]]], true)
-    for group in map(list, ordered):
-        true, top = truth[:, group], len(group)
-        level = true.nan_to_num().sum(dim=1)
-        up = (torch.rand(len(truth), generator=generator) < 0.5).where((level > 0) & (level < top), level == 0)
-        said = torch.where(wrong[:, group[0]], level + torch.where(up, 1, -1), level)
-        given[:, group] = (torch.arange(1, top + 1) <= said[:, None]).to(true).masked_fill(true.isnan(), torch.nan)
-    if numbers:
-        off = torch.randn(len(truth), len(numbers), generator=generator)
-        given[:, list(numbers)] = truth[:, list(numbers)] + noise * off.to(truth)
-    return given
 
 
 def read_answers(file: Path, names: list[str], bank: ConceptBank) -> Tensor:

@@ -103,7 +103,9 @@ def concept_score(model: ConceptBottleneck | EnergyBottleneck, column: int, feat
         features: raw features ``[N, D]``.
     """
     x = normalize(features, dim=1)
-    return model.concept_logits(x)[:, column] if isinstance(model, EnergyBottleneck) else x @ model.concepts[column]
+    if isinstance(model, EnergyBottleneck):
+        return model.concept_logits(x)[:, column]
+    return model.scores(x, [column])[:, 0]
 
 
 def cover(pixels: Tensor) -> Tensor:

@@ -16,7 +16,8 @@ import cbm
 from cbm.concepts import Concept, ConceptBank
 from cbm.concepts.llm.vision import PROMPT
 from cbm.errors import UserError
-from cbm.run.intervene import _noisy, read_answers
+from cbm.metrics.answers import noisy_answers
+from cbm.run.intervene import read_answers
 
 
 @pytest.fixture
@@ -149,20 +150,20 @@ def test_wrong_answers_about_an_exclusive_group_name_another_value():
     for group in (colours, shapes):
         truth[torch.arange(n), torch.tensor(group)[torch.randint(len(group), (n,), generator=g)]] = 1.0
     truth[:, [0, 6, 7]] = torch.randint(2, (n, 3), generator=g).float()
-    given = _noisy(truth, 0.3, 1, [colours, shapes, [7], []])
+    given = noisy_answers(truth, 0.3, 1, [colours, shapes, [7], []])
     for group in (colours, shapes):
         assert bool((given[:, group].sum(dim=1) == 1).all())
         wrong = (given[:, group] != truth[:, group]).any(dim=1)
         assert float(wrong.float().mean()) == pytest.approx(0.3, abs=0.03)
     said = given[(truth[:, 1] == 1) & (given[:, 1] == 0)][:, [4, 5]].mean(dim=0)
     assert said.tolist() == pytest.approx([0.5, 0.5], abs=0.07)  # any other colour
-    assert torch.equal(given[:, [0, 6, 7]], _noisy(truth, 0.3, 1)[:, [0, 6, 7]])
-    assert torch.equal(_noisy(truth, 0.0, 1, [colours, shapes]), truth)
+    assert torch.equal(given[:, [0, 6, 7]], noisy_answers(truth, 0.3, 1)[:, [0, 6, 7]])
+    assert torch.equal(noisy_answers(truth, 0.0, 1, [colours, shapes]), truth)
     unknown = truth.index_fill(1, torch.tensor([4]), torch.nan)
-    given = _noisy(unknown, 0.5, 1, [colours])
+    given = noisy_answers(unknown, 0.5, 1, [colours])
     assert torch.equal(given.isnan(), unknown.isnan())
     assert float(given[:, [1, 5]].sum(dim=1).max()) == 1
-    none = _noisy(torch.zeros(500, 8), 0.5, 1, [colours])  # a colour that the bank does not know
+    none = noisy_answers(torch.zeros(500, 8), 0.5, 1, [colours])  # a colour that the bank does not know
     assert set(none[:, colours].sum(dim=1).tolist()) == {0.0, 1.0}
 
 
@@ -173,7 +174,7 @@ def test_no_wrong_answer_about_a_level_skips_one_or_contradicts_itself():
     level = torch.randint(4, (n,), generator=g)
     truth = torch.randint(2, (n, 6), generator=g).float()
     truth[:, steps] = (level[:, None] >= torch.tensor([1, 2, 3])).float()
-    given = _noisy(truth, 0.4, 1, [steps], [steps])
+    given = noisy_answers(truth, 0.4, 1, [steps], [steps])
     said = given[:, steps].sum(dim=1).long()
     assert torch.equal(given[:, steps], (said[:, None] >= torch.tensor([1, 2, 3])).float())  # a level, not just steps
     away = said - level
@@ -184,21 +185,21 @@ def test_no_wrong_answer_about_a_level_skips_one_or_contradicts_itself():
     assert set(away[level == 3].tolist()) == {-1, 0}
     middle = away[((level == 1) | (level == 2)) & (away != 0)]
     assert float((middle == 1).float().mean()) == pytest.approx(0.5, abs=0.04)
-    assert torch.equal(given[:, [0, 3, 5]], _noisy(truth, 0.4, 1)[:, [0, 3, 5]])
+    assert torch.equal(given[:, [0, 3, 5]], noisy_answers(truth, 0.4, 1)[:, [0, 3, 5]])
     unknown = truth.clone()
     unknown[:5, steps] = torch.nan
-    assert torch.equal(_noisy(unknown, 0.4, 1, [steps], [steps]).isnan(), unknown.isnan())
+    assert torch.equal(noisy_answers(unknown, 0.4, 1, [steps], [steps]).isnan(), unknown.isnan())
 
 
 def test_a_noisy_number_is_off_by_a_share_of_its_deviation():
     truth = torch.randn(20000, 3, generator=torch.Generator().manual_seed(0))
     truth[:7, 1] = torch.nan
-    given = _noisy(truth, 0.3, 1, numbers=[0, 1])
+    given = noisy_answers(truth, 0.3, 1, numbers=[0, 1])
     off = (given - truth)[7:, :2]
     assert off.std(dim=0).tolist() == pytest.approx([0.3, 0.3], rel=0.03)
     assert off.mean(dim=0).tolist() == pytest.approx([0.0, 0.0], abs=0.01)
     assert torch.equal(given.isnan(), truth.isnan())
-    assert torch.equal(_noisy(truth, 0.0, 1, numbers=[0, 1]).nan_to_num(9), truth.nan_to_num(9))
+    assert torch.equal(noisy_answers(truth, 0.0, 1, numbers=[0, 1]).nan_to_num(9), truth.nan_to_num(9))
 
 
 def test_answers_about_numbers_are_in_their_unit(tmp_path: Path):

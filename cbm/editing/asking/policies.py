@@ -26,14 +26,14 @@ together, and their scores are averaged.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from cbm.editing.apply import levels, numbers_of
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, Unnamed
 from cbm.layers.activations import Sigmoid, Valued
 
 LOGITS_AT_ONCE = 2**24  # numbers of the tables images x concepts x classes
@@ -68,6 +68,7 @@ class Situation:
         said: what the head reads ``[2, K]`` of an absent and of a present concept.
         truth: true concepts ``[N, K]``; NaN if unknown. Only ``oracle`` looks at it.
         weights: weights of the ``coop`` policy.
+        x: features ``[N, D]``: what a concept adds may depend on the picture (``ConceptBottleneck.votes``).
     """
 
     model: ConceptBottleneck
@@ -77,6 +78,7 @@ class Situation:
     said: Tensor
     truth: Tensor
     weights: CoopWeights
+    x: Tensor
 
 
 def most_wrong(now: Situation) -> Tensor:
@@ -96,7 +98,8 @@ def uncertainty(now: Situation) -> Tensor:
 
 def contribution(now: Situation) -> Tensor:
     """``cctp``."""
-    votes = now.model.weights().abs().sum(dim=0)
+    parts = now.x.split(_rows(now)) if isinstance(now.model.residual, Unnamed) else [now.x[:1]]
+    votes = torch.cat([now.model.votes(part).abs().sum(dim=2) for part in parts])  # [N or 1, K]
     away = (now.activation - now.model.reference).abs() * votes
     return (now.believed * votes * (now.said[1] - now.said[0])).where(~numbers_of(now.model), away)
 
@@ -123,11 +126,12 @@ def answers_of(now: Situation, activation: Tensor) -> Tensor:
     return ends.where(~numbers_of(now.model), torch.stack([activation - open_, activation + open_]))
 
 
-def _moves(now: Situation, activation: Tensor, matrix: Tensor) -> Tensor:
+def _moves(now: Situation, activation: Tensor, votes: Tensor) -> Tensor:
     """What either answer about a concept adds to the logits ``[2, n, K, C]``."""
-    moved = (answers_of(now, activation) - activation)[..., None] * matrix.T
+    moved = (answers_of(now, activation) - activation)[..., None] * votes
     for columns in exclusive_columns(now.model):  # the answer that one value is right takes the others away
-        moved[1][:, columns] = matrix.T[columns] - (activation[:, columns] @ matrix.T[columns])[:, None]
+        among = votes[:, columns] if len(votes) > 1 else votes[0, columns]
+        moved[1][:, columns] = votes[:, columns] - activation[:, None, columns] @ among
     return moved
 
 
@@ -193,14 +197,22 @@ def expected(now: Situation, measure: Callable[[Tensor, Tensor], Tensor]) -> Ten
         now: what is known before the question.
         measure: from log-probabilities before ``[n, 1, C]`` and after ``[2, n, K, C]`` to numbers ``[2, n, K]``.
     """
-    matrix = now.model.weights().to(now.activation)
-    rows = max(1, LOGITS_AT_ONCE // (2 * matrix.numel()))
     parts = []
-    for a, p, z in zip(now.activation.split(rows), now.believed.split(rows), now.logits.split(rows)):
-        moved = _moves(now, a, matrix)
+    for p, z, moved in _in_parts(now):
         absent, present = measure(log_chances(now.model, z)[:, None], log_chances(now.model, z[:, None] + moved))
         parts.append(_mean_answer(now, p, absent, present))
     return torch.cat(parts)
+
+
+def _rows(now: Situation) -> int:
+    """Images at a time of tables images x concepts x classes."""
+    return max(1, LOGITS_AT_ONCE // (2 * now.activation.shape[1] * now.logits.shape[1]))
+
+
+def _in_parts(now: Situation) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """Beliefs, logits, and what either answer adds to the logits, of some images at a time."""
+    for x, a, p, z in zip(*(each.split(_rows(now)) for each in (now.x, now.activation, now.believed, now.logits))):
+        yield p, z, _moves(now, a, now.model.votes(x).to(a))
 
 
 def log_chances(model: ConceptBottleneck, logits: Tensor) -> Tensor:
@@ -213,11 +225,9 @@ def log_chances(model: ConceptBottleneck, logits: Tensor) -> Tensor:
 
 def _moved_labels(now: Situation) -> Tensor:
     """How far the answer is expected to move the labels' probabilities, summed over them, ``[N, K]``."""
-    matrix = now.model.weights().to(now.activation)
-    rows = max(1, LOGITS_AT_ONCE // (2 * matrix.numel()))
     parts = []
-    for a, p, z in zip(now.activation.split(rows), now.believed.split(rows), now.logits.split(rows)):
-        absent, present = (z[:, None] + _moves(now, a, matrix)).sigmoid()  # [n, K, L] each
+    for p, z, moved in _in_parts(now):
+        absent, present = (z[:, None] + moved).sigmoid()  # [n, K, L] each
         mean = _mean_answer(now, p, absent, present)
         parts.append((mean - z.sigmoid()[:, None]).abs().sum(dim=-1))
     return torch.cat(parts)

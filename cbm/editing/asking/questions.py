@@ -12,7 +12,7 @@ from cbm.editing.asking.policies import POLICIES, SCORES, CoopWeights, Situation
 from cbm.editing.asking.propagation import propagate, to_activations, to_logits
 from cbm.errors import UserError, did_you_mean
 from cbm.kernels import override_logits
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, Unnamed
 
 Answers = Callable[[Tensor], Tensor]
 
@@ -103,6 +103,13 @@ def ask_in_turn(
     right, spent, asked = [], [torch.zeros(len(x))], torch.full((len(x), questions), -1)
     votes, logits = model.weights().T.contiguous(), model(x)
     passed = logits - torch.nn.functional.linear(activation, model.weights())  # bias, residual
+    by_picture = isinstance(model.residual, Unnamed)  # then what a concept adds depends on the picture
+
+    def decided(activation: Tensor) -> Tensor:
+        if by_picture:
+            return model.told(x, activation)
+        return torch.nn.functional.linear(activation, model.weights()) + passed
+
     given = torch.full((len(x), count), math.nan) if callable(answers) else answers
     open_units = (
         torch.full(given.shape, True) if callable(answers) else ~given.isnan()
@@ -117,7 +124,7 @@ def ask_in_turn(
         else:
             exact, known = activation.double(), given if truth is None else truth
             now_known = Situation(
-                model, exact, logits.double(), beliefs(model, exact), said.double(), known.double(), weights
+                model, exact, logits.double(), beliefs(model, exact), said.double(), known.double(), weights, x
             )
             score = SCORES[policy](now_known) @ member.T.double() / member.sum(dim=1)
             score = score - weights.cost * costs if policy == "coop" else score
@@ -132,12 +139,13 @@ def ask_in_turn(
             asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)
             moved = torch.where(told, values, seen)
             change = (moved - activation).gather(1, asked_now.clamp(min=0))
-            activation, logits = moved, override_logits(logits, asked_now, change, votes)
+            logits = decided(moved) if by_picture else override_logits(logits, asked_now, change, votes)
+            activation = moved
         else:
             scaled = to_logits(model, given).masked_fill(~number, math.nan)
             followed = to_activations(model, propagate(own, told, given, covariance, scaled))
             activation = torch.where(told, values, followed)
-            logits = torch.nn.functional.linear(activation, model.weights()) + passed
+            logits = decided(activation)
         open_units[torch.arange(len(x)), best] = False
         spent.append(spent[-1] + costs[best] * asking)
     return QuestionCurve(torch.stack(right), torch.stack(spent).mean(dim=1), asked)
