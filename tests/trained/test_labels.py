@@ -14,7 +14,6 @@ from sklearn.metrics import balanced_accuracy_score, roc_auc_score
 from small_bottleneck import CLASSES, D, K
 
 import cbm
-from cbm.app.explorer import Explorer
 from cbm.concepts import Concept, ConceptBank
 from cbm.data import FeatureSplit
 from cbm.editing import Edit
@@ -166,7 +165,6 @@ def test_a_comparison_counts_what_is_known():
     ("what", "message"),
     [
         (lambda run: edit_spurious(run, Path("cache")), "removing spurious concepts asks which class an image is"),
-        (lambda run: Explorer(run), "the explorer asks which class an image is"),
         (
             lambda run: support_and_tested(
                 cbm.load(run), OmegaConf.create({}), SimpleNamespace(), split(), Path("cache")
