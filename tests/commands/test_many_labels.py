@@ -224,6 +224,13 @@ def test_a_table_with_labels_and_values(table: Path, command, module):
     torch.testing.assert_close(logits, found.logits, rtol=0, atol=1e-5)
     assert json.loads(extra["cbm.json"])["numbers"] == {"glow": {key: number[key] for key in ("mean", "sd", "unit")}}
 
+    status, _, errors = module("report", "valued", "--cache", str(table.parent / "cache"))
+    assert status == 0, errors
+    page = Path("valued/report.html").read_text(encoding="utf-8")
+    assert "one of 3" in page
+    assert "a number (cd)" in page
+    assert "true (cd)" in Path("valued/figures/numbers.svg").read_text(encoding="utf-8")
+
     asked = ("intervene", "valued", "--cache", str(table.parent / "cache"))
     curves = {}
     for name, more in (("told", ()), ("noisy", ("--noise", "0.3"))):
