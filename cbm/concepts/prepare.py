@@ -113,13 +113,12 @@ def adopt_classes(
         return replace(bank, concepts=tuple(replace(c, classes=names) for c, names in zip(bank.concepts, owned)))
     missing = [name for name in classes if name not in known.values()]
     if missing and (not known or (strict and general is None)):
-        near = did_you_mean(missing[0], unknown) if unknown else ""
-        raise UserError(
-            f"concept bank '{bank.source}' has no phrases for class '{missing[0]}'"
-            + (f" (and {len(missing) - 1} more)" if len(missing) > 1 else "")
-            + (f"; it has phrases for '{unknown[0]}', which the data set does not have; {near}" if unknown else "")
-            + hint
-        )
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        said = [f"concept bank '{bank.source}' has no phrases for class '{missing[0]}'{more}"]
+        if unknown:
+            said.append(f"it has phrases for '{unknown[0]}', which the data set does not have")
+            said.append(did_you_mean(missing[0], unknown))
+        raise UserError("; ".join(filter(None, said)) + hint)
     if unknown:
         log.info("concepts: left out the phrases of %d classes the data set does not have", len(unknown))
     kept = []

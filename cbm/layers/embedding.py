@@ -30,7 +30,7 @@ def certainty(p: Tensor) -> Tensor:
     tensor([1., 0., 1.])
     """
     p = p.clamp(1e-7, 1 - 1e-7)  # beyond, the entropy is nothing and its slope infinite
-    return 1 - (torch.special.entr(p) + torch.special.entr(1 - p)) / math.log(2)
+    return 1 + (p * p.log() + (1 - p) * (1 - p).log()) / math.log(2)
 
 
 class ConceptEmbeddings(nn.Module):
@@ -76,7 +76,7 @@ class ConceptEmbeddings(nn.Module):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features ``[N, D]`` to the pictures' vectors ``[N, K, 2, m]`` (present, absent) and log-odds ``[N, K]``."""
-        made = leaky_relu(self.context((x - self.mean) / self.std), 0.01).view(len(x), self.count, 2, self.width)
+        made = leaky_relu(self.context((x - self.mean) / self.std), 0.01).view(-1, self.count, 2, self.width)
         read = made if self.common is None else self.common + made
         return made, (read.flatten(2) * self.scorer).sum(dim=2) + self.scorer_bias
 
@@ -191,36 +191,28 @@ class Unnamed(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[N, D]`` to logits ``[N, C]``."""
-        if self.alpha is None:
-            return self.told(x, None)
-        return torch.cat([self.by_concept(part).sum(dim=2) for part in x.split(self._rows)])
+        rows = self.embeddings.rows if self.alpha is None else self._rows
+        parts = [self.of(*self.embeddings.read(part)) for part in x.split(rows)]
+        return torch.cat(parts) if parts else x.new_zeros(0, len(self.weight))
 
-    def told(self, x: Tensor, p: Tensor | None, kept: Tensor | None = None) -> Tensor:
-        """The same ``[N, C]``, without edits, if the concepts had other probabilities.
+    def of(self, vectors: Tensor, p: Tensor) -> Tensor:
+        """The same of vectors ``[N, K, 2, m]`` and probabilities ``[N, K]``."""
+        if self.alpha is not None:
+            return self._by_concept(vectors, p).sum(dim=2)
+        mixed = p[..., None] * vectors[:, :, 0] + (1 - p)[..., None] * vectors[:, :, 1]
+        return linear(mixed.flatten(1), self.weight.flatten(1)) - linear(p, self.named) - self.constant.sum(dim=1)
 
-        Args:
-            x: features ``[N, D]``.
-            p: probabilities ``[N, K]``; the model's own if None.
-            kept: of which concepts the rest is still there ``[N, K]`` (1 or 0); of all by default.
-        """
-        parts, named, constant = [], self.named, self.constant
-        for start in range(0, len(x), self.embeddings.rows):
-            here = slice(start, start + self.embeddings.rows)
-            vectors, own = self.embeddings.read(x[here])
-            q = own if p is None else p[here]
-            mixed = q[..., None] * vectors[:, :, 0] + (1 - q)[..., None] * vectors[:, :, 1]
-            if kept is None:
-                rest = linear(mixed.flatten(1), self.weight.flatten(1)) - linear(q, named) - constant.sum(dim=1)
-            else:
-                there = kept[here]
-                rest = linear((there[..., None] * mixed).flatten(1), self.weight.flatten(1))
-                rest = rest - linear(there * q, named) - linear(there, constant)
-            parts.append(rest)
+    def told(self, x: Tensor, p: Tensor) -> Tensor:
+        """The same ``[N, C]``, without edits, if the concepts had the probabilities ``p`` ``[N, K]``."""
+        rows, plain = self.embeddings.rows, self if self.alpha is None else self.edited(None, None, None)
+        parts = [plain.of(self.embeddings.read(part)[0], q) for part, q in zip(x.split(rows), p.split(rows))]
         return torch.cat(parts) if parts else x.new_zeros(0, len(self.weight))
 
     def by_concept(self, x: Tensor) -> Tensor:
         """Every ``rest_k``, after the edits, ``[N, C, K]``."""
-        vectors, p = self.embeddings.read(x)
+        return self._by_concept(*self.embeddings.read(x))
+
+    def _by_concept(self, vectors: Tensor, p: Tensor) -> Tensor:
         absent = torch.einsum("nkm,ckm->nck", vectors[:, :, 1], self.weight)
         rates = torch.einsum("nkm,ckm->nck", vectors[:, :, 0] - vectors[:, :, 1], self.weight) - self.named
         p = p[:, None] if self.alpha is None or self.beta is None else self.alpha * p[:, None] + self.beta
@@ -238,7 +230,10 @@ class Unnamed(nn.Module):
         """Pictures at a time of tables images x classes x concepts."""
         return max(1, NUMBERS_AT_ONCE // max(self.weight[..., 0].numel(), 2 * self.weight[0].numel()))
 
-    def edited(self, alpha: Tensor, beta: Tensor, kept: Tensor) -> "Unnamed":
-        """A copy with other edits, ``[C, K]`` each (arguments as for the class)."""
-        made = Unnamed(self.embeddings, self.weight, self.means, self.centre, alpha, beta, kept)
-        return made.to(self.weight.device).requires_grad_(False)
+    def edited(self, alpha: Tensor | None, beta: Tensor | None, kept: Tensor | None) -> "Unnamed":
+        """A copy with other edits, ``[C, K]`` each or None for none (arguments as for the class)."""
+        return Unnamed(self.embeddings, self.weight, self.means, self.centre, alpha, beta, kept)
+
+    def with_embeddings(self, embeddings: ConceptEmbeddings) -> "Unnamed":
+        """A copy that reads another copy of the vectors."""
+        return Unnamed(embeddings, self.weight, self.means, self.centre, self.alpha, self.beta, self.kept)

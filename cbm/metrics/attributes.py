@@ -1,6 +1,7 @@
 """How well a model's concepts tell the values, levels and numbers of attributes that a data set knows."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -31,13 +32,37 @@ def attribute_metrics(
         probabilities. Of numbers ``concept_r2``, where the model was trained on them. Of levels and numbers
         ``concept_concordance``: how often two images are in the right order.
     """
-    if not data.specs:
-        return {}
     found: dict[str, list[float]] = {}
+    for attribute in attribute_readings(model, bank, split, data):
+        for key, value in attribute.values.items():
+            found.setdefault(key, []).append(value)
+    means = {key: sum(values) / len(values) for key, values in found.items()}
+    return {key: value for key, value in means.items() if not math.isnan(value)}
 
-    def note(key: str, value: float) -> None:
-        found.setdefault(key, []).append(value)
 
+@dataclass(frozen=True)
+class AttributeReading:
+    """One attribute as the concepts of a model tell it.
+
+    Attributes:
+        spec: the attribute.
+        true: number of its value, its level, or its number in its unit ``[N]``, NaN if unknown.
+        said: the same ``[N]`` by the model; None where it has no such answer (a score that is no level, no number).
+        values: what is measured, by the keys of ``attribute_metrics``.
+    """
+
+    spec: ConceptSpec
+    true: Tensor
+    said: Tensor | None
+    values: dict[str, float]
+
+
+@torch.no_grad()
+def attribute_readings(
+    model: ConceptBottleneck, bank: ConceptBank, split: FeatureSplit, data: FeatureData
+) -> list[AttributeReading]:
+    """The attributes whose concepts the bank has; arguments as for ``attribute_metrics``."""
+    found = []
     for spec in data.specs:
         names = [spec.name] if spec.kind == "continuous" else spec.columns
         place = {names[number]: k for k, number in match_concepts(bank.phrases, names)}
@@ -50,20 +75,23 @@ def attribute_metrics(
         read = torch.cat([model.activations(part)[:, columns] for part in split.x.split(4096)])
         away = (read - model.reference[columns]) / model.spread[columns].clamp(min=1e-12)
         sure = isinstance(model.activation, Sigmoid)
+        said: Tensor | None = None
+        values: dict[str, float] = {}
         if spec.kind == "categorical":
             said = (read if sure else away).argmax(dim=1).float()
-            note("concept_value_accuracy", value_accuracy(said, true).value)
-            note("concept_value_f1", value_f1_macro(said, true).value)
-            continue
-        note("concept_concordance", concordance(away.sum(dim=1), true).value)
+            values["concept_value_accuracy"] = value_accuracy(said, true).value
+            values["concept_value_f1"] = value_f1_macro(said, true).value
+        else:
+            values["concept_concordance"] = concordance(away.sum(dim=1), true).value
         if spec.kind == "ordinal" and sure:
-            level = (read > 0.5).sum(dim=1).float()
-            note("concept_kappa", quadratic_kappa(level, true).value)
-            note("concept_off_by_one", off_by_one(level, true).value)
+            said = (read > 0.5).sum(dim=1).float()
+            values["concept_kappa"] = quadratic_kappa(said, true).value
+            values["concept_off_by_one"] = off_by_one(said, true).value
         if spec.kind == "continuous" and (number := bank.concepts[columns[0]].provenance.get("number")):
-            note("concept_r2", r2(number["mean"] + number["sd"] * read[:, 0], true, number["mean"]).value)
-    means = {key: sum(values) / len(values) for key, values in found.items()}
-    return {key: value for key, value in means.items() if not math.isnan(value)}
+            said = number["mean"] + number["sd"] * read[:, 0]
+            values["concept_r2"] = r2(said, true, number["mean"]).value
+        found.append(AttributeReading(spec, true, said, values))
+    return found
 
 
 def _true(spec: ConceptSpec, split: FeatureSplit, data: FeatureData) -> Tensor | None:

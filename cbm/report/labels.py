@@ -23,6 +23,7 @@ from cbm.metrics.evaluate import concept_ground_truth, thresholds_of
 from cbm.metrics.integrity import Evidence
 from cbm.metrics.label_integrity import CONTROLS, control_test
 from cbm.metrics.multilabel import label_table
+from cbm.report.attributes import attribute_facts, number_figure, read_attributes
 from cbm.report.command import reproduce_command
 from cbm.report.evidence import AccuracyRow, ResolvedRow, not_counted
 from cbm.report.explanations import Breakdown, explain
@@ -101,6 +102,7 @@ FIGURES = {
     "label_calibration": "Is a label there as often as it says?",
     "auroc_nec": "AUROC at equal sparsity",
     "concept_correlation": "Which concepts say the same thing",
+    "numbers": "Numbers that are told, against the true ones",
 }
 
 
@@ -285,6 +287,7 @@ def describe_labels(result: RunResult) -> dict[str, Any]:
         ],
         "grounded": both_ends(grounded),
         "n_grounded": len(grounded),
+        "attributes": attribute_facts(read_attributes(result)),
         "bank": bank,
         "bank_source": bank and without_paths(bank.source),
         "dropped": [] if bank is None else dropped_groups(bank),
@@ -304,6 +307,7 @@ def draw_labels(result: RunResult) -> dict[str, str]:
             predict_logits(result.model, test.x).sigmoid(), test.y, result.data.classes, LABELS_IN_CALIBRATION
         ),
         "auroc_nec": lambda: label_sparsity_figure(result.metrics),
+        "numbers": lambda: number_figure(read_attributes(result)),
     }
     if bottleneck is not None and bank is not None:
         figures["concept_correlation"] = lambda: correlation_figure(bottleneck, bank.texts, spaced(test.x, 2000))

@@ -18,6 +18,7 @@ from cbm.files.without_paths import without_paths
 from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.metrics import class_accuracies
 from cbm.metrics.evaluate import concept_ground_truth
+from cbm.report.attributes import attribute_facts, number_figure, read_attributes
 from cbm.report.classes import ConceptUse, describe_classes
 from cbm.report.command import reproduce_command
 from cbm.report.energies import describe_energies, told_rows
@@ -67,6 +68,7 @@ FIGURES = {
     "calibration": "Is it right as often as it says?",
     "interventions": "Accuracy as concepts are told",
     "concept_correlation": "Which concepts say the same thing",
+    "numbers": "Numbers that are told, against the true ones",
 }
 
 
@@ -171,6 +173,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "n_wrong": int((predicted != test.y).sum()),
         "grounded": both_ends(grounded),
         "n_grounded": len(grounded),
+        "attributes": attribute_facts(read_attributes(result)),
         "told": told_rows(metrics),
         "energies": bank and result.energies and describe_energies(result.energies, bank, classes, accuracies),
         "units": bottleneck and bank and describe_units(bottleneck, bank, data, dataset, metrics, cfg.method.get("k")),
@@ -192,6 +195,7 @@ def draw(result: RunResult) -> dict[str, str]:
         "accuracy_nec": lambda: sparsity_figure(metrics),
         "calibration": lambda: calibration_figure(predict_logits(result.model, test.x).softmax(dim=1), test.y),
         "interventions": lambda: intervention_figure(metrics),
+        "numbers": lambda: number_figure(read_attributes(result)),
     }
     if bottleneck is not None and bank is not None:
         figures["concept_correlation"] = lambda: correlation_figure(bottleneck, bank.texts, spaced(test.x, 2000))

@@ -73,8 +73,8 @@ def predict(
         model: the model.
         source: the images, or their features.
         destination: the file to write; what an interrupted call left beside it is taken up.
-        top: number of concepts per image, or for every label that is said; none are written for a model without a linear
-            head on concepts.
+        top: number of concepts per image, or for every label that is said; none are written for a model without a
+            linear head on concepts.
         batch_size: images per forward pass.
         page: file for a page with the first ``ON_THE_PAGE`` images.
 

@@ -323,8 +323,11 @@ class Editor:
             edits: further edits to preview: then the comparison is between now and after these edits.
 
         Raises:
-            UserError: an edit of an image that is not in the split.
+            UserError: an edit of an image that is not in the split, or the split is none.
         """
+        if not isinstance(split, FeatureSplit):
+            given = f"'{split}'" if isinstance(split, str) else f"a {type(split).__name__}"
+            raise UserError(f"compare: {given} is no split with features and labels; say model.split('test')")
         logits = predict_logits(self.bottleneck, split.x)
         before, after = EditSet(), self.edits
         if edits is not None:
@@ -400,11 +403,15 @@ class Editor:
             frozen: concepts that must stay as they are.
 
         Returns:
-            The edits, or None if no change within the budget flips the decision.
+            The edits, or None if no change within the budget flips the decision. The edit of a number has it in
+            standard deviations, as the model reads it, and says in ``why`` what that is in its unit.
 
         Raises:
-            UserError: an unknown concept or class, or a model without a linear head.
+            UserError: an unknown concept or class, features of another shape, or a model without a linear head.
         """
+        if not isinstance(x, Tensor) or tuple(x.shape) != (self.model.dim,):
+            given = list(x.shape) if isinstance(x, Tensor) else f"a {type(x).__name__}"
+            raise UserError(f"smallest_flip: x is {given}; expected the features [{self.model.dim}] of one image")
         EditSet(tuple(Edit("mask", text) for text in frozen)).check(self.bank.texts, self.model.classes)
         if target is not None and target not in self.model.classes:
             raise UserError(f"no class '{target}' in this model: {did_you_mean(target, self.model.classes)}")
@@ -420,7 +427,7 @@ class Editor:
         if change is None:
             return None
         pairs = zip(change.columns, change.values)
-        return EditSet(tuple(Edit("set", self.bank.texts[k], value) for k, value in pairs))
+        return EditSet(tuple(Edit("set", self.bank.texts[k], value, why=self._in_unit(k, value)) for k, value in pairs))
 
     def _in_deviations(self, concept: str, value: float | str, why: str | None) -> tuple[float | str, str | None]:
         """A number in the unit of its concept as the model reads it, in standard deviations of training images; other
@@ -442,6 +449,11 @@ class Editor:
             seen = f"{of['low']:g} to {of['high']:g}{unit}"
             warn_once(f"set '{concept}' to {value:g}{unit}: no training image has that, they have {seen}")
         return (value - of["mean"]) / of["sd"], why or f"{value:g}{unit}"
+
+    def _in_unit(self, column: int, deviations: float) -> str | None:
+        """What a number in standard deviations is in the unit of its concept (``80 kg``); None for other concepts."""
+        of = self.bank.concepts[column].provenance.get("number")
+        return of and f"{of['mean'] + deviations * of['sd']:g} {of['unit']}".rstrip()
 
     def _linear(self) -> ConceptBottleneck:
         """The edited model, if it has a linear head."""

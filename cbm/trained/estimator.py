@@ -46,14 +46,18 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
             the text tower that belongs to the features.
         class_embeddings: embeddings ``[C, D]`` of the class names from that tower, for the methods that read them
             (``zero_shot``, ``cms``, ``label_free`` with ``class_cutoff``).
-        classes: C class names in the sorted order of the labels, if labels are numbers.
+        negative_embeddings: embeddings ``[L, D]`` of the sentences that say an image does not show a label ("no wren"),
+            for ``zero_shot`` where an image has any number of labels.
+        classes: C class names in the sorted order of the labels, if labels are numbers; where an image has any number
+            of labels, their names in the order of the columns.
         logit_scale: factor that the encoder puts on cosines.
         validation: share of the images of every class that is held out to stop and tune training.
         random_state: random seed for that split and for training.
         settings: settings of the method (``python train.py method=NAME --help``).
 
     Attributes:
-        classes_: the labels, sorted.
+        classes_: the labels, sorted; where an image has any number of them, the columns of a data frame, else
+            ``classes``, else their numbers.
         model_: the classifier, from features ``[N, D]`` to logits ``[N, C]``.
         bank_: the concepts of the model's columns, or None.
         facts_: numbers that the method reports about its fit.
@@ -66,6 +70,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         concepts: Concepts | None = None,
         concept_embeddings: ArrayLike | None = None,
         class_embeddings: ArrayLike | None = None,
+        negative_embeddings: ArrayLike | None = None,
         classes: Sequence[str] | None = None,
         logit_scale: float = 100.0,
         validation: float = 0.2,
@@ -76,6 +81,7 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         self.concepts = concepts
         self.concept_embeddings = concept_embeddings
         self.class_embeddings = class_embeddings
+        self.negative_embeddings = negative_embeddings
         self.classes = classes
         self.logit_scale = logit_scale
         self.validation = validation
@@ -108,11 +114,13 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         if not 0 < self.validation < 1:
             raise UserError(f"validation={self.validation}: expected a share between 0 and 1")
         shape = _shape(y)
+        if not shape and isinstance(y, Sequence) and not isinstance(y, str):
+            raise UserError("y has rows of different lengths: expected labels [N], or [N, L] of 1, 0 and NaN")
         many = len(shape) == 2 and shape[1] > 1
         if many:
             X = validate_data(self, X, dtype=np.float32, ensure_min_features=2)
             labels = self._many(y, len(X))
-            self.classes_ = np.arange(labels.shape[1])
+            self.classes_ = self._label_names(y, labels.shape[1])
         else:
             X, y = validate_data(self, X, y, dtype=np.float32, ensure_min_features=2)
             check_classification_targets(y)
@@ -122,6 +130,14 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         if not isinstance(seed, int | np.integer):
             seed = check_random_state(seed).randint(2**31)
         data = self._data(X, labels, names, int(seed))
+        if self.negative_embeddings is not None and many:
+            denied = self._embeddings("negative_embeddings", self.negative_embeddings, len(names), names)
+            data = replace(data, negative_embeddings=denied)
+        elif self.method == "zero_shot" and many:
+            raise UserError(
+                "method=zero_shot of several labels needs negative_embeddings [L, D]: sentences that say an image does "
+                "not show a label, by your text tower"
+            )
         if method.reads_class_names and self.class_embeddings is not None:
             named = self._embeddings("class_embeddings", self.class_embeddings, len(names), names)
             data = replace(data, class_embeddings=named)
@@ -174,22 +190,34 @@ class ConceptClassifier(ClassifierMixin, BaseEstimator):
         Raises:
             UserError: another shape, something else than 1, 0 and NaN, or a label without two of each.
         """
-        labels = np.asarray(y, dtype=np.float32)
+        try:
+            labels = y.to_numpy(np.float32, na_value=np.nan) if hasattr(y, "to_numpy") else np.asarray(y, np.float32)
+        except (TypeError, ValueError) as error:
+            raise UserError("y has several columns and holds text: expected 1, 0 and NaN (unknown)") from error
         if labels.shape[0] != count:
             raise UserError(f"y has shape {list(labels.shape)}; expected [{count}, L]")
         if not np.all(np.isnan(labels) | (labels == 0) | (labels == 1)):
             raise UserError("y has several columns and other numbers than 1, 0 and NaN (unknown)")
         few = np.flatnonzero(((labels == 1).sum(axis=0) < 4) | ((labels == 0).sum(axis=0) < 4))
         if len(few):
-            raise UserError(f"y: label {few[0]} needs 4 rows with it and 4 without, half of them to validate on")
+            name = self._label_names(y, labels.shape[1])[few[0]]
+            raise UserError(f"y: label {name} needs 4 rows with it and 4 without, half of them to validate on")
         return labels
+
+    def _label_names(self, y: Any, count: int) -> NDArray:
+        """The columns of a data frame, else ``classes``, else numbers."""
+        named = getattr(y, "columns", self.classes)
+        return np.arange(count) if named is None or len(named) != count else np.array(list(named))
 
     def _class_names(self) -> list[str]:
         if self.classes is None:
             return [str(label) for label in self.classes_]
-        if len(self.classes) != len(self.classes_):
-            raise UserError(f"classes has {len(self.classes)} names, but y has {len(self.classes_)} labels")
-        return list(self.classes)
+        names = list(self.classes)
+        if twice := [name for n, name in enumerate(names) if name in names[:n]]:
+            raise UserError(f"classes has '{twice[0]}' twice: every class needs a name of its own")
+        if len(names) != len(self.classes_):
+            raise UserError(f"classes has {len(names)} names, but y has {len(self.classes_)} labels")
+        return names
 
     def _data(self, X: NDArray, labels: NDArray, names: list[str], seed: int) -> FeatureData:
         """Training and validation split: a share of every class, and at least one image where there are two."""

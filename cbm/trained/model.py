@@ -480,7 +480,8 @@ class TrainedModel:
 
     def export(self, path: str | Path, *, top_k: int | None = None, format: str | None = None) -> Path:
         """Write ``as_module`` as ONNX or as a program of ``torch.export`` (``cbm.trained.export``), with class names,
-        concepts and encoder inside the file.
+        concepts and encoder inside the file; of concepts that are numbers also the mean and the standard deviation in
+        which their values are counted, with the unit.
 
         Args:
             path: the file to write.
@@ -498,6 +499,10 @@ class TrainedModel:
             "features": f"features of {made_by}, {self.dim} numbers each; they are divided by their length inside",
             "changes": [str(change) for change in self.changes],
         }
+        concepts = () if self.bank is None else self.bank.concepts
+        numbers = {each.text: each.provenance["number"] for each in concepts if "number" in each.provenance}
+        if numbers:
+            about["numbers"] = {name: {key: of[key] for key in ("mean", "sd", "unit")} for name, of in numbers.items()}
         if isinstance(self.model, Linked) and self.model.many:
             cuts = self.model.thresholds
             about["task"] = "any number of labels: the sigmoid of each logit is its probability"

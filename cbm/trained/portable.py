@@ -1,5 +1,8 @@
 """``PortableModel``: a trained classifier in plain operations of torch, which runs without cbm."""
 
+import copy
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
 
@@ -9,7 +12,7 @@ from cbm.kernels.scores import ACTIVATIONS as POINTWISE
 from cbm.layers.activations import Largest, Pointwise, TopK, Valued
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
-from cbm.layers.embedding import Embedded
+from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
 from cbm.layers.probe import LinearProbe
 from cbm.layers.require import require_linear
 
@@ -45,6 +48,8 @@ class PortableModel(nn.Module):
     @torch.no_grad()
     def __init__(self, model: nn.Module, top_k: int | None = None):
         super().__init__()
+        self.embeddings: ConceptEmbeddings | None = None
+        self.rest: Unnamed | None = None
         if not isinstance(model, ConceptBottleneck | LinearProbe):
             raise UserError(
                 f"a {type(model).__name__} decides by inference over concepts, which cannot be exported: "
@@ -54,16 +59,6 @@ class PortableModel(nn.Module):
             raise UserError(
                 "a model of sparse codes solves a problem for every picture, which cannot be exported: load it with "
                 "cbm.load, or train method=posthoc on the same words"
-            )
-        if isinstance(getattr(model, "activation", None), Valued):
-            raise UserError(
-                "a model with valued concepts (numbers, levels, values that exclude each other) cannot be exported: "
-                "load it with cbm.load, or train method=posthoc on the same images"
-            )
-        if isinstance(getattr(model, "activation", None), Embedded):
-            raise UserError(
-                "a model of concept embeddings cannot be exported yet: load it with cbm.load, or train "
-                "method=supervised on the same concepts"
             )
         if top_k is not None:
             _check_top_k(model, top_k)
@@ -77,11 +72,16 @@ class PortableModel(nn.Module):
                 tensors["threshold"] = activation.threshold
             if activation is not None or top_k is not None:
                 tensors["concepts"] = model.concepts
+            if isinstance(activation, Embedded):
+                self.embeddings = copy.deepcopy(activation.embeddings)
+                if isinstance(model.residual, Unnamed):
+                    self.rest = model.residual.with_embeddings(self.embeddings)
         self.top_k = top_k
         self.one_hot = isinstance(activation, Largest)
         self.kept = 1 if self.one_hot else None
         if isinstance(activation, TopK | UnitCode) and int(activation.k):
             self.kept = min(int(activation.k), len(activation.offset))
+        self.kinds = _Kinds.of(activation) if isinstance(activation, Valued) else None
         self.function = activation.function if isinstance(activation, Pointwise) else "identity"
         for name, tensor in {**tensors, "vectors": vectors, "bias": bias}.items():
             if tensor is None:
@@ -109,7 +109,13 @@ class PortableModel(nn.Module):
             logits = logits + x @ self.vectors.T
         if self.concepts is None:
             return logits
-        scores = x @ self.concepts.T
+        if self.embeddings is not None:
+            made, scores = self.embeddings(x)
+            if self.rest is not None:
+                p = scores.sigmoid()
+                logits = logits + self.rest.of(self.embeddings.vectors(made, p), p)
+        else:
+            scores = x @ self.concepts.T
         if self.offset is not None:
             scores = scores - self.offset
         if self.weights is not None and self.kept is not None:
@@ -117,15 +123,27 @@ class PortableModel(nn.Module):
             values = torch.ones_like(values) if self.one_hot else self._firing(values, columns)
             logits = logits + (values[:, :, None] * self.weights[columns]).sum(dim=1)
         elif self.weights is not None:
-            logits = logits + POINTWISE[self.function](self._firing(scores)) @ self.weights
+            logits = logits + self._activations(self._firing(scores)) @ self.weights
         if self.top_k is None:
             return logits
         values, indices = scores.topk(self.top_k, dim=1)
         values = self._firing(values, indices)
+        if self.kinds is not None:
+            return logits, self._activations(scores).gather(1, indices), indices
         if self.kept is None:
             return logits, POINTWISE[self.function](values), indices
         read = torch.arange(self.top_k, device=x.device) < self.kept
         return logits, torch.where(read, torch.ones_like(values) if self.one_hot else values, 0.0), indices
+
+    def _activations(self, scores: Tensor) -> Tensor:
+        """What the head reads ``[N, K]`` of scores that lack their offset."""
+        if self.kinds is None:
+            return POINTWISE[self.function](scores)
+        single, numbers, *groups = self.kinds.columns
+        found = [scores[:, single].sigmoid()] if single else []  # an exporter takes no empty parts
+        found += [scores[:, numbers]] if numbers else []
+        found += [scores[:, columns].softmax(dim=1) for columns in groups]
+        return torch.cat(found, dim=1)[:, self.kinds.order]
 
     def _firing(self, scores: Tensor, columns: Tensor | None = None) -> Tensor:
         """Scores of units, with 0 where they do not fire; scores of other concepts as they are."""
@@ -133,6 +151,30 @@ class PortableModel(nn.Module):
             return scores
         least = self.threshold if columns is None else self.threshold[columns]
         return torch.where(scores > least, scores, torch.zeros_like(scores))
+
+
+@dataclass(frozen=True)
+class _Kinds:
+    """Where the columns of each kind of concept stand.
+
+    Attributes:
+        columns: columns of the concepts that are a yes or no, of those that are numbers, and of the values of every
+            attribute that exclude each other.
+        order: where each of the K concepts is when these stand one after the other.
+    """
+
+    columns: list[list[int]]
+    order: list[int]
+
+    @classmethod
+    def of(cls, activation: Valued) -> "_Kinds":
+        """The kinds of a model's concepts."""
+        number, group = activation.number.tolist(), activation.group.tolist()
+        single = [k for k, name in enumerate(group) if name < 0 and not number[k]]
+        groups = [[k for k, name in enumerate(group) if name == which] for which in sorted({*group} - {-1})]
+        columns = [single, [k for k, is_number in enumerate(number) if is_number], *groups]
+        place = {k: n for n, k in enumerate(k for each in columns for k in each)}
+        return cls(columns, [place[k] for k in range(len(group))])
 
 
 def _check_top_k(model: nn.Module, top_k: int) -> None:

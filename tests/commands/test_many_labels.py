@@ -204,6 +204,33 @@ def test_a_table_with_labels_and_values(table: Path, command, module):
     found = model.predict(sorted(table.glob("*.png")))
     assert {tuple(row) for row in found.labels} == {(), ("reddish",), ("bright",), ("reddish", "bright")}
 
+    editor, number = cbm.Editor(model), model.bank.concepts[5].provenance["number"]
+    frozen = model.bank.texts[:5]
+    flips = [editor.smallest_flip(x, "bright", frozen=frozen) for x in found.features]
+    edits = [flip.edits[0] for flip in flips if flip is not None]
+    assert edits
+    for edit in edits:
+        assert edit.concept == "glow"
+        assert edit.why is not None
+        value, unit = edit.why.split()
+        assert unit == "cd"
+        assert float(value) == pytest.approx(number["mean"] + edit.number * number["sd"], rel=1e-4)
+
+    status, _, errors = module("export", "valued", "--out", "valued.pt2", "--top-k", "2")
+    assert status == 0, errors
+    extra = {"cbm.json": ""}
+    program = torch.export.load("valued.pt2", extra_files=extra)
+    logits = program.module()(3 * found.features)[0]
+    torch.testing.assert_close(logits, found.logits, rtol=0, atol=1e-5)
+    assert json.loads(extra["cbm.json"])["numbers"] == {"glow": {key: number[key] for key in ("mean", "sd", "unit")}}
+
+    status, _, errors = module("report", "valued", "--cache", str(table.parent / "cache"))
+    assert status == 0, errors
+    page = Path("valued/report.html").read_text(encoding="utf-8")
+    assert "one of 3" in page
+    assert "a number (cd)" in page
+    assert "true (cd)" in Path("valued/figures/numbers.svg").read_text(encoding="utf-8")
+
     asked = ("intervene", "valued", "--cache", str(table.parent / "cache"))
     curves = {}
     for name, more in (("told", ()), ("noisy", ("--noise", "0.3"))):
@@ -212,7 +239,6 @@ def test_a_table_with_labels_and_values(table: Path, command, module):
         curves[name] = json.loads(Path("valued/interventions.json").read_text())
     assert {len(curve["auroc_macro"]) for curve in curves["told"].values()} == {4}  # three attributes, three questions
     _, data = model.read(("test",), cache=table.parent / "cache")
-    number = model.bank.concepts[5].provenance["number"]
     true = torch.cat([data.test.concepts, (data.test.values - number["mean"]) / number["sd"]], dim=1)
     logits = (true @ model.model.weights().T + model.model.head.bias).numpy()
     y = data.test.y.numpy()

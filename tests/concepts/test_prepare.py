@@ -140,3 +140,14 @@ def test_prompts_that_are_the_same_are_said(caplog: pytest.LogCaptureFixture):
     named = class_name_bank(["1_euro", "2_euro"], "a photo of a {}.", embed, "e")
     assert named.texts == ["a photo of a 1 euro.", "a photo of a 2 euro."]
     assert caplog.text == ""
+
+
+def test_a_class_without_phrases_is_named_and_no_separator_stands_alone():
+    owners = [letter * 9 for letter in "abcdefghijklmnop"]  # too many to name, and none is like the class
+    bank = merge_duplicates("b", "b", [(f"phrase {n}", (name,), None) for n, name in enumerate(owners)])
+    with pytest.raises(UserError) as refused:
+        adopt_classes(bank, ["zzzz", "yyyy"], hint="; do this")
+    assert str(refused.value) == (
+        "concept bank 'b' has no phrases for class 'zzzz' (and 1 more); it has phrases for 'aaaaaaaaa', which the data "
+        "set does not have; do this"
+    )

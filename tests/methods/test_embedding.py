@@ -15,6 +15,7 @@ from cbm.layers import ConceptBottleneck, load_model, predict_logits, save_model
 from cbm.losses.embedding import told_at_random
 from cbm.methods import create_method, fit_method
 from cbm.metrics.evaluate import residual_metrics
+from cbm.trained.portable import PortableModel
 
 COUNT, WIDE, CLASSES = 6, 32, 8
 NAMES = [f"concept {k}" for k in range(COUNT)]
@@ -236,3 +237,18 @@ def test_bottlenecks_of_probabilities_tell_by_their_names_alone():
     assert all(b >= a - 0.01 for a, b in pairwise(curve))
     assert told(sequential, COUNT, wrong=True) <= 0.01
     assert told(joint, COUNT) < told(joint, 0) - 0.1  # what else its scores carried is lost: the test can fail
+
+
+@pytest.mark.parametrize("kind", ["mix", "cem"])
+def test_portable_models_say_the_same(kind: str):
+    (data, bank), x = planted(), planted()[0].test.x[:10]
+    edited = edited_model(trained(kind), EditSet((Edit("mask", NAMES[0]),)), bank.texts, data.classes)
+    for model in (trained(kind), edited, trained(kind).concept_path()):
+        plain = PortableModel(model, top_k=3)
+        length = x.norm(dim=1, keepdim=True)
+        unit = x / length
+        logits, values, indices = plain(x)
+        assert torch.allclose(logits, model(unit), atol=1e-4)
+        assert torch.allclose(values, model.activations(unit).gather(1, indices), atol=1e-5)
+        exported = torch.export.export(plain, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},)).module()
+        assert torch.allclose(exported(x[:7])[0], logits[:7], atol=1e-5)

@@ -8,12 +8,15 @@ import torch
 from small_bottleneck import K, bottleneck
 
 from cbm.errors import UserError
-from cbm.layers import Largest, Sigmoid, TopK
+from cbm.layers import Largest, Sigmoid, TopK, Valued
 from cbm.trained.export import export_model
 from cbm.trained.portable import PortableModel
 
 ABOUT = {"classes": ["ant", "bee", "cat", "dog"], "concepts": ["größer", "yellow belly"], "encoder": {"id": "mine"}}
-ACTIVATIONS = [None, TopK(torch.zeros(K), 3), Largest(torch.zeros(K)), Sigmoid(torch.full((K,), 0.1))]
+VALUED = Valued(
+    torch.zeros(K), torch.tensor([k in (2, 6) for k in range(K)]), torch.tensor([0, -1, -1, 1, 0, 1, -1, 0, -1])
+)
+ACTIVATIONS = [None, TopK(torch.zeros(K), 3), Largest(torch.zeros(K)), Sigmoid(torch.full((K,), 0.1)), VALUED]
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS, ids=lambda a: type(a).__name__)
@@ -31,7 +34,7 @@ def test_onnx_runs_without_torch(activation, tmp_path: Path):
     assert {key: json.loads(value) for key, value in said.items()} == ABOUT
 
 
-@pytest.mark.parametrize("activation", [None, TopK(torch.zeros(K), 3)], ids=lambda a: type(a).__name__)
+@pytest.mark.parametrize("activation", [None, TopK(torch.zeros(K), 3), VALUED], ids=lambda a: type(a).__name__)
 def test_a_torch_program_needs_no_operation_of_ours(activation, tmp_path: Path):
     model, x = bottleneck(activation)
     module = PortableModel(model, top_k=4)

@@ -236,12 +236,63 @@ def test_the_estimator_takes_thresholds_from_the_rows_it_holds_out():
         (lambda y: np.where(y == 1, 2, y), "other numbers than 1, 0 and NaN"),
         (lambda y: y[:-1], r"y has shape \[159, 3\]; expected \[160, L\]"),
         (lambda y: np.where(np.arange(3) == 1, 0, y), "label 1 needs 4 rows with it and 4 without"),
+        (lambda y: np.where(y == 1, "yes", "no"), "y has several columns and holds text: expected 1, 0 and NaN"),
+        (lambda y: [*y[:-1].tolist(), [1.0]], "y has rows of different lengths"),
     ],
 )
 def test_the_estimator_says_what_is_wrong_with_labels(change, message: str):
     x, y, texts = planted()
     with pytest.raises(UserError, match=message):
         cbm.ConceptClassifier("posthoc", concepts=PHRASES, concept_embeddings=texts).fit(x, change(y))
+
+
+def test_labels_are_called_what_they_are_called():
+    pandas = pytest.importorskip("pandas")
+    x, y, texts = planted()
+    table = pandas.DataFrame(y, columns=NAMES).astype({NAMES[1]: object})
+    table.loc[0, NAMES[1]] = None
+    model = cbm.ConceptClassifier("posthoc", concepts=PHRASES, concept_embeddings=texts).fit(x, table)
+    assert model.classes_.tolist() == NAMES
+    assert model.explain(x[:1], top=1, label=NAMES[2])[0][0][0].startswith(NAMES[2])
+    assert model.predict(x).shape == y.shape
+    named = cbm.ConceptClassifier("linear_probe", classes=NAMES).fit(x, y)
+    assert named.classes_.tolist() == NAMES
+    assert cbm.ConceptClassifier("linear_probe").fit(x, y).classes_.tolist() == [0, 1, 2]
+    rare = table.assign(**{NAMES[0]: 0.0})
+    with pytest.raises(UserError, match=f"label {NAMES[0]} needs 4 rows"):
+        cbm.ConceptClassifier("linear_probe").fit(x, rare)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [(["a", "b", "a"], "classes has 'a' twice"), (["a", "b"], "classes has 2 names, but y has 3 labels")],
+)
+def test_names_of_labels_are_as_many_as_there_are_labels_and_differ(classes: list[str], message: str):
+    x, y, _ = planted()
+    with pytest.raises(UserError, match=message):
+        cbm.ConceptClassifier("linear_probe", classes=classes).fit(x, y)
+    rows = np.repeat([0, 1, 2], 53)
+    with pytest.raises(UserError, match=message):
+        cbm.ConceptClassifier("linear_probe", classes=classes).fit(x[: len(rows)], rows)
+
+
+def test_zero_shot_labels_are_what_two_sentences_say():
+    x, y, texts = planted()
+    there, absent = texts[::4], texts[::4] + np.random.default_rng(1).normal(size=(3, 16))
+    model = cbm.ConceptClassifier(
+        "zero_shot", classes=NAMES, class_embeddings=there, negative_embeddings=absent, logit_scale=10.0
+    ).fit(x, y)
+
+    def unit(rows: np.ndarray) -> np.ndarray:
+        return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+    by_hand = 10 * (unit(x) @ unit(there).T - unit(x) @ unit(absent).T)
+    np.testing.assert_allclose(model.predict_proba(x), 1 / (1 + np.exp(-by_hand)), atol=1e-5)
+    np.testing.assert_array_equal(model.predict(x), by_hand > 0)
+    with pytest.raises(UserError, match=r"zero_shot of several labels needs negative_embeddings \[L, D\]"):
+        cbm.ConceptClassifier("zero_shot", class_embeddings=there).fit(x, y)
+    with pytest.raises(UserError, match=r"negative_embeddings has shape \[2, 16\]; expected \[3, 16\]"):
+        cbm.ConceptClassifier("zero_shot", class_embeddings=there, negative_embeddings=absent[:2]).fit(x, y)
 
 
 def test_a_method_of_one_class_says_who_else_can():
@@ -264,6 +315,16 @@ def test_the_score_of_several_labels_is_their_mean_auroc():
     assert fitted.score(x.numpy(), y.numpy()) == pytest.approx(sum(expected) / 3, abs=1e-9)
     with pytest.raises(cbm.UserError, match=r"y has shape \[120, 2\]; expected \[120, 3\]"):
         fitted.score(x.numpy(), y[:, :2].numpy())
+
+
+def test_wrong_arguments_of_the_editor_are_named(run: Path):
+    editor = cbm.Editor(cbm.load(run))
+    dim = editor.model.dim
+    for x in (torch.zeros(2, dim), torch.zeros(dim + 1), [0.0] * dim):
+        with pytest.raises(UserError, match=rf"smallest_flip: x is .*; expected the features \[{dim}\] of one image"):
+            editor.smallest_flip(x, editor.model.classes[0])
+    with pytest.raises(UserError, match=r"compare: 'test' is no split with features and labels; say model.split"):
+        editor.compare("test")
 
 
 @pytest.mark.parametrize(("concept", "value", "implied"), [

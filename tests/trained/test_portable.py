@@ -3,7 +3,7 @@ import torch
 from small_bottleneck import C, D, K, bottleneck
 
 from cbm.errors import UserError
-from cbm.layers import Cube, EnergyBottleneck, Largest, LinearProbe, Sigmoid, TopK, UnitCode
+from cbm.layers import Cube, EnergyBottleneck, Largest, LinearProbe, Sigmoid, TopK, UnitCode, Valued
 from cbm.solvers.concept_blocks import ConceptBlocks
 from cbm.trained.portable import PortableModel
 
@@ -11,7 +11,11 @@ OFFSET = torch.linspace(-0.3, 0.3, K)
 ATOMS, MEAN, LEAST = torch.eye(K, D), torch.full((D,), 0.1), torch.linspace(0, 0.2, K)
 UNITS = [UnitCode(OFFSET, MEAN, LEAST, ATOMS, 3), UnitCode(OFFSET, MEAN, LEAST, ATOMS, 3, LEAST),
          UnitCode(OFFSET, MEAN, LEAST, ATOMS, 0, LEAST), UnitCode(OFFSET, MEAN, LEAST, ATOMS, K + 5)]  # fmt: skip
-ACTIVATIONS = [None, TopK(OFFSET, 3), Largest(OFFSET), Cube(OFFSET), Sigmoid(OFFSET), *UNITS]
+# values that stand apart, numbers and steps; values alone; numbers alone
+NUMBER, GROUP = torch.tensor([k in (2, 6) for k in range(K)]), torch.tensor([0, -1, -1, 1, 0, 1, -1, 0, -1])
+KINDS = [(NUMBER, GROUP), (torch.zeros(K, dtype=torch.bool), torch.arange(K) % 2), (torch.ones(K) > 0, -torch.ones(K))]
+VALUED = [Valued(OFFSET, number, group.long()) for number, group in KINDS]
+ACTIVATIONS = [None, TopK(OFFSET, 3), Largest(OFFSET), Cube(OFFSET), Sigmoid(OFFSET), *VALUED, *UNITS]
 
 
 @pytest.mark.parametrize("residual", [False, True])
