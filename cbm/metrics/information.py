@@ -12,7 +12,6 @@ score changes anything. Binning and few pictures lose some information and add n
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaincc
 
 from cbm.metrics.paired import holm
 
@@ -158,6 +157,8 @@ def crosstalk(scores: np.ndarray, known: np.ndarray, *, draws: int = 30, seed: i
         draws: permutations.
         seed: random seed.
     """
+    from scipy.special import gammaincc
+
     count = scores.shape[1]
     generator = np.random.default_rng(seed)
     keys = generator.random((draws, len(scores)), dtype=np.float32)

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from birds_run import QUICK, small
+from conftest import one_line
 
 from cbm.report.compare import compare_runs, format_table
 
@@ -37,11 +38,24 @@ def test_a_run_with_concept_labels(command, module, tmp_path: Path):
     assert cut[0] == cut[1]  # measured again, with the same draws
     assert "leak ≥ %" in format_table(compare_runs([Path("runs/one")]), "markdown")
 
+    status, shown, errors = module("leak", "runs/one", "--cache", cache.removeprefix("cache="), "--json")
+    assert status == 0, errors
+    told = json.loads(shown)
+    assert told == {key: value for key, value in values.items() if key.startswith(("leak/", "purity/"))}
+    status, shown, errors = module("leak", "runs/one", "--cache", cache.removeprefix("cache="), "--split=val")
+    assert status == 0, errors
+    assert "higher on" in shown or "lower on" in shown
+    assert "(100 pictures)" in errors + shown
+    line = one_line(module("leak", "runs/one", "--split=train")[::2])
+    assert "--split=train: " in line
 
-def test_where_nothing_is_tested_nothing_is_measured(command, tmp_path: Path):
+
+def test_where_nothing_is_tested_nothing_is_measured(command, module, tmp_path: Path):
     settings = [*small(), *QUICK, "method=posthoc", "report=false"]
     assert command("train", *settings, "controls=false", "run_dir=runs/plain")[0] == 0
     assert not [key for key in metrics_of("runs/plain") if key.startswith(("leak/", "purity/"))]
     no_concepts = [*small(), "trainer.progress=false", "encoder.num_workers=0", "method=linear_probe", "report=false"]
     assert command("train", *no_concepts, "run_dir=runs/probe")[0] == 0
     assert not [key for key in metrics_of("runs/probe") if key.startswith(("leak/", "purity/"))]
+    line = one_line(module("leak", "runs/probe")[::2])
+    assert "run 'runs/probe' has no concepts: expected one of a method with concepts" in line
