@@ -35,6 +35,7 @@ BEGINS = {
     "export": "opening the run, to export it",
     "intervene": "opening the run, to ask about its concepts",
     "label": "opening the run, to ask whether its images show what it used",
+    "leak": "opening the run, to measure what its scores say beyond their names",
     "name": "opening the run, to name its units",
     "plan": "measuring this machine and planning the run",
     "predict": "opening the run, to classify images",

@@ -1,4 +1,4 @@
-"""What is asked of finished runs: report, compare, intervene, adapt, spurious, export, app."""
+"""What is asked of finished runs: report, leak, compare, intervene, adapt, spurious, export, app."""
 
 import importlib.util
 import logging
@@ -10,7 +10,7 @@ from rich.table import Table
 
 from cbm.commands.asking import AllowHttp, BaseUrl, Concurrency, MaxCostTokens, MaxRequests, vision_endpoint
 from cbm.commands.shared import Cache, Json, Root, Run, names_in, not_there, out, show
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files.console import say
 from cbm.files.shipped import install_command
 
@@ -22,7 +22,7 @@ log = logging.getLogger("cbm")
 
 def add_to(app: typer.Typer) -> None:
     """Make the commands of this file part of ``python -m cbm``."""
-    for command in (report, spurious, intervene, adapt, compare, export):
+    for command in (report, leak, spurious, intervene, adapt, compare, export):
         app.command()(command)
     app.command(name="app")(explore)
 
@@ -35,6 +35,34 @@ def report(
     from cbm.run.rewrite_report import rewrite_report
 
     out.print(str(rewrite_report(run, cache)))
+
+
+def leak(
+    run: Annotated[Path, typer.Argument(help="A finished run on a data set that labels concepts.")],
+    split: Annotated[str, typer.Option(help="Pictures on which it is measured: test or val.")] = "test",
+    cache: Cache = Path("cache"),
+    as_json: Json = False,
+) -> None:
+    """Whether the scores of concepts say only what their names say: what they tell about the class beyond the true
+    concepts, and the worst of them."""
+    from rich.text import Text
+
+    from cbm.report.leakage import worst_concepts
+    from cbm.run.leak import measure_run
+
+    if split not in ("test", "val"):
+        raise UserError(f"--split={split}: {did_you_mean(split, ['test', 'val'])}")
+    found, numbers, classes = measure_run(run, cache, split)
+    if not as_json:
+        say(f"{found.sentence} ({found.count:,} pictures)")
+    if found.own is None:
+        return show(None, numbers, as_json)
+    table = Table("concept", "own leak", "among pictures with the same answer")
+    for concept in worst_concepts(found, classes):
+        pointed = ", ".join(f"{'higher' if higher else 'lower'} on {name}" for name, higher in concept.classes)
+        share = f"{concept.share:.1%}" + " (chance)" * (not concept.significant)
+        table.add_row(Text(concept.name), share, Text(pointed))
+    return show(table, numbers, as_json)
 
 
 def spurious(

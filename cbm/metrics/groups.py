@@ -5,8 +5,9 @@ images hides a group that is always decided wrongly if it is small; its minimum 
 "Distributionally Robust Neural Networks for Group Shifts", ICLR 2020).
 
 The minimum of several measured accuracies lies below the smallest true one, by noise alone, and a bootstrap repeats
-that noise: where all groups are alike its 95 % interval covers the truth in 50 to 75 % of the draws. So the interval is
-simultaneous: Wilson's for every group at level 1 - .05 / G, and of these the smallest lower and the smallest upper end.
+that noise: where all groups are alike its 95 % interval misses the truth in a fifth of the draws and more. So the
+interval is simultaneous: Wilson's for every group at level 1 - .05 / G, and of these the smallest lower and the
+smallest upper end.
 """
 
 import math

@@ -1,7 +1,7 @@
 """What a score tells about something, beyond what is known already: conditional mutual information of few pictures.
 
 Mutual information that is computed from counts ("plug-in") is too large, by far more than the effects that matter: a
-score that knows nothing of 20 classes seems to know 12 % of what is open about them on 200 pictures. Here its mean
+score that knows nothing of 20 classes seems to know a tenth of what is open about them on 200 pictures. Here its mean
 under permutations of the score *within the strata* (pictures of the same known answer) is subtracted. Such permutations
 keep everything but the dependence that is asked about, so they are an exact test as well.
 
@@ -12,7 +12,6 @@ score changes anything. Binning and few pictures lose some information and add n
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.special import gammaincc
 
 from cbm.metrics.paired import holm
 
@@ -158,6 +157,8 @@ def crosstalk(scores: np.ndarray, known: np.ndarray, *, draws: int = 30, seed: i
         draws: permutations.
         seed: random seed.
     """
+    from scipy.special import gammaincc
+
     count = scores.shape[1]
     generator = np.random.default_rng(seed)
     keys = generator.random((draws, len(scores)), dtype=np.float32)

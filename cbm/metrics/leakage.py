@@ -19,7 +19,6 @@ from statistics import NormalDist
 
 import numpy as np
 import torch
-from scipy.special import digamma, ndtri
 from torch import Tensor, nn
 
 from cbm.concepts.bank import ConceptBank
@@ -225,6 +224,8 @@ def neighbour_information(score: np.ndarray, y: np.ndarray, neighbours: int = 3)
         y: class indices ``[N]``.
         neighbours: neighbours of the same class that make the distance in which all are counted.
     """
+    from scipy.special import digamma
+
     counted, sizes, used = [], [], []
     values, counts = np.unique(y, return_counts=True)
     everything = np.sort(score[np.isin(y, values[counts > 1])])
@@ -333,6 +334,8 @@ def _undefined(truth: np.ndarray, y: np.ndarray) -> str:
 
 def _residuals(scores: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """Normal scores ``[N, K]`` minus their mean over the pictures with the same answer; NaN where it is unknown."""
+    from scipy.special import ndtri
+
     z = ndtri((mid_ranks(torch.from_numpy(scores)).numpy() - 0.5) / len(scores))
     found = np.full(z.shape, np.nan)
     for k in range(z.shape[1]):

@@ -44,6 +44,7 @@ from cbm.report.figures import (
 from cbm.report.groups import describe_groups
 from cbm.report.headline import INTERVALS, headline
 from cbm.report.labels import write_label_report
+from cbm.report.leakage import describe_leakage
 from cbm.report.people import answers_as_evidence
 from cbm.report.result import RunResult
 from cbm.report.templates import load_template
@@ -165,6 +166,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "owned_bank": bank is not None and bool(bank.classes),
         "owners_chosen": bank is not None and bank.owners_chosen,
         "groups": describe_groups(result),
+        "leakage": describe_leakage(result),
         "matrix": confusion_shares(predicted, test.y, classes) if len(classes) <= CLASSES_IN_MATRIX else None,
         "ranking": sorted(accuracies[~accuracies.isnan()].tolist()),
         "right": examples(bottleneck, texts, data, dataset, probabilities, typical, part_name(bank)),

@@ -120,6 +120,7 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
     refused = "asks which class an image is; this model says any number of labels of it"
     for arguments in (
         ("spurious", "one", *CACHE),
+        ("leak", "one", *CACHE),
         ("app", "one", *CACHE),
         ("label", "one", *CACHE),
         ("intervene", "one", *CACHE, "--propagate"),

@@ -138,6 +138,18 @@ def test_the_interval_of_the_worst_group_covers_it(truth: tuple[float, ...], n: 
     assert covered >= 0.92 * 500
 
 
+@pytest.mark.parametrize("n", [25, 100, 400])
+def test_a_bootstrap_of_the_smallest_misses_the_truth(n: int):
+    """Why it is not used: 300 draws of four groups that are all right in 80 %."""
+    generator = np.random.default_rng(n)
+    measured = generator.binomial(n, 0.8, (300, 4)) / n
+    drawn = generator.binomial(n, measured[:, None], (300, 400, 4)).min(axis=2) / n
+    low, high = np.quantile(drawn, [0.025, 0.975], axis=1)
+    assert ((low <= 0.8) & (high >= 0.8)).mean() < 0.8
+    if n == 25:
+        assert measured.min(axis=1).mean() == pytest.approx(0.715, abs=0.02)
+
+
 def test_two_models_are_compared_on_the_same_images():
     generator = np.random.default_rng(0)
     y, site = torch.arange(2).repeat_interleave(200), np.tile([0, 1], 200)

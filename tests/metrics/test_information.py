@@ -41,6 +41,18 @@ def test_scores_that_leak_nothing_have_none(classes: int):
     assert abs(np.mean(means)) <= 0.005
 
 
+def test_counts_alone_would_accuse_scores_that_leak_nothing():
+    scores, c, y = Leaky(20, 1.2, 0).draw(200, 0)
+    raw = []
+    for k in range(CONCEPTS):
+        bins, parts = binned(scores[:, k]), [c[:, k] == value for value in (0, 1)]
+        told_, open_ = (
+            sum(rows.mean() * mutual_info_score(other[rows], y[rows]) for rows in parts) for other in (bins, y)
+        )
+        raw.append(told_ / open_)
+    assert np.mean(raw) == pytest.approx(0.12, abs=0.02)
+
+
 @pytest.mark.parametrize(("classes", "a", "b"), [(4, 1.2, 0.35), (4, 0.6, 0.7), (20, 1.2, 0.35), (20, 0.6, 0.7)])
 def test_a_planted_leak_is_found_and_not_exaggerated(classes: int, a: float, b: float):
     problem = Leaky(classes, a, b)

@@ -18,7 +18,7 @@ SETTINGS = [*small("birds_spurious"), "report=false", "controls=false", "nec=[]"
 SETTINGS += ["trainer.progress=false", "dataset=birds_spurious"]
 CACHE = small()[1].removeprefix("cache=")
 ROOT = small()[0].removeprefix("dataset.root=")
-DOORS = ["eval", "report", "adapt", "intervene", "probes", "spurious", "split", "explorer", "app"]
+DOORS = ["eval", "report", "adapt", "intervene", "probes", "spurious", "leak", "split", "explorer", "app"]
 
 
 @pytest.fixture(scope="module")
