@@ -32,6 +32,9 @@ if TYPE_CHECKING:  # needs the extra 'llm'
 
 log = logging.getLogger("cbm")
 
+TOLD_WRONG = "told wrong"
+"""The curve of a random order in which every answer is wrong: a model that follows its concepts loses by it."""
+
 
 def question_curves(
     run: Path,
@@ -62,7 +65,7 @@ def question_curves(
         seed: random seed for the noise and for the ``random`` policy.
 
     Returns:
-        The curve of every policy, by name.
+        The curve of every policy, by name; and ``TOLD_WRONG``, where the truth is what answers.
 
     Raises:
         UserError: the run or a policy does not exist, the model has no concepts or no linear head, no concept has
@@ -107,13 +110,17 @@ def question_curves(
         means = torch.stack([a[card.y == c].mean(dim=0) for c in range(len(classes))])
         covariance = source_covariance(a - means[card.y])
     price = _costs(costs or {}, units, bank, groups)
-    curves = {
-        name: ask_in_turn(
-            model, data.test.x, data.test.y, given, units, name, covariance=covariance, truth=truth,
+
+    def curve(policy: str, given: "Tensor | VisionExpert") -> QuestionCurve:
+        return ask_in_turn(
+            model, data.test.x, data.test.y, given, units, policy, covariance=covariance, truth=truth,
             questions=questions, costs=price, seed=seed, quality=label_quality if model.many else accuracy,
-        )
-        for name in policies
-    }  # fmt: skip
+        )  # fmt: skip
+
+    curves = {name: curve(name, given) for name in policies}
+    if answers is None and asked is None:  # a model that follows what it is told must lose by this
+        wrong = noisy_answers(truth, 1.0, seed, list(groups.values()), layout.ordered, layout.numbers)
+        curves[TOLD_WRONG] = curve("random", wrong)
     if model.many:
         curves = {name: replace(curve, measure="auroc_macro") for name, curve in curves.items()}
     if asked is not None:

@@ -32,7 +32,8 @@ def test_policies_answers_and_costs(trained: Path, module, tmp_path: Path):
     status, out, errors = module("intervene", "one", *cache, "--questions", "3")
     assert status == 0, errors
     seen = json.loads((trained / "interventions.json").read_text())
-    assert list(seen) == ["random", "ucp", "cctp", "ectp", "eudtp", "coop", "oracle"]
+    assert list(seen) == ["random", "ucp", "cctp", "ectp", "eudtp", "coop", "oracle", "told wrong"]
+    assert seen["told wrong"]["accuracy"][-1] < seen["random"]["accuracy"][-1]
     start = json.loads((trained / "metrics.json").read_text())["test/accuracy"]
     assert all(len(curve["accuracy"]) == 4 for curve in seen.values())
     assert all(curve["accuracy"][0] == pytest.approx(start, abs=0.01) for curve in seen.values())
@@ -46,7 +47,9 @@ def test_policies_answers_and_costs(trained: Path, module, tmp_path: Path):
         csv.writer(stream).writerows([["picture", bank.texts[0]], [name, "1"]])
     status, _, errors = module("intervene", "one", *cache, "--answers", "expert.csv", "--policies", "ucp")
     assert status == 0, errors
-    curve = json.loads((trained / "interventions.json").read_text())["ucp"]
+    curves = json.loads((trained / "interventions.json").read_text())
+    assert list(curves) == ["ucp"]  # what somebody answered is neither right nor wrong here
+    curve = curves["ucp"]
     assert 0 < curve["cost"][-1] < 0.1
     for arguments, message in (
         (["--policies", "upc"], "unknown policy 'upc': did you mean 'ucp'"),
