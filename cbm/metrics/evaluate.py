@@ -11,7 +11,7 @@ from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.errors import UserError
 from cbm.kernels import concept_scores
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, predict_logits
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits, thresholds_of
 from cbm.losses.concepts import ConceptLayout
 from cbm.metrics import (
     classification_metrics,
@@ -80,12 +80,6 @@ def evaluate_split(
         values |= energy_metrics(model, bank, split, data)
         values |= told_concepts(model, bank, split, data)
     return {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
-
-
-def thresholds_of(model: nn.Module, count: int) -> Tensor:
-    """Logits ``[L]`` above which a classifier of L labels says that they are there."""
-    thresholds = model.thresholds if isinstance(model, Linked) else None
-    return torch.zeros(count) if thresholds is None else thresholds
 
 
 def label_metrics(

@@ -20,10 +20,9 @@ import torch
 from cbm.files import write_atomically
 from cbm.files.names import as_text
 from cbm.files.pictures import VERSION
-from cbm.layers import is_many
+from cbm.layers import is_many, thresholds_of
 from cbm.layers.require import linear_or_none
 from cbm.methods.planning import in_time
-from cbm.metrics.evaluate import thresholds_of
 from cbm.report.explanations import explain
 from cbm.report.predictions import Shown, predictions_page
 from cbm.report.thumbnails import thumbnail
