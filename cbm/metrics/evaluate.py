@@ -349,10 +349,10 @@ def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) ->
     """
     concepts = torch.full((len(split), len(bank)), float("nan"))
     if split.values is not None:
-        for number, spec in enumerate(data.value_specs):
+        for place, spec in enumerate(data.value_specs):
             for column, _ in match_concepts(bank.phrases, [spec.name]):
                 if about := bank.concepts[column].provenance.get("number"):
-                    concepts[:, column] = ((split.values[:, number] - about["mean"]) / about["sd"]).float()
+                    concepts[:, column] = ((split.values[:, place] - about["mean"]) / about["sd"]).float()
     if split.concepts is None:
         return concepts, {}
     columns = {truth: column for column, truth in reversed(match_concepts(bank.phrases, data.concept_names))}
