@@ -6,7 +6,7 @@ from cbm.layers.codes import Coded, SparseCode, UnitCode
 from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
-from cbm.layers.link import Linked, decide, is_many, one_class, probabilities
+from cbm.layers.link import Linked, decide, is_many, one_class, probabilities, thresholds_of
 from cbm.layers.predict import predict_logits
 from cbm.layers.probe import LinearProbe
 from cbm.layers.require import energies_or_none, has_concepts, linear_or_none, require_concepts, require_linear
@@ -46,4 +46,5 @@ __all__ = [
     "require_concepts",
     "require_linear",
     "save_model",
+    "thresholds_of",
 ]

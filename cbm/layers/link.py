@@ -68,6 +68,12 @@ def probabilities(model: nn.Module, logits: Tensor) -> Tensor:
     return model.probabilities(logits) if isinstance(model, Linked) else logits.softmax(dim=-1)
 
 
+def thresholds_of(model: nn.Module, count: int) -> Tensor:
+    """Logits ``[L]`` above which a classifier of ``count`` labels says that they are there; 0 if none were chosen."""
+    thresholds = model.thresholds if isinstance(model, Linked) else None
+    return torch.zeros(count) if thresholds is None else thresholds
+
+
 def one_class(model: nn.Module, what: str) -> None:
     """Check that a classifier says one class.
 

@@ -14,7 +14,7 @@ from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit
 from cbm.files.label_predictions import LabelPredictions, write_label_predictions
 from cbm.files.predictions import MOST, TOP, Predictions, write_predictions
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, is_many, predict_logits
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, is_many, predict_logits, thresholds_of
 from cbm.metrics.bootstrap import (
     Statistic,
     Units,
@@ -27,7 +27,7 @@ from cbm.metrics.bootstrap import (
     reflected_interval,
     share_interval,
 )
-from cbm.metrics.evaluate import thresholds_of, truncated_logits
+from cbm.metrics.evaluate import truncated_logits
 from cbm.metrics.groups import Group, group_metrics, group_table
 from cbm.metrics.multilabel import auroc_macro_interval
 from cbm.metrics.nec import SparseHead, head_logits

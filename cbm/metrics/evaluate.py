@@ -10,7 +10,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureData, FeatureSplit, spaced
 from cbm.errors import UserError
-from cbm.layers import ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, predict_logits
+from cbm.layers import ConceptBottleneck, EnergyBottleneck, Sigmoid, predict_logits, thresholds_of
 from cbm.losses.concepts import ConceptLayout
 from cbm.metrics import (
     classification_metrics,
@@ -80,12 +80,6 @@ def evaluate_split(
         values |= energy_metrics(model, bank, split, data)
         values |= told_concepts(model, bank, split, data)
     return {f"{name}/{key}": value for key, value in values.items() if not math.isnan(value)}
-
-
-def thresholds_of(model: nn.Module, count: int) -> Tensor:
-    """Logits ``[L]`` above which a classifier of L labels says that they are there."""
-    thresholds = model.thresholds if isinstance(model, Linked) else None
-    return torch.zeros(count) if thresholds is None else thresholds
 
 
 def label_metrics(
@@ -355,10 +349,10 @@ def known_concepts(bank: ConceptBank, split: FeatureSplit, data: FeatureData) ->
     """
     concepts = torch.full((len(split), len(bank)), float("nan"))
     if split.values is not None:
-        for number, spec in enumerate(data.value_specs):
+        for place, spec in enumerate(data.value_specs):
             for column, _ in match_concepts(bank.phrases, [spec.name]):
                 if about := bank.concepts[column].provenance.get("number"):
-                    concepts[:, column] = ((split.values[:, number] - about["mean"]) / about["sd"]).float()
+                    concepts[:, column] = ((split.values[:, place] - about["mean"]) / about["sd"]).float()
     if split.concepts is None:
         return concepts, {}
     columns = {truth: column for column, truth in reversed(match_concepts(bank.phrases, data.concept_names))}

@@ -252,10 +252,10 @@ def truth_test(overall: Truth | None, within: Truth | None, count: int | None = 
         return Evidence(
             "truth", question, "cannot be tested: the data set labels none of the concepts", meaning, "untested"
         )
-    many = int((~overall.auroc.isnan()).sum())
-    of = "" if count is None or count == many else f" of {count}"
+    labelled = int((~overall.auroc.isnan()).sum())
+    of = "" if count is None or count == labelled else f" of {count}"
     numbers = (
-        f"(AUROC {overall.mean:.3f} over {many}{of} concepts with labels; names exchanged: {overall.null:.2f} ± "
+        f"(AUROC {overall.mean:.3f} over {labelled}{of} concepts with labels; names exchanged: {overall.null:.2f} ± "
         f"{overall.null_sd:.2f}"
     )
     testable = within is not None and not within.untestable
@@ -266,7 +266,7 @@ def truth_test(overall: Truth | None, within: Truth | None, count: int | None = 
     passed = overall.passed and (within is None or not testable or within.passed)
     finding = f"they find the images that show them {numbers}"
     why_not = overall.untestable
-    if not why_not and passed and count is not None and many < LABELLED * count:
+    if not why_not and passed and count is not None and labelled < LABELLED * count:
         why_not = "too few concepts have labels"
     if why_not:
         finding = f"cannot be tested: {why_not} {numbers}"
@@ -278,7 +278,7 @@ def truth_test(overall: Truth | None, within: Truth | None, count: int | None = 
             finding = f"{alike}, only {within.above:.0%} of them find the images that show them {numbers}"
         elif overall.passed:
             finding += f": they follow the {whose}, not what they say"
-    error = float(overall.auroc[~overall.auroc.isnan()].std() / many**0.5) if many > 1 else math.nan
+    error = float(overall.auroc[~overall.auroc.isnan()].std() / labelled**0.5) if labelled > 1 else math.nan
     low, high = max(0.0, overall.mean - 1.96 * error), min(1.0, overall.mean + 1.96 * error)
     interval = None if math.isnan(error) else (low, high)
     status: Status = "untested" if why_not else "passed" if passed else "failed"

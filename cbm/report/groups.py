@@ -5,8 +5,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from cbm.layers import is_many, predict_logits
-from cbm.metrics.evaluate import thresholds_of
+from cbm.layers import is_many, predict_logits, thresholds_of
 from cbm.metrics.groups import ENOUGH, Group, group_metrics, group_table, worst_group
 from cbm.report.result import RunResult
 from cbm.report.wording import clip

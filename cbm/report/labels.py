@@ -17,9 +17,9 @@ from cbm.data.features import spaced
 from cbm.files import write_atomically
 from cbm.files.inert import for_csv
 from cbm.files.without_paths import without_paths
-from cbm.layers import predict_logits
+from cbm.layers import predict_logits, thresholds_of
 from cbm.metrics.bootstrap import auroc_interval
-from cbm.metrics.evaluate import concept_ground_truth, thresholds_of
+from cbm.metrics.evaluate import concept_ground_truth
 from cbm.metrics.integrity import Evidence
 from cbm.metrics.label_integrity import CONTROLS, control_test
 from cbm.metrics.multilabel import label_table

@@ -14,11 +14,12 @@ from cbm.concepts import ConceptBank
 from cbm.data import Split
 from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn, to_logits
 from cbm.editing.asking.policies import POLICIES
+from cbm.editing.asking.propagation import beyond_labels
 from cbm.editing.asking.questions import QuestionCurve, accuracy, ask_in_turn
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
 from cbm.files.parsing import read_table
-from cbm.layers import one_class, require_linear
+from cbm.layers import ConceptBottleneck, is_many, require_linear
 from cbm.layers.probe import LinearProbe
 from cbm.metrics.answers import noisy_answers
 from cbm.metrics.evaluate import known_concepts, value_layout
@@ -77,11 +78,8 @@ def question_curves(
     if not 0 <= noise < 1:
         raise UserError(f"--noise {noise}: expected a share from 0 to 1")
     trained = load(run)
-    path, classes = trained.path, trained.classes
-    if propagate:
-        one_class(trained.model, "--propagate")
+    path = trained.path
     if isinstance(trained.model, LinearProbe):
-        one_class(trained.model, "asking without concepts")
         if answers is not None or expert is not None or propagate or costs:
             raise UserError(
                 f"run '{path}' has no concepts: its features are edited by probes, by the truth and in a random order; "
@@ -105,10 +103,7 @@ def question_curves(
         given = read_answers(answers, data.test.names, bank)
     covariance = None
     if propagate:
-        card = load_source_card(path / "source_card.safetensors")
-        a = to_logits(model, model.activations(card.x))
-        means = torch.stack([a[card.y == c].mean(dim=0) for c in range(len(classes))])
-        covariance = source_covariance(a - means[card.y])
+        covariance = source_covariance(_within(model, trained, cache))
     price = _costs(costs or {}, units, bank, groups)
 
     def curve(policy: str, given: "Tensor | VisionExpert") -> QuestionCurve:
@@ -175,10 +170,23 @@ def probe_curve(trained: TrainedModel, cache: Path, *, questions: int | None, no
     units = told_together(truth, together + [[k] for k in sorted(alone)])
     curve = tell_in_turn(
         model, probe, data.test.x, data.test.y, noisy_answers(truth, noise, seed, grouped, ordered), units,
-        questions=questions, seed=seed,
+        questions=questions, seed=seed, quality=label_quality if is_many(model) else accuracy,
     )  # fmt: skip
+    curve = replace(curve, measure="auroc_macro") if is_many(model) else curve
     write_curves(path, {"random": curve})
     return curve
+
+
+def _within(model: ConceptBottleneck, trained: TrainedModel, cache: Path) -> Tensor:
+    """How the logits of concepts differ between images of the same class, or beyond what labels tell, ``[M, K]``, on
+    validation images."""
+    if not model.many:
+        card = load_source_card(trained.path / "source_card.safetensors")
+        a = to_logits(model, model.activations(card.x))
+        means = torch.stack([a[card.y == c].mean(dim=0) for c in range(len(trained.classes))])
+        return a - means[card.y]
+    _, data = trained.read(("val",), cache=cache, as_trained=True)
+    return beyond_labels(to_logits(model, model.activations(data.val.x)), data.val.y)
 
 
 def label_quality(logits: Tensor, y: Tensor) -> Tensor:

@@ -20,10 +20,9 @@ import torch
 from cbm.files import write_atomically
 from cbm.files.names import as_text
 from cbm.files.pictures import VERSION
-from cbm.layers import is_many
+from cbm.layers import is_many, thresholds_of
 from cbm.layers.require import linear_or_none
 from cbm.methods.planning import in_time
-from cbm.metrics.evaluate import thresholds_of
 from cbm.report.explanations import explain
 from cbm.report.predictions import Shown, predictions_page
 from cbm.report.thumbnails import thumbnail
@@ -143,9 +142,9 @@ def table_rows(model: TrainedModel, batch: Batch, top: int) -> list[list[str]]:
     found = model.predict_features(batch.features)
     if found.many:
         with_concepts = width > len(model.classes) + 3
-        why = said_concepts(found, top) if with_concepts else [{}] * len(good)
-        for place, said, concepts, chances in zip(good, found.labels, why, found.probabilities.tolist()):
-            lists = [said, concepts] if with_concepts else [said]
+        behind = said_concepts(found, top) if with_concepts else [{} for _ in good]
+        for place, said, by_label, chances in zip(good, found.labels, behind, found.probabilities.tolist()):
+            lists = [said, by_label] if with_concepts else [said]
             cells = [json.dumps(each, ensure_ascii=False) for each in lists]
             rows[place][1:-1] = *cells, *(f"{chance:.6f}" for chance in chances)
         return rows

@@ -13,8 +13,7 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data import FeatureData
 from cbm.data.images import Images, NoImage
 from cbm.files import write_atomically
-from cbm.layers import ConceptBottleneck, predict_logits
-from cbm.metrics.evaluate import thresholds_of
+from cbm.layers import ConceptBottleneck, predict_logits, thresholds_of
 from cbm.metrics.sparsity import top_concepts
 from cbm.report.labels import label_rows, worst_rows
 from cbm.report.result import RunResult

@@ -7,8 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from cbm.editing.comparison import Comparison
-from cbm.layers import is_many
-from cbm.metrics.evaluate import thresholds_of
+from cbm.layers import is_many, thresholds_of
 from cbm.metrics.multilabel import LabelTest, auroc, auroc_macro_difference, label_tests, scored
 
 

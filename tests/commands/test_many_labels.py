@@ -96,6 +96,25 @@ def test_edits_of_a_run_of_labels_are_evaluated(trained: Path, module):
     assert {int(label) for _, label in found.flipped} == {0}
 
 
+def test_what_is_told_moves_other_concepts_and_probes_tell_features(trained: Path, command, module):
+    curves = {}
+    for name, more in (("alone", ()), ("moved", ("--propagate",))):
+        asked = ("--questions", "3", "--policies", "random")
+        status, _, errors = module("intervene", "one", *CACHE, *asked, *more)
+        assert status == 0, errors
+        curves[name] = json.loads((trained / "interventions.json").read_text())["random"]["auroc_macro"]
+    assert curves["moved"][0] == curves["alone"][0]
+    assert curves["moved"][1:] != curves["alone"][1:]
+    status, errors = command("train", *small(), TASK, *QUICK[:3], "method=linear_probe", "run_dir=probe", "report=none")
+    assert status == 0, errors
+    status, _, errors = module("intervene", "probe", *CACHE, "--questions", "2")
+    assert status == 0, errors
+    found = json.loads(Path("probe/interventions.json").read_text())["random"]["auroc_macro"]
+    metrics = json.loads(Path("probe/metrics.json").read_text())
+    assert found[0] == pytest.approx(metrics["test/auroc_macro"], abs=1e-6)
+    assert len(found) == 3
+
+
 def test_thresholds_come_from_validation_images_only(trained: Path):
     model = cbm.load(trained)
     _, data = model.read(("val", "test"), cache=CACHE[1])
@@ -123,7 +142,6 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
         ("leak", "one", *CACHE),
         ("app", "one", *CACHE),
         ("label", "one", *CACHE),
-        ("intervene", "one", *CACHE, "--propagate"),
     ):
         status, _, errors = module(*arguments)
         assert refused in one_line((status, errors)), arguments

@@ -9,14 +9,14 @@ If the probe is more certain than that already, t is the probe's own log-odds.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from cbm.editing.asking.questions import QuestionCurve
+from cbm.editing.asking.questions import QuestionCurve, accuracy
 
 CERTAIN = math.log(0.95 / 0.05)
 NUMBERS_AT_ONCE = 2**24
@@ -110,6 +110,7 @@ def tell_in_turn(
     questions: int | None = None,
     costs: Tensor | None = None,
     seed: int = 0,
+    quality: Callable[[Tensor, Tensor], Tensor] = accuracy,
 ) -> QuestionCurve:
     """Accuracy of a classifier of features as more concepts are set, in a random order for every image.
 
@@ -117,12 +118,13 @@ def tell_in_turn(
         model: the classifier, from features ``[N, D]`` to logits.
         probe: probe of the K concepts.
         x: features ``[N, D]``.
-        y: class indices ``[N]``.
+        y: class indices ``[N]``, or labels ``[N, L]``.
         answers: answers ``[N, K]``: 1, 0, or NaN if nobody knows.
         units: groups of columns that one question is about.
         questions: number of questions per image; all groups by default.
         costs: cost ``[U]`` of a question about every group; 1 by default.
         seed: random seed for the order of the questions.
+        quality: what is measured after each question, from logits and ``y`` to a number.
     """
     questions = len(units) if questions is None else min(questions, len(units))
     costs = torch.ones(len(units)) if costs is None else costs.float()
@@ -136,7 +138,7 @@ def tell_in_turn(
         for column in order[:, :step].T:
             told |= member[column] > 0
         edited = edit_representation(x, probe, torch.where(told, answers, torch.nan))
-        right.append((model(edited).argmax(dim=1) == y).double().mean())
+        right.append(quality(model(edited), y))
     spent = torch.cat([torch.zeros(len(x), 1), costs[order].cumsum(dim=1)], dim=1).mean(dim=0)
     return QuestionCurve(torch.stack(right), spent, order)
 

@@ -32,6 +32,26 @@ def source_covariance(a: Tensor) -> Tensor:
     return torch.from_numpy(ledoit_wolf(a.double().numpy())[0])
 
 
+def beyond_labels(activation: Tensor, y: Tensor) -> Tensor:
+    """What the labels of images do not tell of their activations ``[M, K]``, float64: residuals of least squares.
+
+    As for classes, whose means are subtracted: concepts that only share labels do not go together.
+
+    Args:
+        activation: activations ``[M, K]``.
+        y: labels ``[M, L]``: 1, 0, or NaN if unknown, which counts as the mean of the label.
+
+    Example:
+        >>> left = beyond_labels(torch.tensor([[1.0], [3.0], [7.0]]), torch.tensor([[0.0], [0.0], [1.0]]))
+        >>> [round(abs(value), 6) for value in left.flatten().tolist()]
+        [1.0, 1.0, 0.0]
+    """
+    known = torch.where(y.isnan(), y.nanmean(dim=0), y).nan_to_num().double()
+    told = torch.cat([torch.ones(len(y), 1, dtype=torch.float64), known], dim=1)
+    solved = torch.linalg.lstsq(told, activation.double(), driver="gelsd")  # two labels may be the same
+    return activation.double() - told @ solved.solution
+
+
 def to_logits(model: ConceptBottleneck, activation: Tensor) -> Tensor:
     """Logits of concepts, float64, from activations ``[..., K]``: log-odds of probabilities, scores and numbers on that
     scale."""

@@ -93,7 +93,7 @@ def ask_in_turn(
     member = torch.zeros(len(units), count)
     for number, unit in enumerate(units):
         member[number, list(unit)] = 1.0
-    said, number = told_levels(model), numbers_of(model)
+    said, is_number = told_levels(model), numbers_of(model)
     chance = torch.rand(len(x), len(units), generator=torch.Generator().manual_seed(seed))
     activation = seen = model.activations(x)
     own = None if covariance is None else to_logits(model, seen)
@@ -134,7 +134,7 @@ def ask_in_turn(
         now = (member[best] > 0) & asking[:, None]
         given = torch.where(now, answers(now), given) if callable(answers) else given
         told = told | (now & ~given.isnan())
-        values = torch.where(given > 0.5, said[1], said[0]).where(~number, given)
+        values = torch.where(given > 0.5, said[1], said[0]).where(~is_number, given)
         if covariance is None or own is None:
             asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)
             moved = torch.where(told, values, seen)
@@ -142,7 +142,7 @@ def ask_in_turn(
             logits = decided(moved) if by_picture else override_logits(logits, asked_now, change, votes)
             activation = moved
         else:
-            scaled = to_logits(model, given).masked_fill(~number, math.nan)
+            scaled = to_logits(model, given).masked_fill(~is_number, math.nan)
             followed = to_activations(model, propagate(own, told, given, covariance, scaled))
             activation = torch.where(told, values, followed)
             logits = decided(activation)

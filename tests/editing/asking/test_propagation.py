@@ -2,12 +2,15 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
+from sklearn.linear_model import LinearRegression
 from small_bottleneck import bottleneck
 
 from cbm.editing import conditional_mean, propagate, source_covariance, to_activations, to_logits
 from cbm.editing.apply import levels
+from cbm.editing.asking.propagation import beyond_labels
 from cbm.editing.asking.questions import ask_in_turn
 from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.layers.activations import Sigmoid
@@ -113,3 +116,20 @@ def test_the_head_reads_0_or_1_of_probabilities_that_are_told():
         for covariance in (None, torch.eye(2)):
             curve = ask_in_turn(model, x, torch.tensor([1]), told, [[0]], "random", covariance=covariance)
             assert curve.accuracy.tolist() == right
+
+
+def test_what_labels_do_not_tell_is_what_a_regression_leaves():
+    g = torch.Generator().manual_seed(0)
+    y = torch.randint(2, (60, 3), generator=g).float()
+    y = torch.cat([y, y[:, :1]], dim=1)  # the last label is the first one once more
+    a = y[:, :3] @ torch.randn(3, 5, generator=g) + torch.randn(60, 5, generator=g)
+    left = beyond_labels(a, y).numpy()
+    slow = LinearRegression().fit(y[:, :3].numpy(), a.numpy())
+    np.testing.assert_allclose(left, a.numpy() - slow.predict(y[:, :3].numpy()), atol=1e-5)
+    one_hot = torch.eye(3)[torch.randint(3, (60,), generator=g)]
+    means = torch.stack([a[one_hot[:, c] == 1].mean(dim=0) for c in range(3)])
+    np.testing.assert_allclose(beyond_labels(a, one_hot).numpy(), (a - one_hot @ means).numpy(), atol=1e-5)
+    y[:6, 1] = torch.nan
+    filled = torch.where(y.isnan(), y.nanmean(dim=0), y)
+    np.testing.assert_allclose(beyond_labels(a, y).numpy(), beyond_labels(a, filled).numpy(), atol=1e-9)
+    assert bool(beyond_labels(a, torch.full_like(y, torch.nan)).isfinite().all())
