@@ -113,6 +113,9 @@ class CavConfig:
     """Training images with the concept, and without it; as many again are held out to score it"""
     svm_c: float = 0.1
     """Cost of an error of the support vector machine, against a wide margin"""
+    fit: str = "svm"
+    """svm | fast (the direction from one mean to the other, FastCAV) | auto (fast for concepts with fewer than 50
+    training images)"""
     fidelity: str | None = None
     """repaired (features centred and scaled, both sides weigh the same) | released (features as they are, as in the
     code of post-hoc bottlenecks); null: as method.fidelity says for posthoc, else repaired"""

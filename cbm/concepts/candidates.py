@@ -255,6 +255,7 @@ def learn_bank(images: ConceptImages, data: FeatureData, encoder: Encoder | None
         source=images.source,
         per_concept=cfg.concepts.cav.per_concept,
         svm_c=cfg.concepts.cav.svm_c,
+        fit=cfg.concepts.cav.fit,
         seed=cfg.seed,
         groups=images.groups,
         fidelity=cav_fidelity(cfg),

@@ -8,6 +8,7 @@ hyperplane that parts images with the concept from images without it. Post-hoc c
 import hashlib
 import logging
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+FITS = ("svm", "fast", "auto")
+FEW = 50
+"""Training images with a concept below which ``auto`` takes the difference of means, which few images suffice for."""
+Plane = Callable[[list[np.ndarray]], tuple[np.ndarray, float, dict[str, Any]]]
+"""From features with and without a concept to the coefficients and offset of a plane, and what to remember of it."""
 FEWEST = 4
 """Smallest number of images with and without a concept: two of each to train on, and two of each held out."""
 
@@ -42,9 +48,11 @@ def learn_cavs(
     seed: int = 0,
     groups: dict[str, list[str]] | None = None,
     fidelity: str = "repaired",
+    fit: str = "svm",
     progress: bool = False,
 ) -> ConceptBank:
-    """One linear support vector machine per concept, on balanced samples of the images.
+    """One linear classifier per concept, on balanced samples of the images: a support vector machine, or the difference
+    of two means.
 
     ``repaired``: features are centred and divided by one number, the root mean square of their values over all N
     images, so that ``svm_c`` means the same for every encoder, and where one side has fewer images its errors weigh
@@ -63,6 +71,9 @@ def learn_cavs(
             change the draw.
         groups: names of concepts that exclude each other, by name of the group.
         fidelity: ``repaired`` or ``released``, see above.
+        fit: ``svm``; ``fast``, the direction from the mean without the concept to the mean with it, the plane half-way
+            (FastCAV, Schmalwasser et al., ICML 2025, which puts the plane through the mean of all images and so needs
+            as many with the concept as without); or ``auto``, ``fast`` for concepts with fewer than 50 training images.
         progress: whether a progress bar is shown.
 
     Returns:
@@ -79,6 +90,8 @@ def learn_cavs(
         raise UserError(f"svm_c={svm_c} must be above 0 and per_concept={per_concept} at least {FEWEST // 2}")
     if truth.shape != (len(x), len(names)):
         raise ValueError(f"truth is {list(truth.shape)}, expected {[len(x), len(names)]}")
+    if fit not in FITS:
+        raise UserError(f"concepts.cav.fit={fit}: {did_you_mean(fit, FITS)}")
     x, labels = x.detach().cpu(), truth.detach().cpu().numpy()
     mean, scale = torch.zeros(x.shape[1], dtype=torch.float64), 1.0
     if repaired := fidelity != "released":
@@ -95,7 +108,9 @@ def learn_cavs(
             dropped.append(Dropped(name, (), f"{counts}: needs {FEWEST} of each or more"))
             continue
         train, held = _halves(found, per_concept, seed, name)
-        normal, cav = _fit(x, mean, scale, train, held, svm_c, "balanced" if repaired else None)
+        quick = fit == "fast" or (fit == "auto" and len(train[0]) < FEW)
+        plane = _between_means if quick else _machine(svm_c, "balanced" if repaired else None)
+        normal, cav = _fit(x, mean, scale, train, held, plane)
         if normal is None:
             dropped.append(Dropped(name, (), "pictures with it look like pictures without it to the encoder"))
             continue
@@ -134,39 +149,60 @@ def _fit(
     scale: float,
     train: list[np.ndarray],
     held: list[np.ndarray],
-    svm_c: float,
-    class_weight: str | None,
+    plane: Plane,
 ) -> tuple[np.ndarray | None, dict[str, Any]]:
     """Unit normal ``[D]`` of the plane between ``train[0]`` and ``train[1]``, and what is to be remembered of it."""
-    from sklearn.svm import SVC
 
     def features(rows: np.ndarray) -> np.ndarray:
         return ((x[torch.from_numpy(rows)].double() - mean) / scale).numpy()
 
     sides = [features(rows) for rows in train]
-    machine = SVC(kernel="linear", C=svm_c, class_weight=class_weight)
-    machine.fit(np.concatenate(sides), np.repeat([1, -1], [len(side) for side in sides]))
-    w = machine.coef_[0] / scale  # [D], in the space of x
+    coefficients, offset, about = plane(sides)
+    w = coefficients / scale  # [D], in the space of x
     norm = float(np.linalg.norm(w))
     if norm * scale < 1e-9:
         return None, {}
-    intercept = float(machine.intercept_[0] - w @ mean.numpy())
-    m = np.concatenate([machine.decision_function(side) for side in sides]) / norm  # distances of the training pictures
+    intercept = float(offset - w @ mean.numpy())
+
+    def decision(side: np.ndarray) -> np.ndarray:
+        return side @ coefficients + offset
+
+    m = np.concatenate([decision(side) for side in sides]) / norm  # distances of the training pictures
 
     def accuracy(present: np.ndarray, absent: np.ndarray) -> float:
-        right = machine.predict(present) == 1, machine.predict(absent) == -1
+        right = decision(present) > 0, decision(absent) <= 0
         return float(np.mean([side.mean() for side in right]))
 
     return w / norm, {
         "norm": norm,
         "intercept": intercept,
-        "svm_c": svm_c,
+        **about,
         "train_accuracy": accuracy(*sides),
         "heldout_accuracy": accuracy(features(held[0]), features(held[1])),
         "positives": len(train[0]),
         "negatives": len(train[1]),
         "margins": _margins(m),
     }
+
+
+def _machine(svm_c: float, class_weight: str | None) -> Plane:
+    """A linear support vector machine."""
+
+    def plane(sides: list[np.ndarray]) -> tuple[np.ndarray, float, dict[str, Any]]:
+        from sklearn.svm import SVC
+
+        machine = SVC(kernel="linear", C=svm_c, class_weight=class_weight)
+        machine.fit(np.concatenate(sides), np.repeat([1, -1], [len(side) for side in sides]))
+        return machine.coef_[0], float(machine.intercept_[0]), {"svm_c": svm_c}
+
+    return plane
+
+
+def _between_means(sides: list[np.ndarray]) -> tuple[np.ndarray, float, dict[str, Any]]:
+    """The plane half-way between the means, at right angles to what joins them."""
+    present, absent = (side.mean(axis=0) for side in sides)
+    w = present - absent
+    return w, -float(w @ (present + absent)) / 2, {"fit": "fast"}
 
 
 def _margins(m: np.ndarray) -> dict[str, float]:

@@ -180,7 +180,7 @@ def integrity_from_json(content: dict[str, Any]) -> Integrity | None:
         return None
 
 
-def _judged(finding: str, found: Reading | Association) -> tuple[str, Status]:
+def judged(finding: str, found: Reading | Association) -> tuple[str, Status]:
     """The finding of a permutation test with its status, and why if even perfect concepts could not pass it."""
     if found.untestable:
         return f"cannot be tested: {found.untestable}; {finding}", "untested"
@@ -207,7 +207,7 @@ def names_test(readings: list[Reading], why_not: str) -> Evidence:
         f"a reader of five words{by} gets {best.accuracy:.1%} ({100 * best.low:.1f} to {best.high:.1%}; names "
         f"exchanged: {100 * best.null:.0f} ± {best.null_sd:.1%}, {p_value(best.p)})"
     )
-    finding, status = _judged(finding, best)
+    finding, status = judged(finding, best)
     return Evidence(
         "names", question, finding, meaning, status, best.accuracy, best.null, (best.low, best.high), best.p
     )
@@ -226,7 +226,7 @@ def association_test(found: Association | None, why_not: str) -> Evidence:
         f"concepts score {found.gap:+.2f} sd on images of their owners ({found.low:+.2f} to {found.high:+.2f}; owners "
         f"exchanged: {found.null:+.2f} ± {found.null_sd:.2f}, {p_value(found.p)})"
     )
-    finding, status = _judged(finding, found)
+    finding, status = judged(finding, found)
     return Evidence(
         "association", question, finding, meaning, status, found.gap, found.null, (found.low, found.high), found.p
     )

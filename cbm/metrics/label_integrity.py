@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cbm.layers import ConceptBottleneck
-from cbm.metrics.integrity import Evidence, Status, p_value, renamed_logits
+from cbm.metrics.integrity import Evidence, judged, p_value, renamed_logits
 from cbm.metrics.multilabel import AurocDifference, auroc
 from cbm.metrics.reader import Reading
 
@@ -42,9 +42,7 @@ def label_names_test(readings: list[Reading], why_not: str) -> Evidence:
         f"a reader of five words{by} ranks with an AUROC of {best.accuracy:.3f} ({best.low:.3f} to {best.high:.3f}; "
         f"names exchanged: {best.null:.3f} ± {best.null_sd:.3f}, {p_value(best.p)})"
     )
-    status: Status = "untested" if best.untestable else "passed" if best.passed else "failed"
-    if best.untestable:
-        finding = f"cannot be tested: {best.untestable}; {finding}"
+    finding, status = judged(finding, best)
     return Evidence(
         "names", question, finding, meaning, status, best.accuracy, best.null, (best.low, best.high), best.p
     )

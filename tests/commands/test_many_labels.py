@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 from birds_run import QUICK, shared_folder, small
-from conftest import one_line, paint
+from conftest import one_line
 from sklearn.metrics import f1_score, roc_auc_score
+from squares import SAID, draw_squares
 
 import cbm
 from cbm.data.birds import LABEL_RULES
@@ -180,28 +181,10 @@ def test_zero_shot_reads_two_sentences_and_keeps_its_threshold(command, module):
 
 # ------------------------------------------------------------------------------------------------ a table of one's own
 
-SAID = """
-labels: [reddish, bright]
-cells: {"": unknown}
-concepts:
-  hue: {values: [red, green, blue]}
-  level: {ordered: [dark, middle, light]}
-  glow: {unit: cd, range: [0, 100]}
-"""
-HUES = {"red": (1.0, 0.1, 0.1), "green": (0.1, 1.0, 0.1), "blue": (0.1, 0.2, 1.0)}
-
 
 @pytest.fixture
 def table(tmp_path: Path) -> Path:
-    """90 squares of three hues and brightnesses; every tenth cell of a label is empty."""
-    lines = ["path,reddish,bright,hue,level,glow"]
-    for i in range(90):
-        hue, level = list(HUES)[i % 3], i // 3 % 3
-        light = 70 + 85 * level
-        paint(tmp_path / "set" / f"{i}.png", tuple(int(light * part) for part in HUES[hue]), i)
-        reddish, bright = int(hue == "red"), "" if i % 10 == 4 else int(level == 2)
-        lines.append(f"{i}.png,{reddish},{bright},{hue},{['dark', 'middle', 'light'][level]},{10 + 40 * level + i % 7}")
-    (tmp_path / "set" / "images.csv").write_text("\n".join(lines) + "\n")
+    draw_squares(tmp_path / "set")
     return tmp_path / "set"
 
 

@@ -66,13 +66,20 @@ class Spy(SVC):
     """Remembers what it was fitted to and asked about."""
 
     def fit(self, features, targets):
-        Spy.fitted, Spy.targets, Spy.asked = features, targets, []
+        Spy.fitted, Spy.targets = features, targets
         Spy.machine = super().fit(features, targets)
         return self
 
-    def predict(self, features):
-        Spy.asked.append(features)
-        return super().predict(features)
+
+def balanced_elsewhere(spy: type[Spy], x: Tensor, present: Tensor) -> tuple[int, float]:
+    """Number of the rows that the machine was not fitted to, and its balanced accuracy on them."""
+    mean, scale = x.double().mean(dim=0), (x.double() - x.double().mean(dim=0)).square().mean().sqrt()
+    rows = ((x.double() - mean) / scale).numpy()
+    fitted = {row.tobytes() for row in spy.fitted}
+    assert len(fitted) == len(spy.fitted)  # nothing drawn twice
+    held = np.array([row.tobytes() not in fitted for row in rows])
+    said, true = spy.machine.decision_function(rows)[held] > 0, present.numpy()[held] == 1
+    return int(held.sum()), float((said[true].mean() + (~said[~true]).mean()) / 2)
 
 
 @pytest.fixture
@@ -110,23 +117,22 @@ def test_no_picture_is_in_both_halves(spy: type[Spy]):
     present = int(truth[:, 0].sum())
     found = cav(bank, "striped")
     assert (found["positives"], found["negatives"]) == ((present + 1) // 2, (60 - present + 1) // 2)
-    trained = {row.tobytes() for row in spy.fitted}
-    held = {row.tobytes() for part in spy.asked for row in part} - trained
-    assert len(trained) == found["positives"] + found["negatives"]  # nothing drawn twice
-    assert len(held) == 60 - len(trained)
-    sizes = sorted(len(part) for part in spy.asked)
-    assert sum(sizes) == 60, "a training picture was asked about as a held-out one"
+    left, accuracy = balanced_elsewhere(spy, x, truth[:, 0])
+    assert left == 60 - found["positives"] - found["negatives"]
+    assert found["heldout_accuracy"] == pytest.approx(accuracy)  # of all others, and of no training picture
 
 
 def test_held_out_accuracy_is_balanced(spy: type[Spy]):
     x, _, _ = planted(600)
     truth = (torch.rand(600, 1, generator=torch.Generator().manual_seed(2)) < 0.05).float()
     score = learn(x, truth, ["rare"], svm_c=10.0).concepts[0].score
-    present, absent = spy.asked[2:]
-    machine = spy.machine
-    hit, rejected = (machine.decision_function(present) > 0).mean(), (machine.decision_function(absent) < 0).mean()
+    train, held = _halves([np.flatnonzero(truth[:, 0] == side) for side in (1, 0)], 100, 0, "rare")
+    mean, scale = x.double().mean(dim=0), (x.double() - x.double().mean(dim=0)).square().mean().sqrt()
+    said = [spy.machine.decision_function(((x[rows].double() - mean) / scale).numpy()) > 0 for rows in held]
+    hit, rejected = said[0].mean(), (~said[1]).mean()
+    assert len(spy.fitted) == sum(map(len, train))
     assert score == pytest.approx((hit + rejected) / 2)
-    assert len(absent) > 3 * len(present)
+    assert len(held[1]) > 3 * len(held[0])
     assert abs(hit - rejected) > 0.2  # so that accuracy over all pictures is another number
 
 
@@ -343,3 +349,33 @@ def test_which_vectors_a_method_gets(method: str, fidelity: str | None, said: st
     cfg.concepts.cav.fidelity = "relesed"
     with pytest.raises(UserError, match="concepts.cav.fidelity=relesed: did you mean 'released'"):
         cav_fidelity(cfg)
+
+
+def test_the_difference_of_means_is_a_plane_half_way():
+    """FastCAV by hand; where a concept is rare, its plane stays between the two means and does not follow the many."""
+    g = torch.Generator().manual_seed(0)
+    truth = (torch.arange(2000) < 100).float()[:, None]
+    x = normalize(torch.eye(DIM)[0] + truth * torch.eye(DIM)[1] + 0.2 * torch.randn(2000, DIM, generator=g), dim=1)
+    bank = learn(x, truth, ["rare"], fit="fast", per_concept=10_000)
+    about = cav(bank, "rare")
+    train, held = _halves([np.arange(100), np.arange(100, 2000)], 10_000, 0, "rare")
+    means = [x[rows].double().mean(dim=0) for rows in train]
+    away = means[0] - means[1]
+    expected = (x.double() - (means[0] + means[1]) / 2) @ away / away.norm()
+    assert torch.allclose(distances(bank, x.double())[:, 0], expected, atol=1e-6)
+    right = [(expected[held[0]] > 0).double().mean(), (expected[held[1]] <= 0).double().mean()]
+    assert about["heldout_accuracy"] == pytest.approx(float(sum(right) / 2))
+    assert about["heldout_accuracy"] > 0.9
+    assert about["fit"] == "fast"
+    assert "svm_c" not in about
+
+
+def test_auto_takes_the_means_for_few_images_only():
+    x, truth, _ = planted(400)
+    truth[:, 0] = torch.where(torch.arange(400) < 30, truth[:, 0], torch.nan)
+    bank = learn(x, truth, fit="auto")
+    assert [cav(bank, name).get("fit") for name in NAMES] == ["fast", None, None]
+    alone = learn(x, truth)
+    assert torch.equal(bank.embeddings[1:], alone.embeddings[1:])
+    with pytest.raises(UserError, match="concepts.cav.fit=fats: did you mean 'fast'"):
+        learn(x, truth, fit="fats")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import hydra
 from birds_run import COUNTS, QUICK, shared_folder, small
-from conftest import paint
+from squares import SAID, draw_squares
 
 from cbm import config
 from cbm.app import Explorer
@@ -59,31 +59,12 @@ def explored_labels() -> Explorer:
     return Explorer(run, shared_folder() / "cache")
 
 
-SAID = """
-labels: [reddish, bright]
-cells: {"": unknown}
-concepts:
-  hue: {values: [red, green, blue]}
-  level: {ordered: [dark, middle, light]}
-  glow: {unit: cd, range: [0, 100]}
-groups: [site]
-"""
-HUES = {"red": (1.0, 0.1, 0.1), "green": (0.1, 1.0, 0.1), "blue": (0.1, 0.2, 1.0)}
-
-
 @functools.cache
 def explored_values() -> Explorer:
     """A run whose concepts are the hue of a square (one of three), its level (ordered) and its glow (a number)."""
     root, run = shared_folder() / "squares", shared_folder() / "explored-values"
-    lines = ["path,reddish,bright,hue,level,glow,site"]
-    for i in range(90):
-        hue, level = list(HUES)[i % 3], i // 3 % 3
-        paint(root / f"{i}.png", tuple(int((70 + 85 * level) * part) for part in HUES[hue]), i)
-        bright = "" if i % 10 == 4 else int(level == 2)
-        word = ["dark", "middle", "light"][level]
-        lines.append(f"{i}.png,{int(hue == 'red')},{bright},{hue},{word},{10 + 40 * level + i % 7},{'AB'[i // 9 % 2]}")
-    (root / "images.csv").write_text("\n".join(lines) + "\n")
-    (root / "columns.yaml").write_text(SAID)
+    draw_squares(root)
+    (root / "columns.yaml").write_text(SAID + "groups: [site]\n")
     settings = ["method=supervised", "dataset=csv", f"dataset.root={root}", f"cache={shared_folder() / 'cache'}"]
     settings += ["method.max_epochs=150", "method.lr=0.02", f"run_dir={run}", "nec=[]", "report=false"]
     settings += [*QUICK[:2], "controls=false"]
