@@ -25,6 +25,7 @@ from cbm.metrics.answers import noisy_answers
 from cbm.metrics.attributes import attribute_metrics
 from cbm.metrics.codes import code_metrics
 from cbm.metrics.concept_labels import best_threshold, cut_metrics
+from cbm.metrics.faithfulness import faithfulness, rows_for
 from cbm.metrics.multilabel import auroc, multilabel_metrics
 from cbm.metrics.nec import SparseHead, head_logits
 
@@ -76,6 +77,8 @@ def evaluate_split(
         values |= concept_ground_truth(model, bank, split, data, cuts)[0] | attribute_metrics(model, bank, split, data)
         if isinstance(model.activation, Sigmoid):
             values |= told_concepts(model, bank, split, data)
+        if len(split):
+            values |= faithfulness(model, spaced(split.x, rows_for(model))).metrics()
     if isinstance(model, EnergyBottleneck) and bank is not None:
         values |= energy_metrics(model, bank, split, data)
         values |= told_concepts(model, bank, split, data)

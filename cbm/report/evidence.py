@@ -89,6 +89,18 @@ OTHER_METRICS = {
         "How many equally strong concepts would spread a class's weight as widely.",
         "{:.1f}",
     ),
+    "flipped_without_5": (
+        "Decisions that change without their five longest bars",
+        "The five concepts that say most for a decision are held at their average; next line: as many random others as "
+        "have bars of the same total length. If both change as few, the decision is spread over many concepts.",
+        "{:.0%}",
+    ),
+    "flipped_without_random": ("The same without random others", "Bars of the same total length.", "{:.0%}"),
+    "concepts_needed": (
+        "Concepts needed",
+        "How many concepts, the longest bars first, it takes to reach the decision from the average picture (median).",
+        "{:.0f}",
+    ),
     "reader_accuracy": (
         "Reader of five words",
         "How often somebody who sees only the five words an image gets, and knows from text alone what words mean, "
