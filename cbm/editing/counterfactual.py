@@ -60,7 +60,7 @@ def counterfactual(
     activation = model.activations(x[None])[0]
     ends = levels(model)
     low, high = torch.minimum(ends[0], activation), torch.maximum(ends[1], activation)
-    weights = model.weights()
+    weights = model.votes(x[None])[0].T.contiguous()
     found = []
     for other in [target] if target is not None else [c for c in range(len(logits)) if c != now]:
         if other == now:
@@ -121,7 +121,7 @@ def label_counterfactual(
     activation = model.activations(x[None])[0]
     ends = levels(model)
     low, high = torch.minimum(ends[0], activation), torch.maximum(ends[1], activation)
-    rates = model.weights()[label] * (-1.0 if lead > 0 else 1.0)
+    rates = model.votes(x[None])[0, :, label] * (-1.0 if lead > 0 else 1.0)
     room = torch.where(rates > 0, high - activation, low - activation)
     gain = rates * room
     gain[list(frozen)] = 0.0

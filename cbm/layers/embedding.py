@@ -203,9 +203,9 @@ class Unnamed(nn.Module):
         return linear(mixed.flatten(1), self.weight.flatten(1)) - linear(p, self.named) - self.constant.sum(dim=1)
 
     def told(self, x: Tensor, p: Tensor) -> Tensor:
-        """The same ``[N, C]``, without edits, if the concepts had the probabilities ``p`` ``[N, K]``."""
-        rows, plain = self.embeddings.rows, self if self.alpha is None else self.edited(None, None, None)
-        parts = [plain.of(self.embeddings.read(part)[0], q) for part, q in zip(x.split(rows), p.split(rows))]
+        """The same ``[N, C]`` if the concepts had the probabilities ``p`` ``[N, K]`` before the edits."""
+        rows = self.embeddings.rows if self.alpha is None else self._rows
+        parts = [self.of(self.embeddings.read(part)[0], q) for part, q in zip(x.split(rows), p.split(rows))]
         return torch.cat(parts) if parts else x.new_zeros(0, len(self.weight))
 
     def by_concept(self, x: Tensor) -> Tensor:
@@ -220,18 +220,18 @@ class Unnamed(nn.Module):
         return rest if self.kept is None else self.kept * rest
 
     def rates(self, x: Tensor) -> Tensor:
-        """By how much every picture's rest grows with a concept's probability ``[N, K, C]``, without edits."""
+        """By how much every picture's rest grows with a concept's probability ``[N, K, C]``."""
         vectors, _ = self.embeddings.read(x)
-        both = torch.einsum("nkm,ckm->nkc", vectors[:, :, 0] - vectors[:, :, 1], self.weight)
-        return both - self.named.T
+        both = torch.einsum("nkm,ckm->nkc", vectors[:, :, 0] - vectors[:, :, 1], self.weight) - self.named.T
+        return both if self.alpha is None or self.kept is None else (self.alpha * self.kept).T * both
 
     @property
     def _rows(self) -> int:
         """Pictures at a time of tables images x classes x concepts."""
         return max(1, NUMBERS_AT_ONCE // max(self.weight[..., 0].numel(), 2 * self.weight[0].numel()))
 
-    def edited(self, alpha: Tensor | None, beta: Tensor | None, kept: Tensor | None) -> "Unnamed":
-        """A copy with other edits, ``[C, K]`` each or None for none (arguments as for the class)."""
+    def edited(self, alpha: Tensor, beta: Tensor, kept: Tensor) -> "Unnamed":
+        """A copy with other edits, ``[C, K]`` each (arguments as for the class)."""
         return Unnamed(self.embeddings, self.weight, self.means, self.centre, alpha, beta, kept)
 
     def with_embeddings(self, embeddings: ConceptEmbeddings) -> "Unnamed":

@@ -10,6 +10,7 @@ What the class head reads beyond the concepts' probabilities is kept apart (``cb
 is a bottleneck like any other, the rest its residual.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData
+from cbm.errors import UserError
 from cbm.kernels import feature_moments
 from cbm.layers import ConceptBottleneck, ConceptEmbeddings, Embedded, LinearHead, Unnamed
 from cbm.losses.classification import label_loss
@@ -99,6 +101,14 @@ class Embedding(Method):
         super().__init__(config)
         one_of("method.kind", config.kind, ("mix", "cem"))
         one_of("method.randint_per", config.randint_per, ("sample", "batch"))
+        if config.width < 1:
+            raise UserError(f"method.width={config.width}: expected 1 or more")
+        for name, most in (("randint", 1.0), ("drop", 1.0), ("prior_weight", None), ("concept_weight", None)):
+            value = getattr(config, name)
+            if value is not None and not 0 <= value <= (math.inf if most is None else most):
+                raise UserError(
+                    f"method.{name}={value:g}: expected 0 or more" + ("" if most is None else ", 1 at most")
+                )
 
     def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
         """Make untrained embeddings; arguments as for ``Method.build``."""

@@ -10,7 +10,8 @@ from torch.nn.functional import leaky_relu
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.config import TrainerConfig
 from cbm.data.features import FeatureData, FeatureSplit
-from cbm.editing import Edit, EditSet, edited_logits, edited_model
+from cbm.editing import Edit, EditSet, counterfactual, edited_logits, edited_model
+from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, load_model, predict_logits, save_model
 from cbm.losses.embedding import told_at_random
 from cbm.methods import create_method, fit_method
@@ -195,6 +196,30 @@ def test_edits_of_all_and_of_single_pictures_agree_with_their_meaning(kind: str,
     assert torch.allclose(found[:, rows], expected[:, rows], atol=2e-4)
 
 
+@pytest.mark.parametrize("kind", ["mix", "cem"])
+def test_an_edited_model_is_told_and_flipped_as_it_is(kind: str):
+    (data, bank), model = planted(), trained(kind)
+    x, ops = data.test.x[:25], (Edit("scale", NAMES[0], 0.5), Edit("mask", NAMES[1]), Edit("shift", NAMES[2], 0.1))
+    edited = edited_model(model, EditSet(ops), bank.texts, data.classes)
+    p = edited.activations(x)
+    assert torch.allclose(edited.told(x, p), edited(x), atol=1e-4)
+    for k in range(COUNT):
+        moved = p + 0.2 * torch.eye(COUNT)[k]
+        assert torch.allclose(edited.told(x, moved) - edited(x), 0.2 * edited.votes(x)[:, k], atol=1e-4)
+    assert float(edited.votes(x)[:, 1].abs().max()) < 1e-5  # masked: nothing is read of it
+    flips = 0
+    for row in range(25):
+        for each in (model, edited):
+            found = counterfactual(each, x[row], budget=COUNT)
+            if found is None:
+                continue
+            flips += 1
+            to = each.activations(x[[row]])
+            to[0, found.columns] = torch.tensor(found.values)
+            assert int(each.told(x[[row]], to)[0].argmax()) == found.after
+    assert flips > 10
+
+
 def test_a_saved_model_is_the_model(tmp_path):
     (data, bank), x = planted(), planted()[0].test.x[:20]
     for kind in ("mix", "cem"):
@@ -252,3 +277,19 @@ def test_portable_models_say_the_same(kind: str):
         assert torch.allclose(values, model.activations(unit).gather(1, indices), atol=1e-5)
         exported = torch.export.export(plain, (x,), dynamic_shapes=({0: torch.export.Dim("n", min=2)},)).module()
         assert torch.allclose(exported(x[:7])[0], logits[:7], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"width": 0}, "method.width=0: expected 1 or more"),
+        ({"randint": 2.0}, "method.randint=2: expected 0 or more, 1 at most"),
+        ({"drop": -0.5}, "method.drop=-0.5: expected 0 or more, 1 at most"),
+        ({"prior_weight": -1.0}, "method.prior_weight=-1: expected 0 or more"),
+        ({"concept_weight": float("nan")}, "method.concept_weight=nan: expected 0 or more"),
+        ({"kind": "mixcem"}, "method.kind=mixcem: "),
+    ],
+)
+def test_settings_out_of_range_are_named(setting: dict, message: str):
+    with pytest.raises(UserError, match=message):
+        create_method({"name": "embedding", **setting})
