@@ -16,9 +16,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import binary_cross_entropy_with_logits
+from torch.nn.functional import binary_cross_entropy_with_logits, linear
 
 from cbm.concepts.bank import ConceptBank
+from cbm.concepts.own_labels import other_concepts
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import feature_moments
@@ -72,17 +73,26 @@ class EmbeddingModel(nn.Module):
     Args:
         embeddings: K concepts.
         num_classes: number of classes C.
+        allowed: which concepts each of several labels may read ``[L, K]`` bool (``other_concepts``); all by default.
     """
 
-    def __init__(self, embeddings: ConceptEmbeddings, num_classes: int):
+    allowed: Tensor | None
+
+    def __init__(self, embeddings: ConceptEmbeddings, num_classes: int, allowed: Tensor | None = None):
         super().__init__()
         self.embeddings = embeddings
         self.head = nn.Linear(embeddings.count * embeddings.width, num_classes)
+        self.register_buffer("allowed", allowed)
+
+    def head_weight(self) -> Tensor:
+        """Weights ``[C, K, m]`` of the class head."""
+        weight = self.head.weight.view(-1, self.embeddings.count, self.embeddings.width)
+        return weight if self.allowed is None else weight * self.allowed[..., None]
 
     def decide(self, vectors: Tensor, p: Tensor) -> Tensor:
         """Logits ``[B, C]`` of vectors ``[B or 1, K, 2, m]`` mixed by probabilities ``[B, K]``."""
         mixed = p[..., None] * vectors[:, :, 0] + (1 - p)[..., None] * vectors[:, :, 1]
-        return self.head(mixed.flatten(1))
+        return linear(mixed.flatten(1), self.head_weight().flatten(1), self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[N, D]`` to logits ``[N, C]``, with nothing told."""
@@ -119,7 +129,8 @@ class Embedding(Method):
             mean, std.clamp(min=1e-6), len(labels.bank), config.width,
             mixed=config.kind == "mix", shared_scorer=config.shared_scorer, drop=config.drop,
         )  # fmt: skip
-        return Built(EmbeddingModel(embeddings, len(data.classes)), labels.bank, config.batch_size, labels.targets)
+        model = EmbeddingModel(embeddings, len(data.classes), other_concepts(labels.bank, data))
+        return Built(model, labels.bank, config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
         """Cross-entropy of the class with some concepts told, and with all told, plus that of the known concepts.
@@ -165,7 +176,7 @@ class Embedding(Method):
     def finish(self, built: Built, data: FeatureData) -> nn.Module:
         """The names' part as a bottleneck of probabilities, the rest as its residual."""
         embeddings, head = built.model.embeddings, built.model.head
-        weight = head.weight.view(len(head.weight), embeddings.count, embeddings.width)
+        weight = built.model.head_weight()
         x = data.train.x
         means = torch.zeros(embeddings.count, 2, embeddings.width, dtype=torch.float64)
         mean_mixed, mean_p, odds = torch.zeros_like(means[:, 0]), torch.zeros(embeddings.count, dtype=torch.float64), []

@@ -1,6 +1,7 @@
 """Concept embeddings: the formulas, what names say and what they do not, and whether the model follows a correction."""
 
 import functools
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -293,3 +294,16 @@ def test_portable_models_say_the_same(kind: str):
 def test_settings_out_of_range_are_named(setting: dict, message: str):
     with pytest.raises(UserError, match=message):
         create_method({"name": "embedding", **setting})
+
+
+def test_a_label_does_not_read_the_concept_that_it_is():
+    data, bank = planted()
+    splits = {name: replace(split, y=split.concepts[:, :3].clone()) for name, split in data.splits.items()}
+    data = FeatureData(splits, [NAMES[0], NAMES[1], "other"], concept_names=NAMES)
+    settings = {"name": "embedding", "width": 4, "max_epochs": 3}
+    model, _ = fit_method(create_method(settings), data, bank, 1.0, trainer=TrainerConfig(progress=False))
+    assert model.weights()[0, 0] == model.weights()[1, 1] == 0
+    rests = model.residual.by_concept(data.test.x[:20])
+    assert float(rests[:, 0, 0].abs().max()) < 1e-6
+    assert float(rests[:, 1, 0].abs().max()) > 1e-4
+    assert bool((model.weights()[2] != 0).all())
