@@ -10,10 +10,10 @@ from cbm.app.concepts import find_concepts
 from cbm.app.explorer import Explorer
 from cbm.app.gallery import names_of
 from cbm.app.session import Session
-from cbm.editing import Edit, EditedEnergies, EditSet, logit_change
+from cbm.editing import Edit, EditedEnergies, EditSet, edited_model, logit_change
 from cbm.editing.apply import levels
 from cbm.editing.edits import LEVELS
-from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, SparseCode
+from cbm.layers import Coded, ConceptBottleneck, EnergyBottleneck, Linked, Sigmoid, SparseCode, Unnamed
 from cbm.report.explanations import SumOfWords, sums_of_words
 from cbm.report.units import part_name
 
@@ -58,6 +58,8 @@ class Bar:
             vary, if the concept is edited, and for energies.
         edited: whether an edit of this picture changes the concept.
         held: whether this is the selected concept.
+        beyond: what the picture says under the concept's name and the name does not, with the edits; only a model of
+            concept embeddings says such things.
     """
 
     column: int
@@ -67,6 +69,7 @@ class Bar:
     level: float | None
     edited: bool
     held: bool
+    beyond: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,13 @@ class Decision:
     @property
     def largest(self) -> float:
         """Length of the longest bar."""
-        return max([max(abs(bar.before), abs(bar.after)) for bar in self.bars] + [1e-12])
+        lengths = [max(abs(bar.before), abs(bar.after), abs(bar.after + bar.beyond)) for bar in self.bars]
+        return max([*lengths, 1e-12])
+
+    @property
+    def beyond(self) -> bool:
+        """Whether something is said under the concepts' names and not by them."""
+        return any(bar.beyond for bar in self.bars)
 
 
 @dataclass(frozen=True)
@@ -207,26 +216,28 @@ def _of_labels(session: Session, plain: Tensor, logits: Tensor) -> tuple[Decisio
 def _explain(session: Session, model: ConceptBottleneck, found: Decision, c: int, logits: Tensor) -> Decision:
     """The logit of a class as a sum of bars."""
     old, new, level = contributions(session, model, c)
-    order = new.argsort(descending=True, stable=True).tolist()
+    beyond = beyond_names(session, model, c)
+    whole = new + beyond
+    order = whole.argsort(descending=True, stable=True).tolist()
     explorer = session.explorer
-    visible = float(new.abs().max()) / 50  # bars shorter than 1/50 of the longest are not shown
-    columns = [k for k in order[:FOR] if new[k] > visible]
-    columns += [k for k in order[::-1][:AGAINST] if new[k] < -visible][::-1]
+    visible = float(whole.abs().max()) / 50  # bars shorter than 1/50 of the longest are not shown
+    columns = [k for k in order[:FOR] if whole[k] > visible]
+    columns += [k for k in order[::-1][:AGAINST] if whole[k] < -visible][::-1]
     edited = [explorer.bank.index(text) for text in dict.fromkeys(e.concept for e in session.here.edits)]
     columns += [k for k in edited[-FOUND:] if k not in columns]
     columns += [session.concept] if session.concept is not None and session.concept not in columns else []
-    rest = new.clone()
+    rest = whole.clone()
     rest[columns] = 0.0
     cut = model.cut(c) if model.many else 0.0
     base, total = float(model.base()[c]) - cut, float(logits[c]) - cut
     part = part_name(explorer.bank)
     return replace(
         found,
-        bars=[_bar(session, k, float(old[k]), float(new[k]), float(level[k])) for k in columns],
+        bars=[_bar(session, k, float(old[k]), float(new[k]), float(level[k]), float(beyond[k])) for k in columns],
         base=base,
         others=float(rest.sum()),
         others_count=int((rest != 0).sum()),
-        outside=total - base - float(new.sum()),
+        outside=total - base - float(whole.sum()),
         total=total,
         words=next(iter(sums_of_words(model, explorer.bank.texts, session.picture.x[None], part=part) or []), None),
     )
@@ -252,6 +263,18 @@ def contributions(session: Session, model: ConceptBottleneck, c: int) -> tuple[T
 
 
 @torch.no_grad()
+def beyond_names(session: Session, model: ConceptBottleneck, c: int) -> Tensor:
+    """What the picture says of class c under every concept's name and the name does not, after the edits, ``[K]``;
+    zeros for all models but those of concept embeddings."""
+    if not isinstance(model.residual, Unnamed):
+        return torch.zeros(len(model.concepts))
+    explorer = session.explorer
+    edited = edited_model(model, session.here, explorer.bank.texts, explorer.classes)
+    assert isinstance(edited.residual, Unnamed)
+    return edited.residual.by_concept(session.picture.x[None])[0, c]
+
+
+@torch.no_grad()
 def believed(session: Session, model: EnergyBottleneck) -> tuple[Tensor, Tensor]:
     """Probability of every concept on the picture, ``[K]``, before and after the edits."""
     texts, x = session.explorer.bank.texts, session.picture.x[None]
@@ -270,11 +293,11 @@ def _most(new: Tensor, change: Tensor, session: Session, explorer: Explorer) -> 
     return sorted(dict.fromkeys([*edited[-FOUND:], *moved, *likely, *held]), key=lambda k: -float(new[k]))
 
 
-def _bar(session: Session, column: int, before: float, after: float, level: float | None) -> Bar:
+def _bar(session: Session, column: int, before: float, after: float, level: float | None, beyond: float = 0.0) -> Bar:
     text = session.explorer.bank.texts[column]
     edited = any(edit.concept == text for edit in session.here.edits)
     known = level if level is not None and math.isfinite(level) and not edited else None
-    return Bar(column, text, before, after, known, edited, column == session.concept)
+    return Bar(column, text, before, after, known, edited, column == session.concept, beyond)
 
 
 @torch.no_grad()

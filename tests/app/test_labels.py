@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from explored_run import explored_labels, explored_values
+from explored_run import explored, explored_labels, explored_values
 from torchmetrics.functional.classification import multilabel_auroc
 
 import cbm
@@ -153,6 +153,26 @@ def test_what_is_explained_stays_while_a_value_moves(tab: Session):
         tab.edit("set", place.activation(value))
         assert decide(tab).explained == before
     assert any(bar.held for bar in decide(tab).bars)
+
+
+@pytest.mark.parametrize("edited", [False, True])
+def test_bars_of_vectors_show_what_their_names_do_not_say(edited: bool):
+    tab = Session(explored("embedding"))
+    explorer = tab.explorer
+    if edited:
+        tab.hold(3)
+        tab.edit("mask")
+        tab.hold(40)  # of another attribute: what excludes concept 3 would set that absent
+        tab.edit("set", "present", scope=EVERYWHERE)
+    found = decide(tab)
+    c = explorer.classes.index(found.explained)
+    assert found.beyond
+    shown = sum(bar.after + bar.beyond for bar in found.bars)
+    assert found.base + shown + found.others == pytest.approx(found.total, abs=1e-3)
+    assert abs(found.outside) < 1e-3
+    assert found.total == pytest.approx(float(tab.logits()[c]), abs=1e-4)
+    masked = [bar for bar in found.bars if edited and bar.column == 3]
+    assert all(abs(bar.after) + abs(bar.beyond) < 1e-4 for bar in masked)
 
 
 # ------------------------------------------------------------------------------------------- values, levels, numbers
