@@ -204,9 +204,9 @@ class Page:
                         )
                     else:
                         self.kind = gr.Checkbox(label="Mistakes only")
-                    self.group = gr.Dropdown(
-                        self.groups, value=ANY_GROUP, label="Group", visible=len(self.groups) > 1, elem_id="group"
-                    )
+                self.group = gr.Dropdown(
+                    self.groups, value=ANY_GROUP, label="Group", visible=len(self.groups) > 1, elem_id="group"
+                )
                 self.gallery = choice(elem_id="gallery")
                 with gr.Row():
                     self.previous = gr.Button("← Previous", size="sm", min_width=60)
@@ -224,12 +224,19 @@ class Page:
                         self.where = gr.Button("Where is the concept seen?", size="sm", min_width=120)
             with gr.Column(scale=4, min_width=340):
                 if self.editable:
-                    self._editor_panel()
                     self.search = gr.Textbox(
-                        label="Find a concept", placeholder="any words of it", elem_id="search", max_length=LONGEST
+                        label="Find a concept",
+                        show_label=False,
+                        container=False,
+                        placeholder="Find a concept: any words of it",
+                        elem_id="search",
+                        max_length=LONGEST,
                     )
                     self.found = choice(elem_id="found")
+                    self._editor_panel()
                 self.explanation = choice(elem_id="explanation")
+                if self.editable:
+                    self._repair_panel()
 
     def _editor_panel(self) -> None:
         with gr.Group(elem_id="panel"):
@@ -260,8 +267,10 @@ class Page:
             self.mask = gr.Button("Mask", **wide)
             self.remove = gr.Button("Remove", visible=self.linear, **wide)
             self.remove_alike = gr.Button("Remove with look-alikes", visible=self.linear, **(wide | {"min_width": 160}))
-        gr.HTML(render("operations", linear=self.linear))
+
+    def _repair_panel(self) -> None:
         with gr.Accordion("Make it right", open=False):
+            gr.HTML(render("operations", linear=self.linear))
             if self.linear:
                 self.wanted = gr.Dropdown(
                     [self.any_flip, *self.explorer.classes],
