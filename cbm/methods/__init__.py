@@ -5,6 +5,7 @@ from cbm.methods import (  # noqa: F401  they register themselves
     discovered,
     embedding,
     energy,
+    grounded,
     label_free,
     labo,
     linear_probe,
