@@ -12,6 +12,7 @@ from cbm.methods import (  # noqa: F401  they register themselves
     posthoc,
     sparse,
     splice,
+    stochastic,
     supervised,
     v2c,
     zero_shot,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import binary_cross_entropy_with_logits, one_hot
+from torch.nn.functional import one_hot
 
 from cbm.concepts.bank import ConceptBank
 from cbm.concepts.detections import Detections, detected_labels, looked_for, owned_concepts, read_detections
@@ -29,18 +29,14 @@ from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.files import resolve_path
 from cbm.files.names import quoted
-from cbm.kernels import feature_moments
 from cbm.layers import ConceptBottleneck
 from cbm.methods.base import Built, Method, one_of, register_method
+from cbm.methods.concept_layer import learn_concepts
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
-from cbm.solvers import fit_labels, fit_logistic
+from cbm.solvers import fit_logistic
 
 log = logging.getLogger(__name__)
 
-PENALTIES = (0.1, 0.03, 0.01, 0.003, 0.001)
-"""Penalties l2 of the concepts, of which the validation pictures choose one."""
-UNCHOSEN = 0.01
-"""The penalty where the table says nothing about validation pictures."""
 FOLLOWS = 0.5
 """Share of the variance of what was looked for that the class explains, from which on it is said."""
 
@@ -180,27 +176,3 @@ def _learnable(bank: ConceptBank, labels: Tensor, file: str) -> tuple[ConceptBan
     if left := [text for text, reason in zip(bank.texts, reasons) if reason]:
         log.info("concepts: %d of %d left out, never detected or always: %s", len(left), len(bank), quoted(left))
     return bank.keep(reasons, "detections"), kept
-
-
-def learn_concepts(data: FeatureData, labels: dict[str, Tensor]) -> tuple[Tensor, float]:
-    """Directions ``[K, D]`` whose scores are the log-odds of concepts up to a constant, and the penalty that the
-    validation pictures chose.
-
-    Args:
-        data: encoded splits.
-        labels: labels ``[N, K]`` of ``train`` and ``val``: 1, 0, or NaN if unknown.
-    """
-    mean, std = feature_moments(data.train.x)
-    std = std.clamp(min=1e-6)
-    known = ~labels["val"].isnan()
-    penalties = list(PENALTIES) if bool(known.any()) else [UNCHOSEN]
-    fits = fit_labels((data.train.x.float() - mean) / std, labels["train"], l2=penalties, tol=1e-4)
-    losses = [0.0]
-    if len(fits) > 1:
-        z = (data.val.x.float() - mean) / std
-        losses = [
-            float(binary_cross_entropy_with_logits((z @ weight.T + bias)[known], labels["val"][known]))
-            for weight, bias in fits
-        ]
-    best = losses.index(min(losses))
-    return fits[best][0] / std, penalties[best]

@@ -19,11 +19,11 @@ from cbm.methods import METHODS, create_method
 from cbm.methods import fit as fit_module
 from cbm.training.batches import Batches, TrainingBatches
 
-LABELLED = {"embedding", "energy", "supervised"}
+LABELLED = {"embedding", "energy", "stochastic", "supervised"}
 SETTINGS = [
     {"name": "labo"}, {"name": "labo", "fidelity": "paper"}, {"name": "v2c"}, {"name": "posthoc", "residual": True},
     *({"name": "sparse", "objective": objective} for objective in ("l1", "contrastive", "gumbel")), {"name": "energy"},
-    {"name": "energy", "fidelity": "released"}, {"name": "supervised"}, {"name": "embedding"},
+    {"name": "energy", "fidelity": "released"}, {"name": "supervised"}, {"name": "stochastic"}, {"name": "embedding"},
     {"name": "embedding", "kind": "cem", "randint_per": "batch", "shared_scorer": False, "prior_weight": 1.0},
     *({"name": "discovered", "dictionary": kind, "size": 20} for kind in ("topk", "relu", "jumprelu", "batch_topk")),
     {"name": "discovered", "dictionary": "archetypal", "size": 20}, {"name": "discovered", "dead": "resample"},
