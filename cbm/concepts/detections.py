@@ -65,8 +65,8 @@ def read_detections(file: Path, bank: ConceptBank, data: FeatureData) -> Detecti
         )
     places: dict[str, list[tuple[str, int]]] = {}
     for name, split in data.splits.items():
-        for row, path in enumerate(split.names):
-            places.setdefault(path, []).append((name, row))
+        for number, path in enumerate(split.names):
+            places.setdefault(path, []).append((name, number))
     passed_over = data.undrawn | {path for names in data.skipped.values() for path in names}
     column_of = {normalise_text(text): k for k, text in enumerate(bank.phrases)}
     cells: dict[str, list[int]] = {name: [] for name in data.splits}
