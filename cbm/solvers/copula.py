@@ -165,14 +165,16 @@ def fit_correlation(p: Tensor, c: Tensor, apart: Tensor | None = None) -> tuple[
 
     Returns:
         R ``[K, K]`` float64: the nearest correlation matrix to that of the pairs, shrunk towards the identity by
-        ``1 / (1 + N' / 50 K)``, N' the mean number of rows that know a pair; and which pairs ``[K, K]`` bool have too
-        few rows to say anything (``pair_correlations``).
+        ``1 / (1 + N' / 50 K)``; and which pairs ``[K, K]`` bool have too
+        few rows to say anything (``pair_correlations``). N' is the mean over pairs of the rows that know both, each
+        counted as ``4 sqrt(p_i (1 - p_i) p_j (1 - p_j))``: what is certain anyway says nothing about dependence.
     """
     pairs, few = pair_correlations(p, c)
     if apart is not None:
         pairs = pairs.masked_fill(apart & ~torch.eye(len(pairs), dtype=torch.bool), 0.0)
-    known = (~c.isnan()).double()
-    rows = float((known.T @ known).mean())
+    inside = p.double().clamp(CERTAIN, 1 - CERTAIN)
+    says = torch.where(c.isnan(), 0.0, 2 * (inside * (1 - inside)).sqrt())  # 1 where p is one half
+    rows = float((says.T @ says).mean())
     keep = 1 - 1 / (1 + rows / (PER_CONCEPT * p.shape[1]))
     found = keep * nearest_correlation(pairs)
     return found.fill_diagonal_(1.0), few

@@ -136,8 +136,11 @@ def test_a_planted_correlation_is_found_and_the_others_are_small():
         assert abs(float(mean[0, 1]) - TRUE_01) <= 0.1
         assert abs(float(mean[2, 3]) - TRUE_23) <= 0.1
         assert abs(float(mean[others].mean())) <= 0.03
-    for one, other in zip(raw, shrunk):
-        factor = 1 - 1 / (1 + 2000 / (50 * COUNT))
+    for seed, (one, other) in enumerate(zip(raw, shrunk)):
+        p = planted(seed)[0]
+        said = [float((4 * (p[:, i] * (1 - p[:, i]) * p[:, j] * (1 - p[:, j])).sqrt()).sum())
+                for i in range(COUNT) for j in range(COUNT)]  # fmt: skip
+        factor = 1 - 1 / (1 + np.mean(said) / (50 * COUNT))
         torch.testing.assert_close(other, factor * nearest_correlation(one) + (1 - factor) * torch.eye(COUNT))
         assert float(torch.linalg.eigvalsh(other).min()) > 0
 
