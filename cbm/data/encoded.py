@@ -199,6 +199,7 @@ def encode_splits(
     """
     _say_copies(dataset, settings.cache, splits)
     taken, skipped, lost = dict(dataset.splits), {}, []
+    undrawn: set[str] = set()
     encoded: dict[str, FeatureSplit] = {}
     taught: dict[str, FeatureSplit] = {}
     for name in splits:
@@ -221,6 +222,8 @@ def encode_splits(
             say_skipped(label, given.errors, len(split))
         subjects = None if split.subjects is None else split.subjects[readable]
         rows = readable[few_shot(split.labels[readable], shots, settings.seed, dataset.classes, setting, subjects)]
+        if len(rows) < len(readable):
+            undrawn |= {str(split.images.names[row]) for row in np.setdiff1d(readable, rows).tolist()}
         split = split if len(rows) == len(split) else split.take(rows)
         if dataset.task == "many" and shots != "all":
             log.info(
@@ -255,6 +258,7 @@ def encode_splits(
         encoder=None if encoder is None else encoder.fingerprint,
         teacher=seen,
         skipped=skipped,
+        undrawn=frozenset(undrawn),
         group_names=dataset.group_names,
         specs=dataset.specs,
     )

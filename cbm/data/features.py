@@ -167,6 +167,7 @@ class FeatureData:
         class_embeddings: embeddings ``[C, E]`` of the class names from the text-image model, for methods that read
             class names.
         skipped: names of the images of each split that could not be read, and are not in it.
+        undrawn: names of the images that are in no split because few were asked for (``shots=``).
         group_names: values of each group, by its name.
         crops: features of parts of the training images, for methods that ask for them (``Method.reads_crops``).
         specs: attributes that are no yes or no.
@@ -186,6 +187,7 @@ class FeatureData:
     teacher: "FeatureData | None" = None
     class_embeddings: Tensor | None = None
     skipped: dict[str, list[str]] = field(default_factory=dict)
+    undrawn: frozenset[str] = frozenset()
     group_names: dict[str, list[str]] = field(default_factory=dict)
     crops: CropFeatures | None = None
     specs: list[ConceptSpec] = field(default_factory=list)

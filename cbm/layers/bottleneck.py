@@ -39,6 +39,8 @@ class ConceptBottleneck(Linked):
         mixing: proportions ``[K, K]`` in which the bank's concepts are mixed, if they are (row k: the mixture under the
             name of concept k); kept for inspection, since ``concepts`` holds the result.
         link: ``softmax`` for one of C classes, ``sigmoid`` for any number of labels.
+        correlation: which concepts go together beyond their probabilities ``[K, K]`` (``cbm.solvers.copula``), for
+            answers that say something about other concepts; None if nobody learned it.
 
     Attributes:
         residual: map from the features to logits that are added and bypass the concepts, or None: a linear one
@@ -49,6 +51,7 @@ class ConceptBottleneck(Linked):
     reference: Tensor
     spread: Tensor
     mixing: Tensor | None
+    correlation: Tensor | None
 
     def __init__(
         self,
@@ -62,6 +65,7 @@ class ConceptBottleneck(Linked):
         activation: Activation | None = None,
         mixing: Tensor | None = None,
         link: Link = "softmax",
+        correlation: Tensor | None = None,
     ):
         super().__init__(link)
         count = len(concepts)
@@ -72,6 +76,7 @@ class ConceptBottleneck(Linked):
         self.head = head
         self.activation = activation
         self.register_buffer("mixing", None if mixing is None else mixing.clone())
+        self.register_buffer("correlation", None if correlation is None else correlation.clone())
         self.residual: LinearProbe | Unnamed | None = None
 
     @property
@@ -208,6 +213,7 @@ class ConceptBottleneck(Linked):
             spread=self.spread,
             activation=self.activation,
             mixing=self.mixing,
+            correlation=self.correlation,
         ).requires_grad_(False)
         other.residual = self.residual
         same_link(self, other)

@@ -81,7 +81,10 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
     elif name := kind.get("activation"):
         settings = {key.removeprefix("activation."): tensor for key, tensor in tensors.items() if "activation." in key}
         activation = ACTIVATIONS[name](**settings)
-    model = ConceptBottleneck(tensors["concepts"], head, activation=activation, mixing=tensors.get("mixing"))
+    model = ConceptBottleneck(
+        tensors["concepts"], head, activation=activation, mixing=tensors.get("mixing"),
+        correlation=tensors.get("correlation"),
+    )  # fmt: skip
     if kind.get("residual") == "Unnamed":
         assert isinstance(activation, Embedded)
         names = ("weight", "means", "centre", "alpha", "beta", "kept")

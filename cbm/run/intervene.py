@@ -101,15 +101,15 @@ def question_curves(
     given = asked or noisy_answers(truth, noise, seed, list(groups.values()), layout.ordered, layout.numbers)
     if answers is not None:
         given = read_answers(answers, data.test.names, bank)
-    covariance = None
-    if propagate:
+    covariance, correlated = None, propagate and model.correlation is not None
+    if propagate and not correlated:
         covariance = source_covariance(_within(model, trained, cache))
     price = _costs(costs or {}, units, bank, groups)
 
     def curve(policy: str, given: "Tensor | VisionExpert") -> QuestionCurve:
         return ask_in_turn(
-            model, data.test.x, data.test.y, given, units, policy, covariance=covariance, truth=truth,
-            questions=questions, costs=price, seed=seed, quality=label_quality if model.many else accuracy,
+            model, data.test.x, data.test.y, given, units, policy, covariance=covariance, correlated=correlated,
+            truth=truth, questions=questions, costs=price, seed=seed, quality=label_quality if model.many else accuracy,
         )  # fmt: skip
 
     curves = {name: curve(name, given) for name in policies}

@@ -3,6 +3,7 @@
 from cbm.solvers.association_adam import AssociationAdam
 from cbm.solvers.codes import Codes
 from cbm.solvers.concept_matrix import ConceptMatrix, cms_scores, concept_matrix
+from cbm.solvers.copula import fit_correlation, told_probabilities
 from cbm.solvers.discriminability import (
     class_similarity,
     discriminability,
@@ -41,6 +42,7 @@ __all__ = [
     "discriminability",
     "elastic_net_path",
     "elastic_net_paths",
+    "fit_correlation",
     "fit_labels",
     "fit_logistic",
     "fit_projection",
@@ -57,4 +59,5 @@ __all__ = [
     "solve_mixing",
     "sparse_code",
     "spherical_kmeans",
+    "told_probabilities",
 ]

@@ -4,6 +4,7 @@ from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
+import detected_pictures
 import labelled_pictures
 import planted
 import pytest
@@ -18,17 +19,18 @@ from cbm.methods import METHODS, create_method
 from cbm.methods import fit as fit_module
 from cbm.training.batches import Batches, TrainingBatches
 
-LABELLED = {"embedding", "energy", "supervised"}
+LABELLED = {"embedding", "energy", "stochastic", "supervised"}
 SETTINGS = [
     {"name": "labo"}, {"name": "labo", "fidelity": "paper"}, {"name": "v2c"}, {"name": "posthoc", "residual": True},
     *({"name": "sparse", "objective": objective} for objective in ("l1", "contrastive", "gumbel")), {"name": "energy"},
-    {"name": "energy", "fidelity": "released"}, {"name": "supervised"}, {"name": "embedding"},
+    {"name": "energy", "fidelity": "released"}, {"name": "supervised"}, {"name": "stochastic"}, {"name": "embedding"},
     {"name": "embedding", "kind": "cem", "randint_per": "batch", "shared_scorer": False, "prior_weight": 1.0},
     *({"name": "discovered", "dictionary": kind, "size": 20} for kind in ("topk", "relu", "jumprelu", "batch_topk")),
     {"name": "discovered", "dictionary": "archetypal", "size": 20}, {"name": "discovered", "dead": "resample"},
     {"name": "discovered", "dictionary": "matryoshka", "size": 20},
 ]  # fmt: skip
 UNTRAINED = [
+    {"name": "grounded"},
     *({"name": name} for name in ("cms", "linear_probe", "posthoc", "label_free", "zero_shot", "splice")),
     {"name": "splice", "k": 3, "head": "names"}, {"name": "splice", "head": "none"},
     {"name": "posthoc", "head": "names"}, {"name": "discovered", "dictionary": "kmeans", "size": 20},
@@ -62,7 +64,7 @@ def three_steps_on_a_gpu(module, data, *, batch_size=None, targets=None, **_):
         module.model.cpu()
 
 
-def fitted(settings):
+def fitted(settings, tmp_path):
     if settings["name"] in LABELLED:
         data = labelled_pictures.planted()
         bank = ConceptBank("planted", "planted", tuple(map(Concept, labelled_pictures.NAMES)))
@@ -73,21 +75,25 @@ def fitted(settings):
         bank = replace(bank, encoder="backbone")
         if settings["name"] == "zero_shot":
             bank = class_name_bank(data.classes, "a {}", lambda texts: names, "backbone")
+    if settings["name"] == "grounded":
+        data, bank = detected_pictures.detected()
+        file = detected_pictures.write_table(tmp_path / "detections.csv", gated=False, asked=False)
+        settings = settings | {"detections": str(file)}
     method = create_method(settings)
     with mock.patch.object(training, "fit", three_steps_on_a_gpu):
         return fit_module.fit_method(method, data, bank, 100.0)[0], data
 
 
 @pytest.mark.parametrize("settings", SETTINGS, ids=lambda s: "-".join(map(str, s.values())))
-def test_trained_methods(settings):
-    model, data = fitted(settings)
+def test_trained_methods(settings, tmp_path):
+    model, data = fitted(settings, tmp_path)
     assert not any(isinstance(tensor, OnGpu) for tensor in model.state_dict().values())
     predicted_on_a_gpu(model, data)
 
 
 @pytest.mark.parametrize("settings", UNTRAINED, ids=lambda s: "-".join(map(str, s.values())))
-def test_untrained_methods(settings):
-    predicted_on_a_gpu(*fitted(settings))
+def test_untrained_methods(settings, tmp_path):
+    predicted_on_a_gpu(*fitted(settings, tmp_path))
 
 
 def predicted_on_a_gpu(model, data):

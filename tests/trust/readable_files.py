@@ -20,11 +20,12 @@ from trust.readable_runs import RUNS
 from cbm import config
 from cbm.concepts import Concept, ConceptBank, load_bank, read_bank
 from cbm.concepts.conceptnet import _edges
+from cbm.concepts.detections import read_detections
 from cbm.concepts.llm.answers import Unparsable, parse_answer, read_plain, salvage
 from cbm.concepts.llm.prompts import load_family
 from cbm.concepts.vocabulary import _seed_words
 from cbm.concepts.wordnet import WordNet
-from cbm.data import read_dataset
+from cbm.data import FeatureData, FeatureSplit, read_dataset
 from cbm.data.chest import CHEXPERT, NIH
 from cbm.data.images import ImageFiles
 from cbm.data.pascal import THINGS
@@ -162,6 +163,9 @@ def wordnet(root: Path) -> None:
 
 
 BANK = ConceptBank("b", "s", (Concept("red"), Concept("blue")))
+PICTURES_OF_DETECTIONS = FeatureData(
+    {"train": FeatureSplit(torch.ones(2, 2), torch.tensor([0, 1]), ["a.png", "b.png"])}, ["a", "b"]
+)
 PNG = picture()
 CELEBA = "2\nSmiling Young\n" + "".join(f"{n}.jpg {1 if n % 2 else -1} {1 if n % 3 else -1}\n" for n in range(8))
 COOP = {
@@ -485,6 +489,10 @@ READABLE: dict[str, Readable] = {
     "answers of an expert": Readable(
         tree(**{"a.csv": "picture,red,blue\na.png,1,0\nb.png,,1\n"}),
         lambda root: read_answers(root / "a.csv", ["a.png", "b.png"], BANK), ("a.csv",),
+    ),
+    "detections": Readable(
+        tree(**{"d.csv": "path,concept,score,x0,y0,x1,y1,asked\na.png,red,.9,0,0,.5,1,1\nb.png,blue,,,,,,1\n"}),
+        lambda root: read_detections(root / "d.csv", BANK, PICTURES_OF_DETECTIONS), ("d.csv",),
     ),
     "answer of a language model": Readable(
         tree(**{"answer.txt": '{"concepts": ["red belly", "long tail"]}'}), language_model_said, ("answer.txt",)

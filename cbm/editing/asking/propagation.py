@@ -9,6 +9,9 @@ known, the others move to their conditional mean,
 A logit is 2.94 at the level of "present" and -2.94 at that of "absent", where the probability is .95 and .05. What is
 told is at least that sure: eta is the further of the level and of what the model says itself. Else a concept that the
 model is surer of than .95 would be told down, and those that go with it would move away from what was told.
+
+A model that learned which concepts go together (``method=stochastic``) answers with the conditional probabilities of
+its copula instead (``follow_correlation``): no covariance of what pictures show, and no level of being told.
 """
 
 import math
@@ -16,9 +19,10 @@ import math
 import torch
 from torch import Tensor
 
-from cbm.editing.apply import levels
+from cbm.editing.apply import levels, numbers_of
 from cbm.layers import ConceptBottleneck
 from cbm.layers.activations import Sigmoid, Valued
+from cbm.solvers import told_probabilities
 
 TOLD = math.log(19)
 """The logit of a concept that is told to be present; of one that is absent, its negative."""
@@ -99,6 +103,32 @@ def propagate(
     values = torch.where(answers > 0.5, logits.clamp(min=TOLD), logits.clamp(max=-TOLD))
     values = values if numbers is None else values.where(numbers.isnan(), numbers)
     return conditional_mean(logits, told, values, covariance)
+
+
+def follow_correlation(
+    activation: Tensor, told: Tensor, answers: Tensor, model: ConceptBottleneck, seed: int = 0
+) -> Tensor:
+    """Probabilities ``[N, K]`` of concepts after some of them are told, by the model's own correlation.
+
+    Values that exclude each other are scaled to sum to one again; numbers stay as they are.
+
+    Args:
+        activation: probabilities ``[N, K]`` from the images.
+        told: which concepts ``[N, K]`` (bool) are told.
+        answers: answers ``[N, K]``, 1 present and 0 absent; only those of told concepts are read.
+        model: the bottleneck, with a ``correlation``.
+        seed: random seed for what has no formula (``cbm.solvers.copula.told_probabilities``).
+    """
+    assert model.correlation is not None
+    told = told & ~numbers_of(model)
+    found = told_probabilities(activation, told, answers, model.correlation, seed=seed)
+    if isinstance(model.activation, Valued):
+        for group in model.activation.group.unique().tolist():
+            if group >= 0:
+                columns = (model.activation.group == group).nonzero().flatten()
+                own, known = found[:, columns], told[:, columns].any(dim=1, keepdim=True)
+                found[:, columns] = own.where(known, own / own.sum(dim=1, keepdim=True).clamp(min=1e-12))
+    return found
 
 
 def conditional_mean(activation: Tensor, told: Tensor, values: Tensor, covariance: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cbm.editing.apply import numbers_of, told_levels
 from cbm.editing.asking.policies import POLICIES, SCORES, CoopWeights, Situation, beliefs
-from cbm.editing.asking.propagation import propagate, to_activations, to_logits
+from cbm.editing.asking.propagation import follow_correlation, propagate, to_activations, to_logits
 from cbm.errors import UserError, did_you_mean
 from cbm.kernels import override_logits
 from cbm.layers import ConceptBottleneck, Unnamed
@@ -54,6 +54,7 @@ def ask_in_turn(
     policy: str,
     *,
     covariance: Tensor | None = None,
+    correlated: bool = False,
     truth: Tensor | None = None,
     questions: int | None = None,
     costs: Tensor | None = None,
@@ -74,6 +75,7 @@ def ask_in_turn(
         policy: name of the policy, see ``cbm.editing.asking.policies``.
         covariance: covariance ``[K, K]`` of the logits (``to_logits``), with which concepts that were not asked about
             move to their conditional mean (``cbm.editing.asking.propagation``); None leaves them as they are.
+        correlated: whether they move to their conditional probability by the correlation that the model learned.
         truth: true concepts ``[N, K]`` for ``oracle``; the answers by default.
         questions: number of questions per image; all groups by default.
         costs: cost ``[U]`` of a question about every group; 1 by default.
@@ -135,7 +137,10 @@ def ask_in_turn(
         given = torch.where(now, answers(now), given) if callable(answers) else given
         told = told | (now & ~given.isnan())
         values = torch.where(given > 0.5, said[1], said[0]).where(~is_number, given)
-        if covariance is None or own is None:
+        if correlated:
+            activation = torch.where(told, values, follow_correlation(seen, told, given, model, seed))
+            logits = decided(activation)
+        elif covariance is None or own is None:
             asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)
             moved = torch.where(told, values, seen)
             change = (moved - activation).gather(1, asked_now.clamp(min=0))

@@ -140,6 +140,7 @@ def adapt_unlabelled(
         spread=model.spread,
         activation=model.activation,
         mixing=model.mixing,
+        correlation=model.correlation,
     )
     if steps:
         extra = reading @ normalize(further, dim=1)

@@ -1,0 +1,138 @@
+"""Stochastic bottlenecks: a supervised bottleneck that also learns which concepts go together, for corrections.
+
+Vandenhirtz, Laguna, Marcinkevics, Vogt, "Stochastic Concept Bottleneck Models", NeurIPS 2024, model the concepts'
+logits as Gaussian with a learned covariance, so that a concept that is told moves the others. Yes-or-no labels hold
+little about such a covariance, and learning it changes the probabilities. Here (``repaired``, the only fidelity) the
+bottleneck is that of ``method=supervised``, unchanged, and a Gaussian copula is put on its probabilities
+(``cbm.solvers.copula``):
+
+    c_k = 1[e_k < Phi^-1(p_k)],   e ~ N(0, R),   R from the labels and out-of-fold probabilities of training pictures
+
+Nothing is different until somebody answers; then ``cbm intervene --propagate`` gives the head P(c_j = 1 | answers).
+"""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy
+
+from cbm.concepts.bank import ConceptBank
+from cbm.data.features import FeatureData, spaced
+from cbm.errors import UserError
+from cbm.files.names import quoted
+from cbm.methods.base import Built, one_of, register_method
+from cbm.methods.concept_layer import out_of_fold
+from cbm.methods.supervised import Supervised, SupervisedConfig
+from cbm.solvers import fit_correlation, told_probabilities
+
+log = logging.getLogger(__name__)
+
+ROWS = 20_000
+"""Training pictures, at most, that the correlation is estimated from: K (K - 1) / 2 problems each pass over them."""
+STRONG = 0.1
+"""Size of a correlation from which on it is counted."""
+TOLD = 50
+"""Concepts that are told to measure what that is worth."""
+
+
+@dataclass
+class StochasticConfig(SupervisedConfig):
+    """Settings of stochastic bottlenecks."""
+
+    labels: str = "truth"
+    """Concept labels: truth (the data set's columns)"""
+    folds: int = 5
+    """Folds of the training pictures: whose concepts are predicted by the others"""
+
+
+@register_method("stochastic")
+class Stochastic(Supervised):
+    """Concepts from labels, classes from concepts, and what one concept says about the others."""
+
+    Config = StochasticConfig
+
+    def __init__(self, config: StochasticConfig):
+        super().__init__(config)
+        if config.labels == "pseudo":
+            raise UserError(
+                "method.labels=pseudo: CLIP's opinion is a function of the picture, so that one concept says nothing "
+                "more about another: method=stochastic needs labels of the data set (method.labels=truth)"
+            )
+        one_of("method.labels", config.labels, ("truth",))
+        if config.folds < 2:
+            raise UserError(f"method.folds={config.folds}: expected 2 or more")
+
+    def finish(self, built: Built, data: FeatureData) -> nn.Module:
+        """The supervised bottleneck with the correlation of its concepts."""
+        model: Any = super().finish(built, data)
+        layout, bank = built.model.layout, built.bank
+        assert isinstance(bank, ConceptBank)
+        numbers = set(layout.numbers)
+        binary = torch.tensor([k for k in range(len(bank)) if k not in numbers], dtype=torch.long)
+        correlation = torch.eye(len(bank), dtype=torch.float64)
+        if len(binary) > 1:
+            labels = {name: c[:, binary] for name, c in built.targets.items()}
+            p = out_of_fold(data, labels, self.config.folds)
+            apart = torch.zeros(len(bank), len(bank), dtype=torch.bool)
+            for columns in (*layout.exclusive, *layout.ordered):
+                apart[torch.tensor(columns)[:, None], torch.tensor(columns)] = True
+            apart = apart[binary][:, binary]
+            found, few = fit_correlation(spaced(p, ROWS), spaced(labels["train"], ROWS), apart)
+            correlation[binary[:, None], binary] = found
+            self._say(found, few & ~apart, [bank.texts[k] for k in binary.tolist()])
+        model.register_buffer("correlation", correlation.float())
+        self.facts["told_gain"] = told_gain(model.activations(data.val.x)[:, binary], built.targets["val"][:, binary],
+                                            correlation[binary][:, binary], data.seed)  # fmt: skip
+        log.info("correlation: telling one concept lowers the log loss of the others by %.4f nats on validation "
+                 "pictures", self.facts["told_gain"])  # fmt: skip
+        return model
+
+    def _say(self, correlation: Tensor, few: Tensor, texts: list[str]) -> None:
+        """Which concepts go together, and of which pairs nothing can be said."""
+        above = torch.triu(torch.ones_like(few), diagonal=1)
+        size = correlation.abs() * above
+        first = size.flatten().topk(min(3, int(above.sum()))).indices.tolist()
+        pairs = [(place // len(texts), place % len(texts)) for place in first]
+        said = ", ".join(f"'{texts[i]}' and '{texts[j]}' {float(correlation[i, j]):+.2f}" for i, j in pairs)
+        self.facts |= {
+            "correlated_pairs": float((size > STRONG).sum()) / float(above.sum()),
+            "pairs_too_few": float((few & above).sum()) / float(above.sum()),
+        }
+        log.info("correlation: %.1f %% of the pairs beyond %.1f; strongest: %s",
+                 100 * self.facts["correlated_pairs"], STRONG, said)  # fmt: skip
+        if bool(few.any()):
+            lone = [f"{texts[i]} / {texts[j]}" for i, j in (few & above).nonzero().tolist()]
+            log.info("correlation: %d pairs are left at 0, for some pair of answers is expected on fewer than five "
+                     "pictures: %s", len(lone), quoted(lone))  # fmt: skip
+
+
+def told_gain(p: Tensor, truth: Tensor, correlation: Tensor, seed: int) -> float:
+    """By how much the mean log loss of concepts falls, in nats, when one of the others is told: each in turn, or 50
+    drawn at random; 0 if no picture has two known concepts.
+
+    Args:
+        p: probabilities ``[N, K]``.
+        truth: labels ``[N, K]``: 1, 0, or NaN if unknown.
+        correlation: correlation ``[K, K]`` of the copula.
+        seed: random seed for the draw.
+    """
+    p, known = p.double(), ~truth.isnan()
+    count = p.shape[1]
+    total, number = 0.0, 0
+    for k in torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:TOLD].tolist():
+        rows = known[:, k]
+        asked = known[rows] & (torch.arange(count) != k)
+        if not bool(asked.any()):
+            continue
+        told = torch.zeros_like(asked)
+        told[:, k] = True
+        after = told_probabilities(p[rows], told, truth[rows], correlation)
+        before, then = (
+            binary_cross_entropy(q.clamp(1e-6, 1 - 1e-6)[asked], truth[rows][asked].double(), reduction="sum")
+            for q in (p[rows], after)
+        )
+        total, number = total + float(before - then), number + int(asked.sum())
+    return total / number if number else 0.0
