@@ -140,6 +140,7 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
     for arguments in (
         ("spurious", "one", *CACHE),
         ("leak", "one", *CACHE),
+        ("rebalance", "one", *CACHE),
         ("app", "one", *CACHE),
         ("label", "one", *CACHE),
     ):
