@@ -71,7 +71,7 @@ def density_ratio(v: Tensor, y: Tensor, num_classes: int, *, seed: int = 0) -> D
         >>> water = torch.where(torch.rand(400, generator=generator) < 0.9, y, 1 - y)  # goes with the class in 90 %
         >>> ratio = density_ratio(water[:, None] + 0.0, y, 2)
         >>> [round(float(ratio.u[rows].mean()), 1) for rows in (water == y, water != y)]  # .5 / .9 and .5 / .1
-        [0.6, 4.8]
+        [0.6, 5.0]
     """
     v = v.double()
     spread = v.std(dim=0, correction=0)

@@ -27,7 +27,7 @@ def test_rows_edits_and_a_model_that_loads(command, module, tmp_path: Path):
     assert list(told["rows"]) == ROWS
     for name, row in told["rows"].items():
         assert row["interval"][0] < row["accuracy"] < row["interval"][1]
-        assert row["worst_interval"][0] <= row["worst"] <= row["worst_interval"][1]
+        assert row["worst_interval"][0] - 1e-9 <= row["worst"] <= row["worst_interval"][1] + 1e-9
         assert (row["change"] is None) == (name == "remove")
     assert all(each["gap"] <= 1e-4 for each in told["certificates"].values())
     assert told["auroc"] > 0.8
@@ -48,7 +48,7 @@ def test_rows_edits_and_a_model_that_loads(command, module, tmp_path: Path):
     assert (balanced.model.weights()[:, columns] == 0).all()
     assert "head fitted again without 6 concepts" in str(balanced.changes)
 
-    status, shown, errors = module("rebalance", "one", *CACHE, "--concept", "long tail", "--group", "place")
+    status, shown, errors = module("rebalance", "one", *CACHE, "--concept", "long tail", "--group", "habitat")
     assert status == 0, errors
     assert "1 concepts removed" in shown
     assert "remove + refit" in shown
@@ -58,7 +58,7 @@ def test_rows_edits_and_a_model_that_loads(command, module, tmp_path: Path):
         (["--split", "train"], "--split=train"),
         (["--concept", "long tial"], "long tail"),
         (["--group", "plaec"], "place"),
-        (["--concept", "long tail"], "it does not go with the class"),
+        (["--group", "place"], "column 'place': the class is told from it with AUROC"),
     ):
         assert line in one_line(module("rebalance", "one", *CACHE, *arguments)[::2]), arguments
 
