@@ -100,6 +100,9 @@ def rebalance(
         list[str] | None,
         typer.Option(help="Concept to remove; repeat the option. Default: those that the data set names as spurious."),
     ] = None,
+    with_alike: Annotated[
+        bool, typer.Option("--with-alike", help="Also remove concepts that the encoder cannot tell from these.")
+    ] = False,
     group: Annotated[
         str | None, typer.Option(help="Column of groups to balance, in place of the removed concepts' scores.")
     ] = None,
@@ -118,7 +121,7 @@ def rebalance(
         raise UserError(f"--split={split}: {did_you_mean(split, ['test', 'val'])}")
     if destination is not None:
         not_there(destination)
-    made = rebalance_run(run, cache, concepts=concept or (), column=group, split=split)
+    made = rebalance_run(run, cache, concepts=concept or (), with_alike=with_alike, column=group, split=split)
     table = Table("", f"{split} accuracy", "worst group", "against remove", "which", title_justify="left")
     for name, row in made.rows.items():
         cells = [f"{100 * row.accuracy:.1f}{in_percent(row.interval)}", "–", "", ""]

@@ -16,7 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cbm.editing import Edit, EditSet, Rebalanced, prune, rebalance
+from cbm.editing import Edit, EditSet, Rebalanced, alike, prune, rebalance
 from cbm.errors import UserError, did_you_mean
 from cbm.layers import one_class, require_linear
 from cbm.run.side_by_side import Row, side_by_side
@@ -44,7 +44,13 @@ class RebalancedRun:
 
 
 def rebalance_run(
-    path: Path, cache: Path, *, concepts: Sequence[str] = (), column: str | None = None, split: str = "test"
+    path: Path,
+    cache: Path,
+    *,
+    concepts: Sequence[str] = (),
+    with_alike: bool = False,
+    column: str | None = None,
+    split: str = "test",
 ) -> RebalancedRun:
     """Remove concepts from a run's model, fit its head again, and measure every step.
 
@@ -52,6 +58,7 @@ def rebalance_run(
         path: the run directory.
         cache: folder of the feature store.
         concepts: texts of the concepts to remove; by default those that the data set names as spurious for some class.
+        with_alike: whether the concepts are removed too that the encoder cannot tell from these.
         column: a column of groups of the training images to balance, in place of the activations of these concepts.
             Then no concept need be removed.
         split: images on which the rows are measured: ``test``, or ``val`` while something is still chosen by them.
@@ -70,6 +77,8 @@ def rebalance_run(
             f"data set '{dataset.name}' has no validation images, which choose the penalty: add a split 'val'"
         )
     removed = removed_columns(trained, concepts, dataset.spurious, needed=column is None)
+    if with_alike:
+        removed = alike(model, removed)
     if column is not None and column not in data.train.groups:
         raise UserError(f"--group '{column}': {did_you_mean(column, list(data.train.groups))}")
     found = rebalance(model, removed, data.train, data.val, column=column, seed=int(trained.config.seed))

@@ -48,6 +48,11 @@ def test_rows_edits_and_a_model_that_loads(command, module, tmp_path: Path):
     assert (balanced.model.weights()[:, columns] == 0).all()
     assert "head fitted again without 6 concepts" in str(balanced.changes)
 
+    status, shown, errors = module("rebalance", "one", *CACHE, "--with-alike", "--json")
+    assert status == 0, errors
+    more = json.loads(shown)["removed"]
+    assert set(more) > set(told["removed"])
+
     status, shown, errors = module("rebalance", "one", *CACHE, "--concept", "long tail", "--group", "habitat")
     assert status == 0, errors
     assert "1 concepts removed" in shown
