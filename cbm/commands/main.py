@@ -19,6 +19,7 @@ BEGINS = {
     "eval": "composing the configuration",
     "adapt": "opening the run, to correct it for another domain",
     "app": "opening the run for the browser",
+    "audit": "opening the run, to compare what it uses with the list",
     "cache": "looking at the feature store",
     "compare": "reading the runs",
     "concepts diff": "comparing two banks",

@@ -75,11 +75,12 @@ def describe_slices(result: RunResult) -> SliceSection | None:
     model, bank, data = result.bottleneck, result.bank, result.data
     if model is None or bank is None or "val" not in data.splits:
         return None
-    columns = used_concepts(model)
+    if not (columns := used_concepts(model)):
+        return None
     labels = match_concepts([bank.phrases[k] for k in columns], data.concept_names)
     parts = [_decided(model, split, columns, labels) for split in (data.val, data.test)]
     (val, _), (test, rows) = parts
-    if not columns or val.wrong.sum() < ENOUGH:
+    if val.wrong.sum() < ENOUGH:
         return None
     texts = [clip(bank.texts[k]) for k in columns]
     images, shown = result.dataset.splits["test"].images, []

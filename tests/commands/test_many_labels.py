@@ -141,6 +141,7 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
         ("spurious", "one", *CACHE),
         ("leak", "one", *CACHE),
         ("rebalance", "one", *CACHE),
+        ("audit", "one", "audit.yaml", *CACHE),
         ("app", "one", *CACHE),
         ("label", "one", *CACHE),
     ):
