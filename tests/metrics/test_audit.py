@@ -67,4 +67,4 @@ def test_a_phrase_is_held_through_the_class_vectors():
     use = phrase_use(model, x, direction, [], 0.0)
     assert use.flips == use.alike == pytest.approx(float((after != model.logits(x).argmax(dim=1)).double().mean()))
     with pytest.raises(ValueError, match="linear bottleneck"):
-        phrase_use(model.with_activation(Sigmoid(torch.zeros(K))), x, direction, [], 0.0)
+        phrase_use(ConceptBottleneck(model.concepts, model.head, activation=Sigmoid(torch.zeros(K))), x, unit, [], 0.0)
