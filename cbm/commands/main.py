@@ -19,6 +19,7 @@ BEGINS = {
     "eval": "composing the configuration",
     "adapt": "opening the run, to correct it for another domain",
     "app": "opening the run for the browser",
+    "audit": "opening the run, to compare what it uses with the list",
     "cache": "looking at the feature store",
     "compare": "reading the runs",
     "concepts diff": "comparing two banks",
@@ -39,6 +40,7 @@ BEGINS = {
     "name": "opening the run, to name its units",
     "plan": "measuring this machine and planning the run",
     "predict": "opening the run, to classify images",
+    "rebalance": "opening the run, to fit it again without some concepts",
     "report": "opening the run, to write its report again",
     "spurious": "opening the runs, to edit spurious concepts out",
 }

@@ -1,7 +1,8 @@
-"""What is asked of finished runs: report, leak, compare, intervene, adapt, spurious, export, app."""
+"""What is asked of finished runs: report, leak, compare, intervene, adapt, spurious, rebalance, export, app."""
 
 import importlib.util
 import logging
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -22,7 +23,7 @@ log = logging.getLogger("cbm")
 
 def add_to(app: typer.Typer) -> None:
     """Make the commands of this file part of ``python -m cbm``."""
-    for command in (report, leak, spurious, intervene, adapt, compare, export):
+    for command in (report, leak, spurious, rebalance, intervene, adapt, compare, export):
         app.command()(command)
     app.command(name="app")(explore)
 
@@ -70,16 +71,94 @@ def spurious(
     cache: Cache = Path("cache"),
     as_json: Json = False,
 ) -> None:
-    """Edit spurious concepts out of trained models: test accuracy before and after, mean and standard error over the
-    runs."""
+    """Edit spurious concepts out of trained models: test accuracy before and after, and that of the worst group; mean
+    and standard error over the runs."""
     from cbm.run.spurious import edit_spurious, mean_and_error
 
     found = [edit_spurious(run, cache) for run in runs]
-    table = Table("", "test accuracy", "change", title=f"{len(runs)} run(s)", title_justify="left")
+    table = Table("", "test accuracy", "change", "worst group", title=f"{len(runs)} run(s)", title_justify="left")
     for name in found[0]:
-        change = [values[name] - values["unedited"] for values in found]
-        table.add_row(name, mean_and_error([values[name] for values in found]), mean_and_error(change, signed=True))
-    show(table, [{"run": run, **values} for run, values in zip(runs, found)], as_json)
+        rows = [row[name] for row in found if name in row]
+        change = [row[name].accuracy - row["unedited"].accuracy for row in found if name in row]
+        worst = [row.worst for row in rows if row.worst is not None]
+        told = f"{mean_and_error(worst)}{in_percent(rows[0].worst_interval) * (len(runs) == 1)}" if worst else "–"
+        table.add_row(name, mean_and_error([row.accuracy for row in rows]), mean_and_error(change, signed=True), told)
+    known = [
+        {
+            "run": run,
+            **{name: row.accuracy for name, row in rows.items()},
+            "worst_group": {name: row.worst for name, row in rows.items() if row.worst is not None},
+        }
+        for run, rows in zip(runs, found)
+    ]
+    show(table, known, as_json)
+
+
+def rebalance(
+    run: Run,
+    concept: Annotated[
+        list[str] | None,
+        typer.Option(help="Concept to remove; repeat the option. Default: those that the data set names as spurious."),
+    ] = None,
+    with_alike: Annotated[
+        bool, typer.Option("--with-alike", help="Also remove concepts that the encoder cannot tell from these.")
+    ] = False,
+    group: Annotated[
+        str | None, typer.Option(help="Column of groups to balance, in place of the removed concepts' scores.")
+    ] = None,
+    split: Annotated[str, typer.Option(help="Pictures on which the rows are measured: test or val.")] = "test",
+    destination: Annotated[
+        Path | None, typer.Option("--out", help="Folder for the rebalanced model and edits.yaml, the removals alone.")
+    ] = None,
+    cache: Cache = Path("cache"),
+    as_json: Json = False,
+) -> None:
+    """Remove concepts and fit the head again on the run's own training pictures, which count as if these concepts had
+    nothing to do with the class: accuracy and worst group after every step."""
+    from cbm.run.rebalance import rebalance_run
+
+    if split not in ("test", "val"):
+        raise UserError(f"--split={split}: {did_you_mean(split, ['test', 'val'])}")
+    if destination is not None:
+        not_there(destination)
+    made = rebalance_run(run, cache, concepts=concept or (), with_alike=with_alike, column=group, split=split)
+    table = Table("", f"{split} accuracy", "worst group", "against remove", "which", title_justify="left")
+    for name, row in made.rows.items():
+        cells = [f"{100 * row.accuracy:.1f}{in_percent(row.interval)}", "–", "", ""]
+        if row.worst is not None:
+            cells[1:] = [f"{100 * row.worst:.1f}{in_percent(row.worst_interval)}", "", row.worst_name or ""]
+        if row.change is not None:
+            cells[2] = f"{100 * row.change.value:+.1f}{in_percent((row.change.low, row.change.high))}"
+        table.add_row(name, *cells)
+    found = made.found
+    certificates = {
+        name: {"gap": fit.point.gap, "kkt": fit.point.kkt, "nec": fit.point.nec, "rows": fit.rows}
+        for name, fit in (("remove + refit", found.refit), ("rebalance", found.rebalanced))
+    }
+    known = {
+        "rows": {name: asdict(row) for name, row in made.rows.items()},
+        "removed": [edit.concept for edit in made.edits.edits],
+        "auroc": found.auroc,
+        "cap": found.cap,
+        "certificates": certificates,
+    }
+    show(table, known, as_json)
+    point = found.rebalanced.point
+    if not as_json:
+        out.print(
+            f"{len(made.edits.edits)} concepts removed; the class is told from what is balanced with AUROC "
+            f"{found.auroc:.2f}; the pictures count as {found.rebalanced.rows:.0f} equal ones; "
+            f"{point.nec:.1f} concepts per class, duality gap {max(point.gap, 0):.0e}"
+        )
+    if destination is not None:
+        made.model.save(destination)
+        made.edits.save(destination / "edits.yaml")
+        say(f"rebalanced model and edits.yaml in {destination}", beside=True)
+
+
+def in_percent(interval: tuple[float, float] | None) -> str:
+    """The ends of an interval after a number: `` [80.1, 85.9]``; empty if there is none."""
+    return "" if interval is None else f" [{100 * interval[0]:.1f}, {100 * interval[1]:.1f}]"
 
 
 def intervene(

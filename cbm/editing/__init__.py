@@ -21,6 +21,7 @@ from cbm.editing.edits import Edit, EditSet, load_edits, signed
 from cbm.editing.energies import EditedEnergies, energy_guided_edits
 from cbm.editing.margin import label_margin_edits, margin_edits
 from cbm.editing.prune import alike, prune
+from cbm.editing.rebalance import Rebalanced, Refit, rebalance
 
 __all__ = [
     "EDITORS",
@@ -39,6 +40,8 @@ __all__ = [
     "Kept",
     "Proposal",
     "QuestionCurve",
+    "Rebalanced",
+    "Refit",
     "SourceCard",
     "alike",
     "ask_in_turn",
@@ -63,6 +66,7 @@ __all__ = [
     "margin_edits",
     "propagate",
     "prune",
+    "rebalance",
     "refit_head",
     "returned_share",
     "signed",

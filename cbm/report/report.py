@@ -47,6 +47,7 @@ from cbm.report.labels import write_label_report
 from cbm.report.leakage import describe_leakage
 from cbm.report.people import answers_as_evidence
 from cbm.report.result import RunResult
+from cbm.report.slices import describe_slices
 from cbm.report.templates import load_template
 from cbm.report.thumbnails import Thumbnail, thumbnail
 from cbm.report.units import describe_units, part_name
@@ -167,6 +168,7 @@ def describe_run(result: RunResult) -> dict[str, Any]:
         "owners_chosen": bank is not None and bank.owners_chosen,
         "groups": describe_groups(result),
         "leakage": describe_leakage(result),
+        "slices": describe_slices(result),
         "matrix": confusion_shares(predicted, test.y, classes) if len(classes) <= CLASSES_IN_MATRIX else None,
         "ranking": sorted(accuracies[~accuracies.isnan()].tolist()),
         "right": examples(bottleneck, texts, data, dataset, probabilities, typical, part_name(bank)),

@@ -11,6 +11,8 @@ not. A finished run's model is edited, and compared on the test split with model
     prune random concepts       as many concepts of every class, drawn at random from those it uses
     retrain without them        the method fitted anew on the training images without these concepts
     retrain without alike       and without those that look alike
+    remove + refit              an elastic net fitted anew on the training images without the columns
+    rebalance                   and so is it on images that count as if these concepts had nothing to do with the class
     fine-tune (oracle)          the head fitted anew on a fifth of the test images, with their labels
 
 All are measured on the other four fifths of the test images.
@@ -27,11 +29,11 @@ from cbm.concepts import ConceptBank
 from cbm.concepts.readers import normalise_text
 from cbm.data import FeatureData, FeatureSplit
 from cbm.data.features import split_test
-from cbm.editing import alike, prune
+from cbm.editing import alike, prune, rebalance
 from cbm.errors import UserError
-from cbm.layers import ConceptBottleneck, one_class, predict_logits, require_linear
+from cbm.layers import ConceptBottleneck, one_class, require_linear
 from cbm.methods import create_method, fit_method
-from cbm.metrics.evaluate import accuracy
+from cbm.run.side_by_side import Row, side_by_side
 from cbm.trained import load
 
 log = logging.getLogger("cbm")
@@ -39,8 +41,10 @@ log = logging.getLogger("cbm")
 TARGET_SHARE = 0.2  # of the test pictures, for the oracle
 
 
-def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
-    """Accuracy on the test split before and after the edits, by the names above.
+def edit_spurious(run: Path, cache: Path) -> dict[str, Row]:
+    """Accuracy on the test split, and that of its worst group, before and after the edits, by the names above.
+
+    The last two are left out where a model cannot be rebalanced (``cbm.editing.rebalance``); a line says why.
 
     Raises:
         UserError: the run does not exist, the model has no concepts, the data set names no spurious concepts, or the
@@ -88,7 +92,12 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, float]:
         "retrain without alike": fitted(data.train, data.val, bank.take(unlike)),
         "fine-tune (oracle)": fitted(tune, judge, bank),
     }
-    return {name: accuracy(predict_logits(m, rest.x), rest.y) for name, m in models.items()}
+    try:
+        found = rebalance(model, removed.any(dim=0), data.train, data.val, seed=cfg.seed)
+        models |= {"remove + refit": found.refit.model, "rebalance": found.rebalanced.model}
+    except UserError as error:
+        log.warning("run '%s' is not rebalanced: %s", path, error)
+    return side_by_side(models, rest, data, "remove columns")
 
 
 def spurious_weights(bank: ConceptBank, spurious: dict[str, list[str]], classes: list[str]) -> Tensor:

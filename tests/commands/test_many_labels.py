@@ -141,6 +141,8 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
     for arguments in (
         ("spurious", "one", *CACHE),
         ("leak", "one", *CACHE),
+        ("rebalance", "one", *CACHE),
+        ("audit", "one", "audit.yaml", *CACHE),
         ("app", "one", *CACHE),
         ("label", "one", *CACHE),
     ):

@@ -52,14 +52,18 @@ def test_pruning_the_habitat_helps_and_pruning_at_random_does_not(command, monke
     assert status == 0, errors
     values = edit_spurious(Path("one"), CACHE)
     assert list(values)[:3] == ["unedited", "prune", "prune + normalise"]
-    assert values["prune"] > values["unedited"]
-    assert values["prune"] > values["prune random concepts"]
+    assert values["prune"].accuracy > values["unedited"].accuracy
+    assert values["prune"].accuracy > values["prune random concepts"].accuracy
+    assert list(values)[-2:] == ["remove + refit", "rebalance"]
+    assert all(row.worst is None for row in values.values())  # five pictures of a species are left: no group has ten
 
     monkeypatch.setattr(sys, "argv", ["cbm", "spurious", "one", "--cache", str(CACHE)])
     with pytest.raises(SystemExit) as stop:
         cbm.__main__.main()
     assert not stop.value.code
-    assert "prune + normalise" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "prune + normalise" in printed
+    assert "worst group" in printed
 
 
 def test_a_set_that_names_nothing_spurious_says_so(command, monkeypatch, capsys):
