@@ -2,8 +2,9 @@
 
 Concepts that are removed leave look-alikes behind: other phrases for the same background, which a head that is fitted
 anew on the same images uses in their place. The images are the reason, since what was removed goes with the class
-there. CBDebug (Debole et al., 2025) weights them so that it does not: with V the activations of the removed concepts,
-every image counts ``p(y) / p(y | V)``, its density where class and V are independent, over that where it was drawn.
+there. CBDebug (Enouen and Galhotra, ICLR 2026) weights them so that it does not: with V the activations of the removed
+concepts, every image counts ``p(y) / p(y | V)``, its density where class and V are independent, over that where it was
+drawn.
 
     u_i = p(y_i) / p(y_i | V_i)            by 5-fold logistic regressions, every image by one that did not see it
     u_i = min(u_i, cap)                    the largest cap at which the rows count as ``LEAST_ROWS`` N equal ones
