@@ -65,6 +65,15 @@ class Stochastic(Supervised):
         if config.folds < 2:
             raise UserError(f"method.folds={config.folds}: expected 2 or more")
 
+    def build(self, data: FeatureData, bank: ConceptBank | None, logit_scale: float) -> Built:
+        """Make two untrained heads; arguments as for ``Method.build``."""
+        if data.train.concepts is None:
+            raise UserError(
+                "method=stochastic learns from concept labels of the data set, and it has none: method=supervised with "
+                "method.labels=pseudo asks CLIP"
+            )
+        return super().build(data, bank, logit_scale)
+
     def finish(self, built: Built, data: FeatureData) -> nn.Module:
         """The supervised bottleneck with the correlation of its concepts."""
         model: Any = super().finish(built, data)
