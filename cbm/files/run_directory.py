@@ -341,3 +341,12 @@ def _has_encoder(about: dict[str, Any]) -> bool:
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def seed_of(said: object) -> int:
+    """The random seed that a run's settings say; 0 if somebody wrote something else there.
+
+    >>> seed_of(3), seed_of("three")
+    (3, 0)
+    """
+    return said if isinstance(said, int) and said >= 0 else 0

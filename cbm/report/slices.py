@@ -9,6 +9,7 @@ from torch import Tensor
 
 from cbm.concepts.readers import match_concepts
 from cbm.data.features import FeatureSplit
+from cbm.files.run_directory import seed_of
 from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.metrics.slices import ENOUGH, Decided, error_slices
 from cbm.report.result import RunResult
@@ -84,7 +85,7 @@ def describe_slices(result: RunResult) -> SliceSection | None:
         return None
     texts = [clip(bank.texts[k]) for k in columns]
     images, shown = result.dataset.splits["test"].images, []
-    for each in error_slices(val, test, seed=int(result.cfg.seed)):
+    for each in error_slices(val, test, seed=seed_of(result.cfg.seed)):
         wrong = np.flatnonzero(each.holds(test) & test.wrong)[:PICTURES]
         pictures = [thumbnail(images, int(rows[place]), SIDE) for place in wrong.tolist()]
         tested, found = each.tested, each.found

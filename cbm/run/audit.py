@@ -22,6 +22,7 @@ from cbm.data.text_store import text_encoder
 from cbm.editing import alike
 from cbm.errors import UserError, did_you_mean
 from cbm.files.parsing import read_yaml
+from cbm.files.run_directory import seed_of
 from cbm.layers import ConceptBottleneck, one_class, require_linear
 from cbm.metrics.audit import Use, chance_flips, concept_use, phrase_use
 from cbm.metrics.groups import group_index
@@ -130,7 +131,7 @@ def audit_run(path: Path, listed: Path, cache: Path, split: str = "test") -> lis
     entries = load_audit(listed, trained.classes)
     _, data = trained.read((split,), cache=cache)
     pictures = data.splits[split]
-    chance = chance_flips(model, pictures.x, seed=int(trained.config.seed))
+    chance = chance_flips(model, pictures.x, seed=seed_of(trained.config.seed))
     return [_audited(trained, model, entry, data, pictures, cache, chance) for entry in entries]
 
 

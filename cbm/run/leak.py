@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from cbm.errors import UserError
+from cbm.files.run_directory import seed_of
 from cbm.layers import one_class
 from cbm.metrics.leakage import Leakage, model_leakage
 from cbm.metrics.purity import quality_metrics
@@ -28,7 +29,7 @@ def measure_run(path: Path, cache: Path, split: str) -> tuple[Leakage, dict[str,
     if model.bank is None:
         raise UserError(f"run '{path}' has no concepts: expected one of a method with concepts, such as method=posthoc")
     dataset, data = model.read(("train", "val", "test"), cache=cache, as_trained=True)
-    seed = int(model.config.seed)
+    seed = seed_of(model.config.seed)
     found = model_leakage(model.model, model.bank, data, split, seed)
     if found is None:
         raise UserError(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from cbm.editing import Edit, EditSet, Rebalanced, alike, prune, rebalance
 from cbm.errors import UserError, did_you_mean
+from cbm.files.run_directory import seed_of
 from cbm.layers import one_class, require_linear
 from cbm.run.side_by_side import Row, side_by_side
 from cbm.run.spurious import spurious_weights
@@ -81,7 +82,7 @@ def rebalance_run(
         removed = alike(model, removed)
     if column is not None and column not in data.train.groups:
         raise UserError(f"--group '{column}': {did_you_mean(column, list(data.train.groups))}")
-    found = rebalance(model, removed, data.train, data.val, column=column, seed=int(trained.config.seed))
+    found = rebalance(model, removed, data.train, data.val, column=column, seed=seed_of(trained.config.seed))
     models = {
         AS_TRAINED: model,
         REMOVE: prune(model, removed.expand(len(trained.classes), -1)),

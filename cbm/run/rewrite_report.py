@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from cbm.files.run_directory import read_metrics
+from cbm.files.run_directory import read_metrics, seed_of
 from cbm.metrics.integrity import integrity_from_json
 from cbm.metrics.leakage import model_leakage
 from cbm.report import write_report
@@ -30,7 +30,7 @@ def rewrite_report(path: Path, cache: Path) -> Path:
     metrics = read_metrics(model.path)
     leakage = None
     if "leak/n" in metrics:
-        leakage = model_leakage(model.model, model.bank, data, seed=int(model.config.seed))
+        leakage = model_leakage(model.model, model.bank, data, seed=seed_of(model.config.seed))
     return write_report(
         RunResult(
             model.path,

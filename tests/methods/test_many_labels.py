@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -47,8 +48,14 @@ def fitted(data: FeatureData, bank: ConceptBank | None, name: str, **settings):
 
 
 @pytest.mark.parametrize("name", sorted(METHODS))
-def test_every_method_fits_labels_or_names_those_that_can(name: str):
+def test_every_method_fits_labels_or_names_those_that_can(name: str, tmp_path: Path):
     data, bank = labelled()
+    settings = {}
+    if name == "grounded":
+        rows = [(n, *c) for s in data.splits.values() for n, c in zip(s.names, s.concepts.nan_to_num().tolist())]
+        table = "\n".join(",".join(map(str, row)) for row in [("path", *data.concept_names), *rows])
+        (tmp_path / "detections.csv").write_text(table + "\n")
+        settings = {"detections": str(tmp_path / "detections.csv")}
     if not METHODS.find(name).many_labels:
         with pytest.raises(UserError, match=f"method={name} names one class per picture") as caught:
             fitted(data, bank, name)
@@ -57,7 +64,7 @@ def test_every_method_fits_labels_or_names_those_that_can(name: str):
         able = message.rpartition("told by ")[2].split(", ")
         assert able == sorted(key for key, kind in METHODS.items() if kind.many_labels)
         return
-    model, used, _ = fitted(data, bank, name)
+    model, used, _ = fitted(data, bank, name, **settings)
     assert is_many(model)
     logits = predict_logits(model, data.test.x)
     assert logits.shape == (60, 3)
