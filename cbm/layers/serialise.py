@@ -87,8 +87,8 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
     )  # fmt: skip
     if kind.get("residual") == "Unnamed":
         assert isinstance(activation, Embedded)
-        names = ("weight", "means", "centre", "alpha", "beta", "kept")
-        model.residual = Unnamed(activation.embeddings, *(tensors.get(f"residual.{name}") for name in names))  # type: ignore[arg-type]
+        parts = {key.removeprefix("residual."): tensor for key, tensor in tensors.items() if key.startswith("residual.")}
+        model.residual = Unnamed(activation.embeddings, **parts)
     elif "residual.matrix" in tensors:
         model.residual = LinearProbe(tensors["residual.matrix"], tensors["residual.bias"])
     return model
