@@ -87,7 +87,7 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
     )  # fmt: skip
     if kind.get("residual") == "Unnamed":
         assert isinstance(activation, Embedded)
-        parts = {key.removeprefix("residual."): tensor for key, tensor in tensors.items() if key.startswith("residual.")}
+        parts = {key.removeprefix("residual."): tensor for key, tensor in tensors.items() if "residual." in key}
         model.residual = Unnamed(activation.embeddings, **parts)
     elif "residual.matrix" in tensors:
         model.residual = LinearProbe(tensors["residual.matrix"], tensors["residual.bias"])
