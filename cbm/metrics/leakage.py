@@ -371,8 +371,10 @@ def _joint(truth: np.ndarray, residual: np.ndarray, y: np.ndarray, seed: int) ->
 
 
 def _standardised(values: np.ndarray) -> np.ndarray:
+    """Columns with mean 0 and deviation 1; those that never vary say nothing, and are all 0 instead of rounding."""
     spread = values.std(axis=0)
-    return ((values - values.mean(axis=0)) / np.where(spread > 1e-9, spread, 1)).astype(np.float32)
+    away = np.where(spread > 1e-9, values - values.mean(axis=0), 0.0)
+    return (away / np.where(spread > 1e-9, spread, 1)).astype(np.float32)
 
 
 def _cross_fitted(x: np.ndarray, y: np.ndarray, fold: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

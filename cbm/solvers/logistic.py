@@ -107,6 +107,15 @@ def _fitted(objective: _Objective, penalties: list[float], max_iter: int, tol: f
     return [fitted[penalty] for penalty in penalties]
 
 
+def _eigh(covariance: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and axes; in float64 where float32 finds none (single-threaded LAPACK may, with many equal ones)."""
+    try:
+        values, axes = torch.linalg.eigh(covariance)
+    except torch.linalg.LinAlgError:
+        values, axes = torch.linalg.eigh(covariance.double())
+    return values.to(covariance), axes.to(covariance)
+
+
 class _Objective:
     """Penalised cross-entropy and its gradient at theta = [W, b] (C, D + 1), for features centred at their mean."""
 
@@ -116,7 +125,7 @@ class _Objective:
         self.block = max(1024, _LOGITS // num_classes)
         self.mean = sum(part.to(self.dtype).sum(0).double() for part in x.split(65536)).div(len(x)).to(self.dtype)
         sample = x[:: max(1, len(x) // (_COVARIANCE_ROWS * x.shape[1]))].to(self.dtype) - self.mean
-        self.eigenvalues, self.axes = torch.linalg.eigh(sample.T @ sample / len(sample))
+        self.eigenvalues, self.axes = _eigh(sample.T @ sample / len(sample))
         self.eigenvalues.clamp_(min=0)
         self.curvature = (1 - 1 / num_classes) / num_classes  # mean of p (1 - p), at theta = 0 for a start
 

@@ -16,6 +16,8 @@ from cbm.metrics.leakage import (
     LEAST,
     POOLED,
     Leakage,
+    _residuals,
+    _standardised,
     measure_leakage,
     model_leakage,
     neighbour_information,
@@ -228,3 +230,12 @@ def test_without_labelled_concepts_nothing_is_said():
 
 def test_an_empty_finding_has_words():
     assert "not measurable: because" in Leakage(why="because").sentence
+
+
+def test_scores_that_never_vary_say_nothing():
+    """As of concepts that a gate never lets through: what rounding leaves of them is not read."""
+    scores, truth, y = Leaky(4, 1.2, 0).draw(500, 0)
+    still = scores.copy()
+    still[:, 4:] = 0.3
+    assert not _standardised(_residuals(still, truth)[:, 4:]).any()
+    assert np.isfinite(measure_leakage(still, truth, y).joint)

@@ -72,7 +72,7 @@ def _looked_at(door: str, run: Path) -> object:
     from cbm.app import Explorer
 
     explorer = Explorer(run, Path(CACHE))
-    return explorer.accuracy
+    return explorer.headline[1]
 
 
 @pytest.mark.parametrize("door", [door for door in DOORS if door != "app"])

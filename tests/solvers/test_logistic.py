@@ -109,3 +109,19 @@ def test_errors():
         fit_logistic(x, y, l2=0.0, num_classes=3)
     with pytest.raises(ValueError, match=r"x has shape \[4\]"):
         fit_logistic(x[:, 0], y, l2=1.0, num_classes=3)
+
+
+def test_a_covariance_that_float32_cannot_take_apart_is_taken_apart_in_float64(monkeypatch: pytest.MonkeyPatch):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(200, 8, generator=generator)
+    y = (x[:, 0] + 0.5 * torch.randn(200, generator=generator) > 0).long()
+    expected, eigh = fit_logistic(x, y, l2=0.01, num_classes=2), torch.linalg.eigh
+
+    def single_fails(matrix: torch.Tensor):
+        if matrix.dtype == torch.float32:
+            raise torch.linalg.LinAlgError("not converged")
+        return eigh(matrix)
+
+    monkeypatch.setattr(torch.linalg, "eigh", single_fails)
+    for weight, other in zip(fit_logistic(x, y, l2=0.01, num_classes=2)[0], expected[0]):
+        assert torch.allclose(weight, other, atol=1e-3)
