@@ -17,19 +17,19 @@ at a time.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from cbm.editing.domains.concept_head import ConceptHead
+from cbm.editing.domains.guard import TEMPERATURES, balanced_weights, folds, losses_by_temperature
 from cbm.editing.domains.source_card import SourceStatistics
 from cbm.editing.edits import Edit, EditSet
 from cbm.errors import UserError, did_you_mean
 
 GAINS = (1.0, 1.25, 1.5, 2.0, 3.0)
-TEMPERATURES = (0.0, *torch.logspace(-4, 2, 16, base=2.0, dtype=torch.float64).tolist())
 CANDIDATES = 6  # concepts of either kind
 LONGEST = 4  # edits
 FALSE_DISCOVERIES = 0.10
@@ -216,7 +216,6 @@ class _Planner:
     units: list[list[int]]  # columns that are edited together
     protect: Tensor  # [U] bool
     pivot: Pivot
-    temperatures: Tensor = field(default_factory=lambda: torch.tensor(TEMPERATURES, dtype=torch.float64))
 
     def logits(self, a: Tensor, rows: Tensor) -> Tensor:
         """Calibrated logits of the labelled images at these rows."""
@@ -224,12 +223,8 @@ class _Planner:
 
     def objective(self, z: Tensor, y: Tensor, share: Tensor) -> tuple[float, float]:
         """Smallest weighted loss over the temperatures, and the best of them, of logits ``[n, C]``."""
-        losses = []
-        for temperature in self.temperatures:
-            scaled = temperature * z
-            losses.append(((scaled.logsumexp(-1) - scaled.gather(-1, y[:, None])[:, 0]) * share).sum())
-        best = torch.stack(losses).min(dim=0)
-        return float(best.values), float(self.temperatures[best.indices])
+        best = (losses_by_temperature(z, y) @ share).min(dim=0)
+        return float(best.values), TEMPERATURES[int(best.indices)]
 
     def blame(self, a: Tensor, y: Tensor, rows: Tensor, z: Tensor, share: Tensor) -> tuple[Tensor, Tensor]:
         """Confusion scores ``[U]`` of masking and of amplifying."""
@@ -285,12 +280,6 @@ class _Planner:
             path.append((chosen, temperature))
             options = [o for o in options if o.concepts != chosen[-1].concepts]
         return path
-
-
-def balanced_weights(y: Tensor) -> Tensor:
-    """Weights ``[n]`` that sum to 1, the same for every class that is there."""
-    share = 1 / torch.bincount(y).clamp(min=1)[y].double()
-    return share / share.sum()
 
 
 @torch.no_grad()
@@ -363,10 +352,7 @@ def plan_edits(
     if len(a) == 1:
         return nothing("one picture cannot be left out")
     losses, hits = torch.zeros(2, len(a), LONGEST + 1, dtype=torch.float64)
-    fold = torch.empty_like(y)
-    fold[y.argsort(stable=True)] = torch.arange(len(a)) % min(len(a), FOLDS)
-    for number in range(int(fold.max()) + 1):
-        out, rest = (fold == number).nonzero()[:, 0], (fold != number).nonzero()[:, 0]
+    for out, rest in folds(y, FOLDS):
         shifted = test.moved(a[rest], y[rest], test.null(out))
         tried = planner.path(a[rest], y[rest], rest, shifted)
         for t in range(LONGEST + 1):
@@ -413,14 +399,16 @@ def _units(groups: Sequence[Sequence[int]], concepts: int) -> list[list[int]]:
     return [unit for k, unit in enumerate(units) if unit[0] == k]
 
 
-def recentre(a: Tensor, y: Tensor, source: SourceStatistics) -> Tensor:
-    """Shifts ``[K]`` of the activations that restore the classes' means of the source domain: the simplest baseline.
+@torch.no_grad()
+def blamed_edits(
+    a: Tensor, y: Tensor, head: ConceptHead, source: SourceStatistics, groups: Sequence[Sequence[int]] = ()
+) -> tuple[Change, ...]:
+    """The masks and amplifications that lower the loss of labelled images most, up to four, without any test.
 
-    Args:
-        a: activations ``[n, K]`` of labelled images.
-        y: class indices ``[n]``.
-        source: statistics of the source domain.
+    Arguments as for ``plan_edits``.
     """
-    present = y.unique()
-    means = torch.stack([a[y == c].double().mean(dim=0) for c in present]).mean(dim=0)
-    return source.mean[present].mean(dim=0) - means
+    a, y = a.double(), y.long()
+    units = _units(groups, a.shape[1])
+    planner = _Planner(head, source, units, torch.zeros(len(units), dtype=torch.bool), "target")
+    everything = torch.ones(a.shape[1], dtype=torch.bool)
+    return planner.path(a, y, torch.arange(len(a)), everything)[-1][0]

@@ -5,6 +5,7 @@
     recentre    move every concept's mean to where it is in the source domain: as many edits as concepts
     conda       change concepts and head by gradient on unlabelled images (``cbm.editing.domains.conda``)
     refit       fit a new head on the labelled images alone: logistic regression on standardised concepts
+    combined    several closed forms, of which images left out choose one (``cbm.editing.domains.combined``)
 
 The first three answer with edits that a person can read, the others with another model. None changes the given model.
 """
@@ -16,20 +17,19 @@ import torch
 from torch import Tensor
 
 from cbm.editing.apply import edited_model
-from cbm.editing.domains.attribution import Plan, applied, balanced_weights, blamed_concepts, plan_edits, recentre
+from cbm.editing.domains.attribution import Plan, applied, blamed_concepts, plan_edits
 from cbm.editing.domains.base import DomainEditor, EditContext, Proposal, register_editor
+from cbm.editing.domains.closed_forms import mean_shift
 from cbm.editing.domains.concept_head import LinearConceptHead
 from cbm.editing.domains.conda import adapt_unlabelled, pseudo_labels
-from cbm.editing.domains.gate import fit_gate
-from cbm.editing.domains.source_card import SourceStatistics
+from cbm.editing.domains.gate import ALLOWED_LOSS, fit_gate
+from cbm.editing.domains.source_card import SourceStatistics, effect_at_home
 from cbm.editing.edits import Edit, EditSet
 from cbm.editing.prune import prune
 from cbm.errors import UserError, did_you_mean
 from cbm.layers.activations import Sigmoid
 
 PROTECTIONS = ("tag", "gate", "batch", "none")
-ALLOWED_LOSS = 0.005  # of balanced accuracy at home, where edits may reach pictures from there
-RESAMPLES = 1000
 
 
 @register_editor("test_time")
@@ -82,7 +82,10 @@ class ShiftAttribution(DomainEditor):
             if context.support is None:
                 raise UserError(f"editor.protection={self.protection} needs labelled images of the other domain")
             size = self.batch if self.protection == "batch" else 1
-            gate = fit_gate(context.source.x, context.support.x, alpha=self.alpha, batch=size, seed=self.seed)
+            labels = (context.source.y, context.support.y)
+            gate = fit_gate(
+                context.source.x, context.support.x, labels=labels, alpha=self.alpha, batch=size, seed=self.seed
+            )
         if self.protection != "tag" and plan.changes:
             plan, at_home = keep_home(plan, source, context.head, None if gate is None else gate(context.source.x))
         edits = plan.edits(texts, None if self.protection == "none" else context.domain)
@@ -105,15 +108,10 @@ def keep_home(
     while True:
         after = head(applied(source.a, plan.changes)).argmax(dim=1) == source.y
         after = after if passed is None else torch.where(passed, after, before)
-        share = balanced_weights(source.y)
-        change = share * (after.double() - before.double())
-        if float(change.sum()) >= -ALLOWED_LOSS or not plan.changes:
-            break
+        found = effect_at_home(before, after, source.y)
+        if found[1] - found[0] >= -ALLOWED_LOSS or not plan.changes:
+            return plan, found
         plan = replace(plan, changes=plan.changes[:-1], reason=f"{plan.reason}; one edit less for accuracy at home")
-    generator = torch.Generator().manual_seed(0)
-    drawn = torch.randint(len(change), (RESAMPLES, len(change)), generator=generator)
-    low, high = change[drawn].sum(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return plan, (float((share * before).sum()), float((share * after).sum()), (low, high))
 
 
 @register_editor("recentre")
@@ -122,7 +120,7 @@ class Recentre(DomainEditor):
     """Move every concept's mean to where it is in the source domain: the simplest use of the labels."""
 
     def _propose(self, context: EditContext) -> Proposal:
-        shift = recentre(*context.labelled(), context.statistics()).tolist()
+        shift = mean_shift(*context.labelled(), context.statistics().mean).tolist()
         why = f"the class-balanced mean in '{context.domain}' is put where it is at home"
         edits = EditSet(
             tuple(Edit("shift", text, by, domain=context.domain, why=why) for text, by in zip(context.texts, shift))

@@ -11,11 +11,13 @@ import torch
 from torch import Tensor
 
 from cbm.editing.domains.concept_head import ConceptHead
+from cbm.editing.domains.guard import balanced_weights
 from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
 
 PER_CLASS = 200
 ROWS = 50_000  # of all classes: 77 MB at 768 dimensions
+RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -125,3 +127,19 @@ def source_statistics(a: Tensor, y: Tensor, head: ConceptHead) -> SourceStatisti
     grid = torch.logspace(-1.5, 1.5, 61, dtype=torch.float64) / gap
     losses = [float(torch.nn.functional.cross_entropy(factor * z, y)) for factor in grid]
     return SourceStatistics(torch.stack(means), torch.stack(stds), a, y, float(grid[losses.index(min(losses))]))
+
+
+def effect_at_home(before: Tensor, after: Tensor, y: Tensor) -> tuple[float, float, tuple[float, float]]:
+    """What a correction does at home: balanced accuracy before and after, and a 95 % interval of the change.
+
+    Args:
+        before: whether each image of the source card ``[M]`` is classified correctly by the model as it was.
+        after: the same of the corrected model.
+        y: class indices ``[M]``.
+    """
+    share = balanced_weights(y)
+    change = share * (after.double() - before.double())
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randint(len(change), (RESAMPLES, len(change)), generator=generator)
+    low, high = change[drawn].sum(dim=1).quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
+    return float((share * before).sum()), float((share * after).sum()), (low, high)

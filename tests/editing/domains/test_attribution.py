@@ -14,9 +14,9 @@ from cbm.editing.domains.attribution import (
     applied,
     interaction,
     plan_edits,
-    recentre,
     shift_attribution,
 )
+from cbm.editing.domains.closed_forms import mean_shift
 from cbm.editing.domains.concept_head import ConceptHead, EmbeddingConceptHead, LinearConceptHead
 from cbm.editing.domains.source_card import source_statistics
 from cbm.errors import UserError
@@ -325,10 +325,10 @@ def test_changes_by_hand():
 def test_recentring_takes_back_the_mean():
     w = fresh(3, 4, heavy=True)
     a, y = w.draw(4 * C, "weak")
-    centred = a + recentre(a, y, w.source)
+    centred = a + mean_shift(a, y, w.source.mean)
     means = torch.stack([centred[y == c].mean(0) for c in range(C)]).mean(0)
     torch.testing.assert_close(means, w.source.reference)
     many = [w.draw(count) for count in (100, 10_000)]
-    few, more = (recentre(*each, w.source).abs().max() for each in many)
+    few, more = (mean_shift(*each, w.source.mean).abs().max() for each in many)
     assert more < few
     assert more < 0.05

@@ -71,7 +71,7 @@ def test_every_editor_answers_and_leaves_the_model_alone(world):
     before, saved = right(model, there), copy.deepcopy(model.state_dict())
     gains = {}
     for name in EDITORS:
-        proposal = create_editor({"name": name}).propose(context(world))
+        proposal = create_editor({"name": name, "level": None}).propose(context(world))
         gains[name] = right(proposal.model, there) - before
         assert proposal.reason
         if proposal.edits is not None:
@@ -162,7 +162,7 @@ def test_unlabelled_pictures_move_concepts(world):
 
 def test_a_refit_knows_only_the_classes_it_saw(world):
     rows = torch.arange(32)[world[2].y < 2].numpy()
-    proposal = create_editor({"name": "refit"}).propose(context(world, support=world[2].take(rows)))
+    proposal = create_editor({"name": "refit", "level": None}).propose(context(world, support=world[2].take(rows)))
     there = world[3]
     assert set(proposal.model.logits(there.x).argmax(1).tolist()) == {0, 1}
     known = there.take(torch.arange(800)[there.y < 2].numpy())

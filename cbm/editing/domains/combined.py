@@ -1,0 +1,113 @@
+"""``editor=combined``: corrections in closed form, of which labelled images that were left out choose one.
+
+    concepts    the mean of every concept is put back to where it is in the source domain
+    features    the mean of the features is, before the concepts are read
+    head        the same, and the head moves towards the labelled images as far as a penalty allows
+    masks       up to four concepts are masked or amplified, those that are blamed most for mistakes
+
+The choice is checked like a correction of its own: what decides about an image is the correction that does best on the
+*other* images, made without it. So the guard does not mind how many corrections were tried.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from cbm.editing.domains.attribution import blamed_edits
+from cbm.editing.domains.base import DomainEditor, EditContext, Proposal, register_editor
+from cbm.editing.domains.closed_forms import (
+    class_means,
+    mean_shift,
+    recentred_concepts,
+    recentred_features,
+    shrunk_refit,
+)
+from cbm.editing.domains.gate import fit_gate
+from cbm.editing.domains.guard import balanced_weights, folds, in_units, tempered_losses
+from cbm.editing.domains.source_card import effect_at_home
+from cbm.errors import UserError, did_you_mean
+from cbm.layers import ConceptBottleneck
+
+PROTECTIONS = ("tag", "gate")
+
+
+@register_editor("combined")
+@dataclass(frozen=True)
+class Combined(DomainEditor):
+    """Several corrections in closed form, of which images left out choose one.
+
+    Attributes:
+        penalties: penalties of the head's change, each a correction to choose from.
+        protection: how images of the source domain are protected: "tag" (the correction is for the domain's images
+            alone), or "gate" (for images that look like the domain; ``cbm.editing.domains.gate``).
+    """
+
+    penalties: list[float] = field(default_factory=lambda: [0.3, 0.1])
+    protection: str = "tag"
+
+    def _propose(self, context: EditContext) -> Proposal:
+        if self.protection not in PROTECTIONS:
+            raise UserError(f"editor.protection={self.protection}: {did_you_mean(self.protection, PROTECTIONS)}")
+        for penalty in self.penalties:
+            if not 0 < penalty < float("inf"):
+                raise UserError(f"editor.penalties: {penalty:g}; expected numbers above 0")
+        support = context.support
+        assert support is not None
+        choices = dict(self.corrections(context))
+        left_out = {name: torch.zeros(len(support), len(context.classes)) for name in choices}
+        for out, rest in folds(support.y):
+            for name, model in self.corrections(replace(context, support=support.take(rest.numpy()))):
+                left_out[name][out] = model.logits(support.x[out])
+        share, y = balanced_weights(support.y), support.y
+        losses = torch.stack([share * tempered_losses(in_units(z), y) for z in left_out.values()])
+        names = list(choices)
+        others = (losses.sum(dim=1, keepdim=True) - losses).argmin(dim=0).tolist()
+        chosen = names[int(losses.sum(dim=1).argmin())]
+        judged = torch.stack([left_out[names[other]][i] for i, other in enumerate(others)])
+        proposal = Proposal(choices[chosen], chosen, left_out=judged)
+        return proposal if self.protection == "tag" else gated(context, proposal, self.seed)
+
+    def corrections(self, context: EditContext) -> Iterator[tuple[str, ConceptBottleneck]]:
+        """Every correction, made with the context's labelled images."""
+        model, support, source = context.model, context.support, context.statistics()
+        assert support is not None
+        a = model.activations(support.x)
+        concepts = recentred_concepts(model, mean_shift(a, support.y, source.mean))
+        yield "the concepts' means are put back", concepts
+        home = class_means(context.source.x, context.source.y, len(context.classes))
+        features = recentred_features(model, mean_shift(support.x, support.y, home))
+        if features is not None:
+            yield "the features' mean is put back", features
+        base = concepts if features is None else features
+        for penalty in self.penalties:
+            moved = shrunk_refit(base, support.x, support.y, source, penalty)
+            yield f"the mean is put back and the head refitted near its old place (penalty {penalty:g})", moved
+        yield self._masked(context, a)
+
+    def _masked(self, context: EditContext, a: Tensor) -> tuple[str, ConceptBottleneck]:
+        """A few concepts are masked or amplified: ``a' = gain a + level``, as another head."""
+        model, support = context.model, context.support
+        assert support is not None
+        changes = blamed_edits(a, support.y, context.head, context.statistics(), context.groups)
+        gain, level = torch.ones(a.shape[1]), torch.zeros(a.shape[1])
+        for change in changes:
+            columns = list(change.concepts)
+            gain[columns] = change.gain
+            level[columns] = torch.tensor(change.level) - change.gain * torch.tensor(change.pivot)
+        weights = model.weights()
+        return "the most blamed concepts are masked or amplified", model.with_weights(
+            weights * gain, model.biases() + weights @ level
+        )
+
+
+def gated(context: EditContext, proposal: Proposal, seed: int) -> Proposal:
+    """The proposal behind a gate, whose threshold is the lowest that costs the source domain little."""
+    source, support = context.source, context.support
+    assert support is not None
+    hits = [model.logits(source.x).argmax(dim=1) == source.y for model in (context.model, proposal.model)]
+    harm = balanced_weights(source.y) * (hits[0].double() - hits[1].double())
+    gate = fit_gate(source.x, support.x, labels=(source.y, support.y), harm=harm, seed=seed)
+    at_home = effect_at_home(hits[0], torch.where(gate(source.x), hits[1], hits[0]), source.y)
+    return replace(proposal, gate=gate, source=at_home)
