@@ -61,7 +61,7 @@ class GivenFeatures:
             some = wanted[start : start + size]
             part = np.searchsorted(self._starts, some, side="right") - 1
             within = some - self._starts[part]
-            if part[0] == part[-1] and len(some) == within[-1] - within[0] + 1 and (np.diff(within) == 1).all():
+            if (part == part[0]).all() and (np.diff(within) == 1).all():
                 yield self.parts[part[0]][within[0] : within[-1] + 1]
                 continue
             found = torch.empty(len(some), self.dim, dtype=self.parts[0].dtype)

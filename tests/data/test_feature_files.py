@@ -9,8 +9,8 @@ import pyarrow.parquet as parquet
 import pytest
 import torch
 from conftest import COLOURS, paint
+from hypothesis import example, settings
 from hypothesis import given as drawn
-from hypothesis import settings
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
@@ -279,6 +279,7 @@ def test_features_without_labels_are_rows_to_classify(tmp_path: Path):
     assert images.names[11] == "row/0000011"
 
 
+@example([1, 8, 4, 8, 5], 2, 3)  # rows of another part between two of one part
 @settings(max_examples=30, deadline=None)
 @drawn(st.lists(st.integers(1, 9), min_size=1, max_size=5), st.integers(0, 2**31 - 1), st.integers(1, 7))
 def test_rows_from_several_parts_are_those_asked_for(lengths: list[int], seed: int, size: int):

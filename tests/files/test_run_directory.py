@@ -14,6 +14,7 @@ from omegaconf import OmegaConf
 
 import cbm
 from cbm.concepts import Concept, ConceptBank
+from cbm.config import load_card
 from cbm.errors import UserError
 from cbm.files.run_directory import choose_run_directory, open_run, read_config, settings_hash
 from cbm.layers import load_model, save_model
@@ -195,7 +196,7 @@ def test_settings_of_the_encoder_that_are_not_there(received: Path):
     set_in(received, "trainer", {"x": 1})
     model = cbm.load(received)
     with pytest.raises(UserError, match="not the configuration of a run"):
-        model.encoding(model.card())
+        model.encoding(load_card("birds"))
     set_in(received, "encoder", {"precision": "fp32"})
     with pytest.raises(UserError, match="not the configuration of a run: Missing key model"):
         _ = cbm.load(received).encoder
