@@ -304,7 +304,8 @@ class Session:
         if not len(kept):
             raise UserError("there is no edit to save" + (" but of dropped pictures" if len(self.edits) else ""))
         self.explorer.check_place()
-        folder, content = self.explorer.model.path, kept.to_yaml()
+        record = self.editor.record(f"{self.explorer.domain}/{self.explorer.name}")
+        folder, content = self.explorer.model.path, EditSet(kept.edits, record).to_yaml()
         try:
             with locked(folder):
                 passed, path = self._write(folder, content)

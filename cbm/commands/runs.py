@@ -232,13 +232,17 @@ def adapt(
     dataset: Annotated[str, typer.Argument(help="Card of the other domain, with the same classes.")],
     root: Root = None,
     editors: Annotated[str, typer.Option(help="Which to compare, separated by commas.")] = (
-        "test_time,prune,recentre,conda,refit"
+        "combined,test_time,prune,recentre,conda,refit"
     ),
     shots: Annotated[int, typer.Option(help="Labelled images per class.")] = 4,
     draws: Annotated[int, typer.Option(help="Number of times the labelled images are drawn.")] = 1,
     guard: Annotated[str, typer.Option(help="How much must hold for images left out: lenient, default or strict.")] = (
         "default"
     ),
+    unchecked: Annotated[
+        bool,
+        typer.Option("--unchecked", help="Make every correction, also one that may be chance."),
+    ] = False,
     protect: Annotated[
         list[str] | None, typer.Option(help="Concept that test_time may not mask; repeat the option for several.")
     ] = None,
@@ -250,6 +254,7 @@ def adapt(
     as_json: Json = False,
 ) -> None:
     """Correct a model for another domain with a few labelled images: editors side by side."""
+    from cbm.editing.domains.guard import LEVEL
     from cbm.run.adapt import adapt as adapted
 
     names = names_in(editors)
@@ -262,6 +267,7 @@ def adapt(
         shots=shots,
         draws=draws,
         guard=guard,
+        level=None if unchecked else LEVEL,
         protect=tuple(protect or ()),
     )
     table = adaptation_table(found, f"{shots} labelled images per class, {draws} draw(s)")
@@ -299,11 +305,11 @@ def adaptation_table(found: "list[Adaptation]", title: str) -> Table:
         "balanced",
         "change",
         "source domain",
-        "edits",
+        "corrected",
         "concepts",
         "overlap",
         title=title,
-        caption=f"accuracy in percent; balanced: mean of the classes; {OVER_DRAWS}; worse, edits: number of draws; "
+        caption=f"accuracy in percent; balanced: mean of the classes; {OVER_DRAWS}; worse, corrected: draws; "
         "source domain: accuracy if applied there too",
     )
     for name in found[0].target:
@@ -311,6 +317,7 @@ def adaptation_table(found: "list[Adaptation]", title: str) -> Table:
         change = [each.target[name] - each.target["unedited"] for each in found]
         balanced = [each.balanced[name] - each.balanced["unedited"] for each in found]
         proposals = [each.proposals[name] for each in found if name in each.proposals]
+        corrected = sum(p.changes for p in proposals)
         counts = [len({edit.concept for edit in p.edits.edits}) for p in proposals if p.edits]
         table.add_row(
             name,
@@ -320,7 +327,8 @@ def adaptation_table(found: "list[Adaptation]", title: str) -> Table:
             f"{mean_and_error([each.balanced[name] for each in found])} {mean_interval(found, name, 'accuracy_macro')}",
             mean_and_error(balanced, signed=True),
             mean_and_error([each.source[name] for each in found]),
-            *((str(len(counts)), f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
+            *((str(corrected),) if proposals else ()),
+            *((f"{sum(counts) / len(counts):.1f}", f"{overlap(proposals):.2f}") if counts else ()),
         )
     return table
 

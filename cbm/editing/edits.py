@@ -17,12 +17,13 @@ import datetime
 import getpass
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from cbm.editing.record import Record
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
 from cbm.files.names import one_form
@@ -114,9 +115,15 @@ class Edit:
 
 @dataclass(frozen=True)
 class EditSet:
-    """Edits in their order. Immutable: every method returns another set."""
+    """Edits in their order. Immutable: every method returns another set.
+
+    Attributes:
+        edits: the edits.
+        record: where they come from, if that is known; a set that is put together from others has none.
+    """
 
     edits: tuple[Edit, ...] = ()
+    record: Record | None = field(default=None, compare=False)
 
     def __len__(self) -> int:
         return len(self.edits)
@@ -168,7 +175,8 @@ class EditSet:
         """
         if not names or not any(edit.concept in names for edit in self.edits):
             return self
-        return EditSet(tuple(replace(edit, concept=names.get(edit.concept, edit.concept)) for edit in self.edits))
+        edits = tuple(replace(edit, concept=names.get(edit.concept, edit.concept)) for edit in self.edits)
+        return EditSet(edits, self.record)
 
     def check(self, concepts: Sequence[str], classes: Sequence[str]) -> None:
         """Check that all concepts and classes exist.
@@ -194,8 +202,8 @@ class EditSet:
             raise UserError(f"no picture '{name}' in this split: {did_you_mean(name, names)}")
 
     def to_yaml(self) -> bytes:
-        """What ``edits.yaml`` says; fields that are None are left out."""
-        content = [
+        """What ``edits.yaml`` says: a list of edits, or ``record`` and ``edits``; fields that are None are left out."""
+        content: Any = [
             {
                 key: list(value) if isinstance(value, tuple) else value
                 for key, value in asdict(edit).items()
@@ -203,6 +211,9 @@ class EditSet:
             }
             for edit in self.edits
         ]
+        if self.record is not None:
+            known = {key: value for key, value in asdict(self.record).items() if value is not None}
+            content = {"record": known, "edits": content}
         return yaml.safe_dump(content, sort_keys=False, allow_unicode=True).encode()
 
     def save(self, path: str | Path) -> None:
@@ -220,9 +231,27 @@ def load_edits(path: str | Path) -> EditSet:
     content = read_yaml(path)
     if content is None:
         return EditSet()
+    record = None
+    if isinstance(content, dict) and content.keys() == {"record", "edits"}:
+        record, content = _read_record(path, content["record"]), content["edits"]
     if not isinstance(content, list):
         raise UserError(f"'{path}' is no list of edits: expected entries like '- {{op: remove, concept: ...}}'")
-    return EditSet(tuple(_read(path, number, entry) for number, entry in enumerate(content, start=1)))
+    return EditSet(tuple(_read(path, number, entry) for number, entry in enumerate(content, start=1)), record)
+
+
+def _read_record(path: Path, entry: Any) -> Record:
+    known = {each.name: each for each in fields(Record)}
+    if not isinstance(entry, dict):
+        raise UserError(f"'{path}' record: expected a mapping, got {str(entry)[:60]!r}")
+    for key, value in entry.items():
+        if key not in known:
+            raise UserError(f"'{path}' record: unknown key '{key}': {did_you_mean(str(key), known)}")
+        text = key in ("run", "model", "split")
+        good = isinstance(value, str) if text else isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or (not text and not abs(value) < math.inf):
+            wanted = "text" if text else "a finite number"
+            raise UserError(f"'{path}' record: '{key}' is {str(value)[:60]!r}; expected {wanted}")
+    return Record(**entry)
 
 
 def _read(path: Path, number: int, entry: Any) -> Edit:

@@ -6,6 +6,7 @@ from pathlib import Path
 from cbm.editing import EditContext, Proposal, changed_most
 from cbm.editing.domains.correct import Correction
 from cbm.files import write_atomically
+from cbm.layers import save_model
 from cbm.report.templates import load_template
 
 CLASSES = 12
@@ -37,7 +38,7 @@ WORDS = {
 
 
 def write_correction(folder: Path, correction: Correction, run: str) -> None:
-    """``edits.yaml``, ``gate.safetensors`` and ``page.html`` of a correction, those that it has.
+    """``edits.yaml`` or ``model.safetensors``, ``gate.safetensors`` and ``page.html`` of a correction.
 
     Args:
         folder: where; made if need be.
@@ -45,8 +46,12 @@ def write_correction(folder: Path, correction: Correction, run: str) -> None:
         run: whose model it is.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    for name in ("edits.yaml", "model.safetensors", "gate.safetensors"):  # those of another correction
+        (folder / name).unlink(missing_ok=True)
     if correction.proposal.edits is not None:
         correction.proposal.edits.save(folder / "edits.yaml")
+    else:
+        save_model(correction.proposal.model, folder / "model.safetensors")
     if correction.proposal.gate is not None:
         correction.proposal.gate.save(folder / "gate.safetensors")
     write_atomically(folder / "page.html", correction_page(correction, run).encode())

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from cbm.data.features import FeatureSplit, split_test
 from cbm.editing import EDITORS, Proposal, create_editor
+from cbm.editing.domains.guard import LEVEL
 from cbm.layers import ConceptBottleneck, one_class
 from cbm.metrics import class_accuracies
 from cbm.metrics.bootstrap import Units, accuracy_intervals
@@ -54,6 +55,7 @@ def adapt(
     shots: int = 4,
     draws: int = 1,
     guard: str = "default",
+    level: float | None = LEVEL,
     protect: tuple[str, ...] = (),
 ) -> list[Adaptation]:
     """Correct a run's model for another domain, once for every draw of labelled images from that domain's test split.
@@ -69,6 +71,7 @@ def adapt(
         shots: number of labelled images per class.
         draws: number of draws, with seeds 0, 1, ...
         guard: condition that edits of the ``test_time`` editor must meet: lenient, default or strict.
+        level: largest p-value of the guard at which a correction is made; None makes every correction, unchecked.
         protect: texts of concepts that the ``test_time`` editor may not mask.
 
     Returns:
@@ -90,8 +93,9 @@ def adapt(
     for seed in range(draws):
         support, rest = split_test(there, shots, model.classes, seed)
         context = edit_context(model, card, support, rest, domain=dataset, cache=cache)
+        settings = {"seed": seed, "level": level}
         proposals = {
-            name: create_editor({"name": name, "seed": seed, **own.get(name, {})}).propose(context) for name in editors
+            name: create_editor({"name": name, **settings, **own.get(name, {})}).propose(context) for name in editors
         }
         models = {UNEDITED: context.model} | {name: proposal.model for name, proposal in proposals.items()}
         log.info("draw %d: %s", seed, "; ".join(f"{name}: {proposal.reason}" for name, proposal in proposals.items()))

@@ -22,6 +22,7 @@ from cbm.editing import (
     load_gate,
 )
 from cbm.editing.domains.correct import correct
+from cbm.editing.record import Record, model_key
 from cbm.errors import UserError, did_you_mean
 from cbm.files import resolve_path, write_atomically
 from cbm.files.names import file_name
@@ -179,6 +180,10 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     bottleneck = require_concepts(model, bank)
     assert bank is not None
     edits = edits.renamed(former_names(bank))
+    if edits.record is not None:
+        here = f"{request.domain}/{request.split}"
+        for warning in edits.record.warnings(model_key(bottleneck, bank.texts, classes), here):
+            log.warning("%s", warning)
     split = request.data.splits[request.split]
     edits.check_pictures(split.names)
     before = predict_logits(bottleneck, split.x)
@@ -193,7 +198,15 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
     if elsewhere := sorted(edits.domains - {domain}):
         log.info("pictures of '%s': edits of '%s' do not act (domain= says otherwise)", domain, elsewhere[0])
-    return Evaluated(metrics, decisions, lambda: say_changes(comparison))
+    if edits.record is not None and edits.record.before is not None and edits.record.after is not None:
+        metrics["edits/expected_change"] = edits.record.after - edits.record.before
+
+    def say_more() -> None:
+        say_changes(comparison)
+        if edits.record is not None:
+            log.info("as expected or not: %s", edits.record)
+
+    return Evaluated(metrics, decisions, say_more)
 
 
 def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated:
@@ -210,7 +223,10 @@ def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated
     model, data = request.model, request.data
     support, tested = support_and_tested(model, request.card, editor, data.splits[request.split], request.cache)
     context = edit_context(model, request.card, support, tested, domain=request.domain, cache=request.cache)
-    correction = correct(context, tested, editor)
+    assert model.bank is not None
+    images = f"{request.domain}/{request.split}" if editor.support is None else editor.support
+    key = model_key(context.model, model.bank.texts, model.classes)
+    correction = correct(context, tested, editor, Record(model.path.name, key, images))
     one_model = None if correction.proposal.gate is not None else correction.proposal.model
     rest = replace(data, splits={**data.splits, request.split: tested})
     decisions = decisions_of(request, rest, correction.comparison, one_model)

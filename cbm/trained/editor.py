@@ -27,6 +27,7 @@ from cbm.editing import (
     without_words,
 )
 from cbm.editing.prune import ALIKE
+from cbm.editing.record import Record, model_key
 from cbm.errors import UserError, did_you_mean
 from cbm.files.console import warn_once
 from cbm.layers import (
@@ -83,6 +84,7 @@ class Editor:
         self.edits.check(self.bank.texts, model.classes)
         self._undone: list[EditSet] = []
         self._history: list[EditSet] = []
+        self._compared: tuple[EditSet, Comparison | LabelComparison] | None = None
 
     def set(
         self,
@@ -272,9 +274,31 @@ class Editor:
         self.edits = self._undone.pop()
         return self
 
-    def save(self, path: str | Path) -> None:
-        """Write the edits to ``edits.yaml``."""
-        self.edits.save(path)
+    def save(self, path: str | Path, *, split: str | None = None) -> None:
+        """Write the edits to ``edits.yaml``, with the record of the model and of the last comparison of these edits.
+
+        Args:
+            path: the file.
+            split: images on which the edits were chosen, such as ``birds/val``.
+        """
+        EditSet(self.edits.edits, self.record(split)).save(path)
+
+    def record(self, split: str | None = None) -> Record:
+        """For which model the edits were made, and what the last comparison of these edits found.
+
+        Args:
+            split: images on which they were chosen.
+        """
+        key = model_key(self.bottleneck, self.bank.texts, self.model.classes)
+        found = Record(self.model.path.name, key, split)
+        if self._compared is None or self._compared[0] != self.edits:
+            return found
+        comparison = self._compared[1]
+        if not isinstance(comparison, Comparison):
+            return replace(found, pictures=len(comparison.y))
+        values = comparison.metrics()
+        before, after = (values[f"edits/accuracy_macro_{when}"] for when in ("before", "after"))
+        return replace(found, pictures=len(comparison.y), before=before, after=after, p=comparison.p_value)
 
     def save_model(self, path: str | Path) -> None:
         """Write the edited model to a ``model.safetensors``.
@@ -334,7 +358,10 @@ class Editor:
             before, after = self.edits, self.edits + edits
         after.check_pictures(split.names)
         old, new = (self._logits(each, split.x, split.names, logits) for each in (before, after))
-        return compared(self.bottleneck, old, new, split.y, self.model.classes)
+        found = compared(self.bottleneck, old, new, split.y, self.model.classes)
+        if edits is None:
+            self._compared = self.edits, found
+        return found
 
     def correct(
         self,

@@ -38,9 +38,10 @@ def test_another_camera(command, module, small_cards, tmp_path):
     def adapt(*arguments: str) -> tuple[int, str, str]:
         return module("adapt", *arguments, "--cache", cache)
 
-    status, out, errors = adapt("one", "birds_shift", "--shots", "2", "--draws", "2", "--out", "edits.yaml")
+    everything = ("--draws", "2", "--unchecked", "--editors", "test_time,combined,prune,recentre,conda,refit")
+    status, out, errors = adapt("one", "birds_shift", "--shots", "2", *everything, "--out", "x.yaml")
     assert status == 0, errors
-    for name in ("unedited", "test_time", "prune", "recentre", "conda", "refit"):
+    for name in ("unedited", "combined", "test_time", "prune", "recentre", "conda", "refit"):
         assert name in out
     for word in ("balanced", "95% interval over the tested images", "standard error over draws, which share most"):
         assert word in " ".join(out.split())
@@ -51,14 +52,17 @@ def test_another_camera(command, module, small_cards, tmp_path):
         for key, values in (("accuracy", draw["target"]), ("accuracy_macro", draw["balanced"])):
             low, high = draw["intervals"][name][key]
             assert low < values[name] < high
-    assert load_edits("edits.yaml").domains <= {"birds_shift"}
+    assert load_edits("x.yaml").domains <= {"birds_shift"}
     for arguments, message in (
-        (("one", "birds_shift", "--guard", "strikt"), "unknown guard 'strikt': did you mean 'strict'"),
+        (("one", "birds_shift", "--unchecked", "--guard", "strikt"), "unknown guard 'strikt': did you mean 'strict'"),
         (("one", "birds_shfit"), "unknown dataset 'birds_shfit': did you mean 'birds_shift'"),
         (("one", "birds_shift", "--shots", "500"), "labelled test pictures: shots=500 is more than there is"),
-        (("one", "birds_shift", "--protect", "no such concept"), "no such concept"),
+        (("one", "birds_shift", "--unchecked", "--protect", "no such concept"), "no such concept"),
         (("one", "birds_shift", "--editors", "refitt"), "unknown editor 'refitt': did you mean 'refit'"),
-        (("one", "birds_shift", "--shots", "2", "--editors", "refit", "--out", "x.yaml"), "cannot be said as edits"),
+        (
+            ("one", "birds_shift", "--shots", "2", "--unchecked", "--editors", "refit", "--out", "x.yaml"),
+            "cannot be said as edits",
+        ),
     ):
         status, _, errors = adapt(*arguments)
         assert status == 2

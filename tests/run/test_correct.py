@@ -12,6 +12,7 @@ from birds_run import QUICK, small
 import cbm
 from cbm.editing import Edit, load_edits, load_gate
 from cbm.errors import UserError
+from cbm.layers import load_model
 
 SHIFTED = [*small()[:1], *small()[1:], "dataset=birds_shift"]
 
@@ -35,9 +36,9 @@ def evaluated(command, run: Path, *arguments: str) -> tuple[int, str, dict]:
     return status, errors, json.loads(Path("out.json").read_text()) if status == 0 else {}
 
 
-@pytest.mark.parametrize("editor", ["test_time", "recentre", "prune", "conda", "refit"])
+@pytest.mark.parametrize("editor", ["combined", "test_time", "recentre", "prune", "conda", "refit"])
 def test_every_editor(command, run: Path, editor: str):
-    status, errors, metrics = evaluated(command, run, f"editor={editor}", "editor.shots=2")
+    status, errors, metrics = evaluated(command, run, f"editor={editor}", "editor.shots=2", "editor.level=null")
     assert status == 0, errors
     folder = run / "eval" / f"birds_shift-test-{editor}"
     assert metrics["edits/n_support"] == 40
@@ -54,10 +55,13 @@ def test_every_editor(command, run: Path, editor: str):
     else:
         assert "cannot be said as edits" in page
         assert not (folder / "edits.yaml").is_file()
+        kept = load_model(folder / "model.safetensors")
+        x = torch.nn.functional.normalize(torch.randn(30, kept.concepts.shape[1]), dim=1)
+        assert not torch.equal(kept.logits(x), cbm.load(run).predict_features(x).logits)
 
 
 def test_the_edits_found_act_in_their_domain_and_nowhere_else(command, run: Path):
-    status, errors, found = evaluated(command, run, "editor=recentre", "editor.shots=2")
+    status, errors, found = evaluated(command, run, "editor=recentre", "editor.shots=2", "editor.level=null")
     assert status == 0, errors
     edits = run / "eval" / "birds_shift-test-recentre" / "edits.yaml"
     status, errors, there = evaluated(command, run, f"edits={edits}")
@@ -84,6 +88,56 @@ def test_the_edits_found_act_in_their_domain_and_nowhere_else(command, run: Path
     assert model.model.weights()[:, 0].any()
     with pytest.raises(UserError, match="edits of single pictures"):
         model.with_edits([Edit("remove", text, samples=("a.png",))])
+
+
+def test_two_labelled_pictures_per_class_correct_nothing(command, run: Path):
+    status, errors, found = evaluated(command, run, "editor=combined", "editor.shots=2")
+    assert status == 0, errors
+    assert "40 labelled pictures of 20 classes are too few to check one (3 per class)" in errors
+    assert found["edits/flipped"] == 0
+    folder = run / "eval" / "birds_shift-test-combined"
+    assert len(load_edits(folder / "edits.yaml")) == 0
+    assert not (folder / "model.safetensors").exists()  # of another correction
+    status, errors, _ = evaluated(command, run, "editor=combined", "editor.level=2")
+    assert status == 2
+    assert "editor.level=2: expected a p-value between 0 and 1, or null for no check" in errors
+
+
+def test_a_correction_keeps_what_was_expected_of_it(command, run: Path):
+    status, errors, found = evaluated(command, run, "editor=recentre", "editor.shots=3")
+    assert status == 0, errors
+    assert found["edits/guard_n"] == 60
+    folder = run / "eval" / "birds_shift-test-recentre"
+    page = (folder / "page.html").read_text()
+    assert "The check before it was made" in page
+    record = load_edits(folder / "edits.yaml").record
+    assert (record.run, record.split, record.pictures) == ("one", "birds_shift/test", 60)
+    assert record.p == found["edits/guard_p"]
+    assert len(load_edits(folder / "edits.yaml")) == (216 if found["edits/guard_p"] <= 0.05 else 0)
+
+
+def test_edits_say_for_which_model_and_on_which_pictures_they_were_chosen(command, run: Path, tmp_path: Path):
+    model = cbm.load(run)
+    editor = cbm.Editor(model).remove(model.bank.texts[0])
+    val = model.split("val", cache=small()[1].removeprefix("cache="))
+    compared = editor.compare(val).metrics()
+    editor.save(tmp_path / "edits.yaml", split="birds/val")
+    for split, warned in (("val", True), ("test", False)):
+        status, errors = command("eval", f"run={run}", f"edits={tmp_path}/edits.yaml", *small()[1:2], f"split={split}",
+                                 "output=e.json")  # fmt: skip
+        assert status == 0, errors
+        assert ("of these very images (birds/val)" in errors) == warned
+        assert "another model" not in errors
+        expected = compared["edits/accuracy_macro_after"] - compared["edits/accuracy_macro_before"]
+        assert json.loads(Path("e.json").read_text())["edits/expected_change"] == pytest.approx(expected)
+    assert "as expected or not: chosen on birds/val" in errors
+    other = tmp_path / "other"
+    shutil.copytree(run, other)
+    changed = cbm.Editor(model).scale(model.bank.texts[1], 2.0)
+    changed.save_model(other / "model.safetensors")
+    status, errors = command("eval", f"run={other}", f"edits={tmp_path}/edits.yaml", *small()[1:2])
+    assert status == 0, errors
+    assert "the edits were made for another model, that of 'one'" in errors
 
 
 def test_a_gate_is_kept_and_used_again(command, run: Path):

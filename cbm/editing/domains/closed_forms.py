@@ -63,7 +63,7 @@ def recentred_features(model: ConceptBottleneck, by: Tensor) -> ConceptBottlenec
         moved.activation.offset -= shifts
     if isinstance(model.residual, LinearProbe):
         moved.residual = copy.deepcopy(model.residual)
-        moved.residual.bias += model.residual.matrix @ by
+        moved.residual.bias.add_(model.residual.matrix @ by)
     return moved
 
 

@@ -29,13 +29,13 @@ class Gate:
     Attributes:
         direction: direction ``[D]`` between the two domains.
         threshold: value that ``x . direction`` must exceed.
-        alpha: largest share of source images that pass.
+        alpha: largest share of source images that pass; None if what edits cost them sets the threshold.
         batch: number of consecutive images that are judged together by their mean; 1 judges every image alone.
     """
 
     direction: Tensor
     threshold: float
-    alpha: float
+    alpha: float | None
     batch: int = 1
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -58,7 +58,8 @@ def load_gate(path: Path) -> Gate:
     """
     try:
         tensors, about = read_tensors(path)
-        threshold, alpha, batch = float(about["threshold"]), float(about["alpha"]), int(about["batch"])
+        threshold, batch = float(about["threshold"]), int(about["batch"])
+        alpha = None if about["alpha"] is None else float(about["alpha"])
         if tensors["direction"].dim() != 1 or batch < 1:
             raise ValueError
         return Gate(tensors["direction"], threshold, alpha, batch)
@@ -88,7 +89,7 @@ def fit_gate(
         labels: class indices ``[M]`` and ``[n]`` of these images: what differs between classes then does not count as a
             difference between domains.
         harm: what every source image ``[M]`` loses in balanced accuracy if it is edited (negative: it gains). If it is
-            given, it sets the threshold, not alpha.
+            given, it sets the threshold, not alpha, and every image is judged alone.
         alpha: largest share of source images that may pass.
         batch: number of images that are judged together.
         seed: random seed for the division of the source images, and for the batches.
@@ -111,7 +112,7 @@ def fit_gate(
         cost = (harm.double()[held] * (len(source) / len(held)))[ranked.indices].cumsum(dim=0)
         beyond = (cost > ALLOWED_LOSS).nonzero()
         threshold = float(ranked.values[int(beyond[0])]) if len(beyond) else -math.inf
-        return Gate(direction, threshold, alpha, batch)
+        return Gate(direction, threshold, None)
     if batch > 1:
         scores = scores[torch.randint(len(scores), (BATCHES, batch), generator=generator)].mean(dim=1)
     rank = math.ceil((len(scores) + 1) * (1 - alpha))
