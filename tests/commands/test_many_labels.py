@@ -143,7 +143,6 @@ def test_what_asks_for_one_class_says_so(trained: Path, command, module):
         ("leak", "one", *CACHE),
         ("rebalance", "one", *CACHE),
         ("audit", "one", "audit.yaml", *CACHE),
-        ("app", "one", *CACHE),
         ("label", "one", *CACHE),
     ):
         status, _, errors = module(*arguments)

@@ -189,7 +189,9 @@ def test_classes_in_another_spelling(colour_folder: Path, command, folders: tupl
             "eval", "run=run", "dataset=folder", f"dataset.root={root}", "cache=cache", "output=o.json"
         )
         assert status == 0, errors
-        found[kind] = json.loads(Path("o.json").read_text())
+        values = json.loads(Path("o.json").read_text())
+        drawn = ("area_random", "area_other")  # an order of the concepts, or another picture, for every picture in turn
+        found[kind] = {key: value for key, value in values.items() if not key.endswith(drawn)}
         text = " ".join(errors.split())
         assert text.count(f"matched without regard to case, underscores and spaces: {said}") == (kind == "other")
     assert found["same"] == pytest.approx(found["other"])  # the order of the images is another, and so are sums
