@@ -11,7 +11,7 @@ from cbm.app.gallery import Tile, tile
 from cbm.concepts import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.concepts.units import Unit, unit_of, units_of
-from cbm.editing import alike
+from cbm.editing import look_alikes
 from cbm.errors import nearest
 from cbm.layers import ConceptBottleneck
 from cbm.report.units import NEAREST_UNITS, firing, null_mark, strongest_middle_weakest
@@ -39,7 +39,8 @@ class ConceptFacts:
             only.
         label_auroc: AUROC of its score for pictures labelled with the concept; None without labels.
         owner_auroc: AUROC of its score for pictures of its owners; None without owners.
-        alike: concepts that the encoder cannot tell from this one.
+        alike: concepts whose scores go with this one's within classes, with the correlation: what "Remove with
+            look-alikes" removes too.
         unit: what is known of the unit that it is; None for concepts that were written down. Of a unit, ``top`` and
             ``bottom`` are the pictures on which it fires most and least.
         middle: pictures around the median of those on which the unit fires.
@@ -117,8 +118,8 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         used = [(explorer.classes[c], float(importance[c])) for c in best if importance[c] != 0]
         this = torch.zeros(len(bank), dtype=torch.bool)
         this[column] = True
-        near = alike(model, this).nonzero()[:, 0].tolist()
-        same = [bank.texts[k] for k in near if k != column][:CLASSES]
+        near = look_alikes(model, this, explorer.split.x, explorer.split.y)
+        same = [f"{bank.texts[each.concept]} (r = {each.correlation:.2f})" for each in near[:CLASSES]]
     unit = unit_of(concept)
     middle: list[Tile] = []
     fires, close = 0, []

@@ -186,9 +186,9 @@ class Session:
         return edit
 
     def remove_alike(self, *, scope: str = HERE, classes: str = ALL_CLASSES, why: str = "") -> None:
-        """Remove the held concept and all that the encoder cannot tell from it: one would read on for the other."""
+        """Remove the held concept and all that go with it on these pictures: one would read on for the other."""
         self._dragged = None
-        texts = self.editor.alike(self.held)
+        texts = self.editor.alike(self.held, split=self.explorer.split)
         self._apply(EditSet(tuple(self._edit(text, "remove", None, scope, classes, why) for text in texts)))
 
     def _edit(self, concept: str, op: str, value: float | str | None, scope: str, classes: str, why: str) -> Edit:

@@ -101,7 +101,7 @@ def rebalance(
         typer.Option(help="Concept to remove; repeat the option. Default: those that the data set names as spurious."),
     ] = None,
     with_alike: Annotated[
-        bool, typer.Option("--with-alike", help="Also remove concepts that the encoder cannot tell from these.")
+        bool, typer.Option("--with-alike", help="Also remove concepts whose scores go with these within classes.")
     ] = False,
     group: Annotated[
         str | None, typer.Option(help="Column of groups to balance, in place of the removed concepts' scores.")

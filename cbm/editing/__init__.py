@@ -19,6 +19,7 @@ from cbm.editing.domains.gate import Gate, fit_gate, load_gate
 from cbm.editing.domains.source_card import SourceCard, load_source_card, source_card
 from cbm.editing.edits import Edit, EditSet, load_edits, signed
 from cbm.editing.energies import EditedEnergies, energy_guided_edits
+from cbm.editing.lookalikes import LookAlike, look_alikes, still_said
 from cbm.editing.margin import label_margin_edits, margin_edits
 from cbm.editing.prune import alike, prune
 from cbm.editing.rebalance import Rebalanced, Refit, rebalance
@@ -38,6 +39,7 @@ __all__ = [
     "EditedEnergies",
     "Gate",
     "Kept",
+    "LookAlike",
     "Proposal",
     "QuestionCurve",
     "Rebalanced",
@@ -63,6 +65,7 @@ __all__ = [
     "load_gate",
     "load_source_card",
     "logit_change",
+    "look_alikes",
     "margin_edits",
     "propagate",
     "prune",
@@ -72,6 +75,7 @@ __all__ = [
     "signed",
     "source_card",
     "source_covariance",
+    "still_said",
     "swap_bank",
     "tell_in_turn",
     "to_activations",

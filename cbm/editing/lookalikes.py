@@ -1,10 +1,11 @@
-"""Concepts that go with others: what a model would read on for a removed concept, and how much it still does.
+"""Concepts that go with others: what a model would read on for a removed concept, and how much of it is still said.
 
 Two texts can point to the same thing in pictures though their directions are not close ("a ship", "a ship on the
 water"). What counts is how they behave: concepts are look-alikes if their scores rise and fall together from picture to
 picture *within* a class, so that what makes the class a class does not count. Look-alikes of look-alikes are too.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,22 +33,22 @@ class LookAlike:
 
 
 @torch.no_grad()
-def look_alikes(
-    model: ConceptBottleneck, given: Tensor, x: Tensor, y: Tensor, least: float = LEAST
-) -> list[LookAlike]:
+def look_alikes(model: ConceptBottleneck, given: Tensor, x: Tensor, y: Tensor, least: float = LEAST) -> list[LookAlike]:
     """The concepts whose scores go with those of the given ones within classes, the strongest first.
 
     Args:
         model: any bottleneck.
         given: the given concepts, ``[K]`` bool.
         x: unit-norm features ``[N, D]`` of images, by preference those that the model was trained on.
-        y: class indices ``[N]``.
+        y: class indices ``[N]``; of pictures with any number of labels ``[N, L]``, all count as one class.
         least: smallest correlation that counts.
 
     Returns:
         The others with the concept through which each was reached; none of the given ones.
     """
-    covariance_with = _covariances(model, x, y)
+    if not bool(given.any()):
+        return []
+    covariance_with = _covariances(model, x, one_class_each(y))
     variance = torch.cat([covariance_with(part).diagonal(offset=-int(part[0])) for part in _parts(len(given))])
     spread = variance.clamp(min=0).sqrt()
     alive = spread > 1e-9 * float(spread.max())
@@ -59,19 +60,22 @@ def look_alikes(
         best = correlation.max(dim=1)
         new = (best.values >= least) & alive & ~reached
         rows = new.nonzero()[:, 0]
-        found += [
-            LookAlike(k, int(frontier[best.indices[k]]), min(float(best.values[k]), 1.0)) for k in rows.tolist()
-        ]
+        found += [LookAlike(k, int(frontier[best.indices[k]]), min(float(best.values[k]), 1.0)) for k in rows.tolist()]
         reached |= new
         frontier = rows
     return sorted(found, key=lambda each: -each.correlation)
+
+
+def one_class_each(y: Tensor) -> Tensor:
+    """Class indices ``[N]``; zeros for labels ``[N, L]``."""
+    return y if y.dim() == 1 else torch.zeros(len(y), dtype=torch.long)
 
 
 def _parts(count: int, size: int = 1024) -> tuple[Tensor, ...]:
     return torch.arange(count).split(size)
 
 
-def _covariances(model: ConceptBottleneck, x: Tensor, y: Tensor):
+def _covariances(model: ConceptBottleneck, x: Tensor, y: Tensor) -> Callable[[Tensor], Tensor]:
     """A function from columns ``[m]`` to covariances ``[K, m]`` of the scores with them, within classes."""
     if not isinstance(model.activation, Embedded | SparseCode):
         centred = within_classes(x.double(), y)
@@ -90,27 +94,31 @@ def within_classes(values: Tensor, y: Tensor) -> Tensor:
     return values - (sums / torch.bincount(y, minlength=count).clamp(min=1)[:, None])[y]
 
 
-@torch.no_grad()
-def still_followed(model: ConceptBottleneck, removed: Tensor, x: Tensor, y: Tensor) -> float:
-    """How far the decisions of a model go with concepts that it does not read (any more).
+def still_said(before: Tensor, after: Tensor, y: Tensor) -> float:
+    """How much of what removed concepts said the others still say.
 
-    The share of what moves the logits from picture to picture within a class that a linear function of these concepts'
-    scores explains (adjusted for their number): 0 if the model says the same whatever they are.
+    What was said is the difference of the logits, from picture to picture within a class. If the remaining logits rise
+    and fall with it, other concepts carry the same information: the value is the slope of the one on the other. 0:
+    nothing of it is left; 1: the others say it as loudly as the removed ones did; below 0: they said the contrary.
 
     Args:
-        model: the model after the removal.
-        removed: the removed concepts, ``[K]`` bool.
-        x: unit-norm features ``[N, D]``.
-        y: class indices ``[N]``.
+        before: logits ``[N, C]`` with the concepts.
+        after: logits ``[N, C]`` without them.
+        y: class indices ``[N]``, or labels ``[N, C]``.
+
+    Returns:
+        The slope; NaN if nothing was said.
+
+    Example:
+        >>> import torch
+        >>> said, other = torch.randn(2, 400, 5, generator=torch.Generator().manual_seed(0))
+        >>> y = torch.zeros(400, dtype=torch.long)
+        >>> [round(still_said(said + rest, rest, y), 1) for rest in (other, said + other)]
+        [0.0, 1.0]
     """
-    columns = removed.nonzero()[:, 0].tolist()
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:PICTURES]
-    scores = within_classes(model.scores(x[rows], columns).double(), y[rows])
-    z = model.logits(x[rows]).double()
-    z = within_classes(z - z.mean(dim=1, keepdim=True), y[rows])
-    free = len(rows) - len(y.unique())
-    if free <= len(columns) or not bool(z.any()):
-        return float("nan")
-    explained = torch.linalg.lstsq(scores, z, driver="gelsd").solution
-    left = float((z - scores @ explained).square().sum() / z.square().sum())
-    return max(0.0, 1 - left * free / (free - len(columns)))
+    if y.dim() == 1:  # softmax: only differences count
+        before, after = (z - z.mean(dim=1, keepdim=True) for z in (before, after))
+    groups = one_class_each(y)
+    said, left = (within_classes(z.double(), groups) for z in (before - after, after))
+    power = float(said.square().sum())
+    return float((said * left).sum()) / power if power > 0 else float("nan")

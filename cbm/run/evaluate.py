@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,12 +15,14 @@ from cbm.data import FeatureData, FeatureSplit
 from cbm.editing import (
     Comparison,
     DomainEditor,
+    EditSet,
     changed_most,
     create_editor,
     edited_logits,
     edited_model,
     load_edits,
     load_gate,
+    still_said,
 )
 from cbm.editing.domains.correct import correct
 from cbm.editing.record import Record, model_key
@@ -47,6 +50,8 @@ from cbm.trained.domains import edit_context, support_and_tested
 from cbm.trained.label_comparison import LabelComparison, compared
 
 log = logging.getLogger("cbm")
+
+STILL_SAID = 0.25  # of what removed concepts said, from which a warning is given
 
 
 def evaluate(cfg: DictConfig) -> dict[str, float]:
@@ -198,6 +203,7 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
     log.info("%d edits:%s", len(edits), "".join(f"\n  {edit}" for edit in edits.edits))
     if elsewhere := sorted(edits.domains - {domain}):
         log.info("pictures of '%s': edits of '%s' do not act (domain= says otherwise)", domain, elsewhere[0])
+    metrics |= removal(edits, comparison, request)
     if edits.record is not None and edits.record.before is not None and edits.record.after is not None:
         metrics["edits/expected_change"] = edits.record.after - edits.record.before
 
@@ -207,6 +213,28 @@ def edited(request: Request, file: Path, gate_file: Path | None) -> Evaluated:
             log.info("as expected or not: %s", edits.record)
 
     return Evaluated(metrics, decisions, say_more)
+
+
+def removal(edits: EditSet, comparison: Comparison | LabelComparison, request: Request) -> dict[str, float]:
+    """How much of what removed concepts said the others still say (``edits/still_said``); a warning if that is much.
+
+    Nothing where an edit does anything else, or is for some classes or images only.
+    """
+    if not len(edits) or any(
+        edit.op not in ("remove", "mask") or edit.classes or edit.samples or edit.domain not in (None, request.domain)
+        for edit in edits.edits
+    ):
+        return {}
+    share = still_said(comparison.before, comparison.after, comparison.y)
+    if math.isnan(share):
+        return {}
+    if share > STILL_SAID:
+        log.warning(
+            "of what the removed concepts said, the others still say %.0f %%: they go round the edit (python -m cbm "
+            "rebalance %s --concept '%s' --with-alike finds them and fits the head again)",
+            100 * share, request.model.path, edits.edits[0].concept,
+        )  # fmt: skip
+    return {"edits/still_said": share}
 
 
 def corrected(request: Request, editor: DomainEditor, folder: Path) -> Evaluated:

@@ -9,6 +9,7 @@ The rows, for the model at hand, since their order can turn from one model to th
 """
 
 import copy
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,13 +17,15 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cbm.editing import Edit, EditSet, Rebalanced, alike, prune, rebalance
+from cbm.editing import Edit, EditSet, LookAlike, Rebalanced, look_alikes, prune, rebalance, still_said
 from cbm.errors import UserError, did_you_mean
 from cbm.files.run_directory import seed_of
 from cbm.layers import one_class, require_linear
 from cbm.run.side_by_side import Row, side_by_side
 from cbm.run.spurious import spurious_weights
 from cbm.trained import TrainedModel, load
+
+log = logging.getLogger("cbm")
 
 AS_TRAINED, REMOVE, REFIT, REBALANCE = "as trained", "remove", "remove + refit", "rebalance"
 
@@ -59,7 +62,7 @@ def rebalance_run(
         path: the run directory.
         cache: folder of the feature store.
         concepts: texts of the concepts to remove; by default those that the data set names as spurious for some class.
-        with_alike: whether the concepts are removed too that the encoder cannot tell from these.
+        with_alike: whether the concepts are removed too whose scores go with these (``cbm.editing.look_alikes``).
         column: a column of groups of the training images to balance, in place of the activations of these concepts.
             Then no concept need be removed.
         split: images on which the rows are measured: ``test``, or ``val`` while something is still chosen by them.
@@ -79,7 +82,9 @@ def rebalance_run(
         )
     removed = removed_columns(trained, concepts, dataset.spurious, needed=column is None)
     if with_alike:
-        removed = alike(model, removed)
+        others = look_alikes(model, removed, data.train.x, data.train.y)
+        removed[[each.concept for each in others]] = True
+        say_look_alikes(others, trained.bank.texts)
     if column is not None and column not in data.train.groups:
         raise UserError(f"--group '{column}': {did_you_mean(column, list(data.train.groups))}")
     found = rebalance(model, removed, data.train, data.val, column=column, seed=seed_of(trained.config.seed))
@@ -89,6 +94,9 @@ def rebalance_run(
         REFIT: found.refit.model,
         REBALANCE: found.rebalanced.model,
     }
+    if bool(removed.any()):
+        left = still_said(model.logits(data.train.x), models[REMOVE].logits(data.train.x), data.train.y)
+        log.info("after the removal, the other concepts still say %.0f %% of what these said in a class", 100 * left)
     texts = [text for text, out in zip(trained.bank.texts, removed.tolist()) if out]
     why = "goes with the class in the training images without belonging to it"
     made = copy.copy(trained)
@@ -96,6 +104,15 @@ def rebalance_run(
     made.changes = (*trained.changes, f"head fitted again without {len(texts)} concepts, images rebalanced")
     edits = EditSet(tuple(Edit("remove", text, why=why) for text in texts))
     return RebalancedRun(side_by_side(models, data.splits[split], data, REMOVE), edits, found, made)
+
+
+def say_look_alikes(others: Sequence[LookAlike], texts: Sequence[str]) -> None:
+    """Log which concepts are removed with the named ones, and through which: to look at before the model is kept."""
+    for each in others:
+        log.info("'%s' goes with '%s' (r = %.2f) and is removed too", texts[each.concept], texts[each.via],
+                 each.correlation)  # fmt: skip
+    if not others:
+        log.info("no other concept goes with these")
 
 
 def removed_columns(

@@ -5,7 +5,7 @@ not. A finished run's model is edited, and compared on the test split with model
 
     unedited                    the model of the run
     prune                       the class's weights on its spurious concepts are set to zero
-    prune with alike            and so are those on concepts that the encoder cannot tell from them (cosine 0.9)
+    prune with alike            and so are those on concepts whose scores go with theirs within classes
     remove columns              no class uses a concept any more that is spurious for some class
     prune + normalise           as prune, and the remaining weights are scaled to the former sum of absolute weights
     prune random concepts       as many concepts of every class, drawn at random from those it uses
@@ -29,7 +29,7 @@ from cbm.concepts import ConceptBank
 from cbm.concepts.readers import normalise_text
 from cbm.data import FeatureData, FeatureSplit
 from cbm.data.features import split_test
-from cbm.editing import alike, prune, rebalance
+from cbm.editing import look_alikes, prune, rebalance
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, one_class, require_linear
 from cbm.methods import create_method, fit_method
@@ -71,7 +71,7 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, Row]:
     target, rest = split_test(data.test, shots, data.classes, cfg.seed)
     random = random_weights(model.weights(), removed, cfg.seed)
     columns = (~removed.any(dim=0)).nonzero().flatten().tolist()
-    with_alike = torch.stack([alike(model, row) for row in removed])
+    with_alike = torch.stack([_with_look_alikes(model, row, data.train) for row in removed])
     unlike = (~with_alike.any(dim=0)).nonzero().flatten().tolist()
 
     def fitted(train: FeatureSplit, val: FeatureSplit, concepts: ConceptBank) -> ConceptBottleneck:
@@ -98,6 +98,13 @@ def edit_spurious(run: Path, cache: Path) -> dict[str, Row]:
     except UserError as error:
         log.warning("run '%s' is not rebalanced: %s", path, error)
     return side_by_side(models, rest, data, "remove columns")
+
+
+def _with_look_alikes(model: ConceptBottleneck, given: Tensor, train: FeatureSplit) -> Tensor:
+    """The given concepts ``[K]`` (bool) and those that go with them."""
+    found = given.clone()
+    found[[each.concept for each in look_alikes(model, given, train.x, train.y)]] = True
+    return found
 
 
 def spurious_weights(bank: ConceptBank, spurious: dict[str, list[str]], classes: list[str]) -> Tensor:

@@ -21,11 +21,13 @@ from cbm.editing import (
     label_counterfactual,
     label_margin_edits,
     load_edits,
+    look_alikes,
     margin_edits,
     returned_share,
     signed,
     without_words,
 )
+from cbm.editing.lookalikes import LEAST
 from cbm.editing.prune import ALIKE
 from cbm.editing.record import Record, model_key
 from cbm.errors import UserError, did_you_mean
@@ -212,12 +214,19 @@ class Editor:
         why = edit.why or f"'{edit.concept}' is present"
         return edits + EditSet(tuple(replace(edit, concept=text, value="absent", why=why) for text in others))
 
-    def alike(self, concept: str, cosine: float = ALIKE) -> list[str]:
-        """The concepts that the encoder cannot tell from this one (itself included): they show the same thing.
+    def alike(
+        self, concept: str, cosine: float = ALIKE, *, split: FeatureSplit | None = None, correlation: float = LEAST
+    ) -> list[str]:
+        """The concepts that show the same thing as this one (itself included), in the order of the bank.
+
+        With ``split`` they are found by what they do: their scores go together on pictures of a class
+        (``cbm.editing.look_alikes``). Without, by their directions, which the encoder cannot tell apart.
 
         Args:
             concept: text of the concept.
-            cosine: smallest cosine of two directions that counts as alike.
+            cosine: smallest cosine of two directions that counts as alike, without ``split``.
+            split: features and labels of images.
+            correlation: smallest correlation of two scores that counts, with ``split``.
 
         Raises:
             UserError: an unknown concept, or a model without concept directions.
@@ -225,7 +234,12 @@ class Editor:
         EditSet((Edit("mask", concept),)).check(self.bank.texts, self.model.classes)
         linear, column = self._linear(), torch.zeros(len(self.bank), dtype=torch.bool)
         column[self.bank.index(concept)] = True
-        return [self.bank.texts[k] for k in alike(linear, column, cosine).nonzero()[:, 0].tolist()]
+        if split is None:
+            found = alike(linear, column, cosine)
+        else:
+            found = column.clone()
+            found[[each.concept for each in look_alikes(linear, column, split.x, split.y, correlation)]] = True
+        return [self.bank.texts[k] for k in found.nonzero()[:, 0].tolist()]
 
     def apply(self, edit: Edit | EditSet) -> "Editor":
         """Add edits, signed with author and time; returns the editor.

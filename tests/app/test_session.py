@@ -223,7 +223,9 @@ def test_look_alikes_go_together(tab: Session):
     column = int(same.amax(dim=1).argmax())
     tab.hold(column)
     tab.remove_alike(scope=EVERYWHERE, why="paraphrases")
-    assert {edit.concept for edit in tab.edits.edits} == set(tab.editor.alike(bank.texts[column]))
+    assert {edit.concept for edit in tab.edits.edits} == set(
+        tab.editor.alike(bank.texts[column], split=tab.explorer.split)
+    )
     assert bank.texts[int(same[column].argmax())] in {edit.concept for edit in tab.edits.edits}
     assert {(edit.op, edit.why) for edit in tab.edits.edits} == {("remove", "paraphrases")}
     tab.undo()
