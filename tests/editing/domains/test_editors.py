@@ -4,50 +4,13 @@ import copy
 
 import pytest
 import torch
-from torch.nn.functional import normalize
+from planted_domain import CLASSES, TEXTS, C, D, K, bottleneck, pictures, right
 
-from cbm.data import FeatureSplit
 from cbm.editing import EDITORS, EditContext, create_editor, edited_model, source_card
 from cbm.editing.domains.conda import adapt_unlabelled, pseudo_labels
 from cbm.editing.domains.editors import keep_home
 from cbm.errors import UserError
-from cbm.layers import ConceptBottleneck, LinearHead
 from cbm.layers.probe import LinearProbe
-
-C, K, D = 4, 6, 24
-TEXTS = [f"concept {k}" for k in range(K)]
-CLASSES = ["ant", "bee", "cat", "dog"]
-
-
-def pictures(count: int, seed: int, shift: float = 0.0) -> FeatureSplit:
-    """Every class shows its own three concepts; the other camera raises concept 0 everywhere."""
-    shown = torch.tensor([[1, 1, 1, 0, 0, 0], [1, 0, 0, 1, 1, 0], [0, 1, 0, 1, 0, 1], [0, 0, 1, 0, 1, 1]]).float()
-    g = torch.Generator().manual_seed(seed)
-    y = torch.arange(count) % C
-    x = torch.zeros(count, D)
-    x[:, :K] = shown[y] + 0.45 * torch.randn(count, K, generator=g)
-    x[:, 0] += shift
-    x[:, K:] = 0.1 * torch.randn(count, D - K, generator=g)
-    x[:, -1] = 3.0 + 0.2 * shift  # norms hardly differ, and the camera is seen
-    return FeatureSplit(normalize(x, dim=1), y, [f"{i}.png" for i in range(count)])
-
-
-def bottleneck() -> ConceptBottleneck:
-    train = pictures(2000, 0)
-    concepts = torch.eye(D)[:K]
-    head = LinearProbe(torch.zeros(C, K), torch.zeros(C))
-    a = train.x @ concepts.T
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=200, line_search_fn="strong_wolfe")
-
-    def closure():
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(head(a), train.y) + 1e-5 * head.matrix.square().sum()
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    model = ConceptBottleneck(concepts, LinearHead(head.matrix.detach(), head.bias.detach()))
-    return model.calibrate(train.x).requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -60,10 +23,6 @@ def context(world, **changes) -> EditContext:
     model, card, support, there, _ = world
     settings = {"support": support, "unlabelled": there.x, **changes}
     return EditContext(model, TEXTS, CLASSES, "other camera", card, **settings)
-
-
-def right(model, split: FeatureSplit) -> float:
-    return float((model.logits(split.x).argmax(1) == split.y).double().mean())
 
 
 def test_every_editor_answers_and_leaves_the_model_alone(world):
