@@ -38,7 +38,7 @@ from cbm.trained.domains import edit_context
 RESULTS = Path(__file__).parent / "results" / "corrections.jsonl"
 TABLE = RESULTS.with_suffix(".md")
 EDITORS = ("combined", "test_time", "prune", "recentre", "conda", "refit")
-SHIFTS = ("none", "moved", "weak", "mixed")
+SHIFTS = ("none", "moved", "weak", "mixed", "moved, a class not shown", "moved, other proportions")
 
 
 def add(what: str, **values: Any) -> None:
@@ -133,11 +133,12 @@ def shift(kind: str, g: torch.Generator) -> Any:
         factor[some] = 0.2
         return concepts * factor
 
+    kind = kind.partition(",")[0]
     return {"none": None, "moved": moved, "weak": weak, "mixed": lambda concepts: concepts @ turn.T}[kind]
 
 
-def planted(sets: int, shots: tuple[int, ...] = (1, 2, 4)) -> None:
-    """Every editor on planted target sets, with and without the guard."""
+def planted(sets: int) -> None:
+    """Every editor on planted target sets, with and without the guard: 4 labelled images per class, and 1 and 2."""
     done = {(r["seed"], r["kind"], r["shots"], r["editor"], r["guard"]) for r in rows() if r["what"] == "planted"}
     for seed in range(sets):
         model, shown, g = world(seed)
@@ -145,9 +146,17 @@ def planted(sets: int, shots: tuple[int, ...] = (1, 2, 4)) -> None:
         card = source_card(images(shown, 500, g).x, torch.arange(500) % C, C)
         for kind in SHIFTS:
             change = shift(kind, g)
-            there, pool = images(shown, 1000, g, change), images(shown, C * max(shots), g, change)
-            for n in shots:
+            there, pool = images(shown, 1000, g, change), images(shown, 40, g, change)
+            if kind.endswith("proportions"):  # half of the images of class 0, and so on
+                there = there.take(np.flatnonzero(np.isin(np.arange(1000) // C % 8, range(4)) | (there.y.numpy() == 0)))
+            for n in (1, 2, 4) if seed < 40 else (4,):
                 support = pool.take(np.arange(C * n))
+                if kind.endswith("not shown"):
+                    support = support.take(np.flatnonzero(support.y.numpy() > 0))
+                if kind.endswith("proportions"):
+                    support = pool.take(
+                        np.flatnonzero((np.arange(40) < C * n) | ((pool.y.numpy() == 0) & (np.arange(40) < 8 * n)))
+                    )
                 context = EditContext(model, [f"concept {k}" for k in range(K)], [f"class {c}" for c in range(C)],
                                       "there", card, support, there.x)  # fmt: skip
                 for name in EDITORS:
@@ -220,12 +229,18 @@ def rotated(options: argparse.Namespace) -> Iterator[tuple[int, Case]]:
 
 def real(options: argparse.Namespace, cases: Iterator[tuple[int, Case]], name: str) -> None:
     """Every editor on draws of labelled images: unguarded, guarded, and the combination behind its gate."""
-    ways = {"unguarded": {"level": None}, "guarded": {}, "gated": {"protection": "gate"}}
+    ways: dict[str, dict[str, Any]] = {"unguarded": {"level": None}, "guarded": {}}
+    more: dict[str, dict[str, Any]] = {
+        "gated": {"protection": "gate"},
+        "transductive, unguarded": {"transductive": True, "level": None},
+        "transductive": {"transductive": True},
+        "transductive, gated": {"transductive": True, "protection": "gate"},
+    }
     done = {(r["name"], r["draw"], r["shots"], r["editor"], r["way"]) for r in rows() if r["what"] == "real"}
     for draw, case in cases:
         for editor in EDITORS:
-            for way, settings in ways.items():
-                if (way == "gated" and editor != "combined") or (name, draw, options.shots, editor, way) in done:
+            for way, settings in (ways | more if editor == "combined" else ways).items():
+                if (name, draw, options.shots, editor, way) in done:
                     continue
                 found = measured(case, editor, {"seed": draw, **settings})
                 add("real", name=name, draw=draw, shots=options.shots, way=way, **found)
@@ -281,10 +296,8 @@ def real_table() -> list[str]:
                   "| editor | | corrected | plain | balanced | worst draw | draws below -1 | home |",
                   "| --- | --- | ---: | ---: | ---: | ---: | ---: | ---: |"]  # fmt: skip
         for editor in EDITORS:
-            for way in ("unguarded", "guarded", "gated"):
-                part = cells.get((name, shots, editor, way))
-                if not part:
-                    continue
+            for part in (rows_ for key, rows_ in cells.items() if key[:3] == (name, shots, editor)):
+                way = next(key[3] for key, rows_ in cells.items() if rows_ is part)
                 change = [row["balanced"] for row in part]
                 lines.append(
                     f"| {editor} | {way} | {100 * mean([row['changed'] for row in part]):.0f} % "

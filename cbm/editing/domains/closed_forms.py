@@ -1,7 +1,9 @@
 """Corrections in closed form: the mean put back, of concepts or of features, and a refit that stays near the old head.
 
 None is trained. A shift of a domain's mean, in features or in activations, is undone by adding the difference of the
-class-balanced means (labelled images of the domain against those of the source). ``shrunk_refit`` is the first step of
+class-balanced means (labelled images of the domain against those of the source). ``unlabelled_shift`` finds it without
+labels: the model's own class probabilities say which images are of which class, at first and after the shift, a few
+times over. ``shrunk_refit`` is the first step of
 a penalised logistic regression that starts at the model's own head, with the bound of Böhning (Annals of the Institute
 of Statistical Mathematics, 1992) on its curvature: one linear system of K + 1 unknowns. With a large penalty the head
 stays as it is.
@@ -17,6 +19,8 @@ from cbm.editing.domains.source_card import SourceStatistics
 from cbm.layers import ConceptBottleneck, Embedded, SparseCode
 from cbm.layers.probe import LinearProbe
 
+ROUNDS = 5  # of beliefs about unlabelled images
+LEAST_MASS = 0.02  # of the images
 FREE = 0.1  # penalty of a class's bias, as a share of that of its weights
 
 
@@ -31,6 +35,30 @@ def mean_shift(values: Tensor, y: Tensor, home: Tensor) -> Tensor:
     present = y.unique()
     means = torch.stack([values[y == c].double().mean(dim=0) for c in present])
     return (home[present].double() - means).mean(dim=0)
+
+
+@torch.no_grad()
+def unlabelled_shift(model: ConceptBottleneck, x: Tensor, source: SourceStatistics, home: Tensor) -> Tensor:
+    """What is to be added to the features of unlabelled images so that their mean is that of the source, ``[D]``.
+
+    Images count for a class as far as the model, moved by what was found so far, believes them to be of it; so the
+    classes' proportions may be others than at home. Classes with less than 2 % of the images do not count.
+
+    Args:
+        model: a bottleneck whose concepts are directions in the features.
+        x: features ``[N, D]`` of images of the other domain.
+        source: statistics of the source domain, which hold the factor that calibrates the logits.
+        home: mean features ``[C, D]`` by class in the source domain.
+    """
+    values, by = x.double(), torch.zeros(x.shape[1], dtype=torch.float64)
+    for _ in range(ROUNDS):
+        moved = recentred_features(model, by)
+        assert moved is not None
+        belief = (source.factor * moved.logits(x).double()).softmax(dim=1)
+        mass = belief.sum(dim=0)
+        there = mass > LEAST_MASS * len(x)
+        by = (home[there].double() - (belief.T @ values)[there] / mass[there, None]).mean(dim=0)
+    return by
 
 
 def class_means(x: Tensor, y: Tensor, classes: int) -> Tensor:

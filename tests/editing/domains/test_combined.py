@@ -5,7 +5,8 @@ import torch
 from planted_domain import CLASSES, TEXTS, C, bottleneck, pictures, right
 
 from cbm.editing import EditContext, create_editor, source_card
-from cbm.editing.domains.combined import Combined
+from cbm.editing.domains.closed_forms import mean_shift, unlabelled_shift
+from cbm.editing.domains.combined import Combined, home_means
 from cbm.errors import UserError
 from cbm.layers import LinearHead
 
@@ -92,3 +93,20 @@ def test_bad_settings(home):
         with pytest.raises(UserError, match=message):
             create_editor({"name": "combined", **settings}).propose(there)
     assert isinstance(there.model.head, LinearHead)
+
+
+def test_unlabelled_images_put_the_mean_back_without_labels(home):
+    model, there = home[0], pictures(800, 3, 1.5)
+    case = context(home, pictures(16, 7, 1.5), there)
+    proposal = create_editor({"name": "combined", "transductive": True, "level": None}).propose(case)
+    assert right(proposal.model, there) > right(model, there) + 0.15
+    source = case.statistics()
+    by = unlabelled_shift(model, there.x, source, home_means(case))
+    truth = mean_shift(there.x, there.y, home_means(case))
+    assert float((by - truth).norm()) < 0.15 * float(truth.norm())
+    some = there.take(torch.arange(800)[there.y != 2].numpy())  # a class is not there at all
+    by = unlabelled_shift(model, some.x, source, home_means(case))
+    assert float((by - truth).norm()) < 0.5 * float(truth.norm())
+    bare = EditContext(model, TEXTS, CLASSES, "there", home[1], case.support)
+    with pytest.raises(UserError, match="needs unlabelled pictures"):
+        create_editor({"name": "combined", "transductive": True}).propose(bare)
