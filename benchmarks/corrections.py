@@ -182,7 +182,7 @@ def of_run(options: argparse.Namespace) -> Iterator[tuple[int, Case]]:
     home, there = model.split("test", cache=options.cache), model.split("test", dataset=card, cache=options.cache)
     own = options.dataset != "birds_shift"  # its validation images are from home
     shown = model.split("val", dataset=card, cache=options.cache) if own else None
-    for draw in range(options.draws):
+    for draw in range(options.first, options.first + options.draws):
         support, rest = split_test(there if shown is None else shown, options.shots, model.classes, draw)
         tested = rest if shown is None else there
         context = edit_context(model, card, support, tested, domain=options.dataset, cache=options.cache)
@@ -214,7 +214,7 @@ def rotated(options: argparse.Namespace) -> Iterator[tuple[int, Case]]:
     )
     model = model.calibrate(x[fit]).requires_grad_(False)
     card = source_card(x[val], y[val], count)
-    for draw in range(options.draws):
+    for draw in range(options.first, options.first + options.draws):
         g = torch.Generator().manual_seed(1000 + draw)
         plane = torch.linalg.qr(torch.randn(x.shape[1], 2, generator=g))[0]
         mean = x[fit].mean(dim=0)
@@ -328,6 +328,7 @@ if __name__ == "__main__":
     parser.add_argument("--offset", type=float, default=0.5)
     parser.add_argument("--shots", type=int, default=4)
     parser.add_argument("--draws", type=int, default=20)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first draw")
     parser.add_argument("--cache", default="cache")
     parser.add_argument("--name")
     given = parser.parse_args()

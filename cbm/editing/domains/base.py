@@ -11,7 +11,7 @@ from cbm.data import FeatureSplit
 from cbm.editing.domains.attribution import Plan
 from cbm.editing.domains.concept_head import LinearConceptHead
 from cbm.editing.domains.gate import Gate
-from cbm.editing.domains.guard import LEVEL, Judgement, folds, judge, too_few
+from cbm.editing.domains.guard import LEVEL, Judgement, folds, judge, judge_both, too_few
 from cbm.editing.domains.source_card import SourceCard, SourceStatistics, source_statistics
 from cbm.editing.edits import EditSet
 from cbm.errors import UserError
@@ -86,6 +86,8 @@ class Proposal:
             interval of the difference by a paired bootstrap.
         left_out: logits ``[n, C]`` of the labelled images, each of a correction made without it, where the editor has
             them; by default the guard makes them.
+        fallback: a simpler correction, with its ``left_out``, that is checked together with this one, and made where
+            this one may be chance and it is not.
         judgement: what the guard found; None if it was not asked.
     """
 
@@ -96,6 +98,7 @@ class Proposal:
     gate: Gate | None = None
     source: tuple[float, float, tuple[float, float]] | None = None
     left_out: Tensor | None = None
+    fallback: "Proposal | None" = None
     judgement: Judgement | None = None
 
     @property
@@ -147,11 +150,16 @@ class DomainEditor:
         proposal = self._propose(context)
         if not proposal.changes:
             return proposal
+        before, y = context.model.logits(context.support.x), context.support.y
         after = self._left_out(context, proposal) if proposal.left_out is None else proposal.left_out
-        judgement = judge(context.model.logits(context.support.x), after, context.support.y, self.level)
-        if judgement.accepted:
-            return replace(proposal, reason=f"{proposal.reason}; {judgement.reason}", judgement=judgement)
-        return Proposal(context.model, judgement.reason, EditSet(), judgement=judgement)
+        if (simple := proposal.fallback) is None or simple.left_out is None:
+            tried = [(proposal, judge(before, after, y, self.level))]
+        else:
+            tried = list(zip((proposal, simple), judge_both(before, (after, simple.left_out), y, self.level)))
+        for made, judgement in tried:
+            if judgement.accepted:
+                return replace(made, reason=f"{made.reason}; {judgement.reason}", judgement=judgement, fallback=None)
+        return Proposal(context.model, tried[0][1].reason, EditSet(), judgement=tried[0][1])
 
     def _left_out(self, context: EditContext, proposal: Proposal) -> Tensor:
         """Logits ``[n, C]`` of the labelled images, each of a correction made without it."""

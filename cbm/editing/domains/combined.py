@@ -9,7 +9,9 @@ With ``transductive`` the mean of the features is taken from the unlabelled imag
 (the model's own beliefs stand for their classes), and only it and the head on top of it are tried.
 
 The choice is checked like a correction of its own: what decides about an image is the correction that does best on the
-*other* images, made without it. So the guard does not mind how many corrections were tried.
+*other* images, made without it. So the guard does not mind how many corrections were tried. Choosing costs certainty,
+though, where labelled images are few: the first of the corrections, which has least to find, is checked along with the
+choice, and made if only it is significant.
 """
 
 from collections.abc import Iterator
@@ -74,7 +76,10 @@ class Combined(DomainEditor):
         chosen = names[int(losses.sum(dim=1).argmin())]
         judged = torch.stack([left_out[names[other]][i] for i, other in enumerate(others)])
         proposal = Proposal(choices[chosen], chosen, left_out=judged)
-        return proposal if self.protection == "tag" else gated(context, proposal, self.seed)
+        simple = Proposal(choices[names[0]], names[0], left_out=left_out[names[0]])
+        if self.protection == "gate":
+            proposal, simple = (gated(context, each, self.seed) for each in (proposal, simple))
+        return replace(proposal, fallback=simple)
 
     def corrections(
         self, context: EditContext, moved: ConceptBottleneck | None

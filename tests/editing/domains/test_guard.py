@@ -12,6 +12,8 @@ from cbm.editing.domains.guard import (
     folds,
     in_units,
     judge,
+    judge_both,
+    largest_sum_p,
     losses_by_temperature,
     sign_flip_p,
     tempered_losses,
@@ -94,3 +96,33 @@ def test_folds_leave_every_picture_out_once_and_spread_the_classes():
         assert not set(out.tolist()) & set(rest.tolist())
         assert torch.bincount(y[rest], minlength=5).min() >= 8
     assert len(folds(torch.zeros(7, dtype=torch.long))) == 7
+
+
+def test_two_corrections_are_judged_together():
+    g = torch.Generator().manual_seed(5)
+    gains = torch.randn(2, 10, generator=g).double() + torch.tensor([[0.3], [0.1]])
+    size = gains.square().sum(1).sqrt()
+    signs = torch.tensor(list(itertools.product((1.0, -1.0), repeat=10))).double()
+    largest = ((signs @ gains.T) / size).max(dim=1).values
+    slow = float((largest >= (gains.sum(1) / size).max() - 1e-12).double().mean())
+    assert largest_sum_p(gains) == pytest.approx(slow, abs=1e-12)
+    assert largest_sum_p(gains[:1]) == pytest.approx(sign_flip_p(gains[0]))
+    assert largest_sum_p(torch.stack([gains[0], gains[0]])) == pytest.approx(sign_flip_p(gains[0]))
+    assert largest_sum_p(torch.zeros(2, 5)) == 1.0
+    drawn = largest_sum_p(torch.cat([gains, torch.zeros(2, 10).double()], dim=1))
+    assert drawn == pytest.approx(slow, abs=0.01)
+    y = torch.arange(12) % 3
+    right, wrong = 4.0 * torch.eye(3)[y], 4.0 * torch.eye(3)[(y + 1) % 3]
+    good, bad = judge_both(wrong, (right, wrong), y)
+    assert good.accepted
+    assert not bad.accepted
+    assert good.p >= judge(wrong, right, y).p
+
+
+def test_one_of_two_is_made_by_chance_no_more_often_than_one():
+    g, made = torch.Generator().manual_seed(1), 0
+    for _ in range(400):
+        shared, own = torch.randn(2, 12, generator=g).double()
+        gains = torch.stack([shared, 0.7 * shared + 0.7 * own])
+        made += any(max(largest_sum_p(gains), sign_flip_p(d)) <= 0.05 for d in gains)
+    assert made / 400 <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
