@@ -1,4 +1,4 @@
-"""Test-time editing, step by step: a few labelled pictures of another domain say which concepts to mask and amplify."""
+"""Corrections for another domain, step by step: a few labelled pictures of it say what to change."""
 
 from dataclasses import dataclass
 
@@ -9,6 +9,9 @@ from cbm.errors import UserError
 from cbm.report.correction import EditedConcept, edited_concepts
 from cbm.trained.domains import edit_context, support_and_tested
 
+EDITORS = ("test_time", "recentre", "combined")
+"""What is offered: edits to read and apply, and what a correction could reach at most."""
+
 
 @dataclass(frozen=True)
 class Suggestion:
@@ -16,6 +19,7 @@ class Suggestion:
 
     Attributes:
         edits: proposed edits; empty if nothing should be edited.
+        corrected: whether anything is corrected, by edits or by another head.
         reason: reason for the proposal, in words.
         concepts: change of every edited concept.
         before: accuracy before the edits, on pictures that the editor was not shown.
@@ -29,6 +33,7 @@ class Suggestion:
     """
 
     edits: EditSet
+    corrected: bool
     reason: str
     concepts: list[EditedConcept]
     before: float
@@ -41,27 +46,32 @@ class Suggestion:
     tested: int
 
 
-def suggest(explorer: Explorer, *, shots: int, support: str | None = None, guard: str = "default") -> Suggestion:
-    """Ask ``editor=test_time``.
+def suggest(
+    explorer: Explorer, *, shots: int, support: str | None = None, guard: str = "default", editor: str = "test_time"
+) -> Suggestion:
+    """Ask an editor.
 
     Args:
         explorer: the run, opened with pictures of the other domain.
         shots: labelled pictures per class.
         support: a folder of them, a folder per class; by default they are drawn from the split, and the rest is tested.
-        guard: lenient, default or strict: what must hold for pictures left out.
+        guard: lenient, default or strict: how much ``test_time`` asks of edits, for pictures left out.
+        editor: one of ``EDITORS``.
 
     Raises:
         UserError: a model that cannot be edited so, too few pictures, no such folder.
     """
     if shots < 1:
         raise UserError("the editor needs a labelled picture of every class, at least")
-    editor = create_editor({"name": "test_time", "shots": shots, "support": support or None, "guard": guard})
-    shown, tested = support_and_tested(explorer.model, explorer.card, editor, explorer.split, explorer.cache)
+    settings = {"name": editor, "shots": shots, "support": support or None}
+    asked = create_editor(settings | ({"guard": guard} if editor == "test_time" else {}))
+    shown, tested = support_and_tested(explorer.model, explorer.card, asked, explorer.split, explorer.cache)
     context = edit_context(explorer.model, explorer.card, shown, tested, domain=explorer.domain, cache=explorer.cache)
-    found = correct(context, tested, editor)
+    found = correct(context, tested, asked)
     values = found.comparison.metrics()
     return Suggestion(
         found.proposal.edits or EditSet(),
+        found.proposal.changes,
         found.proposal.reason,
         edited_concepts(found.context, found.proposal),
         values["edits/accuracy_before"],

@@ -18,7 +18,7 @@ os.environ["GRADIO_RUN_HISTORY"] = (
 
 import gradio as gr
 
-from cbm.app.adapt import suggest
+from cbm.app.adapt import EDITORS, suggest
 from cbm.app.classes import describe_class
 from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts
 from cbm.app.decision import ClassShare, choices, decide, reach, search_bars
@@ -341,10 +341,19 @@ class Page:
                 scale=2,
                 visible=not self.explorer.shared,
             )
-            self.guard = gr.Dropdown(list(GUARDS), value="default", label="3. How careful")
-        self.suggest = gr.Button("4. Propose edits", variant="primary")
+            self.editor = gr.Dropdown(
+                [
+                    ("mask and amplify a few concepts", "test_time"),
+                    ("put the mean of every concept back", "recentre"),
+                    ("the best of several, as another head", "combined"),
+                ],
+                value="test_time",
+                label="3. What may change",
+            )
+            self.guard = gr.Dropdown(list(GUARDS), value="default", label="4. How careful, of a few concepts")
+        self.suggest = gr.Button("5. Propose a correction", variant="primary")
         self.suggestion = gr.HTML(elem_id="suggestion")
-        self.take = gr.Button("5. Apply them", visible=False)
+        self.take = gr.Button("6. Apply the edits", visible=False)
 
     # -------------------------------------------------------------------------------------------------- what is shown
 
@@ -770,12 +779,13 @@ class Page:
         session = self.session
 
         @answered
-        def propose(tab: Session, shots: Any, support: Any, guard: Any) -> dict:
+        def propose(tab: Session, shots: Any, support: Any, editor: Any, guard: Any) -> dict:
             folder = text(support, "A folder", 4096).strip()
             if folder and self.explorer.shared:
                 raise UserError("this page is shared: no other folders of this computer are opened")
             few = whole(shots, "Labelled pictures per class", 1, MOST_SHOTS)
-            found = suggest(self.explorer, shots=few, support=folder, guard=one_of(guard, GUARDS, "How careful"))
+            careful, chosen = one_of(guard, GUARDS, "How careful"), one_of(editor, EDITORS, "What may change")
+            found = suggest(self.explorer, shots=few, support=folder, guard=careful, editor=chosen)
             tab.propose(found.edits)
             some = gr.update(visible=bool(len(found.edits)))
             return {self.suggestion: render("suggestion", s=found), self.take: some}
@@ -785,9 +795,8 @@ class Page:
             tab.accept()
             return self._picture(tab) | {self.take: gr.update(visible=False)}
 
-        self._on(
-            self.suggest.click, propose, [session, self.shots, self.support, self.guard], [self.suggestion, self.take]
-        )
+        asked = [session, self.shots, self.support, self.editor, self.guard]
+        self._on(self.suggest.click, propose, asked, [self.suggestion, self.take])
         self._on(self.take.click, take, session, [*seen, self.take])
 
     def _connect_truth(self) -> None:

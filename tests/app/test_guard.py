@@ -283,11 +283,12 @@ def test_values_that_the_page_does_not_offer(address: str, capfd):
     assert "no class" in tab.refused(tab.of("verdict", "select"), [None], {"key": "nobody"})
     for file in ("../../etc/passwd", "metrics.json", None, 1, ["edits.yaml"]):
         tab.refused(tab.number("Add these edits", "click"), [None, file])
-    propose = tab.number("4. Propose edits", "click")
+    propose = tab.number("5. Propose a correction", "click")
     for shots in (float("nan"), 0, -1, 1.5, 1e9, "4", None):
-        tab.refused(propose, [None, shots, "", "default"])
-    tab.refused(propose, [None, 4, "", "careless"])
-    tab.refused(propose, [None, 4, "\0", "default"])
+        tab.refused(propose, [None, shots, "", "recentre", "default"])
+    tab.refused(propose, [None, 4, "", "recentre", "careless"])
+    tab.refused(propose, [None, 4, "", "conda", "default"])
+    tab.refused(propose, [None, 4, "\0", "recentre", "default"])
     assert "stands for nothing" in tab.refused(tab.of("truth", "select"), [None], {"key": "perhaps", "row": "1"})
     assert tab.do(mask, [None, *here])["success"]
     assert "Traceback" not in "".join(capfd.readouterr())
@@ -353,7 +354,7 @@ def test_shared_pages_write_nothing_and_know_their_address(monkeypatch: pytest.M
     assert "shared: nothing is written" in tab.refused(tab.number("Save edits", "click"), [None])
     assert "shared: nothing is written" in tab.refused(tab.of("truth", "select"), [None], {"key": "undo", "row": ""})
     assert "shared: no other folders" in tab.refused(
-        tab.number("4. Propose edits", "click"), [None, 4, "/etc", "default"]
+        tab.number("5. Propose a correction", "click"), [None, 4, "/etc", "test_time", "default"]
     )
     assert units_of(explorer.bank) is None
 

@@ -153,3 +153,19 @@ def test_the_page_says_which_split_it_shows():
     test = render("header", split="test", **known)
     assert "120 pictures of the <b>test</b> split" in test
     assert "choose on --split val" in test
+
+
+def test_a_correction_that_is_another_head_is_shown_and_not_applied():
+    explorer, data = copy.copy(explored()), explored().data
+    planted = replace(explorer.split, x=normalize(explorer.split.x + explorer.bottleneck.concepts[0], dim=1))
+    explorer.data = replace(data, splits={**data.splits, "test": planted})
+    explorer.domain = "another camera"
+    found = suggest(explorer, shots=3, editor="combined")
+    assert found.corrected == (found.after != found.before)
+    assert not len(found.edits)
+    shown = render("suggestion", s=found)
+    assert ("This is another head" in shown) == found.corrected
+    few = suggest(explorer, shots=2, editor="recentre")
+    assert not few.corrected
+    assert "too few to check one" in few.reason
+    assert "Nothing is to be edited" in render("suggestion", s=few)
