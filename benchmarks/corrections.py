@@ -137,14 +137,14 @@ def shift(kind: str, g: torch.Generator) -> Any:
     return {"none": None, "moved": moved, "weak": weak, "mixed": lambda concepts: concepts @ turn.T}[kind]
 
 
-def planted(sets: int) -> None:
+def planted(sets: int, kinds: tuple[str, ...] = SHIFTS) -> None:
     """Every editor on planted target sets, with and without the guard: 4 labelled images per class, and 1 and 2."""
     done = {(r["seed"], r["kind"], r["shots"], r["editor"], r["guard"]) for r in rows() if r["what"] == "planted"}
     for seed in range(sets):
         model, shown, g = world(seed)
         home = images(shown, 1000, g)
         card = source_card(images(shown, 500, g).x, torch.arange(500) % C, C)
-        for kind in SHIFTS:
+        for kind in kinds:
             change = shift(kind, g)
             there, pool = images(shown, 1000, g, change), images(shown, 40, g, change)
             if kind.endswith("proportions"):  # half of the images of class 0, and so on
@@ -319,6 +319,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("task", choices=("planted", "run", "rotated", "table"))
     parser.add_argument("--sets", type=int, default=200)
+    parser.add_argument("--kinds", nargs="*", choices=SHIFTS)
     parser.add_argument("--run")
     parser.add_argument("--dataset")
     parser.add_argument("--root")
@@ -334,7 +335,7 @@ if __name__ == "__main__":
     given = parser.parse_args()
     torch.set_num_threads(1)
     if given.task == "planted":
-        planted(given.sets)
+        planted(given.sets, tuple(given.kinds or SHIFTS))
     elif given.task == "run":
         real(given, of_run(given), given.name or given.dataset)
     elif given.task == "rotated":

@@ -376,7 +376,7 @@ def edits(cells: Cells, folder: Path) -> None:
                     continue
                 given = replace(context, groups=groups) if name == BLOCKS else context
                 given = replace(given, zero_shot=None) if name == ALONE else given
-                proposal = create_editor({"name": name.partition(",")[0], "seed": draw}).propose(given)
+                proposal = create_editor({"name": name.partition(",")[0], "seed": draw, "level": None}).propose(given)
                 count = None if proposal.edits is None else len(proposal.edits)
                 ROWS.add(key, right=pack(right(proposal.model, there)), home=pack(right(proposal.model, home)),
                          edits=count, reason=proposal.reason)  # fmt: skip

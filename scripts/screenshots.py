@@ -1,4 +1,4 @@
-"""Take the pictures of README.md and docs/explorer.md in a headless Chromium.
+"""Take the pictures of README.md, docs/explorer.md and docs/guides/test_time_editing.md in a headless Chromium.
 
     python train.py run_dir=runs/first
     python train.py dataset=birds_spurious method=posthoc run_dir=runs/spurious
@@ -84,22 +84,51 @@ def explore(page: Page) -> None:
     settle(page, "explorer_concept")
 
 
+def another_camera(page: Page) -> None:
+    """A mistake under another camera, a correction from a few labelled pictures, and what it does."""
+    page.wait_for_selector("#explanation .bar")
+    page.get_by_label("Mistakes only").check()
+    page.wait_for_selector("#gallery .tile.wrong >> nth=3")
+    page.locator("#gallery .tile").nth(1).click()
+    page.wait_for_selector("#gallery .tile.held")
+    settle(page, "another_camera")
+    page.get_by_role("tab", name="Another domain").click()
+    page.get_by_label("3. What may change").click()
+    page.get_by_role("option", name="every concept's mean").click()
+    page.get_by_role("button", name="5. Propose a correction").click()
+    page.wait_for_selector("#suggestion .figures")
+    settle(page, "another_camera_proposal")
+    page.get_by_role("button", name="6. Apply the edits").click()
+    page.wait_for_selector("text=Edits: 216")
+    page.get_by_role("tab", name="Whole split").click()
+    page.get_by_role("button", name="Run the edits").click()
+    page.wait_for_selector("#effect .figures")
+    settle(page, "another_camera_effect")
+
+
+def served(explorer: Explorer) -> str:
+    """The address at which an explorer is open."""
+    opened: queue.Queue[str] = queue.Queue()
+    threading.Thread(target=launch, args=(explorer,), kwargs={"opened": opened.put}, daemon=True).start()
+    return opened.get()
+
+
 def main() -> None:
     """Open the report of one run, serve the other, and take the pictures."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("read", type=Path, help="its report is shown")
     parser.add_argument("explored")
     runs = parser.parse_args()
-    explorer = Explorer(runs.explored)
-    opened: queue.Queue[str] = queue.Queue()
-    threading.Thread(target=launch, args=(explorer,), kwargs={"opened": opened.put}, daemon=True).start()
     with sync_playwright() as driver:
         flags = ["--no-sandbox", "--disable-gpu"]
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         report(browser.new_page(viewport={"width": 1100, "height": 780}), runs.read)
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.goto(opened.get())
+        page.goto(served(Explorer(runs.explored)))
         explore(page)
+        page = browser.new_page(viewport={"width": 1300, "height": 1000})
+        page.goto(served(Explorer(runs.read, dataset="birds_shift")))
+        another_camera(page)
         browser.close()
 
 

@@ -343,14 +343,14 @@ class Page:
             )
             self.editor = gr.Dropdown(
                 [
-                    ("mask and amplify a few concepts", "test_time"),
-                    ("put the mean of every concept back", "recentre"),
-                    ("the best of several, as another head", "combined"),
+                    ("a few concepts", "test_time"),
+                    ("every concept's mean", "recentre"),
+                    ("the head, best of several", "combined"),
                 ],
                 value="test_time",
                 label="3. What may change",
             )
-            self.guard = gr.Dropdown(list(GUARDS), value="default", label="4. How careful, of a few concepts")
+            self.guard = gr.Dropdown(list(GUARDS), value="default", label="4. How careful (few)")
         self.suggest = gr.Button("5. Propose a correction", variant="primary")
         self.suggestion = gr.HTML(elem_id="suggestion")
         self.take = gr.Button("6. Apply the edits", visible=False)

@@ -80,7 +80,7 @@ def correction_page(correction: Correction, run: str) -> str:
 
 
 def edited_concepts(context: EditContext, proposal: Proposal) -> list[EditedConcept]:
-    """Every edited concept with what becomes of it and how it moved, as the edits name them."""
+    """Every edited concept with what becomes of it and how it moved, those that moved most first."""
     if proposal.edits is None or context.support is None:
         return []
     model = context.model
@@ -93,6 +93,7 @@ def edited_concepts(context: EditContext, proposal: Proposal) -> list[EditedConc
     for edit in proposal.edits.edits:
         words.setdefault(edit.concept, []).append(WORDS.get(edit.op, edit.op))
     column = {text: k for k, text in enumerate(context.texts)}
-    return [
+    found = [
         EditedConcept(text, "; ".join(what), home[column[text]], there[column[text]]) for text, what in words.items()
     ]
+    return sorted(found, key=lambda each: -abs(each.there - each.home))

@@ -17,7 +17,7 @@ at a time.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -89,6 +89,8 @@ class Plan:
         n: number of labelled images.
         hits: number of these that were classified correctly when left out, before and after.
         flags: warnings for the reader: "weak" (a class has one image), "classes missing", "approximate" (shift test).
+        left_out: logits ``[n, C]`` of the labelled images, each after the edits that are chosen without it; None if
+            nothing is edited.
     """
 
     changes: tuple[Change, ...]
@@ -97,6 +99,7 @@ class Plan:
     n: int
     hits: tuple[int, int]
     flags: tuple[str, ...] = ()
+    left_out: Tensor | None = field(default=None, compare=False, repr=False)
 
     def edits(self, texts: Sequence[str], domain: str | None) -> EditSet:
         """The plan as edits.
@@ -352,33 +355,46 @@ def plan_edits(
     if len(a) == 1:
         return nothing("one picture cannot be left out")
     losses, hits = torch.zeros(2, len(a), LONGEST + 1, dtype=torch.float64)
+    logits = torch.zeros(len(a), LONGEST + 1, len(source.mean), dtype=torch.float64)
     for out, rest in folds(y, FOLDS):
         shifted = test.moved(a[rest], y[rest], test.null(out))
         tried = planner.path(a[rest], y[rest], rest, shifted)
         for t in range(LONGEST + 1):
             changes, temperature = tried[min(t, len(tried) - 1)]
-            z = planner.logits(applied(a[out], changes), out)
+            logits[out, t] = z = planner.logits(applied(a[out], changes), out)
             losses[out, t] = torch.nn.functional.cross_entropy(temperature * z, y[out], reduction="none")
             hits[out, t] = (z.argmax(dim=1) == y[out]).double()
+    steps = _steps(losses, hits, y, guard, per_class)
+    if not steps:
+        return nothing("what helps does not hold for pictures left out", int(hits[:, -1].sum()))
+    right = (int(hits[:, 0].sum()), int(hits[:, steps].sum()))
+    reason = (
+        f"{len(found)} concepts moved; left out, {right[0]} of {len(a)} pictures are right before, {right[1]} after"
+    )
+    left_out = torch.stack(
+        [
+            logits[i, _steps(losses[others], hits[others], y[others], guard, per_class)]
+            for i in range(len(a))
+            for others in [everything != i]
+        ]
+    )
+    return Plan(path[min(steps, len(path) - 1)][0], reason, found, len(a), right, flags, left_out)
+
+
+def _steps(losses: Tensor, hits: Tensor, y: Tensor, guard: str, per_class: bool) -> int:
+    """How many edits to make, by the losses and hits ``[n, T]`` of images left out; 0 if none passes the guard."""
     share = balanced_weights(y)
     drop = (losses - losses[:, :1]) * share[:, None]
     gain, hit = drop.sum(dim=0), (hits * share[:, None]).sum(dim=0)
     fits = gain < 0
     fits &= hit > hit[0] + 1e-12 if guard == "default" else hit >= hit[0] - 1e-12
     if guard == "strict":
-        fits &= gain + (len(a) * drop.var(dim=0)).sqrt() < 0
+        fits &= gain + (len(y) * drop.var(dim=0)).sqrt() < 0
     if per_class:
         by_class = torch.stack([hits[y == c].sum(dim=0) for c in y.unique()])
         fits &= (by_class >= by_class[:, :1]).all(dim=0)
     fits[0] = False
-    if not bool(fits.any()):
-        return nothing("what helps does not hold for pictures left out", int(hits[:, -1].sum()))
-    steps = int(gain.masked_fill(~fits, torch.inf).argmin())
-    right = (int(hits[:, 0].sum()), int(hits[:, steps].sum()))
-    reason = (
-        f"{len(found)} concepts moved; left out, {right[0]} of {len(a)} pictures are right before, {right[1]} after"
-    )
-    return Plan(path[min(steps, len(path) - 1)][0], reason, found, len(a), right, flags)
+    return int(gain.masked_fill(~fits, torch.inf).argmin()) if bool(fits.any()) else 0
 
 
 def blamed_concepts(a: Tensor, y: Tensor, head: ConceptHead, source: SourceStatistics) -> list[int]:

@@ -90,7 +90,7 @@ class ShiftAttribution(DomainEditor):
             plan, at_home = keep_home(plan, source, context.head, None if gate is None else gate(context.source.x))
         edits = plan.edits(texts, None if self.protection == "none" else context.domain)
         edited = edited_model(model, edits, texts, context.classes, context.domain)
-        return Proposal(edited, plan.reason, edits, plan, gate, at_home)
+        return Proposal(edited, plan.reason, edits, plan, gate, at_home, plan.left_out)
 
 
 def keep_home(

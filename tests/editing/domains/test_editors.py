@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from planted_domain import CLASSES, TEXTS, C, D, K, bottleneck, pictures, right
@@ -147,3 +148,16 @@ def test_bad_settings(world):
     around.residual = LinearProbe(torch.zeros(C, D), torch.zeros(C))
     with pytest.raises(UserError, match="past its concepts"):
         create_editor({"name": "test_time"}).propose(context((around, *world[1:])))
+
+
+def test_what_the_guard_is_given_was_chosen_without_the_image(world):
+    """The logits of images left out are those that the editor itself gives when it is not shown the image."""
+    support = world[2].take(np.arange(16))
+    editor = create_editor({"name": "test_time", "level": None, "guard": "lenient"})
+    whole = editor.propose(context(world, support=support))
+    assert whole.left_out is not None
+    same = 0
+    for row in range(len(support)):
+        without = editor.propose(context(world, support=support.take(np.delete(np.arange(16), row))))
+        same += int(whole.left_out[row].argmax()) == int(without.model.logits(support.x[[row]]).argmax())
+    assert same >= 15  # the number of edits is chosen by fifteen images left out alone, there by pairs
