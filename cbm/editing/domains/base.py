@@ -150,12 +150,12 @@ class DomainEditor:
         proposal = self._propose(context)
         if not proposal.changes:
             return proposal
-        before, y = context.model.logits(context.support.x), context.support.y
+        before, y, subjects = context.model.logits(context.support.x), context.support.y, context.support.subjects
         after = self._left_out(context, proposal) if proposal.left_out is None else proposal.left_out
         if (simple := proposal.fallback) is None or simple.left_out is None:
-            tried = [(proposal, judge(before, after, y, self.level))]
+            tried = [(proposal, judge(before, after, y, self.level, subjects))]
         else:
-            tried = list(zip((proposal, simple), judge_both(before, (after, simple.left_out), y, self.level)))
+            tried = list(zip((proposal, simple), judge_both(before, (after, simple.left_out), y, self.level, subjects)))
         for made, judgement in tried:
             if judgement.accepted:
                 return replace(made, reason=f"{made.reason}; {judgement.reason}", judgement=judgement, fallback=None)
@@ -168,7 +168,7 @@ class DomainEditor:
         if "support" not in self.requires:  # no labels were used
             return proposal.model.logits(support.x)
         z = torch.zeros(len(support), len(context.classes))
-        for out, rest in folds(support.y):
+        for out, rest in folds(support.y, subjects=support.subjects):
             model = self._propose(replace(context, support=support.take(rest.numpy()))).model
             z[out] = model.logits(support.x[out])
         return z

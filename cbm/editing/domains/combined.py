@@ -66,7 +66,7 @@ class Combined(DomainEditor):
         moved = self._by_unlabelled(context) if self.transductive else None
         choices = dict(self.corrections(context, moved))
         left_out = {name: torch.zeros(len(support), len(context.classes)) for name in choices}
-        for out, rest in folds(support.y):
+        for out, rest in folds(support.y, subjects=support.subjects):
             for name, model in self.corrections(replace(context, support=support.take(rest.numpy())), moved):
                 left_out[name][out] = model.logits(support.x[out])
         share, y = balanced_weights(support.y), support.y

@@ -90,7 +90,9 @@ class ShiftAttribution(DomainEditor):
             plan, at_home = keep_home(plan, source, context.head, None if gate is None else gate(context.source.x))
         edits = plan.edits(texts, None if self.protection == "none" else context.domain)
         edited = edited_model(model, edits, texts, context.classes, context.domain)
-        return Proposal(edited, plan.reason, edits, plan, gate, at_home, plan.left_out)
+        known = context.support is not None and context.support.subjects is not None
+        left_out = None if known else plan.left_out  # images of one subject are left out together
+        return Proposal(edited, plan.reason, edits, plan, gate, at_home, left_out)
 
 
 def keep_home(

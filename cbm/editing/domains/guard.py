@@ -5,12 +5,13 @@ one: the log-loss of the right class before and after, every class weighing the 
 is, so both sides are taken at the temperature that suits the other images best; a correction that only makes a model
 less certain gains nothing. The differences are tested by flipping their signs (Fisher, "The Design of Experiments",
 1935): if the correction neither helped nor harmed, each would be as likely as its opposite. A correction whose gain is
-not significant at 5 % is not made.
+not significant at 5 % is not made. Images of one subject (a patient, a slide) are left out together and count as one.
 """
 
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,7 +44,9 @@ class Judgement:
     reason: str
 
 
-def judge(before: Tensor, after: Tensor, y: Tensor, level: float = LEVEL) -> Judgement:
+def judge(
+    before: Tensor, after: Tensor, y: Tensor, level: float = LEVEL, subjects: np.ndarray | None = None
+) -> Judgement:
     """Judge a correction by the logits of images that it was made without.
 
     Args:
@@ -51,6 +54,7 @@ def judge(before: Tensor, after: Tensor, y: Tensor, level: float = LEVEL) -> Jud
         after: logits ``[n, C]`` of corrections made without the image.
         y: class indices ``[n]``.
         level: largest p-value of a correction that is made.
+        subjects: subjects ``[n]`` of the images, if they are known.
 
     Example:
         >>> import torch
@@ -59,10 +63,16 @@ def judge(before: Tensor, after: Tensor, y: Tensor, level: float = LEVEL) -> Jud
         >>> judge(wrong, right, y).accepted, judge(right, wrong, y).accepted, judge(right, right, y).p
         (True, False, 1.0)
     """
-    return _judgement(before, after, y, sign_flip_p(loss_gains(before, after, y)), level)
+    return _judgement(before, after, y, sign_flip_p(by_subject(loss_gains(before, after, y), subjects)), level)
 
 
-def judge_both(before: Tensor, after: tuple[Tensor, Tensor], y: Tensor, level: float = LEVEL) -> list[Judgement]:
+def judge_both(
+    before: Tensor,
+    after: tuple[Tensor, Tensor],
+    y: Tensor,
+    level: float = LEVEL,
+    subjects: np.ndarray | None = None,
+) -> list[Judgement]:
     """Judge two corrections together: neither is made by chance more often than ``level``, and nor is one of the two.
 
     The larger of the two sums, each in units of its own differences, must be significant (Westfall and Young,
@@ -73,8 +83,9 @@ def judge_both(before: Tensor, after: tuple[Tensor, Tensor], y: Tensor, level: f
         after: logits ``[n, C]`` of either correction, made without the image.
         y: class indices ``[n]``.
         level: largest p-value of a correction that is made.
+        subjects: subjects ``[n]`` of the images, if they are known.
     """
-    gains = torch.stack([loss_gains(before, z, y) for z in after])
+    gains = torch.stack([by_subject(loss_gains(before, z, y), subjects) for z in after])
     either = largest_sum_p(gains)
     return [_judgement(before, z, y, max(either, sign_flip_p(d)), level) for z, d in zip(after, gains)]
 
@@ -83,6 +94,14 @@ def loss_gains(before: Tensor, after: Tensor, y: Tensor) -> Tensor:
     """By how much a correction lowers the log-loss of every image, ``[n]``; every class weighs the same."""
     first, then = (tempered_losses(in_units(z), y) for z in (before, after))
     return balanced_weights(y) * (first - then)
+
+
+def by_subject(gains: Tensor, subjects: np.ndarray | None) -> Tensor:
+    """Differences ``[n]`` of images as sums over their subjects, if these are known."""
+    if subjects is None:
+        return gains
+    number = torch.from_numpy(np.unique(subjects, return_inverse=True)[1].reshape(-1))
+    return gains.new_zeros(int(number.max()) + 1).index_add_(0, number, gains)
 
 
 def _judgement(before: Tensor, after: Tensor, y: Tensor, p: float, level: float) -> Judgement:
@@ -111,16 +130,23 @@ def balanced_weights(y: Tensor) -> Tensor:
     return share / share.sum()
 
 
-def folds(y: Tensor, most: int = FOLDS) -> list[tuple[Tensor, Tensor]]:
+def folds(y: Tensor, most: int = FOLDS, subjects: np.ndarray | None = None) -> list[tuple[Tensor, Tensor]]:
     """Rows that are left out and rows that stay, with every class spread over the folds.
 
     Args:
         y: class indices ``[n]``.
         most: largest number of folds.
+        subjects: subjects ``[n]`` of the images, which are left out together.
     """
-    fold = torch.empty_like(y)
-    fold[y.argsort(stable=True)] = torch.arange(len(y)) % min(len(y), most)
-    return [((fold == i).nonzero()[:, 0], (fold != i).nonzero()[:, 0]) for i in range(min(len(y), most))]
+    number = torch.arange(len(y))
+    if subjects is not None:
+        number = torch.from_numpy(np.unique(subjects, return_inverse=True)[1].reshape(-1))
+    units, count = int(number.max()) + 1, min(int(number.max()) + 1, most)
+    kind = torch.stack([y[number == unit][0] for unit in range(units)])
+    of_unit = torch.empty_like(kind)
+    of_unit[kind.argsort(stable=True)] = torch.arange(units) % count
+    fold = of_unit[number]
+    return [((fold == i).nonzero()[:, 0], (fold != i).nonzero()[:, 0]) for i in range(count)]
 
 
 def in_units(z: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from scipy.stats import kstest
 
 from cbm.editing.domains.guard import (
     balanced_weights,
+    by_subject,
     folds,
     in_units,
     judge,
@@ -126,3 +127,19 @@ def test_one_of_two_is_made_by_chance_no_more_often_than_one():
         gains = torch.stack([shared, 0.7 * shared + 0.7 * own])
         made += any(max(largest_sum_p(gains), sign_flip_p(d)) <= 0.05 for d in gains)
     assert made / 400 <= 0.05 + 3 * (0.05 * 0.95 / 400) ** 0.5
+
+
+def test_images_of_one_subject_are_left_out_together_and_count_as_one():
+    y, subjects = torch.arange(24) % 4, np.array([f"patient {i // 2}" for i in range(24)])
+    for out, rest in folds(y, subjects=subjects):
+        assert not set(subjects[out]) & set(subjects[rest])
+    assert len(folds(y, subjects=subjects)) == 12
+    gains = torch.randn(24, generator=torch.Generator().manual_seed(0)).double()
+    slow = torch.stack([gains[subjects == subject].sum() for subject in np.unique(subjects)])
+    torch.testing.assert_close(by_subject(gains, subjects), slow)
+    z = torch.randn(24, 4, generator=torch.Generator().manual_seed(1))
+    better = z + 3 * torch.nn.functional.one_hot(y, 4)
+    alone, together = judge(z, better, y), judge(z, better, y, subjects=subjects)
+    assert together.p > alone.p  # half as many differences
+    same = judge(z, better, y, subjects=np.arange(24))
+    assert same.p == alone.p
