@@ -115,10 +115,14 @@ def shrunk_refit(model: ConceptBottleneck, x: Tensor, y: Tensor, source: SourceS
     centre, spread = source.reference, source.a.std(dim=0)
     spread = spread.clamp(min=1e-6 * float(spread.max()))
     u = torch.cat([(a - centre) / spread, a.new_ones(len(a), 1)], dim=1)
-    weighed = balanced_weights(y)[:, None] * u
+    share = balanced_weights(y)[:, None]
     ridge = torch.full((u.shape[1],), penalty, dtype=torch.float64)
     ridge[-1] *= FREE
     wrong = torch.nn.functional.one_hot(y, len(source.mean)) - (source.factor * model.logits(x).double()).softmax(dim=1)
-    theta = torch.linalg.solve(0.5 * u.T @ weighed + torch.diag(ridge), weighed.T @ wrong) / source.factor
+    if len(u) < u.shape[1]:  # the same by the images: fewer unknowns
+        eased = u.T / ridge[:, None]
+        theta = eased @ torch.linalg.solve(0.5 * u @ eased + torch.diag(1 / share[:, 0]), wrong) / source.factor
+    else:
+        theta = torch.linalg.solve(0.5 * u.T @ (share * u) + torch.diag(ridge), u.T @ (share * wrong)) / source.factor
     change = theta[:-1].T / spread
     return model.with_weights(model.weights() + change.float(), model.biases() + (theta[-1] - change @ centre).float())

@@ -62,13 +62,14 @@ def statistics(original: ConceptBottleneck, x: torch.Tensor):
     return source_statistics(original.activations(x), torch.arange(len(x)) % C, head)
 
 
-def test_a_refit_near_the_old_head_is_the_solution_of_its_equations(x: torch.Tensor):
-    original, y, penalty = model(), torch.arange(20) % C, 0.3
+@pytest.mark.parametrize("n", [5, 20])  # fewer images than concepts, and more
+def test_a_refit_near_the_old_head_is_the_solution_of_its_equations(x: torch.Tensor, n: int):
+    original, y, penalty = model(), torch.arange(n) % C, 0.3
     source = statistics(original, x)
-    found = shrunk_refit(original, x[:20], y, source, penalty)
-    a = original.activations(x[:20]).double()
-    u = torch.cat([(a - source.reference) / source.a.std(dim=0), torch.ones(20, 1).double()], dim=1)
-    z = source.factor * original.logits(x[:20]).double()
+    found = shrunk_refit(original, x[:n], y, source, penalty)
+    a = original.activations(x[:n]).double()
+    u = torch.cat([(a - source.reference) / source.a.std(dim=0), torch.ones(n, 1).double()], dim=1)
+    z = source.factor * original.logits(x[:n]).double()
     wrong = torch.nn.functional.one_hot(y, C) - z.softmax(dim=1)
     share = balanced_weights(y)
     ridge = penalty * torch.tensor([1.0] * K + [0.1]).double()
@@ -77,8 +78,8 @@ def test_a_refit_near_the_old_head_is_the_solution_of_its_equations(x: torch.Ten
         theta -= 0.3 * (
             0.5 * u.T @ (share[:, None] * (u @ theta)) + ridge[:, None] * theta - u.T @ (share[:, None] * wrong)
         )
-    wanted = original.logits(x[:20]).double() + u @ theta / source.factor
-    torch.testing.assert_close(found.logits(x[:20]).double(), wanted, atol=1e-3, rtol=1e-3)
+    wanted = original.logits(x[:n]).double() + u @ theta / source.factor
+    torch.testing.assert_close(found.logits(x[:n]).double(), wanted, atol=1e-3, rtol=1e-3)
 
 
 def test_a_large_penalty_leaves_the_head_and_a_small_one_fits_the_labels(x: torch.Tensor):
