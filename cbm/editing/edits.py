@@ -31,6 +31,7 @@ from cbm.files.parsing import read_yaml
 
 OPS = {"set": True, "mask": False, "scale": True, "shift": True, "remove": False, "reweight": True}
 """The operations, and whether they take a value."""
+LARGEST = 1e15  # number in a record
 LEVELS = {"absent": -1.645, "present": 1.645}
 """Named values of ``set``, in standard deviations from the reference."""
 
@@ -248,7 +249,7 @@ def _read_record(path: Path, entry: Any) -> Record:
             raise UserError(f"'{path}' record: unknown key '{key}': {did_you_mean(str(key), known)}")
         text = key in ("run", "model", "split")
         good = isinstance(value, str) if text else isinstance(value, int | float) and not isinstance(value, bool)
-        if not good or (not text and not abs(value) < math.inf):
+        if not good or (not text and not abs(value) < LARGEST):
             wanted = "text" if text else "a finite number"
             raise UserError(f"'{path}' record: '{key}' is {str(value)[:60]!r}; expected {wanted}")
     return Record(**entry)

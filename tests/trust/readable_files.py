@@ -40,6 +40,7 @@ from cbm.files.dictionaries import Dictionary, read_dictionary, write_dictionary
 from cbm.files.run_directory import _state, read_about, read_config, read_metrics, verify_run
 from cbm.layers import ConceptBottleneck, LinearHead, load_model, save_model
 from cbm.metrics.nec import SparseHead, load_heads, save_heads
+from cbm.run.audit import load_audit
 from cbm.run.intervene import read_answers
 from cbm.trained.model import open_image
 from cbm.training.fit import is_sound
@@ -455,6 +456,17 @@ READABLE: dict[str, Readable] = {
         ])}),
         lambda root: _use_edits(root / "edits.yaml"), ("edits.yaml",),
     ),
+    "edits with a record": Readable(
+        tree(**{"edits.yaml": yaml.safe_dump({
+            "record": {"run": "one", "model": "0f", "split": "birds/val", "pictures": 8, "before": 0.5, "after": 0.6},
+            "edits": [{"op": "scale", "concept": "red", "value": 2.0}],
+        })}),
+        lambda root: _use_edits(root / "edits.yaml"), ("edits.yaml",),
+    ),
+    "audit list": Readable(
+        tree(**{"audit.yaml": "- {concept: red wing, expect: wanted, classes: [a]}\n- {concept: sky, expect: unwanted}\n"}),
+        lambda root: load_audit(root / "audit.yaml", ["a", "b"]), ("audit.yaml",),
+    ),
     "prompts": Readable(
         lambda root: (root / "f.yaml").write_bytes(
             next((config.SHIPPED / "concepts" / "prompts").glob("*.yaml")).read_bytes()
@@ -547,6 +559,8 @@ def _use_edits(file: Path) -> None:
     edits.save(file.with_name("again.yaml"))
     assert load_edits(file.with_name("again.yaml")) == edits
     [str(edit) for edit in edits.edits]
+    if edits.record is not None:
+        str(edits.record), edits.record.warnings("0f", "birds/val")
     edits.for_picture("a.png", "there"), edits.samples, edits.domains
     edits.check(["red", "blue"], ["a"])
 
