@@ -464,7 +464,7 @@ READABLE: dict[str, Readable] = {
         lambda root: _use_edits(root / "edits.yaml"), ("edits.yaml",),
     ),
     "audit list": Readable(
-        tree(**{"audit.yaml": "- {concept: red wing, expect: wanted, classes: [a]}\n- {concept: sky, expect: unwanted}\n"}),
+        tree(**{"audit.yaml": "- {concept: red, expect: wanted, classes: [a]}\n- {concept: sky, expect: neutral}\n"}),
         lambda root: load_audit(root / "audit.yaml", ["a", "b"]), ("audit.yaml",),
     ),
     "prompts": Readable(
