@@ -86,7 +86,7 @@ def measured(case: Case, name: str, settings: dict[str, Any]) -> dict[str, Any]:
     judgement = proposal.judgement
     found["p"] = None if judgement is None else judgement.p
     return found | {"plain": after[0] - before[0], "balanced": after[1] - before[1], "home": then[0] - first[0],
-                    "home_balanced": then[1] - first[1], "reason": proposal.reason}  # fmt: skip
+                    "home_balanced": then[1] - first[1]}  # fmt: skip
 
 
 # ------------------------------------------------------------------------------------------------------------- planted
@@ -166,7 +166,8 @@ def planted(sets: int, kinds: tuple[str, ...] = SHIFTS) -> None:
                         found = measured(
                             Case(context, there, home), name, {"seed": seed} | ({} if guard else {"level": None})
                         )
-                        add("planted", seed=seed, kind=kind, shots=n, guard=guard, **found)
+                        kept = {key: found[key] for key in ("editor", "changed", "balanced")}
+                        add("planted", seed=seed, kind=kind, shots=n, guard=guard, **kept)
 
 
 # ------------------------------------------------------------------------------------------------------------ real ones
