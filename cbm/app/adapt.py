@@ -10,7 +10,7 @@ from cbm.report.correction import EditedConcept, edited_concepts
 from cbm.trained.domains import edit_context, support_and_tested
 
 EDITORS = ("test_time", "recentre", "combined")
-"""What is offered: edits to read and apply, and what a correction could reach at most."""
+"""What is offered: two kinds of edits, and the best of several corrections, which may be another head."""
 
 
 @dataclass(frozen=True)

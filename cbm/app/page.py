@@ -345,7 +345,7 @@ class Page:
                 [
                     ("a few concepts", "test_time"),
                     ("every concept's mean", "recentre"),
-                    ("the head, best of several", "combined"),
+                    ("the best of several", "combined"),
                 ],
                 value="test_time",
                 label="3. What may change",

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from cbm.editing.apply import edited_model
 from cbm.editing.domains.attribution import blamed_edits
 from cbm.editing.domains.base import DomainEditor, EditContext, Proposal, register_editor
 from cbm.editing.domains.closed_forms import (
@@ -30,9 +31,11 @@ from cbm.editing.domains.closed_forms import (
     shrunk_refit,
     unlabelled_shift,
 )
+from cbm.editing.domains.editors import shift_edits
 from cbm.editing.domains.gate import fit_gate
 from cbm.editing.domains.guard import balanced_weights, folds, in_units, tempered_losses
 from cbm.editing.domains.source_card import effect_at_home
+from cbm.editing.edits import EditSet
 from cbm.errors import UserError, did_you_mean
 from cbm.layers import ConceptBottleneck
 
@@ -64,27 +67,24 @@ class Combined(DomainEditor):
         support = context.support
         assert support is not None
         moved = self._by_unlabelled(context) if self.transductive else None
-        choices = dict(self.corrections(context, moved))
-        left_out = {name: torch.zeros(len(support), len(context.classes)) for name in choices}
+        choices = list(self.corrections(context, moved))
+        left_out = torch.zeros(len(choices), len(support), len(context.classes))
         for out, rest in folds(support.y, subjects=support.subjects):
-            for name, model in self.corrections(replace(context, support=support.take(rest.numpy())), moved):
-                left_out[name][out] = model.logits(support.x[out])
+            tried = self.corrections(replace(context, support=support.take(rest.numpy())), moved)
+            for number, correction in enumerate(tried):
+                left_out[number, out] = correction.model.logits(support.x[out])
         share, y = balanced_weights(support.y), support.y
-        losses = torch.stack([share * tempered_losses(in_units(z), y) for z in left_out.values()])
-        names = list(choices)
-        others = (losses.sum(dim=1, keepdim=True) - losses).argmin(dim=0).tolist()
-        chosen = names[int(losses.sum(dim=1).argmin())]
-        judged = torch.stack([left_out[names[other]][i] for i, other in enumerate(others)])
-        proposal = Proposal(choices[chosen], chosen, left_out=judged)
-        simple = Proposal(choices[names[0]], names[0], left_out=left_out[names[0]])
+        losses = torch.stack([share * tempered_losses(in_units(z), y) for z in left_out])
+        others = (losses.sum(dim=1, keepdim=True) - losses).argmin(dim=0)
+        chosen = choices[int(losses.sum(dim=1).argmin())]
+        proposal = replace(chosen, left_out=left_out[others, torch.arange(len(y))])
+        simple = replace(choices[0], left_out=left_out[0])
         if self.protection == "gate":
             proposal, simple = (gated(context, each, self.seed) for each in (proposal, simple))
         return replace(proposal, fallback=simple)
 
-    def corrections(
-        self, context: EditContext, moved: ConceptBottleneck | None
-    ) -> Iterator[tuple[str, ConceptBottleneck]]:
-        """Every correction, made with the context's labelled images.
+    def corrections(self, context: EditContext, moved: ConceptBottleneck | None) -> Iterator[Proposal]:
+        """Every correction, made with the context's labelled images, the simplest first.
 
         Args:
             context: the editor's input.
@@ -93,25 +93,28 @@ class Combined(DomainEditor):
         model, support, source = context.model, context.support, context.statistics()
         assert support is not None
         if moved is not None:
-            yield "the features' mean is put back, by unlabelled pictures", moved
+            yield Proposal(moved, "the features' mean is put back, by unlabelled pictures")
             yield from self._heads(context, moved)
             return
         a = model.activations(support.x)
-        concepts = recentred_concepts(model, mean_shift(a, support.y, source.mean))
-        yield "the concepts' means are put back", concepts
+        by, why = mean_shift(a, support.y, source.mean), "the concepts' means are put back"
+        concepts = recentred_concepts(model, by)
+        yield Proposal(concepts, why, shift_edits(context, by, why))
         features = recentred_features(model, mean_shift(support.x, support.y, home_means(context)))
         if features is not None:
-            yield "the features' mean is put back", features
+            yield Proposal(features, "the features' mean is put back")
         yield from self._heads(context, concepts if features is None else features)
         yield self._masked(context, a)
 
-    def _heads(self, context: EditContext, base: ConceptBottleneck) -> Iterator[tuple[str, ConceptBottleneck]]:
+    def _heads(self, context: EditContext, base: ConceptBottleneck) -> Iterator[Proposal]:
         """Heads that are fitted again near that of ``base``."""
         support = context.support
         assert support is not None
         for penalty in self.penalties:
             moved = shrunk_refit(base, support.x, support.y, context.statistics(), penalty)
-            yield f"the mean is put back and the head refitted near its old place (penalty {penalty:g})", moved
+            yield Proposal(
+                moved, f"the mean is put back and the head refitted near its old place (penalty {penalty:g})"
+            )
 
     def _by_unlabelled(self, context: EditContext) -> ConceptBottleneck:
         """The model with its features' mean put back by unlabelled images."""
@@ -125,20 +128,13 @@ class Combined(DomainEditor):
         assert found is not None
         return found
 
-    def _masked(self, context: EditContext, a: Tensor) -> tuple[str, ConceptBottleneck]:
-        """A few concepts are masked or amplified: ``a' = gain a + level``, as another head."""
-        model, support = context.model, context.support
+    def _masked(self, context: EditContext, a: Tensor) -> Proposal:
+        """A few concepts are masked or amplified."""
+        support, why = context.support, "the most blamed concepts are masked or amplified"
         assert support is not None
         changes = blamed_edits(a, support.y, context.head, context.statistics(), context.groups)
-        gain, level = torch.ones(a.shape[1]), torch.zeros(a.shape[1])
-        for change in changes:
-            columns = list(change.concepts)
-            gain[columns] = change.gain
-            level[columns] = torch.tensor(change.level) - change.gain * torch.tensor(change.pivot)
-        weights = model.weights()
-        return "the most blamed concepts are masked or amplified", model.with_weights(
-            weights * gain, model.biases() + weights @ level
-        )
+        edits = EditSet(tuple(e for change in changes for e in change.edits(context.texts, context.domain, why)))
+        return Proposal(edited_model(context.model, edits, context.texts, context.classes, context.domain), why, edits)
 
 
 def home_means(context: EditContext) -> Tensor:

@@ -122,13 +122,16 @@ class Recentre(DomainEditor):
     """Move every concept's mean to where it is in the source domain: the simplest use of the labels."""
 
     def _propose(self, context: EditContext) -> Proposal:
-        shift = mean_shift(*context.labelled(), context.statistics().mean).tolist()
         why = f"the class-balanced mean in '{context.domain}' is put where it is at home"
-        edits = EditSet(
-            tuple(Edit("shift", text, by, domain=context.domain, why=why) for text, by in zip(context.texts, shift))
-        )
+        edits = shift_edits(context, mean_shift(*context.labelled(), context.statistics().mean), why)
         model = edited_model(context.model, edits, context.texts, context.classes, context.domain)
         return Proposal(model, why, edits)
+
+
+def shift_edits(context: EditContext, by: Tensor, why: str) -> EditSet:
+    """``by`` ``[K]`` is added to the activations, as edits for the domain's images."""
+    steps = zip(context.texts, by.tolist())
+    return EditSet(tuple(Edit("shift", text, step, domain=context.domain, why=why) for text, step in steps))
 
 
 @register_editor("prune")
