@@ -192,9 +192,9 @@ def of_run(options: argparse.Namespace) -> Iterator[tuple[int, Case]]:
 
 def rotated(options: argparse.Namespace) -> Iterator[tuple[int, Case]]:
     """A head on concepts of a vocabulary over given features, whose test features are turned in a random plane."""
-    with np.load(options.features, allow_pickle=True) as file:
+    with np.load(options.features) as file:
         kept = {key: file[key] for key in ("X_train", "y_train", "X_test", "y_test")}
-    with np.load(options.vocabulary, allow_pickle=True) as file:
+    with np.load(options.vocabulary) as file:
         words = normalize(torch.from_numpy(file["lvis"]).float(), dim=1)
     x, z = (normalize(torch.from_numpy(kept[f"X_{part}"]).float(), dim=1) for part in ("train", "test"))
     y, t = (torch.from_numpy(kept[f"y_{part}"]).long() for part in ("train", "test"))

@@ -45,6 +45,7 @@ LISTED = 40  # concepts of a list
 AUTOMATIC = "automatic"
 METHODS = ("covering", "positions")
 GUARDS = ("lenient", "default", "strict")
+SHOWN = 12  # look-alikes in a message
 MOST_SHOTS = 10_000
 TABS = 200
 """Tabs that are remembered, those that were used last."""
@@ -580,7 +581,9 @@ class Page:
 
         @answered
         def remove_alike(tab: Session, scope: str, told: str, why: Any) -> dict:
-            tab.remove_alike(scope=scope, classes=told, why=text(why, "Why", LONGEST_WHY))
+            gone = tab.remove_alike(scope=scope, classes=told, why=text(why, "Why", LONGEST_WHY))
+            shown = ", ".join(f"'{each}'" for each in gone[:SHOWN]) + (" and others" if len(gone) > SHOWN else "")
+            gr.Info(for_element(f"removed: {shown}. Undo takes all of them back."))
             return self._picture(tab)
 
         def act(do: Callable[[Session], Any]) -> Callable:

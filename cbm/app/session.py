@@ -185,11 +185,16 @@ class Session:
         self._dragged = edit
         return edit
 
-    def remove_alike(self, *, scope: str = HERE, classes: str = ALL_CLASSES, why: str = "") -> None:
-        """Remove the held concept and all that go with it on these pictures: one would read on for the other."""
+    def remove_alike(self, *, scope: str = HERE, classes: str = ALL_CLASSES, why: str = "") -> list[str]:
+        """Remove the held concept and all that go with it on these pictures: one would read on for the other.
+
+        Returns:
+            The texts of all that are removed, to be looked at: one may belong to the class itself.
+        """
         self._dragged = None
         texts = self.editor.alike(self.held, split=self.explorer.split)
         self._apply(EditSet(tuple(self._edit(text, "remove", None, scope, classes, why) for text in texts)))
+        return texts
 
     def _edit(self, concept: str, op: str, value: float | str | None, scope: str, classes: str, why: str) -> Edit:
         one_of(scope, (HERE, EVERYWHERE), "For")
