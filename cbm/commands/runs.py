@@ -163,9 +163,13 @@ def in_percent(interval: tuple[float, float] | None) -> str:
 
 def intervene(
     run: Annotated[Path, typer.Argument(help="A finished run on a data set that knows concepts.")],
-    policies: Annotated[str, typer.Option(help="Which to compare, separated by commas.")] = (
-        "random,ucp,cctp,ectp,eudtp,coop,oracle"
-    ),
+    policies: Annotated[
+        str | None,
+        typer.Option(
+            help="Which to compare, separated by commas; default: random, ucp, cctp, ectp, eudtp, coop, oracle, "
+            "and learned if the model has learned to ask."
+        ),
+    ] = None,
     questions: Annotated[int | None, typer.Option(help="Questions per image; default: all.")] = None,
     noise: Annotated[float, typer.Option(help="Share of the answers that are wrong.")] = 0.0,
     answers: Annotated[
@@ -195,7 +199,7 @@ def intervene(
             costs[name] = float(value)
         except ValueError as error:
             raise UserError(f"--cost {entry}: expected NAME=COST, such as 'wing colour=2'") from error
-    names = names_in(policies)
+    names = None if policies is None else names_in(policies)
     if expert is not None and answers is not None:
         raise UserError("--answers and --expert: say one of them")
     endpoint = vision_endpoint(

@@ -1,6 +1,7 @@
 """The one model: scores, activation, head, residual."""
 
 from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Valued
+from cbm.layers.asking import LearnedAsking
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import Coded, SparseCode, UnitCode
 from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
@@ -23,6 +24,7 @@ __all__ = [
     "EnergyBottleneck",
     "Head",
     "Largest",
+    "LearnedAsking",
     "LinearHead",
     "LinearProbe",
     "Linked",

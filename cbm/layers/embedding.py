@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import leaky_relu, linear
 
 from cbm.layers.activations import Sigmoid
+from cbm.layers.asking import LearnedAsking
 
 NUMBERS_AT_ONCE = 2**23  # of the tables images x concepts x width
 
@@ -31,6 +32,11 @@ def certainty(p: Tensor) -> Tensor:
     """
     p = p.clamp(1e-7, 1 - 1e-7)  # beyond, the entropy is nothing and its slope infinite
     return 1 + (p * p.log() + (1 - p) * (1 - p).log()) / math.log(2)
+
+
+def mix(vectors: Tensor, p: Tensor) -> Tensor:
+    """Vectors of present and absent ``[N, K, 2, m]``, mixed by probabilities ``[N, K]``: ``[N, K, m]``."""
+    return p[..., None] * vectors[:, :, 0] + (1 - p)[..., None] * vectors[:, :, 1]
 
 
 class ConceptEmbeddings(nn.Module):
@@ -113,11 +119,13 @@ class Embedded(Sigmoid):
 
     Args:
         embeddings: the vectors and their scorer.
+        asks: what to ask about next, if that was learned.
     """
 
-    def __init__(self, embeddings: ConceptEmbeddings):
+    def __init__(self, embeddings: ConceptEmbeddings, asks: LearnedAsking | None = None):
         super().__init__(torch.zeros(embeddings.count))
         self.embeddings = embeddings
+        self.asks = asks
 
     @torch.no_grad()
     def log_odds(self, x: Tensor) -> Tensor:
@@ -127,6 +135,20 @@ class Embedded(Sigmoid):
     def encode(self, x: Tensor, concepts: Tensor) -> Tensor:
         """Probabilities ``[N, K]``; arguments as for ``Activation.logits``."""
         return self.log_odds(x).sigmoid()
+
+    def questions(self, x: Tensor, p: Tensor, told: Tensor) -> Tensor:
+        """Scores ``[N, U]`` of the questions that were learned to be asked (``LearnedAsking``).
+
+        Args:
+            x: features ``[N, D]``.
+            p: probabilities ``[N, K]`` after what was told.
+            told: what was told ``[N, K]`` bool.
+        """
+        assert self.asks is not None
+        parts = []
+        for part, q, known in zip(*(each.split(self.embeddings.rows) for each in (x, p, told))):
+            parts.append(self.asks(mix(self.embeddings.read(part)[0], q), known.to(q)))
+        return torch.cat(parts)
 
     def logits(self, x: Tensor, concepts: Tensor, weights: Tensor, bias: Tensor | None) -> Tensor:
         """Logits of what the names say; arguments as for ``Activation.logits``."""
@@ -199,8 +221,11 @@ class Unnamed(nn.Module):
         """The same of vectors ``[N, K, 2, m]`` and probabilities ``[N, K]``."""
         if self.alpha is not None:
             return self._by_concept(vectors, p).sum(dim=2)
-        mixed = p[..., None] * vectors[:, :, 0] + (1 - p)[..., None] * vectors[:, :, 1]
-        return linear(mixed.flatten(1), self.weight.flatten(1)) - linear(p, self.named) - self.constant.sum(dim=1)
+        return (
+            linear(mix(vectors, p).flatten(1), self.weight.flatten(1))
+            - linear(p, self.named)
+            - self.constant.sum(dim=1)
+        )
 
     def told(self, x: Tensor, p: Tensor) -> Tensor:
         """The same ``[N, C]`` if the concepts had the probabilities ``p`` ``[N, K]`` before the edits."""

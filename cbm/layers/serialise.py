@@ -8,6 +8,7 @@ from torch import nn
 from cbm.errors import UserError
 from cbm.files.tensors import read_tensors, write_tensors
 from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Valued
+from cbm.layers.asking import LearnedAsking
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
 from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
@@ -77,7 +78,7 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
         head = LinearHead(tensors["head.matrix"], tensors.get("head.bias"))
     activation: Activation | None = None
     if kind.get("activation") == "Embedded":
-        activation = Embedded(_embeddings(tensors))
+        activation = Embedded(_embeddings(tensors), _asks(tensors))
     elif name := kind.get("activation"):
         settings = {key.removeprefix("activation."): tensor for key, tensor in tensors.items() if "activation." in key}
         activation = ACTIVATIONS[name](**settings)
@@ -92,6 +93,13 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
     elif "residual.matrix" in tensors:
         model.residual = LinearProbe(tensors["residual.matrix"], tensors["residual.bias"])
     return model
+
+
+def _asks(tensors: dict[str, torch.Tensor]) -> LearnedAsking | None:
+    member = tensors.get("activation.asks.member")
+    if member is None:
+        return None
+    return LearnedAsking(member, tensors["activation.embeddings.scorer"].shape[1] // 2)
 
 
 def _embeddings(tensors: dict[str, torch.Tensor]) -> ConceptEmbeddings:

@@ -6,6 +6,9 @@
 - ``kind=cem``: CEM, Espinosa Zarlenga et al., "Concept Embedding Models: Beyond the Accuracy-Explainability
   Trade-Off", NeurIPS 2022. Both vectors come from the picture.
 
+``policy_weight`` above 0 also learns what to ask about: IntCEM, Espinosa Zarlenga et al., "Learning to Receive Help:
+Intervention-Aware Concept Embedding Models", NeurIPS 2023.
+
 What the class head reads beyond the concepts' probabilities is kept apart (``cbm.layers.embedding``): the names' part
 is a bottleneck like any other, the rest its residual.
 """
@@ -23,13 +26,19 @@ from cbm.concepts.own_labels import other_concepts
 from cbm.data.features import FeatureData
 from cbm.errors import UserError
 from cbm.kernels import feature_moments
-from cbm.layers import ConceptBottleneck, ConceptEmbeddings, Embedded, LinearHead, Unnamed
+from cbm.layers import ConceptBottleneck, ConceptEmbeddings, Embedded, LearnedAsking, LinearHead, Unnamed
+from cbm.layers.asking import members
+from cbm.layers.embedding import mix
+from cbm.losses.asking import ask_and_tell
 from cbm.losses.classification import label_loss
-from cbm.losses.embedding import told_at_random
+from cbm.losses.embedding import drawn_to_tell
 from cbm.methods.base import Built, Method, link_of, one_of, register_method, trained
 from cbm.methods.concept_labels import concept_labels
+from cbm.metrics.evaluate import known_concepts
+from cbm.metrics.intervention import told_together
 
 RIDGE = 1e-3  # of the mean variance, where the log-odds are predicted linearly
+FIRST_HORIZON, GROWTH, LAST_HORIZON = 2.0, 1.005, 6  # IntCEM: questions in a row at most, and how that grows a step
 
 
 @dataclass
@@ -53,6 +62,10 @@ class EmbeddingConfig:
     read, and 0 for cem"""
     concept_weight: float = 1.0
     """Factor on the concepts' loss"""
+    policy_weight: float = 0.0
+    """Factor on the loss of a network that learns what to ask about (IntCEM; .1 to 5 there); 0 is without"""
+    told_factor: float = 1.1
+    """policy_weight > 0: factor on the class loss after the answers, for every question"""
     shared_scorer: bool = True
     """Whether one scorer reads the vectors of all concepts"""
     temperature: float = 0.5
@@ -74,13 +87,23 @@ class EmbeddingModel(nn.Module):
         embeddings: K concepts.
         num_classes: number of classes C.
         allowed: which concepts each of several labels may read ``[L, K]`` bool (``other_concepts``); all by default.
+        asks: what to ask about next, if that is learned.
     """
 
     allowed: Tensor | None
+    horizon: Tensor
 
-    def __init__(self, embeddings: ConceptEmbeddings, num_classes: int, allowed: Tensor | None = None):
+    def __init__(
+        self,
+        embeddings: ConceptEmbeddings,
+        num_classes: int,
+        allowed: Tensor | None = None,
+        asks: LearnedAsking | None = None,
+    ):
         super().__init__()
         self.embeddings = embeddings
+        self.asks = asks
+        self.register_buffer("horizon", torch.tensor(FIRST_HORIZON))  # questions at most; grows with the steps
         self.head = nn.Linear(embeddings.count * embeddings.width, num_classes)
         self.register_buffer("allowed", allowed)
 
@@ -91,8 +114,7 @@ class EmbeddingModel(nn.Module):
 
     def decide(self, vectors: Tensor, p: Tensor) -> Tensor:
         """Logits ``[B, C]`` of vectors ``[B or 1, K, 2, m]`` mixed by probabilities ``[B, K]``."""
-        mixed = p[..., None] * vectors[:, :, 0] + (1 - p)[..., None] * vectors[:, :, 1]
-        return linear(mixed.flatten(1), self.head_weight().flatten(1), self.head.bias)
+        return linear(mix(vectors, p).flatten(1), self.head_weight().flatten(1), self.head.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """Features ``[N, D]`` to logits ``[N, C]``, with nothing told."""
@@ -113,7 +135,13 @@ class Embedding(Method):
         one_of("method.randint_per", config.randint_per, ("sample", "batch"))
         if config.width < 1:
             raise UserError(f"method.width={config.width}: expected 1 or more")
-        for name, most in (("randint", 1.0), ("drop", 1.0), ("prior_weight", None), ("concept_weight", None)):
+        for name, most in (
+            ("randint", 1.0),
+            ("drop", 1.0),
+            ("prior_weight", None),
+            ("concept_weight", None),
+            ("policy_weight", None),
+        ):
             value = getattr(config, name)
             if value is not None and not 0 <= value <= (math.inf if most is None else most):
                 raise UserError(
@@ -129,7 +157,12 @@ class Embedding(Method):
             mean, std.clamp(min=1e-6), len(labels.bank), config.width,
             mixed=config.kind == "mix", shared_scorer=config.shared_scorer, drop=config.drop,
         )  # fmt: skip
-        model = EmbeddingModel(embeddings, len(data.classes), other_concepts(labels.bank, data))
+        asks = None
+        if config.policy_weight:
+            _, groups = known_concepts(labels.bank, data.train, data)
+            units = told_together(labels.targets["train"], list(groups.values()))
+            asks = LearnedAsking(members(units, len(labels.bank)), config.width)
+        model = EmbeddingModel(embeddings, len(data.classes), other_concepts(labels.bank, data), asks)
         return Built(model, labels.bank, config.batch_size, labels.targets)
 
     def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
@@ -140,15 +173,40 @@ class Embedding(Method):
         concepts, config, embeddings = self.required(concepts, "concept labels [B, K]"), self.config, model.embeddings
         made, log_odds = embeddings(x)
         p = log_odds.sigmoid()
-        q = told_at_random(p, concepts, config.randint, per_batch=config.randint_per == "batch")
+        told = drawn_to_tell(concepts, config.randint, per_batch=config.randint_per == "batch")
         kept = (torch.rand_like(p) >= config.drop).to(p) if config.kind == "mix" else None
-        loss = label_loss(model.decide(embeddings.vectors(made, p, kept), q), y) + self._of_concepts(log_odds, concepts)
+        vectors = embeddings.vectors(made, p, kept)
+        loss = label_loss(model.decide(vectors, torch.where(told, concepts.to(p), p)), y)
+        if model.asks is not None:
+            loss = self._asked(model, vectors, p, y, concepts, told.to(p), loss)
+        loss = loss + self._of_concepts(log_odds, concepts)
         prior = config.prior_weight if config.prior_weight is not None else float(config.kind == "mix")
         if prior:
             vectors = made if embeddings.common is None else embeddings.common[None]
             told = concepts.where(~concepts.isnan(), p.detach())
             loss = loss + prior * label_loss(model.decide(vectors, told.to(p)), y)
         return loss
+
+    def _asked(
+        self, model: Any, vectors: Tensor, p: Tensor, y: Tensor, concepts: Tensor, told: Tensor, before: Tensor
+    ) -> Tensor:
+        """IntCEM: the class loss before and after some questions, and that of the network that asks them.
+
+        (before + delta^T after) / (1 + delta^T) + policy_weight * missed,        T questions, 1 to ``horizon``
+        """
+        config, weight = self.config, model.head_weight()
+        most = min(int(model.horizon), LAST_HORIZON, len(model.asks.member))
+        steps = int(torch.randint(1, most + 1, ()))
+        model.horizon.mul_(GROWTH).clamp_(max=LAST_HORIZON)
+        towards = weight[y] if y.ndim == 1 else torch.einsum("bl,lkm->bkm", (2 * y - 1).nan_to_num(0.0), weight)
+        slope = ((vectors[:, :, 0] - vectors[:, :, 1]) * towards).sum(dim=2)
+        told, missed = ask_and_tell(
+            lambda q, known: model.asks(mix(vectors, q), known), p, concepts, slope, told, model.asks.member, steps
+        )
+        label = concepts.where(~concepts.isnan(), p)
+        after = label_loss(model.decide(vectors, told * label + (1 - told) * p), y)
+        more = config.told_factor**steps
+        return (before + more * after) / (1 + more) + config.policy_weight * missed
 
     def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Cross-entropy of the class with nothing told plus that of the known concepts, and the class logits.
@@ -184,7 +242,7 @@ class Embedding(Method):
             made, log_odds = embeddings(part)
             p = log_odds.sigmoid()
             vectors = embeddings.vectors(made, p)
-            mixed = p[..., None] * vectors[:, :, 0] + (1 - p)[..., None] * vectors[:, :, 1]
+            mixed = mix(vectors, p)
             means, mean_p = means + vectors.double().sum(dim=0), mean_p + p.double().sum(dim=0)
             mean_mixed = mean_mixed + mixed.double().sum(dim=0)
             odds.append(log_odds)
@@ -197,7 +255,7 @@ class Embedding(Method):
         made_of = ConceptBottleneck(
             nearest_directions(x, torch.cat(odds)),
             LinearHead(named.float(), bias.float()),
-            activation=Embedded(embeddings),
+            activation=Embedded(embeddings, built.model.asks),
             link=link_of(data),
         )
         made_of.residual = Unnamed(embeddings, weight, means.float(), centre.float())

@@ -13,9 +13,9 @@ from torch import Tensor
 from cbm.concepts import ConceptBank
 from cbm.data import Split
 from cbm.editing import fit_concept_probe, load_source_card, source_covariance, tell_in_turn, to_logits
-from cbm.editing.asking.policies import POLICIES
+from cbm.editing.asking.policies import policies_for
 from cbm.editing.asking.propagation import beyond_labels
-from cbm.editing.asking.questions import QuestionCurve, accuracy, ask_in_turn
+from cbm.editing.asking.questions import QuestionCurve, accuracy, ask_in_turn, check_policy
 from cbm.errors import UserError, did_you_mean
 from cbm.files import write_atomically
 from cbm.files.parsing import read_table
@@ -41,7 +41,7 @@ def question_curves(
     run: Path,
     cache: Path,
     *,
-    policies: list[str],
+    policies: list[str] | None,
     questions: int | None = None,
     noise: float = 0.0,
     answers: Path | None = None,
@@ -55,7 +55,7 @@ def question_curves(
     Args:
         run: directory of a finished run on a data set with concept labels.
         cache: folder of the feature store.
-        policies: names of policies in ``cbm.editing.asking.policies``.
+        policies: names of policies in ``cbm.editing.asking.policies``; by default all that the model knows.
         questions: number of questions per image; by default one about every group.
         noise: share of the answers that are wrong; a number is off by this share of its standard deviation.
         answers: CSV file with a column ``picture`` and a column per concept (1, 0, empty; numbers in their unit),
@@ -72,9 +72,8 @@ def question_curves(
         UserError: the run or a policy does not exist, the model has no concepts or no linear head, no concept has
             labels, the file of answers does not fit, or the expert does not answer or has used its budget.
     """
-    for name in policies:
-        if name not in POLICIES:
-            raise UserError(f"unknown policy '{name}': {did_you_mean(name, POLICIES)}")
+    for name in policies or ():
+        check_policy(name)
     if not 0 <= noise < 1:
         raise UserError(f"--noise {noise}: expected a share from 0 to 1")
     trained = load(run)
@@ -112,7 +111,7 @@ def question_curves(
             truth=truth, questions=questions, costs=price, seed=seed, quality=label_quality if model.many else accuracy,
         )  # fmt: skip
 
-    curves = {name: curve(name, given) for name in policies}
+    curves = {name: curve(name, given) for name in policies or policies_for(model)}
     if answers is None and asked is None:  # a model that follows what it is told must lose by this
         wrong = noisy_answers(truth, 1.0, seed, list(groups.values()), layout.ordered, layout.numbers)
         curves[TOLD_WRONG] = curve("random", wrong)

@@ -137,7 +137,9 @@ def test_policies_of_labels_by_hand():
     a = model.activations(x[:3]).double()
     logits = model(x[:3]).double()
     said = told_levels(model).double()
-    now = Situation(model, a, logits, beliefs(model, a), said, truth[:3].double(), CoopWeights(), x[:3])
+    now = Situation(
+        model, a, logits, beliefs(model, a), said, truth[:3].double(), CoopWeights(), x[:3], torch.zeros_like(a).bool()
+    )
     w = model.weights().double()
     for i in range(3):
         for k in range(K):

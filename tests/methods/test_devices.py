@@ -25,6 +25,7 @@ SETTINGS = [
     *({"name": "sparse", "objective": objective} for objective in ("l1", "contrastive", "gumbel")), {"name": "energy"},
     {"name": "energy", "fidelity": "released"}, {"name": "supervised"}, {"name": "stochastic"}, {"name": "embedding"},
     {"name": "embedding", "kind": "cem", "randint_per": "batch", "shared_scorer": False, "prior_weight": 1.0},
+    {"name": "embedding", "policy_weight": 1.0},
     *({"name": "discovered", "dictionary": kind, "size": 20} for kind in ("topk", "relu", "jumprelu", "batch_topk")),
     {"name": "discovered", "dictionary": "archetypal", "size": 20}, {"name": "discovered", "dead": "resample"},
     {"name": "discovered", "dictionary": "matryoshka", "size": 20},

@@ -11,10 +11,11 @@ from torch.nn.functional import leaky_relu
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.config import TrainerConfig
 from cbm.data.features import FeatureData, FeatureSplit
-from cbm.editing import Edit, EditSet, counterfactual, edited_logits, edited_model
+from cbm.editing import Edit, EditSet, ask_in_turn, counterfactual, edited_logits, edited_model
+from cbm.editing.asking.policies import policies_for
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, load_model, predict_logits, save_model
-from cbm.losses.embedding import told_at_random
+from cbm.losses.embedding import drawn_to_tell
 from cbm.methods import create_method, fit_method
 from cbm.metrics.evaluate import residual_metrics
 from cbm.trained.portable import PortableModel
@@ -118,18 +119,16 @@ def test_the_expectation_is_the_mean_over_what_is_left_out():
 
 
 def test_randint_tells_known_concepts_of_some_images():
-    p, generator = torch.full((400, 5), 0.5), torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(0)
     c = (torch.arange(2000).view(400, 5) % 3 == 0).float()
     c[:, 4] = torch.nan
     before = c.clone()
-    found = told_at_random(p, c, 0.25, generator=generator)
+    found = drawn_to_tell(c, 0.25, generator=generator)
     assert torch.equal(c.nan_to_num(7), before.nan_to_num(7))
-    assert torch.equal(found[:, 4], p[:, 4])
-    told_ones = found[:, :4] != 0.5
-    assert torch.equal(found[:, :4][told_ones], c[:, :4][told_ones])
-    assert 0.2 < float(told_ones.float().mean()) < 0.3
-    assert len(told_ones.unique(dim=0)) > 5  # drawn for every image
-    together = told_at_random(p, c, 0.5, per_batch=True, generator=generator)[:, :4] != 0.5
+    assert not bool(found[:, 4].any())  # nobody knows it
+    assert 0.2 < float(found[:, :4].float().mean()) < 0.3
+    assert len(found.unique(dim=0)) > 5  # drawn for every image
+    together = drawn_to_tell(c, 0.5, per_batch=True, generator=generator)[:, :4]
     assert len(together.unique(dim=0)) == 1
 
 
@@ -307,3 +306,58 @@ def test_a_label_does_not_read_the_concept_that_it_is():
     assert float(rests[:, 0, 0].abs().max()) < 1e-6
     assert float(rests[:, 1, 0].abs().max()) > 1e-4
     assert bool((model.weights()[2] != 0).all())
+
+
+# ------------------------------------------------------------------------------------------------- what to ask (IntCEM)
+
+
+@functools.cache
+def asking(seed: int = 0) -> ConceptBottleneck:
+    data, bank = planted()
+    settings = {"name": "embedding", "kind": "cem", "width": 8, "patience": 8, "max_epochs": 60, "policy_weight": 1.0}
+    model, _ = fit_method(create_method(settings), data, bank, 1.0, seed=seed, trainer=TrainerConfig(progress=False))
+    return model
+
+
+def agrees(model: ConceptBottleneck) -> float:
+    """Share of test pictures whose first question, as learned, is the one that raises the true class's logit most."""
+    test = planted()[0].test
+    p = model.activations(test.x)
+    chosen = model.activation.questions(test.x, p, torch.zeros_like(p).bool()).argmax(dim=1)
+    gain = (test.concepts - p) * model.votes(test.x).gather(2, test.y[:, None, None].expand(-1, COUNT, 1))[..., 0]
+    return float((chosen == gain.argmax(dim=1)).float().mean())
+
+
+def test_learned_questions_agree_with_the_best_one_twice_as_often_as_chance():
+    assert agrees(asking()) >= 2 / COUNT
+
+
+def test_learned_questions_are_asked_in_turn_and_saved(tmp_path):
+    model, test = asking(), planted()[0].test
+    assert policies_for(model)[-1] == "learned"
+    units = [[k] for k in range(COUNT)]
+    curve = ask_in_turn(model, test.x, test.y, test.concepts, units, "learned")
+    chance = ask_in_turn(model, test.x, test.y, test.concepts, units, "random")
+    assert sorted(curve.asked[0].tolist()) == list(range(COUNT))
+    assert curve.area > chance.area
+    save_model(model, tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    assert torch.equal(ask_in_turn(again, test.x, test.y, test.concepts, units, "learned").asked, curve.asked)
+    assert torch.equal(again(test.x), model(test.x))
+
+
+def test_a_model_that_did_not_learn_to_ask_says_so():
+    test = planted()[0].test
+    assert "learned" not in policies_for(trained("mix"))
+    with pytest.raises(UserError, match="has not learned what to ask"):
+        ask_in_turn(trained("mix"), test.x, test.y, test.concepts, [[k] for k in range(COUNT)], "learned")
+
+
+def test_the_horizon_reaches_its_limit():
+    method = create_method({"name": "embedding", "policy_weight": 1.0})
+    data, bank = planted()
+    built = method.build(data, bank, 1.0)
+    assert float(built.model.horizon) == 2.0
+    for _ in range(250):
+        method.loss(built.model, data.train.x[:8], data.train.y[:8], built.targets["train"][:8])
+    assert float(built.model.horizon) == 6.0

@@ -11,6 +11,7 @@ not asked about yet the one with the highest score comes next, and all are score
     eudtp       expected decrease of its uncertainty: H(y) - sum_v P(c_j = v) H(y | c_j = v)
     coop        w_u entropy + w_i |E_v P(yhat | c_j = v) - P(yhat)| - w_c cost
     oracle      the concept that is most wrong: |p_j - c_j|; it needs the answer, so it is only an upper bound
+    learned     what a network says that was trained to know it (``method=embedding method.policy_weight=1``, IntCEM)
 
 Where concepts are probabilities (``method=supervised``) these are the papers' formulas: p_j is the activation, and the
 head reads 0 or 1 for a concept that is told. Elsewhere, where the papers say nothing, it reads the level of "present"
@@ -33,7 +34,8 @@ import torch
 from torch import Tensor
 
 from cbm.editing.apply import levels, numbers_of
-from cbm.layers import ConceptBottleneck, Unnamed
+from cbm.errors import UserError
+from cbm.layers import ConceptBottleneck, Embedded, Unnamed
 from cbm.layers.activations import Sigmoid, Valued
 
 LOGITS_AT_ONCE = 2**24  # numbers of the tables images x concepts x classes
@@ -69,6 +71,7 @@ class Situation:
         truth: true concepts ``[N, K]``; NaN if unknown. Only ``oracle`` looks at it.
         weights: weights of the ``coop`` policy.
         x: features ``[N, D]``: what a concept adds may depend on the picture (``ConceptBottleneck.votes``).
+        told: concepts that were told ``[N, K]`` bool.
     """
 
     model: ConceptBottleneck
@@ -79,6 +82,7 @@ class Situation:
     truth: Tensor
     weights: CoopWeights
     x: Tensor
+    told: Tensor
 
 
 def most_wrong(now: Situation) -> Tensor:
@@ -178,6 +182,29 @@ def cooperative(now: Situation) -> Tensor:
     return now.weights.uncertainty * uncertainty(now) + now.weights.influence * influence
 
 
+def learned(now: Situation) -> Tensor:
+    """``learned``: every concept has the score of the question that is about it.
+
+    Raises:
+        UserError: the model has not learned to ask.
+    """
+    activation = now.model.activation
+    if not isinstance(activation, Embedded) or activation.asks is None:
+        raise UserError(
+            "policy 'learned': this model has not learned what to ask about; expected one trained with "
+            "method=embedding method.policy_weight=1"
+        )
+    member = activation.asks.member.double()
+    score = activation.questions(now.x, now.activation.float(), now.told).double()
+    return score @ member / member.sum(dim=0).clamp(min=1)
+
+
+def policies_for(model: ConceptBottleneck) -> tuple[str, ...]:
+    """Names of the policies that a model can be asked by."""
+    knows = isinstance(model.activation, Embedded) and model.activation.asks is not None
+    return (*POLICIES, LEARNED) if knows else POLICIES
+
+
 SCORES: dict[str, Callable[[Situation], Tensor]] = {
     "ucp": uncertainty,
     "cctp": contribution,
@@ -188,6 +215,9 @@ SCORES: dict[str, Callable[[Situation], Tensor]] = {
 }
 """Policy to the score ``[N, K]`` of asking about each concept."""
 POLICIES = ("random", *SCORES)
+"""Policies for every bottleneck."""
+LEARNED = "learned"
+"""The policy of models that have learned what to ask about."""
 
 
 def expected(now: Situation, measure: Callable[[Tensor, Tensor], Tensor]) -> Tensor:

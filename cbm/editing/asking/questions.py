@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from cbm.editing.apply import numbers_of, told_levels
-from cbm.editing.asking.policies import POLICIES, SCORES, CoopWeights, Situation, beliefs
+from cbm.editing.asking.policies import LEARNED, POLICIES, SCORES, CoopWeights, Situation, beliefs, learned
 from cbm.editing.asking.propagation import follow_correlation, propagate, to_activations, to_logits
 from cbm.errors import UserError, did_you_mean
 from cbm.kernels import override_logits
@@ -42,6 +42,16 @@ class QuestionCurve:
 def accuracy(logits: Tensor, y: Tensor) -> Tensor:
     """Share of the images ``[N]`` whose largest logit is that of their class, 0-d."""
     return (logits.argmax(dim=1) == y).double().mean()
+
+
+def check_policy(name: str) -> None:
+    """Check the name of a policy.
+
+    Raises:
+        UserError: there is none of this name.
+    """
+    if name not in (*POLICIES, LEARNED):
+        raise UserError(f"unknown policy '{name}': {did_you_mean(name, (*POLICIES, LEARNED))}")
 
 
 @torch.no_grad()
@@ -86,8 +96,7 @@ def ask_in_turn(
     Raises:
         UserError: an unknown policy.
     """
-    if policy not in POLICIES:
-        raise UserError(f"unknown policy '{policy}': {did_you_mean(policy, POLICIES)}")
+    check_policy(policy)
     weights = weights or CoopWeights()
     questions = len(units) if questions is None else min(questions, len(units))
     costs = torch.ones(len(units)) if costs is None else costs.float()
@@ -126,9 +135,11 @@ def ask_in_turn(
         else:
             exact, known = activation.double(), given if truth is None else truth
             now_known = Situation(
-                model, exact, logits.double(), beliefs(model, exact), said.double(), known.double(), weights, x
+                model, exact, logits.double(), beliefs(model, exact), said.double(), known.double(), weights, x, told
             )
-            score = SCORES[policy](now_known) @ member.T.double() / member.sum(dim=1)
+            score = (
+                (learned if policy == LEARNED else SCORES[policy])(now_known) @ member.T.double() / member.sum(dim=1)
+            )
             score = score - weights.cost * costs if policy == "coop" else score
         best = score.masked_fill(~open_units, -torch.inf).argmax(dim=1)
         asking = open_units.any(dim=1)
