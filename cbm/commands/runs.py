@@ -151,8 +151,7 @@ def rebalance(
             f"{point.nec:.1f} concepts per class, duality gap {max(point.gap, 0):.0e}"
         )
     if destination is not None:
-        made.model.save(destination)
-        made.edits.save(destination / "edits.yaml")
+        made.save(destination)
         say(f"rebalanced model and edits.yaml in {destination}", beside=True)
 
 

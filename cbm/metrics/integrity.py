@@ -17,6 +17,7 @@ from torch import Tensor
 from cbm.layers import ConceptBottleneck
 from cbm.metrics.exchange import LEVEL
 from cbm.metrics.grounding import Association
+from cbm.metrics.leakage import Leakage
 from cbm.metrics.reader import Reading
 from cbm.metrics.truth import Truth
 
@@ -30,7 +31,8 @@ class Evidence:
     """One test of the concepts.
 
     Attributes:
-        key: short name: names, association, truth, contradiction, leak, outside, or that of a fact.
+        key: short name: names, association, truth, contradiction, leak (class names, copies), outside, or that of a
+            fact.
         question: question that the test answers.
         finding: result of the test with its numbers, as a clause.
         meaning: reason for the test, in one sentence.
@@ -341,6 +343,26 @@ def outside_test(share: float) -> Evidence:
         "passed" if share <= 0.1 else "failed",
         share,
     )
+
+
+def beyond_fact(found: Leakage | None) -> list[Evidence]:
+    """What the scores say of the class beyond the true concepts: no fault by itself, since concepts that do not
+    determine the class need it. Nothing where the data set labels none of the concepts."""
+    if found is None:
+        return []
+    share = max(0.0, found.joint) if found.joint == found.joint else None
+    return [
+        Evidence(
+            "beyond",
+            "Do the scores say only what their names say?",
+            found.sentence,
+            "A score can carry more than the yes or no that it is named after, and a head can decide by that.",
+            "fact",
+            share,
+            0.0 if share is not None else None,
+            p=found.joint_p if share is not None else None,
+        )
+    ]
 
 
 def sparsity_fact(resolved: float | None, random: tuple[float, ...]) -> Evidence:

@@ -1,7 +1,5 @@
 """The labels of a model that says any number of them: a table as a file, and the page."""
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -15,7 +13,7 @@ from torch import Tensor
 from cbm.config import report_form
 from cbm.data.features import spaced
 from cbm.files import write_atomically
-from cbm.files.inert import for_csv
+from cbm.files.tables import write_table
 from cbm.files.without_paths import without_paths
 from cbm.layers import predict_logits, thresholds_of
 from cbm.metrics.bootstrap import auroc_interval
@@ -126,13 +124,7 @@ def label_rows(result: RunResult) -> list[dict[str, Any]]:
 def write_label_table(path: Path, result: RunResult) -> None:
     """Write ``label_metrics.csv``; thresholds are probabilities, as in ``predictions.parquet``."""
     rows = [{**row, "threshold": float(torch.tensor(row["threshold"]).sigmoid())} for row in label_rows(result)]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(rows[0])
-    for row in rows:
-        values = {**row, "concepts": "; ".join(row["concepts"])}
-        writer.writerow([for_csv(v) if isinstance(v, str) else "" if v != v else v for v in values.values()])
-    write_atomically(path, text.getvalue().encode())
+    write_table(path, [{**row, "concepts": "; ".join(row["concepts"])} for row in rows])
 
 
 # ------------------------------------------------------------------------------------------------------------ the page

@@ -19,11 +19,14 @@ from torch import Tensor
 
 from cbm.editing import Edit, EditSet, LookAlike, Rebalanced, look_alikes, prune, rebalance, still_said
 from cbm.errors import UserError, did_you_mean
+from cbm.files.names import quoted
+from cbm.files import new_folder
 from cbm.files.run_directory import seed_of
 from cbm.layers import one_class, require_linear
 from cbm.run.side_by_side import Row, side_by_side
 from cbm.run.spurious import spurious_weights
 from cbm.trained import TrainedModel, load
+from cbm.trained.model import write_model
 
 log = logging.getLogger("cbm")
 
@@ -38,13 +41,23 @@ class RebalancedRun:
         rows: the models side by side, by the names above.
         edits: the removals, as edits of the run's model.
         found: the heads that were fitted again, with their certificates.
-        model: the rebalanced model, for ``save``.
+        model: the rebalanced model.
     """
 
     rows: dict[str, Row]
     edits: EditSet
     found: Rebalanced
     model: TrainedModel
+
+    def save(self, folder: Path) -> None:
+        """Write the rebalanced model and ``edits.yaml`` to a folder; both or, if it is interrupted, neither.
+
+        Raises:
+            UserError: the folder exists already, or the disk is full.
+        """
+        with new_folder(folder) as whole:
+            write_model(self.model, whole, str(folder))
+            self.edits.save(whole / "edits.yaml")
 
 
 def rebalance_run(
@@ -86,7 +99,9 @@ def rebalance_run(
         removed[[each.concept for each in others]] = True
         say_look_alikes(others, trained.bank.texts)
     if column is not None and column not in data.train.groups:
-        raise UserError(f"--group '{column}': {did_you_mean(column, list(data.train.groups))}")
+        known = list(data.train.groups)
+        nearest = did_you_mean(column, known) if known else f"data set '{dataset.name}' has no columns of groups"
+        raise UserError(f"--group '{column}': {nearest}")
     found = rebalance(model, removed, data.train, data.val, column=column, seed=seed_of(trained.config.seed))
     models = {
         AS_TRAINED: model,
@@ -131,8 +146,10 @@ def removed_columns(
     listed = {name: list(values) for name, values in spurious.items()}
     removed = spurious_weights(trained.bank, listed, trained.classes).any(dim=0)
     if needed and not bool(removed.any()):
+        named = sorted({text for values in listed.values() for text in values})
+        what = f"{quoted(named)}, none of which is" if named else "no spurious concept that is"
         raise UserError(
-            f"the data set of run '{trained.path}' names no spurious concept that is in its bank: expected "
-            f"--concept NAME, such as '{texts[0]}'"
+            f"the data set of run '{trained.path}' names {what} in its bank: expected --concept NAME, such as "
+            f"'{texts[0]}'"
         )
     return removed

@@ -45,11 +45,12 @@ from cbm.methods.teacher import check_teacher, load_teacher
 from cbm.metrics.decisions import decide, group_headline, headline_intervals, keep_decisions
 from cbm.metrics.evaluate import cut_points, evaluate_split
 from cbm.metrics.found_units import unit_metrics
-from cbm.metrics.integrity import Integrity
+from cbm.metrics.integrity import Integrity, beyond_fact
 from cbm.metrics.leakage import model_leakage
 from cbm.metrics.nec import SparseHead, resolve_heads, save_heads
 from cbm.metrics.purity import quality_metrics
 from cbm.report import write_report
+from cbm.report.concept_table import write_concept_table
 from cbm.report.evidence import not_counted
 from cbm.report.labels import write_label_table
 from cbm.report.result import RunResult
@@ -123,6 +124,8 @@ def train(cfg: DictConfig) -> dict[str, float]:
         leakage = None if data.many or not cfg.controls else model_leakage(model, bank, data, seed=cfg.seed)
         if leakage is not None:
             metrics |= leakage.metrics() | quality_metrics(model, bank, data, seed=cfg.seed)
+        if integrity is not None:
+            integrity = replace(integrity, evidence=(*integrity.evidence, *beyond_fact(leakage)))
     baselines = {}
     if report_form(cfg.report) != "none":
         tower = text_tower(inputs.encoder, cfg)
@@ -405,6 +408,7 @@ def save(run: RunDirectory, result: RunResult, encoder: Encoder | None, method: 
         save_heads(list(result.heads), path / "nec.safetensors")
     if result.bank is not None:
         result.bank.save(path / "bank")
+    write_concept_table(path / "concepts.csv", result)
     method.leave(path)
     run.write_json("about.json", about(result, encoder))
     run.write_json("metrics.json", result.metrics)

@@ -602,8 +602,6 @@ class TrainedModel:
 def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> Path:
     """Write the model as it is now, for ``cbm.load(folder)``; returns the folder.
 
-    The metrics of a model that was changed after training are left out, because they no longer hold.
-
     Args:
         model: the model.
         folder: a folder that does not exist yet.
@@ -611,6 +609,25 @@ def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> P
 
     Raises:
         UserError: the folder exists already, the disk is full, or ``metrics.json`` of the run is damaged.
+    """
+    with new_folder(folder) as whole:
+        write_model(model, whole, str(folder), repo)
+    return folder
+
+
+def write_model(model: TrainedModel, whole: Path, place: str, repo: str | None = None) -> None:
+    """Write the files of a model as it is now into a folder that nobody reads yet.
+
+    The metrics of a model that was changed after training are left out, because they no longer hold.
+
+    Args:
+        model: the model.
+        whole: the folder.
+        place: name that the folder will have, for the model card.
+        repo: repository of the hub that the folder is for; paths of this computer are left out then.
+
+    Raises:
+        UserError: the disk is full, or ``metrics.json`` of the run is damaged.
     """
     config: Any = OmegaConf.to_container(model.config)
     about = {**model.about, "changes": [str(change) for change in model.changes]}
@@ -625,20 +642,18 @@ def save_folder(model: TrainedModel, folder: Path, repo: str | None = None) -> P
     if model.changes:
         about |= {"verdict": None, "integrity": None}
         metrics = {}
-    place = str(folder) if repo is None else f"hf-hub:{repo}"
+    place = place if repo is None else f"hf-hub:{repo}"
     card = model_card(model.model, model.bank, place, config, about, metrics)
-    with new_folder(folder) as whole:
-        save_model(model.model, whole / "model.safetensors")
-        if bank is not None:
-            bank.save(whole / "bank")
-        write_atomically(whole / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
-        write_atomically(whole / "README.md", card.encode())
-        for name, content in (("about.json", about), ("metrics.json", metrics)):
-            write_atomically(whole / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
-        source = model.path / "source_card.safetensors"
-        if repo is None and source.is_file():
-            shutil.copyfile(source, whole / source.name)
-    return folder
+    save_model(model.model, whole / "model.safetensors")
+    if bank is not None:
+        bank.save(whole / "bank")
+    write_atomically(whole / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(config)).encode())
+    write_atomically(whole / "README.md", card.encode())
+    for name, content in (("about.json", about), ("metrics.json", metrics)):
+        write_atomically(whole / name, json.dumps(content, indent=1, ensure_ascii=False).encode())
+    source = model.path / "source_card.safetensors"
+    if repo is None and source.is_file():
+        shutil.copyfile(source, whole / source.name)
 
 
 def load(run: str | Path, *, device: str | None = None) -> TrainedModel:

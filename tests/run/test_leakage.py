@@ -26,6 +26,11 @@ def test_a_run_with_concept_labels(command, module, tmp_path: Path):
     assert 0 <= values["leak/joint_low"] <= values["leak/joint"] < 1
     assert values["leak/ceiling"] > 0.5
     assert {"purity/ois", "purity/ncc", "purity/ncc_all"} <= set(values)
+    told = {each["key"]: each for each in json.loads(Path("runs/one/about.json").read_text())["integrity"]["evidence"]}
+    assert told["beyond"]["status"] == "fact"  # it decides nothing
+    assert told["beyond"]["value"] == values["leak/joint"]
+    lines = Path("runs/one/concepts.csv").read_text().splitlines()
+    assert len(lines) == 1 + values["model/n_concepts"]
     page = Path("runs/one/report.html")
     first = page.read_text()
     assert "Do the scores say only what their names say?" in first

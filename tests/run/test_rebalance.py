@@ -71,3 +71,5 @@ def test_rows_edits_and_a_model_that_loads(command, module, tmp_path: Path):
 def test_a_set_that_names_nothing_says_so(command, module, tmp_path: Path):
     assert command("train", *small(), *SETTINGS, "method=posthoc", "run_dir=one")[0] == 0
     assert "expected --concept NAME" in one_line(module("rebalance", "one", *CACHE)[::2])
+    line = one_line(module("rebalance", "one", *CACHE, "--group", "site")[::2])
+    assert "has no columns of groups" in line

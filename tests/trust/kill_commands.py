@@ -111,6 +111,12 @@ def save_model() -> None:
     cbm.load("hand").save("saved")
 
 
+def whole_removal(model: Path) -> None:
+    """No model without the removals that it stands for."""
+    use(model.parent)
+    assert len(load_edits(model.parent / "edits.yaml").edits) > 0
+
+
 def save_edits() -> None:
     for value in range(30):
         EditSet((Edit("set", "concept 1", float(value)), *[Edit("remove", f"concept {n}") for n in range(2, 9)])).save(
@@ -224,6 +230,11 @@ LLM = ["concepts", "llm", "--classes", "classes.txt", "--out", "said", "--model"
 WRITERS = {
     "model.save": Writer(
         save_model, lambda: contents("saved"), absent_or("saved", use), lambda: Path("saved").exists()
+    ),
+    "rebalance": Writer(
+        command("rebalance", "trained", "--concept", "re warm", "--cache", "cache", "--out", "balanced"),
+        lambda: contents("balanced"), absent_or("balanced/model.safetensors", whole_removal),
+        lambda: Path("balanced").exists(),
     ),
     "edits": Writer(save_edits, lambda: contents(".", without=("log",)), absent_or("edits.yaml", sound_edits)),
     "predict": Writer(
