@@ -12,14 +12,16 @@ from cbm.errors import UserError
 from cbm.files.names import quoted
 from cbm.kernels import class_logits, class_vectors, score_moments
 from cbm.layers import ConceptBottleneck, LinearHead
-from cbm.methods.base import link_of
+from cbm.methods.base import link_of, one_of
 from cbm.metrics import class_accuracies
+from cbm.metrics.groups import group_index
 from cbm.solvers import LinearScores, SparsePoint, elastic_net_path, label_paths
 from cbm.solvers.elastic_net import Link
 
 log = logging.getLogger(__name__)
 
 PATIENCE = 8  # points of the path
+SELECT = ("balanced", "worst_group")
 
 
 @dataclass
@@ -31,6 +33,9 @@ class SparseHeadConfig:
     lam: float | None = None
     """Penalty; null: the one with the sparsest head within one standard error of the best balanced validation accuracy
     (mean over the classes), never a head without concepts"""
+    select: str = "balanced"
+    """What chooses the penalty on the validation images: balanced (see lam) | worst_group (the best accuracy of the
+    worst group of dataset.args.groups)"""
     n_lambdas: int = 50
     """Number of penalties on the path"""
     max_nec: float = 30.0
@@ -49,6 +54,7 @@ def check_sparse_head(config: SparseHeadConfig, lam: str = "lam") -> None:
     Raises:
         UserError: a number is out of range.
     """
+    one_of("method.select", config.select, SELECT)
     for name, value, fits, expected in (
         ("l1_ratio", config.l1_ratio, 0 < config.l1_ratio <= 1, "a number in (0, 1]"),
         (lam, config.lam, config.lam is None or config.lam > 0, "a number > 0, or null"),
@@ -115,17 +121,19 @@ def solve_sparse_head(
         The head, in units of the raw scores.
     """
     if data.many:
+        if config.select == "worst_group":
+            raise UserError("method.select=worst_group is for one class per picture: expected method.select=balanced")
         return _solve_labels(scores, data, config, classify, allowed)
     accuracy: list[float] = []
-    chance = 1 / len(data.val.y.unique())
+    by_group = config.select == "worst_group"
+    chance, quality = (0.0, worst_group_of(data)) if by_group else (1 / len(data.val.y.unique()), balanced_of(data))
 
     def past_best(newest: list[SparsePoint]) -> bool:
         """Note the validation accuracy; the path may end when it was higher ``PATIENCE`` points ago and all since.
 
         Not while every image gets the same class: then the path has not begun.
         """
-        logits = classify(*scores.on_raw(newest[0].weight(), newest[0].bias))
-        accuracy.append(float(class_accuracies(logits.argmax(dim=1), data.val.y, len(data.classes)).nanmean()))
+        accuracy.append(quality(classify(*scores.on_raw(newest[0].weight(), newest[0].bias))))
         best = max(accuracy)
         return best > chance + 1e-6 and accuracy.index(best) < len(accuracy) - PATIENCE
 
@@ -143,10 +151,41 @@ def solve_sparse_head(
         until=past_best,
     )
     counts = [len(point.index) for point in path.points]
-    chosen = sparsest_good(accuracy, informative_images(data.val.y), counts, chance)
+    if by_group:  # the worst group has few images: within a standard error lies nearly the whole path
+        chosen = max(range(len(counts)), key=lambda i: (counts[i] > 0, accuracy[i], -i))
+    else:
+        chosen = sparsest_good(accuracy, informative_images(data.val.y), counts, chance)
     point = path.points[chosen]
-    _say(point, accuracy[chosen], f"point {chosen + 1} of {len(path.points)}")
+    kind = "validation accuracy of the worst group" if by_group else "balanced validation accuracy"
+    _say(point, f"{kind} {accuracy[chosen]:.4f}", f"point {chosen + 1} of {len(path.points)}")
     return LinearHead(*scores.on_raw(point.weight(), point.bias))
+
+
+def balanced_of(data: FeatureData) -> Callable[[Tensor], float]:
+    """From logits ``[V, C]`` of the validation images to the mean accuracy of the classes."""
+    return lambda logits: float(class_accuracies(logits.argmax(dim=1), data.val.y, len(data.classes)).nanmean())
+
+
+def worst_group_of(data: FeatureData) -> Callable[[Tensor], float]:
+    """From logits ``[V, C]`` of the validation images to the accuracy of their worst group: a class with a value of a
+    column of groups, of at least ten images.
+
+    Raises:
+        UserError: there is no such group.
+    """
+    groups = list(group_index(data.val).values())
+    if not groups:
+        what = "no group of ten" if data.val.groups else "no groups of"
+        raise UserError(
+            f"method.select=worst_group: the data set knows {what} validation images: expected a column of groups "
+            "(dataset.args.groups=[NAME]), or method.select=balanced"
+        )
+
+    def quality(logits: Tensor) -> float:
+        right = (logits.argmax(dim=1) == data.val.y).numpy()
+        return min(float(right[rows].mean()) for rows in groups)
+
+    return quality
 
 
 def _solve_labels(
@@ -227,12 +266,12 @@ def sparsest_by_loss(losses: Tensor, weights: Sequence[int]) -> int:
     return next(i for i in points if float(means[i]) <= float(means[best]) + error)
 
 
-def _say(point: SparsePoint, accuracy: float, place: str) -> None:
+def _say(point: SparsePoint, accuracy: str, place: str) -> None:
     """One line about the head that was chosen; another if it has no weight."""
     if not len(point.index):
         log.warning("sparse head: no concept has a weight at penalty %.2e: every image gets the same class; "
                     "choose a smaller method.lam", point.lam)  # fmt: skip
-    log.info("sparse head: penalty %.2e, %.1f concepts per class, balanced validation accuracy %.4f (%s; "
+    log.info("sparse head: penalty %.2e, %.1f concepts per class, %s (%s; "
              "duality gap %.0e, KKT residual %.0e)",
              point.lam, point.nec, accuracy, place, max(point.gap, 0), point.kkt)  # fmt: skip
 

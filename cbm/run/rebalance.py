@@ -19,8 +19,8 @@ from torch import Tensor
 
 from cbm.editing import Edit, EditSet, LookAlike, Rebalanced, look_alikes, prune, rebalance, still_said
 from cbm.errors import UserError, did_you_mean
-from cbm.files.names import quoted
 from cbm.files import new_folder
+from cbm.files.names import quoted
 from cbm.files.run_directory import seed_of
 from cbm.layers import one_class, require_linear
 from cbm.run.side_by_side import Row, side_by_side
