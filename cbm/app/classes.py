@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from cbm.app.gallery import Tile, class_index, tile
+from cbm.app.filters import class_index
+from cbm.app.gallery import Tile, tile
 from cbm.app.session import Session
 from cbm.layers import ConceptBottleneck, decide
 from cbm.solvers.concept_distribution import from_joint

@@ -9,6 +9,8 @@ from cbm.errors import UserError
 LONGEST = 300
 """Characters of what is looked for, and of names."""
 LONGEST_WHY = 2000
+LONGEST_ADDRESS = 20_000
+"""Characters of what stands after the # of an address."""
 LARGEST = 1e6
 """The largest value and weight that can be given by hand."""
 
@@ -87,15 +89,21 @@ def switch(value: Any, what: str) -> bool:
     return value
 
 
-def sent_with(event: Any, name: str) -> str:
+def sent_with(event: Any, name: str, longest: int = LONGEST) -> str:
     """A field of what a click says; empty if it says nothing.
 
     Args:
         event: the event.
         name: name of the field.
+        longest: characters that it may have.
+
+    Raises:
+        UserError: it is longer.
     """
     said = getattr(event, "_data", None)
-    return text(str(said.get(name, ""))[: LONGEST + 1], "what was clicked") if isinstance(said, dict) else ""
+    if not isinstance(said, dict):
+        return ""
+    return text(str(said.get(name, ""))[: longest + 1], "what was clicked", longest)
 
 
 def key_of(event: Any) -> int:
@@ -105,6 +113,15 @@ def key_of(event: Any) -> int:
         UserError: it is none.
     """
     key = sent_with(event, "key")
-    if not (key.isascii() and key.isdecimal() and len(key) <= 9):
+    if not is_number(key):
         raise UserError(f"'{key}' stands for nothing here")
     return int(key)
+
+
+def is_number(key: str) -> bool:
+    """Whether a key is the number of a picture or a concept.
+
+    >>> is_number("12"), is_number("of=wren"), is_number("")
+    (True, False, False)
+    """
+    return key.isascii() and key.isdecimal() and len(key) <= 9

@@ -9,6 +9,7 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # before gradio is imported
@@ -19,26 +20,42 @@ os.environ["GRADIO_RUN_HISTORY"] = (
 import gradio as gr
 
 from cbm.app.adapt import EDITORS, suggest
+from cbm.app.address import LOCATE, address_of, visit
 from cbm.app.classes import describe_class
 from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts
 from cbm.app.decision import ClassShare, choices, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.explorer import Explorer, Picture
-from cbm.app.gallery import EVERY, MISTAKES, find_pictures, groups, kinds
+from cbm.app.fails import where_it_fails
+from cbm.app.filters import EVERY, LITERALS, MISTAKES, Filter, filter_of, groups, kinds, label_column
+from cbm.app.gallery import find_pictures
 from cbm.app.guard import guarding
-from cbm.app.inputs import LONGEST, LONGEST_WHY, key_of, number, one_of, sent_with, switch, text, whole
+from cbm.app.inputs import (
+    LONGEST,
+    LONGEST_ADDRESS,
+    LONGEST_WHY,
+    is_number,
+    key_of,
+    number,
+    one_of,
+    sent_with,
+    switch,
+    text,
+    whole,
+)
 from cbm.app.label import KEYS
 from cbm.app.render import TEMPLATES, render
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
 from cbm.app.uploads import EACH, Uploads, own_uploads
 from cbm.concepts.units import units_of
-from cbm.errors import UserError
+from cbm.errors import UserError, did_you_mean
 from cbm.files.inert import for_element
 from cbm.files.shipped import script_command
 from cbm.report.thumbnails import data_uri
 
 log = logging.getLogger("cbm")
 
+PICTURE, FAILS, CONCEPTS = "Picture", "Where it fails", "Concepts"
 ANY_CLASS, ANY_LABEL, ANY_GROUP = "any class", "any label", "any group"
 ANY_FLIP, EXPLAINED = "any other class", "the label that is explained"
 LISTED = 40  # concepts of a list
@@ -132,32 +149,41 @@ class Page:
         self.many = explorer.many
         self.any_class, self.any_flip = (ANY_LABEL, EXPLAINED) if self.many else (ANY_CLASS, ANY_FLIP)
         self.groups = [ANY_GROUP, *groups(explorer)]
+        self.places: list[str] = []
         with gr.Blocks(
             title=f"cbm: {explorer.model.path.name}", analytics_enabled=False, fill_width=True
         ) as self.blocks:
             self.session = gr.State(None)
+            self.location = gr.HTML(js_on_load=LOCATE, elem_id="location")
             gr.HTML(self._header())
             if self.editable:
                 self._edits_bar()
             with gr.Tabs() as self.tabs:
-                with gr.Tab("Picture", id="picture"):
+                with self._tab(PICTURE):
                     self._picture_tab()
+                with self._tab(FAILS) as self.fails_tab:
+                    self.fails = choice("<p class='quiet'>Counting …</p>", elem_id="fails")
                 if self.editable:
-                    with gr.Tab("Whole split"):
+                    with self._tab("Whole split"):
                         self._effect_tab()
-                with gr.Tab("Labels" if self.many else "Classes") as self.class_tab:
+                with self._tab("Labels" if self.many else "Classes") as self.class_tab:
                     self._classes_tab()
                 if self.editable:
-                    with gr.Tab("Concepts"):
+                    with self._tab(CONCEPTS):
                         self._concepts_tab()
                 if self.linear and not self.many:
-                    with gr.Tab("Is it true?") as self.truth_tab:
+                    with self._tab("Is it true?") as self.truth_tab:
                         self.truth = gr.HTML(js_on_load=KEYS, elem_id="truth")
-                    with gr.Tab("Another domain"):
+                    with self._tab("Another domain"):
                         self._domain_tab()
             self._connect()
 
     # --------------------------------------------------------------------------------------------------------- layout
+
+    def _tab(self, name: str) -> gr.Tab:
+        """A tab of the page, which addresses name."""
+        self.places.append(name)
+        return gr.Tab(name, id=name)
 
     def _header(self) -> str:
         explorer = self.explorer
@@ -193,6 +219,15 @@ class Page:
             with gr.Column(scale=3, min_width=260):
                 self.drop = gr.File(label="Drop a picture here", show_label=False, type="filepath", height=120)
                 vars(self.drop)["async_move_resource_to_block_cache"] = left_there
+                self.words = gr.Textbox(
+                    label="Find pictures",
+                    show_label=False,
+                    container=False,
+                    placeholder="Find pictures: a red bird -water",
+                    max_lines=1,
+                    max_length=LONGEST,
+                    elem_id="words",
+                )
                 with gr.Row():
                     self.of_class = gr.Dropdown(
                         [self.any_class, *self.explorer.classes],
@@ -212,10 +247,10 @@ class Page:
                 with gr.Row():
                     self.previous = gr.Button("← Previous", size="sm", min_width=60)
                     self.next = gr.Button("Next →", size="sm", min_width=60)
-                self.number = gr.State(0)
             with gr.Column(scale=3, min_width=280):
                 self.picture = gr.HTML(elem_id="picture")
                 self.verdict = choice(elem_id="verdict")
+                self.similar = gr.Button("Similar pictures", size="sm", min_width=120)
                 if self.editable:
                     with gr.Row():
                         self.methods = [AUTOMATIC, *METHODS] if self.linear else [METHODS[0]]
@@ -241,7 +276,7 @@ class Page:
 
     def _editor_panel(self) -> None:
         with gr.Group(elem_id="panel"):
-            self.held = gr.HTML(padding=True)
+            self.held = choice(padding=True, elem_id="held")
             self.value = gr.Slider(
                 -4, 4, value=0, step=0.01, label="Value", interactive=False, buttons=[], elem_id="value"
             )
@@ -375,6 +410,7 @@ class Page:
         held = session.held if heat is not None else ""
         heat_uri = "" if heat is None else data_uri(heat.overlay())[0]
         shown = {
+            self.location: render("location", address=address_of(session)),
             self.picture: render(
                 "picture", name=picture.name, uri=uri, tiny=tiny, heat=heat, held=held, heat_uri=heat_uri
             ),
@@ -394,10 +430,20 @@ class Page:
         some = session.concept is not None
         alive, dead = gr.update(interactive=some), gr.update(interactive=False)
         held: dict = dict.fromkeys([self.present, self.absent, self.mask, self.remove, self.remove_alike], alive)
-        held |= {self.held: render("held", text=None, unit=""), self.value: dead, self.one_of: gr.update(visible=False)}
+        held |= {
+            self.held: render("held", text=None, unit="", pictures=[]),
+            self.value: dead,
+            self.one_of: gr.update(visible=False),
+        }
         if some:
             place, values = reach(session), choices(session)
-            held[self.held] = render("held", text=session.held, unit=place.unit)
+            known = label_column(self.explorer, session.held) is not None
+            pictures = [
+                (word, Filter().about(how, (session.held,)).address)
+                for how, word in LITERALS.items()
+                if known or how in ("high", "low")
+            ]
+            held[self.held] = render("held", text=session.held, unit=place.unit, pictures=pictures)
             held[self.value] = gr.update(
                 minimum=place.low, maximum=place.high, value=round(place.now, 2), interactive=True
             )
@@ -420,15 +466,22 @@ class Page:
             self.effect: gr.skip() if session.compared == session.edits else "",
         }
 
-    def _gallery(self, session: Session, of: str, kind: str, group: str, number: int) -> dict:
-        page = find_pictures(
-            self.explorer,
-            of=None if of == self.any_class else of,
-            kind=kind,
-            group=None if group == ANY_GROUP else group,
-            number=number,
-        )
-        return {self.gallery: render("gallery", page=page, chosen=session.picture.row), self.number: page.number}
+    def _gallery(self, session: Session) -> dict:
+        """The pictures to choose from, and the address."""
+        page = find_pictures(self.explorer, session.wanted, session.page)
+        session.page = page.number
+        shown = render("gallery", page=page, chosen=session.picture.row, rest=session.wanted.beyond_controls)
+        return {self.gallery: shown, self.location: render("location", address=address_of(session))}
+
+    def _controls(self, session: Session) -> dict:
+        """What the controls beside the gallery say of the filter."""
+        wanted = session.wanted
+        return {
+            self.of_class: wanted.of or self.any_class,
+            self.kind: wanted.kind if self.many else wanted.kind == MISTAKES,
+            self.group: wanted.group or ANY_GROUP,
+            self.words: wanted.words,
+        }
 
     def _class(self, session: Session, name: str) -> dict:
         page = describe_class(session, name)
@@ -445,8 +498,15 @@ class Page:
         now = [concept.after for concept in page.concepts if concept.column == session.concept]
         return shown | ({self.weight: round(now[0], 3)} if now and self.linear else {})
 
-    def _concept_list(self, session: Session, words: str, kind: str = ALL) -> str:
+    def _concept(self, session: Session, words: Any = "", kind: Any = ALL) -> dict:
+        """The page of the concept that is held, beside the list."""
+        assert session.concept is not None
+        facts = render("concept", facts=describe_concept(self.explorer, session.concept))
+        return {self.concept_page: facts, self.concept_list: self._concept_list(session, words, kind)}
+
+    def _concept_list(self, session: Session, words: Any, kind: Any = ALL) -> str:
         bank = self.explorer.bank
+        words, kind = text(words, "Find a concept"), one_of(kind, (ALL, NAMED, UNNAMED), "Units")
         columns, units = find_concepts(bank, words, kind), units_of(bank)
         texts = [(k, bank.texts[k], units is None or units[k].named) for k in columns[:LISTED]]
         return render("concept_list", texts=texts, count=len(columns), words=words, held=session.concept)
@@ -457,14 +517,22 @@ class Page:
         """Connect an event. It is no part of an API, and what the browser sends is checked by the handler alone."""
         listener(handler, inputs, outputs, api_visibility="private", preprocess=False, **settings)
 
-    def _listed(self, session: Session, of: Any, kind: Any, group: Any, page: int) -> dict:
-        """The gallery that a browser asks for."""
+    def _asked(self, session: Session, of: Any, kind: Any, group: Any, words: Any) -> None:
+        """Look for the pictures that the controls ask for."""
         one_of(of, [self.any_class, *self.explorer.classes], "Label" if self.many else "Class")
         if self.many:
             one_of(kind, kinds(self.explorer), "Pictures that")
         else:
             kind = MISTAKES if switch(kind, "Mistakes only") else EVERY
-        return self._gallery(session, of, kind, one_of(group, self.groups, "Group"), page)
+        one_of(group, self.groups, "Group")
+        session.wanted = replace(
+            session.wanted,
+            of=None if of == self.any_class else of,
+            kind=kind,
+            group=None if group == ANY_GROUP else group,
+            words=text(words, "Find pictures").strip(),
+        )
+        session.page = 0
 
     def _connect(self) -> None:
         session = self.session
@@ -473,19 +541,19 @@ class Page:
             buttons = [self.present, self.absent, self.mask, self.remove, self.remove_alike]
             panel = [self.held, self.value, self.one_of, *buttons, self.proposed, self.accept]
         edits = [self.edits_list, self.edits_title, self.save, self.saved, self.effect] if self.editable else []
-        seen = [self.picture, self.verdict, self.explanation, *panel, *edits]
-        chooser = [self.of_class, self.kind, self.group, self.number]
+        seen = [self.location, self.picture, self.verdict, self.explanation, *panel, *edits]
+        chooser = [self.of_class, self.kind, self.group, self.words]
 
         @answered
-        def begin(of: Any, kind: Any, group: Any, page: int) -> dict:
+        def begin() -> dict:
             fresh = Session(self.explorer)
             listed = {self.concept_list: self._concept_list(fresh, "")} if self.editable else {}
-            gallery, looked = self._listed(fresh, of, kind, group, page), self._picture(fresh)
+            gallery, looked = self._gallery(fresh), self._picture(fresh)
             return {session: fresh} | gallery | looked | self._class(fresh, self.explorer.classes[0]) | listed
 
         classes = [self.class_page, self.class_concepts] + ([self.weight] if self.linear else [])
-        start = [session, self.gallery, self.number, *seen, *classes]
-        self._on(self.blocks.load, begin, chooser, start + ([self.concept_list] if self.editable else []))
+        start = [session, self.gallery, *seen, *classes]
+        self._on(self.blocks.load, begin, None, start + ([self.concept_list] if self.editable else []))
         self._connect_pictures(seen, chooser)
         self._connect_classes(classes, seen)
         if self.editable:
@@ -498,44 +566,97 @@ class Page:
     def _connect_pictures(self, seen: list, chooser: list) -> None:
         session = self.session
 
-        @answered
-        def choose(tab: Session, of: Any, kind: Any, group: Any, page: int, event: gr.EventData) -> dict:
-            tab.look_at(self.explorer.picture(key_of(event)))
-            return self._listed(tab, of, kind, group, page) | self._picture(tab)
+        everything = [self.gallery, *chooser, *seen, self.tabs]
+        if self.editable:
+            everything += [self.concept_page, self.concept_list]
 
-        def turn(step: int | None) -> Callable:
+        def shown(tab: Session, place: str = "") -> dict:
+            """Everything that an address can change."""
+            found = self._gallery(tab) | self._controls(tab) | self._picture(tab)
+            if place:
+                found[self.tabs] = gr.Tabs(selected=place)
+            if place == CONCEPTS and tab.concept is not None:
+                found |= self._concept(tab)
+            return found
+
+        @answered
+        def follow(tab: Session, event: gr.EventData) -> dict:
+            """A picture is chosen, or an address of pictures."""
+            key = sent_with(event, "key", LONGEST_ADDRESS)
+            if is_number(key):
+                tab.look_at(self.explorer.picture(int(key)))
+                return shown(tab)
+            tab.wanted, tab.page = filter_of(self.explorer, key), 0
+            return shown(tab)
+
+        @answered
+        def lead(tab: Session, event: gr.EventData) -> dict:
+            """The same from another tab of the page."""
+            return follow(tab, event) | {self.tabs: gr.Tabs(selected=PICTURE)}
+
+        @answered
+        def go(tab: Session, event: gr.EventData) -> dict:
+            place = visit(tab, sent_with(event, "key", LONGEST_ADDRESS))
+            if place and place not in self.places:
+                raise UserError(f"no tab '{place}' here: {did_you_mean(place, self.places)}")
+            return shown(tab, place or PICTURE)
+
+        def turn(step: int) -> Callable:
             @answered
-            def turned(tab: Session, of: Any, kind: Any, group: Any, page: int) -> dict:
-                return self._listed(tab, of, kind, group, 0 if step is None else page + step)
+            def turned(tab: Session) -> dict:
+                tab.page = max(tab.page + step, 0)
+                return self._gallery(tab)
 
             return turned
 
         @answered
-        def drop(tab: Session, file: Any, of: Any, kind: Any, group: Any, page: int) -> dict:
+        def ask(tab: Session, of: Any, kind: Any, group: Any, words: Any) -> dict:
+            before = tab.wanted, tab.page
+            self._asked(tab, of, kind, group, words)
+            try:
+                return self._gallery(tab)
+            except UserError:
+                tab.wanted, tab.page = before
+                raise
+
+        @answered
+        def similar(tab: Session) -> dict:
+            if tab.picture.row is None:
+                raise UserError("a dropped picture is not in the split: choose one of the split")
+            tab.wanted, tab.page = Filter(like=tab.picture.row), 0
+            return shown(tab)
+
+        @answered
+        def drop(tab: Session, file: Any) -> dict:
             if file is not None:
                 tab.look_at(self._dropped(file))
-            return self._listed(tab, of, kind, group, page) | self._picture(tab) | {self.drop: None}
+            return self._gallery(tab) | self._picture(tab) | {self.drop: None}
 
         @answered
         def explain(tab: Session, event: gr.EventData) -> dict:
             tab.explain(sent_with(event, "key"))
             return self._picture(tab)
 
-        here = [session, *chooser]
-        self._on(self.gallery.select, choose, here, [self.gallery, self.number, *seen], show_progress="hidden")
-        for button, step in ((self.previous, -1), (self.next, 1)):
-            self._on(button.click, turn(step), here, [self.gallery, self.number], show_progress="hidden")
-        for control in (self.of_class, self.kind, self.group):
-            self._on(control.input, turn(None), here, [self.gallery, self.number], show_progress="hidden")
-
         @answered
-        def go(tab: Session, of: Any, kind: Any, group: Any, page: int, event: gr.EventData) -> dict:
-            return choose(tab, of, kind, group, page, event) | {self.tabs: gr.Tabs(selected="picture")}
+        def failures(tab: Session) -> str:
+            return render("fails", found=where_it_fails(self.explorer), many=self.many)
 
-        for view in [self.class_page, *((self.effect, self.concept_page) if self.editable else ())]:
-            self._on(view.select, go, here, [self.gallery, self.number, *seen, self.tabs], show_progress="hidden")
-        self._on(self.drop.upload, drop, [session, self.drop, *chooser], [self.gallery, self.number, *seen, self.drop])
-        self._on(self.verdict.select, explain, session, seen, show_progress="hidden")
+        quick: dict[str, Any] = {"show_progress": "hidden"}
+        listed = [self.gallery, self.location]
+        self._on(self.location.select, go, session, everything, **quick)
+        for view in [self.gallery, *((self.held,) if self.editable else ())]:
+            self._on(view.select, follow, session, everything, **quick)
+        for view in [self.fails, self.class_page, *((self.effect, self.concept_page) if self.editable else ())]:
+            self._on(view.select, lead, session, everything, **quick)
+        for button, step in ((self.previous, -1), (self.next, 1)):
+            self._on(button.click, turn(step), session, listed, **quick)
+        for control in (self.of_class, self.kind, self.group):
+            self._on(control.input, ask, [session, *chooser], listed, **quick)
+        self._on(self.words.submit, ask, [session, *chooser], listed)
+        self._on(self.similar.click, similar, session, everything, **quick)
+        self._on(self.drop.upload, drop, [session, self.drop], [self.gallery, *seen, self.drop])
+        self._on(self.verdict.select, explain, session, seen, **quick)
+        self._on(self.fails_tab.select, failures, session, self.fails)
 
     def _connect_editor(self, seen: list, panel: list, edits: list) -> None:
         session, place = self.session, [self.session, self.scope, self.told, self.because]
@@ -738,18 +859,13 @@ class Page:
         looked_for = [session, self.concept_words, self.concept_kind]
         views = [self.concept_page, self.concept_list, *seen]
 
-        def listed(tab: Session, words: Any, kind: Any) -> str:
-            return self._concept_list(tab, text(words, "Find a concept"), one_of(kind, (ALL, NAMED, UNNAMED), "Units"))
-
         def shown(tab: Session, words: Any, kind: Any) -> dict:
             _ = tab.held  # says so if none is
-            assert tab.concept is not None
-            facts = render("concept", facts=describe_concept(self.explorer, tab.concept))
-            return {self.concept_page: facts, self.concept_list: listed(tab, words, kind)} | self._picture(tab)
+            return self._concept(tab, words, kind) | self._picture(tab)
 
         @answered
         def find(tab: Session, words: Any, kind: Any) -> str:
-            return listed(tab, words, kind)
+            return self._concept_list(tab, words, kind)
 
         @answered
         def show(tab: Session, words: Any, kind: Any, event: gr.EventData) -> dict:

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from cbm.app.explorer import Explorer, Picture
-from cbm.app.gallery import class_index
+from cbm.app.filters import Filter, class_index
 from cbm.app.inputs import LARGEST, LONGEST, LONGEST_WHY, number, one_of, text
 from cbm.app.label import Labelling
 from cbm.concepts.units import former_names
@@ -39,6 +39,8 @@ class Session:
         why: the class whose decision is explained; the decided one by default.
         proposed: edits to look at, which are not applied.
         heat: where the picture shows the held concept, once that was asked.
+        wanted: which pictures of the split are shown to choose from.
+        page: number of the page of them.
         compared: the edits that were last run over the split.
         labelling: the questions whether what was used is true.
         note: what became of the last thing that was written, if it is not what was to be expected.
@@ -53,6 +55,7 @@ class Session:
         self._saved: tuple[Path, bytes] | None = None  # the file that this tab wrote or read, as it was then
         self._dragged: Edit | None = None
         self._comparison: tuple[EditSet, Comparison | LabelComparison] | None = None
+        self.wanted, self.page = Filter(), 0
         self.picture: Picture = explorer.picture(0)
         self.concept: int | None = None
         self.why: str | None = None

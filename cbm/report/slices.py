@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from cbm.concepts.bank import ConceptBank
 from cbm.concepts.readers import match_concepts
-from cbm.data.features import FeatureSplit
+from cbm.data.features import FeatureData, FeatureSplit
 from cbm.files.run_directory import seed_of
 from cbm.layers import ConceptBottleneck, predict_logits
 from cbm.metrics.slices import ENOUGH, Decided, error_slices
@@ -78,8 +79,8 @@ def describe_slices(result: RunResult) -> SliceSection | None:
         return None
     if not (columns := used_concepts(model)):
         return None
-    labels = match_concepts([bank.phrases[k] for k in columns], data.concept_names)
-    parts = [_decided(model, split, columns, labels) for split in (data.val, data.test)]
+    labels = labelled_concepts(bank, columns, data)
+    parts = [decided(model, split, columns, labels) for split in (data.val, data.test)]
     (val, _), (test, rows) = parts
     if val.wrong.sum() < ENOUGH:
         return None
@@ -112,10 +113,22 @@ def used_concepts(model: ConceptBottleneck) -> list[int]:
     return sorted(order[largest[order] > 0].tolist())
 
 
-def _decided(
+def labelled_concepts(bank: ConceptBank, columns: list[int], data: FeatureData) -> list[tuple[int, int]]:
+    """Which of some concepts the data set labels: place in ``columns``, and column of the labels."""
+    return match_concepts([bank.phrases[k] for k in columns], data.concept_names)
+
+
+def decided(
     model: ConceptBottleneck, split: FeatureSplit, columns: list[int], labels: list[tuple[int, int]]
 ) -> tuple[Decided, np.ndarray]:
-    """Some pictures of a split, and their rows in it."""
+    """Some pictures of a split, and their rows in it.
+
+    Args:
+        model: the bottleneck.
+        split: the pictures.
+        columns: concepts that can name a slice.
+        labels: which of them the data set labels (``labelled_concepts``).
+    """
     rows: Tensor = torch.arange(min(len(split), IMAGES)) * len(split) // max(min(len(split), IMAGES), 1)
     x, y = split.x[rows], split.y[rows]
     truth = np.full((len(rows), len(columns)), np.nan)

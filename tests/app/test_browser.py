@@ -12,7 +12,7 @@ from explored_run import copied, explored, explored_values
 
 from cbm.app import Explorer
 from cbm.app.effect import effect_on_split
-from cbm.app.gallery import HAVE
+from cbm.app.filters import HAVE
 from cbm.app.session import Session
 from cbm.data.concept_answers import read_concept_answers
 

@@ -11,7 +11,8 @@ from cbm.app.classes import describe_class
 from cbm.app.concepts import describe_concept
 from cbm.app.decision import choices, contributions, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
-from cbm.app.gallery import EVERY, HAVE, INVENTED, MISSED, SAID, find_pictures, groups, kinds
+from cbm.app.filters import EVERY, HAVE, INVENTED, MISSED, SAID, Filter, groups, kinds
+from cbm.app.gallery import find_pictures
 from cbm.app.session import EVERYWHERE, HERE
 from cbm.errors import UserError
 
@@ -77,13 +78,13 @@ def test_pictures_by_label_and_by_mistake(tab: Session):
         INVENTED: (y[:, 1] == 0) & said[:, 1],
     }
     for kind, rows in expected.items():
-        assert find_pictures(explorer, of=label, kind=kind).count == int(rows.sum())
-    assert find_pictures(explorer, kind=MISSED).count == int(((y == 1) & ~said).any(dim=1).sum())
-    wrong = find_pictures(explorer, kind=INVENTED).tiles
+        assert find_pictures(explorer, Filter(of=label, kind=kind)).count == int(rows.sum())
+    assert find_pictures(explorer, Filter(kind=MISSED)).count == int(((y == 1) & ~said).any(dim=1).sum())
+    wrong = find_pictures(explorer, Filter(kind=INVENTED)).tiles
     assert not any(tile.right for tile in wrong)
     assert all("invented" in tile.wrong for tile in wrong)
     with pytest.raises(UserError, match="no kind 'mistakes' of pictures"):
-        find_pictures(explorer, kind="mistakes")
+        find_pictures(explorer, Filter(kind="mistakes"))
 
 
 def test_a_label_on_the_split(tab: Session):
@@ -233,11 +234,11 @@ def test_a_number_moves_in_its_unit(values: Session):
 def test_pictures_of_a_group(values: Session):
     explorer = values.explorer
     assert list(groups(explorer)) == ["site: A", "site: B"]
-    counts = [find_pictures(explorer, group=group).count for group in groups(explorer)]
+    counts = [find_pictures(explorer, Filter(group=group)).count for group in groups(explorer)]
     assert sum(counts) == len(explorer.split)
     assert counts[0] == int((explorer.split.groups["site"] == 0).sum())
     with pytest.raises(UserError, match="no group 'site: C'"):
-        find_pictures(explorer, group="site: C")
+        find_pictures(explorer, Filter(group="site: C"))
 
 
 def test_unknown_labels_are_neither_right_nor_wrong(values: Session):
@@ -248,6 +249,6 @@ def test_unknown_labels_are_neither_right_nor_wrong(values: Session):
     found = decide(values)
     assert [share.unknown for share in found.classes if share.name == "bright"] == [True]
     assert found.right is not None
-    assert find_pictures(explorer, of="bright", kind=INVENTED).count == int(
+    assert find_pictures(explorer, Filter(of="bright", kind=INVENTED)).count == int(
         ((explorer.split.y[:, 1] == 0) & explorer.predicted[:, 1]).sum()
     )

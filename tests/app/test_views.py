@@ -14,7 +14,8 @@ from cbm.app import Explorer, Session
 from cbm.app.adapt import suggest
 from cbm.app.classes import describe_class
 from cbm.app.concepts import describe_concept
-from cbm.app.gallery import MISTAKES, PER_PAGE, find_pictures
+from cbm.app.filters import MISTAKES, Filter
+from cbm.app.gallery import PER_PAGE, find_pictures
 from cbm.app.render import render
 from cbm.app.session import EVERYWHERE
 from cbm.concepts.readers import match_concepts
@@ -29,14 +30,14 @@ def test_pictures_by_class_and_mistakes():
     last = find_pictures(explorer, number=10**6)
     assert last.number == last.pages - 1
     name = explorer.classes[3]
-    assert {tile.true for tile in find_pictures(explorer, of=name).tiles} == {name}
-    wrong = find_pictures(explorer, kind=MISTAKES)
+    assert {tile.true for tile in find_pictures(explorer, Filter(of=name)).tiles} == {name}
+    wrong = find_pictures(explorer, Filter(kind=MISTAKES))
     assert wrong.count == int((explorer.predicted != explorer.split.y).sum())
     assert not any(tile.right for tile in wrong.tiles)
     with pytest.raises(UserError, match="did you mean"):
-        find_pictures(explorer, of=name[:-1])
+        find_pictures(explorer, Filter(of=name[:-1]))
     with pytest.raises(UserError, match="did you mean 'mistakes'"):
-        find_pictures(explorer, kind="mistake")
+        find_pictures(explorer, Filter(kind="mistake"))
 
 
 def test_only_the_thumbnails_of_a_page_are_made(monkeypatch: pytest.MonkeyPatch):
