@@ -75,7 +75,7 @@ class Explorer:
         model: the trained model.
         card: data set card of the pictures.
         cache: the feature store.
-        data: the encoded split, and the validation split where there is one.
+        data: the encoded split.
         images: N pictures of the split.
         logits: logits ``[N, C]`` without edits.
         shared: whether others than the user of this computer can see it: then nothing is written into the run.
@@ -106,6 +106,15 @@ class Explorer:
     def split(self) -> FeatureSplit:
         """The encoded pictures."""
         return self.data.splits[self.name]
+
+    @cached_property
+    def val(self) -> FeatureSplit | None:
+        """The validation pictures of the run, encoded; None where they are looked at, or others than the run's own, or
+        where there are none."""
+        if self.name == "val" or self.card != self.model.config.dataset:
+            return None
+        _, data = self.model.read((self.name, "val"), cache=self.cache, as_trained=True)
+        return data.splits.get("val")
 
     @property
     def classes(self) -> list[str]:

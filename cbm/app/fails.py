@@ -194,8 +194,8 @@ def worst_groups(explorer: Explorer) -> list[GroupLine]:
     kind = MISSED if explorer.many else MISTAKES
     lines = []
     for group in table[:GROUPS]:
-        here = Filter(of=group.label, group=f"{group.column}: {group.value}")
-        lines.append(GroupLine(group, here.address, replace(here, kind=kind).address))
+        here = Filter(of=None if explorer.many else group.label, group=f"{group.column}: {group.value}")
+        lines.append(GroupLine(group, here.address, replace(here, of=group.label, kind=kind).address))
     return lines
 
 
@@ -204,12 +204,12 @@ def find_slices(explorer: Explorer) -> tuple[list[SliceLine] | None, str]:
     model, data = explorer.bottleneck, explorer.data
     if model is None or explorer.many:
         return None, "slices are named by the concepts of a model that says one class per picture"
-    if "val" not in data.splits or explorer.name == "val" or explorer.domain != explorer.model.config.dataset.name:
-        return None, "slices are found on the validation pictures of the run and tried on its test pictures"
+    if explorer.val is None:
+        return None, "slices are found on the validation pictures of the run and tried on others of the same set"
     if not (columns := used_concepts(model)):
         return None, "no class uses a concept"
     labels = labelled_concepts(explorer.bank, columns, data)
-    (val, _), (test, _) = (decided(model, part, columns, labels) for part in (data.val, explorer.split))
+    (val, _), (test, _) = (decided(model, part, columns, labels) for part in (explorer.val, explorer.split))
     texts = [explorer.bank.texts[k] for k in columns]
     lines = []
     for each in error_slices(val, test, seed=seed_of(explorer.model.config.seed)):

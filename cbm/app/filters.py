@@ -298,8 +298,8 @@ def cuts_of(explorer: Explorer, column: int) -> tuple[float, float]:
     """Scores up to which a concept is low, and from which on it is high: quarters of the validation pictures."""
     speaking = explorer.bottleneck or explorer.energies
     assert speaking is not None
-    there = "val" in explorer.data.splits and len(explorer.data.val)
-    scores = concept_score(speaking, column, explorer.data.val.x) if there else scores_of(explorer, column)
+    val = explorer.val
+    scores = scores_of(explorer, column) if val is None else concept_score(speaking, column, val.x)
     low, high = scores.double().quantile(torch.tensor([QUARTER, 1 - QUARTER], dtype=torch.float64)).tolist()
     return low, high
 

@@ -56,6 +56,7 @@ from cbm.report.thumbnails import data_uri
 log = logging.getLogger("cbm")
 
 PICTURE, FAILS, CONCEPTS = "Picture", "Where it fails", "Concepts"
+ALL_PICTURES = "all"  # what a button says that takes the last part of a filter away
 ANY_CLASS, ANY_LABEL, ANY_GROUP = "any class", "any label", "any group"
 ANY_FLIP, EXPLAINED = "any other class", "the label that is explained"
 LISTED = 40  # concepts of a list
@@ -586,7 +587,10 @@ class Page:
             if is_number(key):
                 tab.look_at(self.explorer.picture(int(key)))
                 return shown(tab)
-            tab.wanted, tab.page = filter_of(self.explorer, key), 0
+            wanted = Filter() if key == ALL_PICTURES else filter_of(self.explorer, key)
+            if key != ALL_PICTURES and not wanted.address:
+                raise UserError(f"'{key[:LONGEST]}' stands for nothing here")
+            tab.wanted, tab.page = wanted, 0
             return shown(tab)
 
         @answered

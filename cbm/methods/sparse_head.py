@@ -1,6 +1,7 @@
 """The sparse final layer of post-hoc and label-free bottlenecks: few concepts per class, chosen by validation."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -125,15 +126,19 @@ def solve_sparse_head(
             raise UserError("method.select=worst_group is for one class per picture: expected method.select=balanced")
         return _solve_labels(scores, data, config, classify, allowed)
     accuracy: list[float] = []
+    balanced: list[float] = []
     by_group = config.select == "worst_group"
-    chance, quality = (0.0, worst_group_of(data)) if by_group else (1 / len(data.val.y.unique()), balanced_of(data))
+    of_groups = worst_group_of(data) if by_group else None
+    chance = 0.0 if by_group else 1 / len(data.val.y.unique())
 
     def past_best(newest: list[SparsePoint]) -> bool:
         """Note the validation accuracy; the path may end when it was higher ``PATIENCE`` points ago and all since.
 
         Not while every image gets the same class: then the path has not begun.
         """
-        accuracy.append(quality(classify(*scores.on_raw(newest[0].weight(), newest[0].bias))))
+        logits = classify(*scores.on_raw(newest[0].weight(), newest[0].bias))
+        balanced.append(float(class_accuracies(logits.argmax(dim=1), data.val.y, len(data.classes)).nanmean()))
+        accuracy.append(balanced[-1] if of_groups is None else of_groups(logits))
         best = max(accuracy)
         return best > chance + 1e-6 and accuracy.index(best) < len(accuracy) - PATIENCE
 
@@ -152,7 +157,7 @@ def solve_sparse_head(
     )
     counts = [len(point.index) for point in path.points]
     if by_group:  # the worst group has few images: within a standard error lies nearly the whole path
-        chosen = max(range(len(counts)), key=lambda i: (counts[i] > 0, accuracy[i], -i))
+        chosen = max(range(len(counts)), key=lambda i: (counts[i] > 0, accuracy[i], balanced[i], -i))
     else:
         chosen = sparsest_good(accuracy, informative_images(data.val.y), counts, chance)
     point = path.points[chosen]
@@ -161,25 +166,22 @@ def solve_sparse_head(
     return LinearHead(*scores.on_raw(point.weight(), point.bias))
 
 
-def balanced_of(data: FeatureData) -> Callable[[Tensor], float]:
-    """From logits ``[V, C]`` of the validation images to the mean accuracy of the classes."""
-    return lambda logits: float(class_accuracies(logits.argmax(dim=1), data.val.y, len(data.classes)).nanmean())
-
-
 def worst_group_of(data: FeatureData) -> Callable[[Tensor], float]:
     """From logits ``[V, C]`` of the validation images to the accuracy of their worst group: a class with a value of a
     column of groups, of at least ten images.
 
     Raises:
-        UserError: there is no such group.
+        UserError: no class has two such groups in a column: then the groups are the classes once more.
     """
-    groups = list(group_index(data.val).values())
-    if not groups:
-        what = "no group of ten" if data.val.groups else "no groups of"
+    found = group_index(data.val)
+    of_class = Counter((column, label) for column, label, _ in found)
+    if max(of_class.values(), default=0) < 2:
+        what = "no class has two groups of ten validation images each" if data.val.groups else "it knows no groups"
         raise UserError(
-            f"method.select=worst_group: the data set knows {what} validation images: expected a column of groups "
-            "(dataset.args.groups=[NAME]), or method.select=balanced"
+            f"method.select=worst_group: the data set must have a column of groups (dataset.args.groups=[NAME]) with "
+            f"validation images of rare ones too, and {what}: expected method.select=balanced"
         )
+    groups = list(found.values())
 
     def quality(logits: Tensor) -> float:
         right = (logits.argmax(dim=1) == data.val.y).numpy()

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 
 import pytest
 from explored_run import explored, trained
-from served_page import CHOSEN, Tab, ask, form, say, serve
+from served_page import Tab, ask, form, say, serve
 
 from cbm.app import uploads as module
 from cbm.app.uploads import LOCK, PREFIX, OwnFolder, UploadRefusedError, Uploads, own_uploads, plain_name, sweep_folders
@@ -214,14 +214,14 @@ def test_a_dropped_picture_is_read_and_gone(address: str, tmp_path: Path):
     for each, file in ((tab, path), (other, again)):
         found = each.do(
             drop,
-            [None, {"path": file, "orig_name": "x", "size": "?", "meta": {"_type": "gradio.FileData"}}, *CHOSEN],
+            [None, {"path": file, "orig_name": "x", "size": "?", "meta": {"_type": "gradio.FileData"}}],
         )
         assert found["success"], found
         assert "true class not known" in json.dumps(found["output"]["data"])
-    assert "drop it again" in tab.refused(drop, [None, {"path": path, "meta": {"_type": "gradio.FileData"}}, *CHOSEN])
+    assert "drop it again" in tab.refused(drop, [None, {"path": path, "meta": {"_type": "gradio.FileData"}}])
     for content in (b"", b"<svg/>", b"\x89PNG\r\n\x1a\n"):
         file = {"path": upload(address, content, "odd.png"), "meta": {"_type": "gradio.FileData"}}
-        assert "'odd.png' is no picture" in tab.refused(drop, [None, file, *CHOSEN])
+        assert "'odd.png' is no picture" in tab.refused(drop, [None, file])
     assert [each.name for each in own_uploads().folder.iterdir()] == [LOCK]
 
 

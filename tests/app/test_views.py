@@ -129,7 +129,8 @@ def test_names_from_files_are_text():
     evil = "<img src=x onerror=alert(1)>"
     for html in (
         render("picture", name=evil, uri="data:,", tiny=False, heat=None, held="", heat_uri=""),
-        render("held", text=evil, unit="sd"),
+        render("held", text=evil, unit="sd", pictures=[(evil, evil)]),
+        render("location", address=evil),
         render("concept_list", texts=[(0, evil, True)], count=1, words=evil, held=None),
         render("saved", command="python eval.py", path=evil, run=evil, left_out=0),
     ):

@@ -11,7 +11,6 @@ from urllib.parse import urlsplit
 
 from cbm.app import Explorer
 
-CHOSEN = ["any class", False, "any group", None]
 """What the page's gallery shows at first: class, mistakes only, group and number of the page (kept by the server)."""
 
 
@@ -58,7 +57,7 @@ class Tab:
         self.config = json.loads(ask(address, "/config")[2])
         self.labels = {part["id"]: part["props"].get("label") or part["props"].get("value")
                        for part in self.config["components"]}  # fmt: skip
-        self.do(0, CHOSEN)
+        self.do(0, [])
 
     def number(self, label: str, event: str) -> int:
         """Number of the function that an event of the part with a label calls."""

@@ -64,3 +64,12 @@ def test_without_groups_it_is_refused_in_one_line():
         fit_sparse_head(planted(groups=False), DIRECTIONS, SparseHeadConfig(select="worst_group"))
     with pytest.raises(UserError, match="did you mean 'worst_group'"):
         check_sparse_head(SparseHeadConfig(select="worst_groups"))
+
+
+def test_where_rare_groups_have_no_validation_images_it_is_refused():
+    data = planted()
+    val = data.val
+    common = val.groups["place"] == val.y.numpy()
+    data.splits["val"] = val.take(np.flatnonzero(common))
+    with pytest.raises(UserError, match="no class has two groups of ten validation images"):
+        worst_group_of(data)
