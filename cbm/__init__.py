@@ -11,12 +11,13 @@ from typing import TYPE_CHECKING
 from cbm.errors import UserError
 
 if TYPE_CHECKING:
+    __version__: str
+    from cbm.app.notebook import explore
     from cbm.trained import Prediction, TrainedModel, load
     from cbm.trained.editor import Editor
     from cbm.trained.estimator import ConceptClassifier
 
-__version__ = "0.1.0"
-__all__ = ["ConceptClassifier", "Editor", "Prediction", "TrainedModel", "UserError", "load"]
+__all__ = ["ConceptClassifier", "Editor", "Prediction", "TrainedModel", "UserError", "__version__", "explore", "load"]
 
 
 def __getattr__(name: str):
@@ -28,6 +29,14 @@ def __getattr__(name: str):
         from cbm.trained.estimator import ConceptClassifier
 
         return ConceptClassifier
+    if name == "__version__":
+        from cbm.files.shipped import VERSION
+
+        return VERSION
+    if name == "explore":
+        from cbm.app.notebook import explore
+
+        return explore
     if name in ("Prediction", "TrainedModel", "load"):
         import cbm.trained
 

@@ -23,8 +23,8 @@ FLOORS = [
     ["editing", "metrics"],
     ["methods", "report"],
     ["trained"],
-    ["__init__", "app", "editor", "estimator", "run"],
-    ["commands"],
+    ["app", "editor", "estimator", "run"],
+    ["__init__", "commands"],
     ["__main__"],
 ]
 """The house, from the ground up. A room (a package, or a loose module of ``cbm/``) imports rooms of strictly lower

@@ -16,6 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from cbm.app.uploads import RefusedError, UploadRefusedError, Uploads
+from cbm.errors import UserError
 
 log = logging.getLogger("cbm")
 
@@ -32,6 +33,7 @@ OPEN: tuple[tuple[tuple[str, ...], re.Pattern], ...] = (
     (READ, re.compile(rf"/(?:assets|static|svelte)/{FILE}", re.ASCII)),
     (READ, re.compile(rf"/gradio_api/(?:info|startup-events|theme\.css|queue/data|heartbeat/{WORD})", re.ASCII)),
     (READ, re.compile(re.escape(PROGRESS))),
+    (READ, re.compile(r"/api(?:/[a-z]{1,20})?", re.ASCII)),
     (WRITE, re.compile(f"{re.escape(UPLOAD)}|{re.escape(TOLD)}")),
 )
 """What the page needs: methods and paths. All others are closed, those that later versions of Gradio add too."""
@@ -46,6 +48,8 @@ DRAIN = 5.0
 """Seconds in which the rest of something that is refused is read."""
 DEPTH = 20
 """How deep lists and objects may be nested in what a tab tells."""
+API = "/api"
+"""Where the page says what it shows as JSON (``cbm.app.api``)."""
 HEADERS = (
     (
         b"content-security-policy",
@@ -60,6 +64,13 @@ HEADERS = (
 )
 """Said with every answer: load nothing from and send nothing to others, be framed and read by nobody else."""
 SESSION = re.compile(WORD, re.ASCII)
+LOCAL_FRAMES = b"frame-ancestors http://localhost:* http://127.0.0.1:*"
+
+
+def framed_by_notebooks() -> tuple[tuple[bytes, bytes], ...]:
+    """``HEADERS`` of a page that notebooks of this computer may show inline, and nobody else."""
+    kept = [(name, value) for name, value in HEADERS if name != b"x-frame-options"]
+    return tuple((name, value.replace(b"frame-ancestors 'none'", LOCAL_FRAMES)) for name, value in kept)
 
 
 def headers_of(scope: Mapping[str, Any], name: bytes) -> list[str]:
@@ -74,7 +85,9 @@ class Guard:
         app: what is guarded.
         uploads: where dropped pictures go.
         inputs: function that returns how many inputs each function of the page has, by its number.
+        api: function from the last part of the path and the query to what is said as JSON.
         public: function that returns the public address of a page that is shared; None if it is not.
+        headers: what is said with every answer.
     """
 
     def __init__(
@@ -82,9 +95,12 @@ class Guard:
         app: Any,
         uploads: Uploads,
         inputs: Callable[[], Mapping[int, int]],
+        api: Callable[[str, str], Any],
         public: Callable[[], str | None] = lambda: None,
+        headers: tuple[tuple[bytes, bytes], ...] = HEADERS,
     ):
-        self.app, self.uploads, self.inputs, self.public = app, uploads, inputs, public
+        self.app, self.uploads, self.inputs, self.api, self.public = app, uploads, inputs, api, public
+        self.headers = headers
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request, or say why not."""
@@ -92,9 +108,9 @@ class Guard:
             await self.app(scope, receive, send)
         elif scope["type"] == "http":
             try:
-                await self._answer(scope, receive, with_headers(send))
+                await self._answer(scope, receive, with_headers(send, self.headers))
             except RefusedError as error:
-                await say(with_headers(send), error.status, str(error), scope["method"])
+                await say(with_headers(send, self.headers), error.status, str(error), scope["method"])
         elif scope["type"] == "websocket":  # the page has none
             await send({"type": "websocket.close", "code": 1008})
 
@@ -105,7 +121,9 @@ class Guard:
         scope = {**scope, "scheme": own.partition(":")[0], "headers": self._own_headers(scope, own)}
         if scope["path"] == "/":
             scope["query_string"] = b""  # a deep link would be read from a file
-        if scope["path"] == UPLOAD:
+        if scope["path"] == API or scope["path"].startswith(f"{API}/"):
+            await self._say_json(scope, send)
+        elif scope["path"] == UPLOAD:
             await self._take_picture(scope, receive, send)
         elif scope["path"] == PROGRESS:
             await say(send, 200, 'data: {"msg": "done"}\n', scope["method"], b"text/event-stream")
@@ -117,6 +135,22 @@ class Guard:
             await self._pass({**scope, "headers": headers}, replayed(body, receive), send)
         else:
             await self._pass(scope, receive, send)
+
+    async def _say_json(self, scope: Any, send: Any) -> None:
+        """What the page shows, as JSON."""
+        what, address = (
+            scope["path"].removeprefix(API).removeprefix("/"),
+            scope.get("query_string", b"").decode("latin-1"),
+        )
+        try:
+            status, found = 200, await asyncio.to_thread(self.api, what, address)
+        except (UserError, ValueError) as error:  # a number of fields that nobody means is a ValueError
+            status, found = 400, {"error": str(error)}
+        except Exception as error:
+            log.warning("the page: %s at %s", type(error).__name__, scope["path"])
+            log.debug("the page", exc_info=error)
+            status, found = 500, {"error": "this cannot be answered"}
+        await say(send, status, json.dumps(found, ensure_ascii=False), scope["method"], b"application/json")
 
     async def _pass(self, scope: Any, receive: Any, send: Any) -> None:
         """Let Gradio answer; what it does not expect is a line in the log."""
@@ -251,18 +285,18 @@ def check_path(scope: Any) -> None:
         raise RefusedError(405, f"expected {methods[0][0]} there")
 
 
-def with_headers(send: Any) -> Any:
-    """``send`` that says ``HEADERS`` with every answer, and lets no other page read it."""
+def with_headers(send: Any, said: tuple[tuple[bytes, bytes], ...]) -> Any:
+    """``send`` that says ``HEADERS`` (or others like them) with every answer, and lets no other page read it."""
 
     async def sent(message: Any) -> None:
         if message["type"] == "http.response.start":
-            ours = {key for key, _ in HEADERS}
+            ours = {key for key, _ in said}
             kept = [
                 (key, value)
                 for key, value in message.get("headers", [])
                 if key.lower() not in ours and not key.lower().startswith(b"access-control-")
             ]
-            message = {**message, "headers": [*kept, *HEADERS]}
+            message = {**message, "headers": [*kept, *said]}
         await send(message)
 
     return sent
@@ -340,14 +374,21 @@ def replayed(body: bytes, receive: Any) -> Any:
     return again
 
 
-def guarding(uploads: Uploads, public: Callable[[], str | None]) -> Callable[[Any], Any]:
+def guarding(
+    uploads: Uploads,
+    api: Callable[[str, str], Any],
+    public: Callable[[], str | None],
+    headers: tuple[tuple[bytes, bytes], ...] = HEADERS,
+) -> Callable[[Any], Any]:
     """The lifespan of an application of Gradio that is guarded before its first request.
 
     It is given as ``lifespan``, not as a middleware: Gradio puts its own around those, and one of them answers CORS.
 
     Args:
         uploads: where dropped pictures go.
+        api: function from the last part of the path and the query to what is said as JSON.
         public: function that returns the public address of a page that is shared; None if it is not.
+        headers: what is said with every answer.
     """
 
     @asynccontextmanager
@@ -355,7 +396,7 @@ def guarding(uploads: Uploads, public: Callable[[], str | None]) -> Callable[[An
         def inputs() -> dict[int, int]:
             return {number: len(function.inputs) for number, function in app.get_blocks().fns.items()}
 
-        app.middleware_stack = Guard(app.middleware_stack, uploads, inputs, public)
+        app.middleware_stack = Guard(app.middleware_stack, uploads, inputs, api, public, headers)
         yield
 
     return lifespan

@@ -21,6 +21,7 @@ import gradio as gr
 
 from cbm.app.adapt import EDITORS, suggest
 from cbm.app.address import LOCATE, address_of, visit
+from cbm.app.api import answer
 from cbm.app.classes import describe_class
 from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts
 from cbm.app.decision import ClassShare, choices, decide, reach, search_bars
@@ -29,7 +30,7 @@ from cbm.app.explorer import Explorer, Picture
 from cbm.app.fails import where_it_fails
 from cbm.app.filters import EVERY, LITERALS, MISTAKES, Filter, filter_of, groups, kinds, label_column
 from cbm.app.gallery import find_pictures
-from cbm.app.guard import guarding
+from cbm.app.guard import HEADERS, framed_by_notebooks, guarding
 from cbm.app.inputs import (
     LONGEST,
     LONGEST_ADDRESS,
@@ -959,6 +960,60 @@ def ended_by_signals() -> Iterator[None]:
             signal.signal(number, handler)
 
 
+@contextmanager
+def serving(
+    explorer: Explorer, port: int | None = None, *, share: bool = False, framed: bool = False
+) -> Iterator[tuple[gr.Blocks, str]]:
+    """The page, served on this computer only while this is open: the application, and its address.
+
+    Args:
+        explorer: the run.
+        port: by default the first that is free from 7860 on.
+        share: make a public address too, through Gradio's server; then nothing is written into the run.
+        framed: let notebooks of this computer show the page inline.
+
+    Raises:
+        UserError: the port is taken.
+    """
+    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
+    explorer.shared = share
+    page = Page(explorer)
+    blocks = page.blocks
+    blocks.queue(default_concurrency_limit=4)
+    guard = guarding(
+        page.uploads,
+        functools.partial(answer, explorer),
+        lambda: blocks.share_url,
+        framed_by_notebooks() if framed else HEADERS,
+    )
+    try:
+        _, address, public = blocks.launch(
+            server_name="127.0.0.1",
+            server_port=port,
+            share=share,
+            quiet=True,
+            prevent_thread_lock=True,
+            max_file_size=EACH,
+            theme=theme,
+            css_paths=[TEMPLATES / "style.css"],
+            footer_links=[],
+            ssr_mode=False,
+            mcp_server=False,
+            enable_monitoring=False,
+            state_session_capacity=TABS,
+            inline=False,
+            blocked_paths=[str(explorer.model.path.resolve())],
+            app_kwargs={"lifespan": guard},
+        )
+    except OSError as error:
+        raise UserError(f"cannot serve on port {port}: {error}") from error
+    blocks.share = False  # Gradio's page for public addresses loads its scripts from another host
+    try:
+        yield blocks, public or address
+    finally:
+        blocks.close(verbose=False)
+
+
 def launch(
     explorer: Explorer, port: int | None = None, *, share: bool = False, opened: Callable[[str], object] | None = None
 ) -> None:
@@ -973,33 +1028,7 @@ def launch(
     Raises:
         UserError: the port is taken.
     """
-    theme = gr.themes.Default(font=["system-ui", "sans-serif"], font_mono=["ui-monospace", "monospace"])
-    explorer.shared = share
-    page = Page(explorer)
-    blocks = page.blocks
-    blocks.queue(default_concurrency_limit=4)
-    with ended_by_signals():
-        try:
-            _, address, public = blocks.launch(
-                server_name="127.0.0.1",
-                server_port=port,
-                share=share,
-                quiet=True,
-                prevent_thread_lock=True,
-                max_file_size=EACH,
-                theme=theme,
-                css_paths=[TEMPLATES / "style.css"],
-                footer_links=[],
-                ssr_mode=False,
-                mcp_server=False,
-                enable_monitoring=False,
-                state_session_capacity=TABS,
-                blocked_paths=[str(explorer.model.path.resolve())],
-                app_kwargs={"lifespan": guarding(page.uploads, lambda: blocks.share_url)},
-            )
-        except OSError as error:
-            raise UserError(f"cannot serve on port {port}: {error}") from error
-        blocks.share = False  # Gradio's page for public addresses loads its scripts from another host
+    with ended_by_signals(), serving(explorer, port, share=share) as (blocks, address):
         if opened is not None:
-            opened(public or address)
+            opened(address)
         blocks.block_thread()

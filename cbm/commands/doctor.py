@@ -70,11 +70,11 @@ def _examined(cache: Path, runs: Path) -> Iterator[tuple[str, dict[str, Any], li
 
 
 def _versions() -> tuple[dict[str, Any], list[str]]:
-    from cbm import __version__
     from cbm.files.installation import version_of
+    from cbm.files.shipped import VERSION
 
     return {
-        "cbm": __version__,
+        "cbm": VERSION,
         "python": f"{platform.python_version()} ({sys.executable})",
         "system": platform.platform(),
         "packages": [f"{name} {version_of(name) or 'not installed'}" for name in NAMED],

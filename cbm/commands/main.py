@@ -9,10 +9,10 @@ import re
 import sys
 from typing import Any, NoReturn
 
-from cbm import __version__
 from cbm.errors import UserError, did_you_mean
 from cbm.files.console import open_closed_streams, process_rank, stop, stop_without, stop_writing
 from cbm.files.names import as_text, is_text
+from cbm.files.shipped import VERSION
 
 BEGINS = {
     "train": "composing the configuration",
@@ -61,7 +61,7 @@ def main(*words: str) -> None:
     quiet = any(argument in QUIET for argument in arguments)
     arguments = [argument for argument in arguments if argument not in QUIET]
     if arguments[:1] == ["--version"]:
-        print(f"cbm {__version__}")
+        print(f"cbm {VERSION}")
         return
     _end_words_at_equals()
     if not quiet:

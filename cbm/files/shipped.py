@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from pathlib import Path
 
+VERSION = "0.1.0"
+"""Of this package."""
 DISTRIBUTION = "clip-concept-bottleneck"
 """The name under which pip knows this package; it is imported as ``cbm``."""
 PACKAGE = Path(__file__).resolve().parents[1]
