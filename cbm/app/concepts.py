@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from cbm.app.explorer import Explorer
+from cbm.app.filters import LITERALS, Filter, cuts_of, label_column, scores_of
 from cbm.app.gallery import Tile, tile
 from cbm.concepts import ConceptBank
 from cbm.concepts.readers import match_concepts
@@ -16,9 +17,9 @@ from cbm.errors import nearest
 from cbm.layers import ConceptBottleneck
 from cbm.report.units import NEAREST_UNITS, firing, null_mark, strongest_middle_weakest
 from cbm.report.wording import deviations
-from cbm.trained.heat_map import concept_score
 
 PICTURES, CLASSES, NEAR = 8, 10, 5
+BINS, LIMIT, ALONG = 32, 4.0, 7  # of the histogram: bins, its ends in standard deviations; pictures along the scores
 ALL, NAMED, UNNAMED = "all", "named", "unnamed"
 """Kinds of units that are looked for."""
 
@@ -47,6 +48,12 @@ class ConceptFacts:
         fires: number of pictures on which the unit fires.
         near: units whose atoms are nearest, with the cosine.
         mark: where the cosine of its word lies among those of random directions (``cbm.report.units.null_mark``).
+        histogram: how its scores are spread.
+        along: pictures at even places in the order of the scores, from low to high.
+        hangs_on: number of pictures that are decided otherwise if the concept is held at its reference value.
+        hanging: some of them, with what they would be.
+        nearest: concepts whose directions are nearest, with the cosine.
+        pictures: words for kinds of pictures by this concept, each with the address of their filter.
     """
 
     column: int
@@ -65,6 +72,96 @@ class ConceptFacts:
     fires: int = 0
     near: list[tuple[str, float]] = field(default_factory=list)
     mark: tuple[float, float, float] | None = None
+    histogram: "Histogram | None" = None
+    along: list[Tile] = field(default_factory=list)
+    hangs_on: int = 0
+    hanging: list[Tile] = field(default_factory=list)
+    nearest: list[tuple[str, float]] = field(default_factory=list)
+    pictures: list[tuple[str, str]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How the scores of a concept are spread over the split.
+
+    Attributes:
+        edges: the ends of the bins, in standard deviations from the mean.
+        first: pictures in every bin that show the concept, or are of its owners; all, if nobody says which do.
+        second: the others.
+        names: what the two are called.
+        cuts: where it is low, and where it is high, in the same unit.
+    """
+
+    edges: list[float]
+    first: list[int]
+    second: list[int]
+    names: tuple[str, str]
+    cuts: tuple[float, float]
+
+    @property
+    def largest(self) -> int:
+        """Pictures in the fullest bin."""
+        return max(max(a + b for a, b in zip(self.first, self.second)), 1)
+
+
+def spread_of(explorer: Explorer, column: int) -> Histogram:
+    """The histogram of a concept: pictures that the labels say show it, else those of its owners, apart from others."""
+    scores = scores_of(explorer, column).double()
+    mean, spread = scores.mean(), scores.std().clamp(min=1e-12)
+    away = ((scores - mean) / spread).clamp(-LIMIT, LIMIT)
+    shown, names = _shown(explorer, column)
+    first, second = (torch.histc(away[rows], BINS, -LIMIT, LIMIT).long().tolist() for rows in (shown, ~shown))
+    edges = torch.linspace(-LIMIT, LIMIT, BINS + 1).tolist()
+    low, high = ((cut - float(mean)) / float(spread) for cut in cuts_of(explorer, column))
+    return Histogram(edges, first, second, names, (low, high))
+
+
+def _shown(explorer: Explorer, column: int) -> tuple[Tensor, tuple[str, str]]:
+    """Which pictures show a concept ``[N]`` bool, by labels or owners, and what they and the others are called."""
+    labels = label_column(explorer, explorer.bank.texts[column])
+    if labels is not None and explorer.split.concepts is not None:
+        return explorer.split.concepts[:, labels] == 1, ("labelled with it", "others")
+    owners = [explorer.classes.index(c) for c in explorer.bank.concepts[column].classes if c in explorer.classes]
+    y = explorer.split.y
+    if owners and len(owners) < len(explorer.classes):
+        own = (y[:, owners] == 1).any(dim=1) if explorer.many else torch.isin(y, torch.tensor(owners))
+        return own, ("of its owners", "others")
+    return torch.ones(len(y), dtype=torch.bool), ("all pictures", "")
+
+
+@torch.no_grad()
+def hanging_on(explorer: Explorer, column: int) -> tuple[Tensor, Tensor]:
+    """Rows of the pictures that are decided otherwise if a concept is held at its reference, and their classes then;
+    those that are most nearly decided so come last. Only for linear heads and one class per picture."""
+    model = explorer.bottleneck
+    if model is None or explorer.many:
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    rows, then, by = [], [], []
+    for part in torch.arange(len(explorer.split)).split(4096):
+        x, before = explorer.split.x[part], explorer.logits[part]
+        activation = model.activations(x)
+        held = activation.clone()
+        held[:, column] = model.reference[column]
+        after = before + model.told(x, held) - model.told(x, activation)
+        flips = (after.argmax(dim=1) != before.argmax(dim=1)).nonzero()[:, 0]
+        first = before[flips].topk(2, dim=1).values
+        rows.append(part[flips])
+        then.append(after[flips].argmax(dim=1))
+        by.append(first[:, 0] - first[:, 1])
+    order = torch.cat(by).argsort(descending=True, stable=True)
+    return torch.cat(rows)[order], torch.cat(then)[order]
+
+
+def nearest_concepts(explorer: Explorer, column: int) -> list[tuple[str, float]]:
+    """Concepts whose directions in the model are nearest, with the cosine; none for energies."""
+    model = explorer.bottleneck
+    if model is None:
+        return []
+    directions = torch.nn.functional.normalize(model.concepts.float(), dim=1)
+    cosine = directions @ directions[column]
+    cosine[column] = -2.0
+    found = cosine.topk(min(NEAR, len(cosine) - 1))
+    return [(explorer.bank.texts[k], float(c)) for c, k in zip(found.values, found.indices.tolist())]
 
 
 def find_concepts(bank: ConceptBank, words: str, kind: str = ALL) -> list[int]:
@@ -98,11 +195,9 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
     Raises:
         UserError: a model without concepts.
     """
-    bank, split = explorer.bank, explorer.split
+    bank = explorer.bank
     concept, model = bank.concepts[column], explorer.bottleneck
-    speaking = model or explorer.energies
-    assert speaking is not None
-    scores = concept_score(speaking, column, split.x)
+    scores = scores_of(explorer, column)
     order = scores.argsort(descending=True, stable=True)
     spread = scores.std().clamp(min=1e-12)
     notes = (scores - scores.mean()) / spread
@@ -120,6 +215,9 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         this[column] = True
         near = look_alikes(model, this, explorer.split.x, explorer.split.y)
         same = [f"{bank.texts[each.concept]} (r = {each.correlation:.2f})" for each in near[:CLASSES]]
+    places = [round(place * (len(order) - 1) / (ALONG - 1)) for place in range(ALONG)]
+    along = [int(order[place]) for place in dict.fromkeys(reversed(places))]
+    hanging, then = hanging_on(explorer, column)
     unit = unit_of(concept)
     middle: list[Tile] = []
     fires, close = 0, []
@@ -143,7 +241,21 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         fires,
         close,
         None if unit is None else null_mark(unit, explorer.metrics),
+        spread_of(explorer, column),
+        [tile(explorer, row, f"{deviations(float(notes[row]))} sd") for row in along],
+        len(hanging),
+        [tile(explorer, row, f"→ {explorer.classes[c]}") for row, c in zip(hanging[:PICTURES].tolist(), then.tolist())],
+        nearest_concepts(explorer, column),
+        pictures_by(explorer, concept.text),
     )
+
+
+def pictures_by(explorer: Explorer, text: str) -> list[tuple[str, str]]:
+    """Words for kinds of pictures by a concept, each with the address of their filter; ``present`` and ``absent`` only
+    where the data set says so."""
+    known = label_column(explorer, text) is not None
+    kinds = {how: word for how, word in LITERALS.items() if known or how in ("high", "low")}
+    return [(word, Filter().about(how, (text,)).address) for how, word in kinds.items()]
 
 
 def _fires_on(

@@ -23,12 +23,12 @@ from cbm.app.adapt import EDITORS, suggest
 from cbm.app.address import LOCATE, address_of, visit
 from cbm.app.api import answer
 from cbm.app.classes import describe_class
-from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts
+from cbm.app.concepts import ALL, NAMED, UNNAMED, describe_concept, find_concepts, pictures_by
 from cbm.app.decision import ClassShare, choices, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.explorer import Explorer, Picture
 from cbm.app.fails import where_it_fails
-from cbm.app.filters import EVERY, LITERALS, MISTAKES, Filter, filter_of, groups, kinds, label_column
+from cbm.app.filters import EVERY, MISTAKES, Filter, filter_of, groups, kinds
 from cbm.app.gallery import find_pictures
 from cbm.app.guard import HEADERS, framed_by_notebooks, guarding
 from cbm.app.inputs import (
@@ -45,7 +45,7 @@ from cbm.app.inputs import (
     whole,
 )
 from cbm.app.label import KEYS
-from cbm.app.render import TEMPLATES, render
+from cbm.app.render import TEMPLATES, page_header, render
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
 from cbm.app.uploads import EACH, Uploads, own_uploads
 from cbm.concepts.units import units_of
@@ -157,7 +157,7 @@ class Page:
         ) as self.blocks:
             self.session = gr.State(None)
             self.location = gr.HTML(js_on_load=LOCATE, elem_id="location")
-            gr.HTML(self._header())
+            gr.HTML(page_header(explorer, str(explorer.model.path), editable=self.editable))
             if self.editable:
                 self._edits_bar()
             with gr.Tabs() as self.tabs:
@@ -186,21 +186,6 @@ class Page:
         """A tab of the page, which addresses name."""
         self.places.append(name)
         return gr.Tab(name, id=name)
-
-    def _header(self) -> str:
-        explorer = self.explorer
-        return render(
-            "header",
-            run=str(explorer.model.path),
-            method=explorer.model.config.method.name,
-            dataset=explorer.domain,
-            split=explorer.name,
-            pictures=len(explorer.split),
-            classes=len(explorer.classes),
-            concepts=len(explorer.bank) if self.editable else None,
-            headline=explorer.headline,
-            many=explorer.many,
-        )
 
     def _edits_bar(self) -> None:
         with gr.Accordion("Edits: none", open=False) as self.edits_title:
@@ -439,13 +424,9 @@ class Page:
         }
         if some:
             place, values = reach(session), choices(session)
-            known = label_column(self.explorer, session.held) is not None
-            pictures = [
-                (word, Filter().about(how, (session.held,)).address)
-                for how, word in LITERALS.items()
-                if known or how in ("high", "low")
-            ]
-            held[self.held] = render("held", text=session.held, unit=place.unit, pictures=pictures)
+            held[self.held] = render(
+                "held", text=session.held, unit=place.unit, pictures=pictures_by(self.explorer, session.held)
+            )
             held[self.value] = gr.update(
                 minimum=place.low, maximum=place.high, value=round(place.now, 2), interactive=True
             )
@@ -503,7 +484,8 @@ class Page:
     def _concept(self, session: Session, words: Any = "", kind: Any = ALL) -> dict:
         """The page of the concept that is held, beside the list."""
         assert session.concept is not None
-        facts = render("concept", facts=describe_concept(self.explorer, session.concept))
+        edits = [edit for edit in session.edits.edits if edit.concept == session.held]
+        facts = render("concept", facts=describe_concept(self.explorer, session.concept), edits=edits)
         return {self.concept_page: facts, self.concept_list: self._concept_list(session, words, kind)}
 
     def _concept_list(self, session: Session, words: Any, kind: Any = ALL) -> str:

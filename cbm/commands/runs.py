@@ -404,14 +404,30 @@ def explore(
             "--share", help="Also open a public address, through Gradio's server; nothing is written into the run."
         ),
     ] = False,
+    static: Annotated[
+        Path | None, typer.Option("--static", help="Write a page that opens from disk to this file (.html) instead.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(help="Pictures on that page, at most: mistakes first.")] = 200,
     cache: Cache = Path("cache"),
 ) -> None:
     """Open a run in the browser: see why, change it, and see what follows. On this computer only; Ctrl-C ends it."""
-    if importlib.util.find_spec("gradio") is None:
+    if static is not None:
+        if share or port is not None:
+            raise UserError("--static writes a page and serves none: say it without --port and --share")
+        if pictures < 1:
+            raise UserError(f"--pictures {pictures}: expected 1 or more")
+        not_there(static)
+    elif importlib.util.find_spec("gradio") is None:
         raise UserError(f"the explorer needs Gradio: {install_command('app')}")
     from cbm.app import Explorer
 
     explorer = Explorer(run.removeprefix("run="), cache, dataset=dataset, root=root, name=split)
+    if static is not None:
+        from cbm.app.static import write_page
+
+        count = write_page(explorer, static, pictures)
+        out.print(f"{count} pictures of {run} in {static} ({static.stat().st_size / 1e6:.1f} MB)")
+        return
     from cbm.app.page import launch
 
     launch(explorer, port, share=share, opened=lambda at: out.print(f"{run} is open at {at}"))

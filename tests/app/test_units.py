@@ -50,11 +50,11 @@ def test_a_unit_has_its_pictures_words_and_neighbours(explorer: Explorer):
     assert facts.mark is not None
     atoms = explorer.bank.embeddings
     assert facts.near[0][1] == pytest.approx(float((atoms @ atoms[column]).sort(descending=True).values[1]), abs=1e-5)
-    html = render("concept", facts=facts)
+    html = render("concept", facts=facts, edits=[])
     assert "Fires most on" in html
     assert "nearest words (cosine)" in html
     assert "nearest units" in html
-    assert "Highest scores" in render("concept", facts=describe_concept(explored(), 0))
+    assert "Highest scores" in render("concept", facts=describe_concept(explored(), 0), edits=[])
     assert describe_concept(explored(), 0).unit is None
 
 
@@ -72,7 +72,7 @@ def test_a_name_is_given_in_one_tab_and_seen_in_all(explorer: Explorer):
     assert torch.equal(two.logits(), before)
     assert load(explorer.model.path).bank.texts[column] == "spotted wing"
     assert column in find_concepts(explorer.bank, old)  # by the name that it had
-    assert f"It was called {old}." in render("concept", facts=describe_concept(explorer, column))
+    assert f"It was called {old}." in render("concept", facts=describe_concept(explorer, column), edits=[])
     with pytest.raises(UserError, match="another unit's name"):
         one.rename(explorer.bank.texts[column - 1])
     assert one.rename(None) == ("spotted wing", old)

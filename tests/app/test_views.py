@@ -149,6 +149,7 @@ def test_the_page_says_which_split_it_shows():
         concepts=30,
         headline=("accuracy", 0.5),
         many=False,
+        editable=True,
     )
     assert "120 pictures of the <b>val</b> split" in render("header", split="val", **known)
     assert "choose on --split val" not in render("header", split="val", **known)
@@ -170,3 +171,27 @@ def test_a_correction_that_is_another_head_is_shown_and_not_applied():
     assert not few.corrected
     assert "too few to check one" in few.reason
     assert "Nothing is to be edited" in render("suggestion", s=few)
+
+
+def test_a_concept_says_how_its_scores_are_spread_and_which_decisions_hang_on_it():
+    explorer = explored()
+    model, y = explorer.bottleneck, explorer.split.y
+    column = int(model.importance().abs().amax(dim=0).argmax())
+    facts = describe_concept(explorer, column)
+    scores = model.scores(explorer.split.x)[:, column].double()
+    away = ((scores - scores.mean()) / scores.std()).clamp(-4, 4)
+    both = [a + b for a, b in zip(facts.histogram.first, facts.histogram.second)]
+    assert both == torch.histc(away, 32, -4, 4).long().tolist()
+    assert sum(both) == len(y)
+    held = model.activations(explorer.split.x)
+    held[:, column] = model.reference[column]
+    after = held @ model.weights().T + model.biases()
+    flips = (after.argmax(dim=1) != explorer.predicted).nonzero()[:, 0].tolist()
+    assert facts.hangs_on == len(flips)
+    assert {tile.row for tile in facts.hanging} <= set(flips)
+    levels = [float(scores[tile.row]) for tile in facts.along]
+    assert levels == sorted(levels)
+    assert levels[0] == float(scores.min())
+    assert levels[-1] == float(scores.max())
+    directions = normalize(model.concepts, dim=1)
+    assert facts.nearest[0][1] == pytest.approx(float((directions @ directions[column]).sort().values[-2]), abs=1e-6)
