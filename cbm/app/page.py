@@ -203,7 +203,7 @@ class Page:
 
     def _picture_tab(self) -> None:
         with gr.Row():
-            with gr.Column(scale=3, min_width=260):
+            with gr.Column(scale=3, min_width=260, elem_id="choose"):
                 self.drop = gr.File(label="Drop a picture here", show_label=False, type="filepath", height=120)
                 vars(self.drop)["async_move_resource_to_block_cache"] = left_there
                 self.words = gr.Textbox(
@@ -234,7 +234,7 @@ class Page:
                 with gr.Row():
                     self.previous = gr.Button("← Previous", size="sm", min_width=60)
                     self.next = gr.Button("Next →", size="sm", min_width=60)
-            with gr.Column(scale=3, min_width=280):
+            with gr.Column(scale=3, min_width=280, elem_id="look"):
                 self.picture = gr.HTML(elem_id="picture")
                 self.verdict = choice(elem_id="verdict")
                 self.similar = gr.Button("Similar pictures", size="sm", min_width=120)
@@ -245,7 +245,7 @@ class Page:
                             self.methods, value=self.methods[0], label="Heat map by", min_width=120
                         )
                         self.where = gr.Button("Where is the concept seen?", size="sm", min_width=120)
-            with gr.Column(scale=4, min_width=340):
+            with gr.Column(scale=4, min_width=340, elem_id="why"):
                 if self.editable:
                     self.search = gr.Textbox(
                         label="Find a concept",
