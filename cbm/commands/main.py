@@ -40,6 +40,7 @@ BEGINS = {
     "name": "opening the run, to name its units",
     "plan": "measuring this machine and planning the run",
     "predict": "opening the run, to classify images",
+    "propose": "opening the run, to ask what training added to its classes",
     "rebalance": "opening the run, to fit it again without some concepts",
     "report": "opening the run, to write its report again",
     "spurious": "opening the runs, to edit spurious concepts out",

@@ -5,7 +5,7 @@ from typing import Any
 
 import typer
 
-from cbm.commands import audit, banks, cache, datasets, doctor, features, label, name, predict, runs, training
+from cbm.commands import audit, banks, cache, datasets, doctor, features, label, name, predict, propose, runs, training
 from cbm.files.console import set_up_logging
 from cbm.files.streams import print_what_can_be
 
@@ -25,6 +25,7 @@ predict.add_to(app)
 runs.add_to(app)
 label.add_to(app)
 audit.add_to(app)
+propose.add_to(app)
 name.add_to(app)
 doctor.add_to(app)
 app.add_typer(cache.app, name="cache")

@@ -115,12 +115,20 @@ def drop_near_duplicates(
             reason += f", merged into '{bank.concepts[order[kept]].text}'"
         reasons[order[loser]] = reason
         merged.setdefault(order[kept], []).append(bank.concepts[order[loser]])
-    concepts = [_merge(concept, merged[k]) if k in merged else concept for k, concept in enumerate(bank.concepts)]
+    concepts = [
+        merged_concept(concept, merged[k]) if k in merged else concept for k, concept in enumerate(bank.concepts)
+    ]
     return replace(bank, concepts=tuple(concepts)).keep(reasons, "near duplicates")
 
 
-def _merge(concept: Concept, gone: list[Concept]) -> Concept:
-    """The concept with the owners of those it stands for."""
+def merged_concept(concept: Concept, gone: list[Concept]) -> Concept:
+    """The concept with the owners of those it stands for, whose texts are kept in its provenance.
+
+    Example:
+        >>> one = merged_concept(Concept("red bill", ("finch",)), [Concept("red beak", ("crow",))])
+        >>> one.classes, one.provenance
+        (('finch', 'crow'), {'merged': ['red beak']})
+    """
     owners = dict.fromkeys(name for one in (concept, *gone) for name in one.classes)
     names = [*concept.provenance.get("merged", []), *(one.text for one in gone)]
     return replace(concept, classes=tuple(owners), provenance={**concept.provenance, "merged": names})

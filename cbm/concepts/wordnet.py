@@ -136,6 +136,19 @@ class WordNet:
         wanted = phrase_key(superclass)
         return any(wanted in map(phrase_key, above.words) for above, _ in self.hypernyms(synset))
 
+    def are_kin(self, phrase: str, synset: Synset) -> bool:
+        """Whether a phrase names what a synset is, or a kind of it: is the head of the phrase above it or below it?
+
+        Args:
+            phrase: any phrase; ``find`` takes its last words, in their first sense.
+            synset: what a class means.
+        """
+        named = self.find(phrase)
+        if named is None:
+            return False
+        above = {each.offset for each, _ in self.hypernyms(synset)}
+        return named.offset in above or synset.offset in {each.offset for each, _ in self.hypernyms(named)}
+
     def hypernyms(self, synset: Synset) -> Iterator[tuple[Synset, int]]:
         """The synset, what it is, what that is, ..., with the number of steps: the nearest first, each once."""
         seen, level, steps = {synset.offset}, [synset], 0

@@ -79,14 +79,29 @@ def concept_labels(data: FeatureData, bank: ConceptBank, labels: str, temperatur
         exclusive, ordered = (_columns(data.specs, kind, position) for kind in ("categorical", "ordinal"))
         layout = ConceptLayout(exclusive, ordered)
         return ConceptLabels(bank.take(k for k, _ in matches), targets, groups, False, layout)
+    directions = asked_of_clip(bank, data, f"the data set labels no concept of bank '{bank.source}'")
+    targets = pseudo_labels({name: data.splits[name].x for name in ("train", "val")}, directions, temperature)
+    return ConceptLabels(bank, targets, [], pseudo=True)
+
+
+def asked_of_clip(bank: ConceptBank, data: FeatureData, why: str) -> Tensor:
+    """Embeddings ``[K, D]`` of the concepts that CLIP labels; it is said that the labels are its opinion.
+
+    Args:
+        bank: the K concepts.
+        data: encoded splits.
+        why: why CLIP is asked, for the message.
+
+    Raises:
+        UserError: the bank has no embeddings in the space of the features.
+    """
     if bank.embeddings is None or bank.embeddings.shape[1] != data.dim:
         raise UserError(
-            f"the data set labels no concept of bank '{bank.source}', and without an encoder that reads text "
-            "CLIP cannot be asked either: choose a data set with concept columns, or another encoder"
+            f"{why}, and without an encoder that reads text CLIP cannot be asked either: choose a data set with "
+            "concept columns, or another encoder"
         )
     log.warning("concept labels are CLIP's own opinion: whatever is said about concepts below is fidelity to CLIP")
-    targets = pseudo_labels({name: data.splits[name].x for name in ("train", "val")}, bank.embeddings, temperature)
-    return ConceptLabels(bank, targets, [], pseudo=True)
+    return bank.embeddings
 
 
 def _columns(specs: list[ConceptSpec], kind: str, position: dict[str, int]) -> list[list[int]]:
@@ -172,7 +187,16 @@ def with_numbers(labels: ConceptLabels, bank: ConceptBank, data: FeatureData) ->
 
 
 def pseudo_labels(features: dict[str, Tensor], directions: Tensor, temperature: float) -> dict[str, Tensor]:
-    """Probability that an image shows a concept, from its cosine with the concept's text.
+    """Probability that an image shows a concept, from its cosine with the concept's text (``pseudo_logits``).
+
+    Returns:
+        Probabilities ``[N, K]`` by name of the split.
+    """
+    return {name: s.sigmoid() for name, s in pseudo_logits(features, directions, temperature).items()}
+
+
+def pseudo_logits(features: dict[str, Tensor], directions: Tensor, temperature: float = 1.0) -> dict[str, Tensor]:
+    """How far the cosines of images with a concept's text lie above their median, in standard deviations.
 
     Raw cosines of CLIP share a large part per image and per concept. So the mean over the concepts of an image and
     then the mean over the training images are subtracted, and the rest is divided by its standard deviation; the
@@ -181,13 +205,13 @@ def pseudo_labels(features: dict[str, Tensor], directions: Tensor, temperature: 
     Args:
         features: features ``[N, D]`` by name of the split, including ``train``.
         directions: embeddings ``[K, D]`` of the concepts.
-        temperature: temperature of the logistic function, in standard deviations.
+        temperature: factor on the standard deviation.
 
     Returns:
-        Probabilities ``[N, K]`` by name of the split.
+        Numbers ``[N, K]`` by name of the split.
     """
     centred = directions - directions.mean(dim=0)
     scores = {name: concept_scores(x, centred) for name, x in features.items()}
     scale = scores["train"].std(dim=0).clamp(min=1e-12)
     cut = scores["train"].median(dim=0).values
-    return {name: ((s - cut) / (scale * temperature)).sigmoid() for name, s in scores.items()}
+    return {name: (s - cut) / (scale * temperature) for name, s in scores.items()}

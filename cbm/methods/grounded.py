@@ -31,12 +31,15 @@ from cbm.files import resolve_path
 from cbm.files.names import quoted
 from cbm.layers import ConceptBottleneck
 from cbm.methods.base import Built, Method, one_of, register_method
+from cbm.methods.clip_labels import Sharing, seen_by_clip
 from cbm.methods.concept_layer import learn_concepts
 from cbm.methods.sparse_head import SparseHeadConfig, check_sparse_head, fit_sparse_head
 from cbm.solvers import fit_logistic
 
 log = logging.getLogger(__name__)
 
+CUTOFFS = {"repaired": 0.9, "released": 0.9998}
+"""Likeness of scores from which on two concepts are one."""
 FOLLOWS = 0.5
 """Share of the variance of what was looked for that the class explains, from which on it is said."""
 
@@ -45,12 +48,22 @@ FOLLOWS = 0.5
 class GroundedConfig(SparseHeadConfig):
     """Settings of grounded bottlenecks."""
 
+    labels: str = "detector"
+    """Who says what a picture shows: detector (the table ``detections``) | pseudo (CLIP, by its cosines)"""
     detections: str | None = None
     """CSV file of a detector: path,concept,score[,x0,y0,x1,y1][,asked], or path and a column of scores per concept"""
     fidelity: str = "repaired"
     """repaired: a concept that was not looked for is unknown | released: it is absent"""
-    threshold: float = 0.15
-    """Score above which a concept is present"""
+    threshold: float | None = None
+    """Score above which a concept is present; None: 0.15 of a detector; of CLIP 0 standard deviations above the median
+    (repaired) or a cosine of 0.2 (released)"""
+    share: bool = False
+    """Whether classes share concepts that CLIP scores alike (labels=pseudo)"""
+    merge_cutoff: float | None = None
+    """Likeness of scores from which on two concepts are one; None: a correlation of 0.9 (repaired) or a cosine of
+    0.9998 (released)"""
+    own_concepts: int = 5
+    """Concepts that a class keeps of those it does not share, with share=true"""
 
 
 @register_method("grounded")
@@ -66,8 +79,23 @@ class Grounded(Method):
         super().__init__(config)
         one_of("method.fidelity", config.fidelity, ("repaired", "released"))
         check_sparse_head(config)
-        if not 0 <= config.threshold < 1:
-            raise UserError(f"method.threshold={config.threshold}: expected a number from 0 to below 1")
+        one_of("method.labels", config.labels, ("detector", "pseudo"))
+        self.pseudo = config.labels == "pseudo"
+        of_clip = {"repaired": 0.0, "released": 0.2}[config.fidelity]
+        threshold = config.threshold
+        self.threshold = threshold if threshold is not None else of_clip if self.pseudo else 0.15
+        if not self.pseudo and not 0 <= self.threshold < 1:
+            raise UserError(f"method.threshold={threshold}: expected a number from 0 to below 1")
+        if self.pseudo and config.detections is not None:
+            raise UserError("method.labels=pseudo asks CLIP and reads no method.detections: say one of them")
+        if config.share and not self.pseudo:
+            raise UserError("method.share=true merges concepts that CLIP scores alike: say method.labels=pseudo")
+        cutoff = CUTOFFS[config.fidelity] if config.merge_cutoff is None else config.merge_cutoff
+        if not 0 < cutoff <= 1:
+            raise UserError(f"method.merge_cutoff={cutoff:g}: expected a number above 0, at most 1")
+        if config.own_concepts < 1:
+            raise UserError(f"method.own_concepts={config.own_concepts}: expected 1 or more")
+        self.sharing = Sharing(cutoff, config.own_concepts) if config.share else None
         if config.detections is not None and not resolve_path(config.detections).is_file():
             raise UserError(f"method.detections={config.detections}: there is no such file")
 
@@ -75,21 +103,27 @@ class Grounded(Method):
         """Learn the concepts from the detector's labels, then solve the sparse layer; arguments as for
         ``Method.build``."""
         bank = self.required(bank, "a concept bank")
-        if self.config.detections is None:
+        released = self.config.fidelity == "released"
+        if self.pseudo:
+            bank, found = seen_by_clip(bank, data, threshold=self.threshold, centred=not released, sharing=self.sharing)
+        elif self.config.detections is not None:
+            found = read_detections(resolve_path(self.config.detections), bank, data)
+        else:
             raise UserError(
-                "method=grounded learns from what a detector saw: say method.detections=FILE (path,concept,score); "
-                "method=supervised learns from the data set's own labels, method=label_free from a text-image model"
+                "method=grounded learns from what a detector saw: say method.detections=FILE (path,concept,score), or "
+                "method.labels=pseudo to ask CLIP; method=supervised learns from the data set's own labels, "
+                "method=label_free from a text-image model"
             )
-        found = read_detections(resolve_path(self.config.detections), bank, data)
         owners = bank.owners(data.classes)
         owned = {name: owned_concepts(data.splits[name], owners) for name in ("train", "val")}
-        unasked = "unknown" if self.config.fidelity == "repaired" else "absent"
+        unasked = "absent" if released else "unknown"
         labels = {
-            name: detected_labels(found, name, owned[name], threshold=self.config.threshold, unasked=unasked)
+            name: detected_labels(found, name, owned[name], threshold=self.threshold, unasked=unasked)
             for name in ("train", "val")
         }
         self._say_labels(found, owned["train"], labels["train"], data, unasked)
-        bank, columns = _learnable(bank, labels["train"], self.config.detections)
+        source = "method.labels=pseudo" if self.pseudo else f"method.detections={self.config.detections}"
+        bank, columns = _learnable(bank, labels["train"], source)
         directions, self.facts["concept_l2"] = learn_concepts(data, {k: c[:, columns] for k, c in labels.items()})
         model = fit_sparse_head(data, directions, self.config, allowed=other_concepts(bank, data))
         self._compare_with_truth(model, bank, data)
@@ -104,14 +138,14 @@ class Grounded(Method):
             "labels_present": float((labels == 1).float().mean()),
             "asked_follows_class": follows,
         }
-        log.info("detections: lines about %d of %d training pictures; %.1f %% of the %s labels were looked for, "
-                 "%.1f %% are present",
-                 int(found.listed["train"].sum()), len(labels), 100 * self.facts["labels_asked"], f"{labels.numel():,}",
-                 100 * self.facts["labels_present"])  # fmt: skip
+        source = "pseudo-labels" if self.pseudo else "detections"
+        log.info("%s: about %d of %d training pictures; %.1f %% of the %s labels were looked for, %.1f %% are present",
+                 source, int(found.listed["train"].sum()), len(labels), 100 * self.facts["labels_asked"],
+                 f"{labels.numel():,}", 100 * self.facts["labels_present"])  # fmt: skip
         if follows >= FOLLOWS:
-            log.warning("detections: which concepts were looked for follows the class (it explains %.0f %% of the "
+            log.warning("%s: which concepts were looked for follows the class (it explains %.0f %% of the "
                         "variance): %.1f %% of the labels are taken as %s without a look%s",
-                        100 * follows, 100 - 100 * self.facts["labels_asked"], unasked,
+                        source, 100 * follows, 100 - 100 * self.facts["labels_asked"], unasked,
                         ", so concepts learn which classes own them" if unasked == "absent" else "")  # fmt: skip
 
     def _compare_with_truth(self, model: ConceptBottleneck, bank: ConceptBank, data: FeatureData) -> None:
@@ -156,7 +190,7 @@ def explained_by_class(asked: Tensor, y: Tensor, num_classes: int) -> float:
     return round(1 - float((away - known @ solution).square().sum()) / total, 6)
 
 
-def _learnable(bank: ConceptBank, labels: Tensor, file: str) -> tuple[ConceptBank, Tensor]:
+def _learnable(bank: ConceptBank, labels: Tensor, source: str) -> tuple[ConceptBank, Tensor]:
     """The concepts that are present on some training picture and absent on another, and their columns.
 
     Raises:
@@ -170,8 +204,7 @@ def _learnable(bank: ConceptBank, labels: Tensor, file: str) -> tuple[ConceptBan
     kept = torch.tensor([k for k, reason in enumerate(reasons) if reason is None], dtype=torch.long)
     if not len(kept):
         raise UserError(
-            f"method.detections={file}: no concept of bank '{bank.name}' is present on one training picture and absent "
-            "on another"
+            f"{source}: no concept of bank '{bank.name}' is present on one training picture and absent on another"
         )
     if left := [text for text, reason in zip(bank.texts, reasons) if reason]:
         log.info("concepts: %d of %d left out, never detected or always: %s", len(left), len(bank), quoted(left))

@@ -69,11 +69,11 @@ def resolve_heads(
         codes = model.activation.code(train.x, model.concepts)
         scores: LinearScores = SparseScores(codes.values, codes.columns, len(model.concepts))
     else:
-        scores = LinearScores(*_linear_part(model, train.x))
+        scores = LinearScores(*linear_part(model, train.x))
     return solve_heads(scores, train.y, num_classes, targets, allowed)
 
 
-def _linear_part(model: ConceptBottleneck, x: Tensor) -> tuple[Tensor, Tensor]:
+def linear_part(model: ConceptBottleneck, x: Tensor) -> tuple[Tensor, Tensor]:
     """Features ``[N, D]`` and directions ``[K, D]`` whose products are the scores that a new head reads: of concept
     embeddings the probabilities, since no direction gives those."""
     if isinstance(model.activation, Embedded):
@@ -132,7 +132,7 @@ def head_logits(model: ConceptBottleneck, x: Tensor, head: SparseHead) -> Tensor
     """
     if isinstance(model.activation, UnitCode):
         return model.activation.logits(x, model.concepts, head.weight, head.bias)
-    seen, concepts = _linear_part(model, x)
+    seen, concepts = linear_part(model, x)
     return class_logits(seen, *class_vectors(concepts, head.weight, bias=head.bias))
 
 

@@ -129,6 +129,19 @@ def test_names(dict_folder: Path, caplog: pytest.LogCaptureFixture):
     assert "WordNet has none for 1 of 4 classes: 'zebra'" in caplog.text
 
 
+def test_kin_is_what_a_class_is_or_a_kind_of_it(dict_folder: Path):
+    nouns = WordNet(dict_folder)
+    bird, crane = nouns.find("bird"), nouns.find("crane", "bird")
+    assert bird
+    assert crane
+    assert nouns.are_kin("white seabird", bird)  # a kind
+    assert nouns.are_kin("large animal", bird)  # what it is
+    assert nouns.are_kin("bird", crane)
+    assert not nouns.are_kin("seabird", crane)
+    assert not nouns.are_kin("yellow beak", bird)
+    assert not nouns.are_kin("blorf", bird)
+
+
 def test_bad_input(dict_folder: Path, tmp_path: Path):
     with pytest.raises(UserError, match="no 'index.noun' in .*expected the folder 'dict' of a WordNet distribution"):
         read_wordnet(tmp_path, ["bird"])

@@ -6,9 +6,12 @@ class in under half of the pictures; the class has directions of its own in the 
 
 import csv
 import functools
+from dataclasses import replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
+from torch.nn.functional import normalize
 
 from cbm.concepts.bank import Concept, ConceptBank
 from cbm.data import FeatureData, FeatureSplit
@@ -20,12 +23,7 @@ NAMES = [f"thing {k}" for k in range(COUNT)]
 @functools.cache
 def detected(n: int = 1500) -> tuple[FeatureData, ConceptBank]:
     """Encoded splits whose pictures are called ``train/0.png`` and so on, with the true concepts, and the bank."""
-    generator = torch.Generator().manual_seed(0)
-    own = torch.zeros(CLASSES, COUNT, dtype=torch.bool)
-    for c in range(CLASSES):
-        own[c, torch.randperm(COUNT, generator=generator)[:6]] = True
-    own[0, ~own.any(dim=0)] = True  # nothing is general
-    axes = torch.linalg.qr(torch.randn(DIM, COUNT + CLASSES, generator=generator)).Q.T
+    own, axes = _planted()
     splits = {}
     for seed, (name, count) in enumerate({"train": n, "val": n // 3, "test": n}.items()):
         draw = torch.Generator().manual_seed(seed + 1)
@@ -38,6 +36,28 @@ def detected(n: int = 1500) -> tuple[FeatureData, ConceptBank]:
         Concept(name, tuple(classes[c] for c in own[:, k].nonzero().flatten().tolist())) for k, name in enumerate(NAMES)
     )
     return FeatureData(splits, classes, concept_names=NAMES), ConceptBank("things", "test", concepts)
+
+
+def _planted() -> tuple[Tensor, Tensor]:
+    """Which class owns which concept ``[C, K]``, and the axes ``[K + C, D]`` of concepts and classes."""
+    generator = torch.Generator().manual_seed(0)
+    own = torch.zeros(CLASSES, COUNT, dtype=torch.bool)
+    for c in range(CLASSES):
+        own[c, torch.randperm(COUNT, generator=generator)[:6]] = True
+    own[0, ~own.any(dim=0)] = True  # nothing is general
+    return own, torch.linalg.qr(torch.randn(DIM, COUNT + CLASSES, generator=generator)).Q.T
+
+
+@functools.cache
+def spoken(n: int = 1500) -> tuple[FeatureData, ConceptBank]:
+    """``detected`` as CLIP sees it: unit features and texts that all share one large vector, so that raw cosines are
+    large and nearly parallel; a text has a part of its own, larger for some concepts than for others."""
+    data, bank = detected(n)
+    common = normalize(torch.randn(DIM, generator=torch.Generator().manual_seed(9)), dim=0)
+    own_part = 0.3 + 0.5 * torch.randn(COUNT, generator=torch.Generator().manual_seed(10)).abs()
+    texts = normalize(common + own_part[:, None] * _planted()[1][:COUNT], dim=1)
+    splits = {name: replace(split, x=normalize(split.x + 15 * common, dim=1)) for name, split in data.splits.items()}
+    return replace(data, splits=splits, encoder="clip"), replace(bank, embeddings=texts, encoder="clip")
 
 
 def write_table(file: Path, *, gated: bool, asked: bool, n: int = 1500) -> Path:

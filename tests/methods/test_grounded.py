@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from birds_run import COUNTS, small
-from detected_pictures import detected, write_table
+from detected_pictures import detected, spoken, write_table
 from sklearn.linear_model import LogisticRegression
 
 from cbm.concepts.detections import detected_labels, owned_concepts, read_detections
@@ -159,7 +159,74 @@ def test_a_run_from_the_command_line_that_draws_some_of_the_pictures(command, tm
     assert "no picture 'xx.png'" in errors
 
 
+def by_clip(**settings):
+    data, bank = spoken()
+    method = create_method({**QUICK, "labels": "pseudo", **settings})
+    made = method.build(data, bank, 100.0)
+    columns = [data.concept_names.index(text) for text in made.bank.texts]
+    seen = float(auroc(made.model.scores(data.test.x), data.test.concepts[:, columns]).mean())
+    return method, made, seen
+
+
+def test_without_a_detector_clip_says_what_a_picture_shows(caplog):
+    """Gated as published its labels make class detectors of the concepts; with what was not asked unknown they do not.
+    The threshold of raw cosines is their median here, since planted texts have other cosines than CLIP's."""
+    data, bank = spoken()
+    median = float((data.train.x @ bank.embeddings.T).median())
+    caplog.set_level(logging.INFO)
+    method, made, right = by_clip()
+    assert "CLIP's own opinion" in caplog.text
+    assert "pseudo-labels: about 1500 of 1500 training pictures" in caplog.text
+    assert "concept labels follow the class" not in caplog.text
+    assert made.bank.texts == bank.texts
+    caplog.clear()
+    published, gated, wrong = by_clip(fidelity="released", threshold=median)
+    assert right >= wrong + 0.1
+    assert published.facts["val_accuracy"] > published.facts["val_accuracy_true_concepts"] + 0.2
+    assert "concept labels follow the class: validation accuracy 0." in caplog.text
+    assert method.facts["asked_follows_class"] == published.facts["asked_follows_class"] == 1
+
+
+def test_raw_cosines_leave_out_what_their_texts_share_less_with_all():
+    """A cutoff on raw cosines judges how much of the text is common; from the median every concept counts alike."""
+    data, bank = spoken()
+    high = float((data.train.x @ bank.embeddings.T).mean(dim=0).min()) + 0.3
+    assert len(by_clip(fidelity="released", threshold=high)[1].bank) < len(bank)
+    assert len(by_clip()[1].bank) == len(bank)
+
+
+def test_classes_share_what_scores_alike(caplog):
+    data, bank = spoken()
+    caplog.set_level(logging.INFO)
+    alone = next(one.classes for one in bank.concepts if len(one.classes) == 1)  # so it is not its last
+    twin = replace(bank.concepts[3], text="the same as 3", classes=alone)
+    embeddings = torch.cat([bank.embeddings, bank.embeddings[3:4]])
+    doubled = replace(bank, concepts=(*bank.concepts, twin), embeddings=embeddings)
+    method = create_method({**QUICK, "labels": "pseudo", "share": True})
+    made = method.build(data, doubled, 100.0)
+    assert "the same as 3" not in made.bank.texts
+    merged = made.bank.concepts[made.bank.index("thing 3")]
+    assert merged.provenance["merged"] == ["the same as 3"]
+    assert set(merged.classes) == {*bank.concepts[3].classes, *alone}
+    assert "scores like 'thing 3'" in {one.text: one.reason for one in made.bank.dropped}["the same as 3"]
+    assert "1 of 31 merged into one that scores alike: 'the same as 3 -> thing 3'" in caplog.text
+    assert made.bank.owners_chosen  # on the training pictures, so that owners are no evidence
+
+
 def test_errors_are_one_line(tmp_path):
+    for settings, said in (
+        ({"labels": "clip"}, "method.labels=clip"),
+        ({"share": True}, "method.share=true .*: say method.labels=pseudo"),
+        ({"labels": "pseudo", "detections": "d.csv"}, "reads no method.detections"),
+        ({"labels": "pseudo", "merge_cutoff": 2.0}, "method.merge_cutoff=2"),
+        ({"own_concepts": 0}, "method.own_concepts=0"),
+    ):
+        with pytest.raises(UserError, match=said):
+            create_method({"name": "grounded", **settings})
+    with pytest.raises(UserError, match="method.labels=pseudo asks CLIP .*choose .* another encoder"):
+        create_method({"name": "grounded", "labels": "pseudo"}).build(*detected(), 100.0)
+    with pytest.raises(UserError, match=r"method.threshold=0.99: no concept of bank 'things' scores as much"):
+        by_clip(fidelity="released", threshold=0.99)
     with pytest.raises(UserError, match=r"method.detections=none.csv: there is no such file"):
         create_method({"name": "grounded", "detections": "none.csv"})
     with pytest.raises(UserError, match="method.threshold=1.5"):
