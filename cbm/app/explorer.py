@@ -35,6 +35,9 @@ from cbm.metrics.multilabel import auroc
 from cbm.trained import TrainedModel, load
 from cbm.trained.names import change_names
 
+LEAST_PART = 0.05
+"""Smallest side of a part of a picture, as a share of the whole side."""
+
 
 @dataclass(frozen=True)
 class Picture:
@@ -255,6 +258,28 @@ class Explorer:
         y = self.split.y[row]
         label, labels = (None, y) if self.many else (int(y), None)
         return Picture(name, image, self.split.x[row], label, labels, row)
+
+    def part(self, picture: Picture, box: tuple[float, float, float, float]) -> Picture:
+        """A part of a picture as a picture of its own: what the encoder makes of that part alone.
+
+        Args:
+            picture: the whole.
+            box: left, top, right and bottom, as shares of its width and height.
+
+        Raises:
+            UserError: only its features are known, or the box is smaller than a twentieth of a side.
+        """
+        if picture.image is None or self.model.fingerprint is None:
+            raise UserError("only the features of this picture are known: there is nothing to cut out")
+        left, top, right, bottom = (min(max(each, 0.0), 1.0) for each in box)
+        if not min(right - left, bottom - top) >= LEAST_PART:  # no number is not enough either
+            raise UserError("draw a larger box: at least a twentieth of the picture's width and height")
+        width, height = picture.image.size
+        image = picture.image.crop(
+            (round(left * width), round(top * height), round(right * width), round(bottom * height))
+        )
+        name = f"{picture.name} ({', '.join(f'{each:.0%}' for each in (left, top, right, bottom))})"
+        return Picture(name, image, self.model.predict([image]).features[0])
 
     def read(self, file: str | Path) -> Picture:
         """A file from anywhere. It is decoded as a picture and as nothing else.

@@ -118,6 +118,19 @@ def key_of(event: Any) -> int:
     return int(key)
 
 
+def box_of(event: Any) -> tuple[float, float, float, float]:
+    """Left, top, right and bottom of a box that was drawn, as shares of a picture.
+
+    Raises:
+        UserError: it is none.
+    """
+    try:
+        left, top, right, bottom = (float(each) for each in sent_with(event, "box").split(","))
+    except ValueError as error:
+        raise UserError("a box is four numbers") from error
+    return left, top, right, bottom
+
+
 def is_number(key: str) -> bool:
     """Whether a key is the number of a picture or a concept.
 

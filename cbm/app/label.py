@@ -3,7 +3,7 @@
 from functools import cached_property
 
 from cbm.app.explorer import Explorer
-from cbm.app.render import render
+from cbm.app.render import render, script
 from cbm.data.concept_answers import PEOPLES_TABLE
 from cbm.errors import UserError
 from cbm.files import cannot_write
@@ -13,18 +13,7 @@ from cbm.report.thumbnails import data_uri
 
 ANSWERS = {"yes": True, "no": False, "skip": None}
 UNDO = "undo"
-KEYS = """
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('button[data-key]');
-  if (button) trigger('select', {key: button.dataset.key, row: button.dataset.row});
-});
-document.addEventListener('keydown', (event) => {
-  const typing = event.target.closest('input, textarea, select, [contenteditable]');
-  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat || typing || !element.offsetParent) return;
-  const buttons = [...element.querySelectorAll('button[data-key]')];
-  buttons.find((button) => button.dataset.key[0] === event.key)?.click();
-});
-"""
+KEYS = script("keys")
 """A button is chosen by a click or, while the tab is seen, by the first letter of its key."""
 
 

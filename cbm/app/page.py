@@ -35,6 +35,7 @@ from cbm.app.inputs import (
     LONGEST,
     LONGEST_ADDRESS,
     LONGEST_WHY,
+    box_of,
     is_number,
     key_of,
     number,
@@ -45,7 +46,8 @@ from cbm.app.inputs import (
     whole,
 )
 from cbm.app.label import KEYS
-from cbm.app.render import TEMPLATES, page_header, render
+from cbm.app.render import TEMPLATES, page_header, render, script
+from cbm.app.repair import fit_again, timeline
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
 from cbm.app.uploads import EACH, Uploads, own_uploads
 from cbm.concepts.units import units_of
@@ -68,21 +70,12 @@ SHOWN = 12  # look-alikes in a message
 MOST_SHOTS = 10_000
 TABS = 200
 """Tabs that are remembered, those that were used last."""
-CHOOSE = """
-let last = null;
-element.addEventListener('click', (event) => {
-  const button = event.target.closest('button[data-key]');
-  if (!button) return;
-  last = button.dataset.key;
-  trigger('select', {key: last});
-});
-watch('value', () => {
-  if (last === null || document.activeElement !== document.body) return;
-  const again = [...element.querySelectorAll('button[data-key]')].find((button) => button.dataset.key === last);
-  if (again) again.focus({preventScroll: true});
-});
-"""
+CHOOSE = script("choose")
 """A click on a button with a key selects it; a view that is drawn again gives the focus back to it."""
+
+
+DRAW = script("draw")
+"""A box that is drawn on the picture selects that part of it."""
 
 
 def answered(handler: Callable) -> Callable:
@@ -235,7 +228,7 @@ class Page:
                     self.previous = gr.Button("← Previous", size="sm", min_width=60)
                     self.next = gr.Button("Next →", size="sm", min_width=60)
             with gr.Column(scale=3, min_width=280, elem_id="look"):
-                self.picture = gr.HTML(elem_id="picture")
+                self.picture = gr.HTML(js_on_load=DRAW, elem_id="picture")
                 self.verdict = choice(elem_id="verdict")
                 self.similar = gr.Button("Similar pictures", size="sm", min_width=120)
                 if self.editable:
@@ -312,7 +305,12 @@ class Page:
         which = f"all {len(self.explorer.split):,} pictures of the {self.explorer.name} split"
         gr.HTML(f"<p class='quiet'>The edits of this tab, on {which}.</p>")
         self.run = gr.Button("Run the edits over the split", variant="primary")
+        self.timeline = choice(elem_id="timeline")
         self.effect = choice(elem_id="effect")
+        if self.linear and not self.many:
+            gr.HTML(render("rebalance"))
+            self.again = gr.Button("Fit the head again without what is removed")
+            self.repaired = gr.HTML(elem_id="repaired")
 
     def _classes_tab(self) -> None:
         with gr.Row():
@@ -447,6 +445,7 @@ class Page:
             self.save: gr.update(interactive=bool(edits), variant="primary" if edits else "secondary"),
             self.saved: gr.update(choices=[path.name for path in session.saved_files()]),
             self.effect: gr.skip() if session.compared == session.edits else "",
+            self.timeline: gr.skip() if session.compared == session.edits else "",
         }
 
     def _gallery(self, session: Session) -> dict:
@@ -524,7 +523,11 @@ class Page:
         if self.editable:
             buttons = [self.present, self.absent, self.mask, self.remove, self.remove_alike]
             panel = [self.held, self.value, self.one_of, *buttons, self.proposed, self.accept]
-        edits = [self.edits_list, self.edits_title, self.save, self.saved, self.effect] if self.editable else []
+        edits = (
+            [self.edits_list, self.edits_title, self.save, self.saved, self.effect, self.timeline]
+            if self.editable
+            else []
+        )
         seen = [self.location, self.picture, self.verdict, self.explanation, *panel, *edits]
         chooser = [self.of_class, self.kind, self.group, self.words]
 
@@ -614,6 +617,11 @@ class Page:
             return shown(tab)
 
         @answered
+        def cut(tab: Session, event: gr.EventData) -> dict:
+            tab.look_at(self.explorer.part(tab.picture, box_of(event)))
+            return self._gallery(tab) | self._picture(tab)
+
+        @answered
         def drop(tab: Session, file: Any) -> dict:
             if file is not None:
                 tab.look_at(self._dropped(file))
@@ -640,6 +648,7 @@ class Page:
         for control in (self.of_class, self.kind, self.group):
             self._on(control.input, ask, [session, *chooser], listed, **quick)
         self._on(self.words.submit, ask, [session, *chooser], listed)
+        self._on(self.picture.select, cut, session, [self.gallery, *seen], **quick)
         self._on(self.similar.click, similar, session, everything, **quick)
         self._on(self.drop.upload, drop, [session, self.drop], [self.gallery, *seen, self.drop])
         self._on(self.verdict.select, explain, session, seen, **quick)
@@ -763,10 +772,24 @@ class Page:
             return self._picture(tab)
 
         @answered
-        def run(tab: Session) -> str:
+        def run(tab: Session) -> dict:
             found = effect_on_split(tab)
             tab.compared = tab.edits
-            return render("effect", effect=found)
+            return {
+                self.effect: render("effect", effect=found),
+                self.timeline: render("timeline", steps=timeline(tab), many=self.many),
+            }
+
+        @answered
+        def step(tab: Session, event: gr.EventData) -> dict:
+            tab.go_to(key_of(event))
+            shown = self._picture(tab)
+            return shown | run(tab)
+
+        @answered
+        def again(tab: Session) -> str:
+            found = fit_again(tab)
+            return render("repaired", found=found, worst=any(row.worst is not None for row in found.rows.values()))
 
         quick: dict[str, Any] = {"show_progress": "hidden"}
         for view in (self.explanation, self.found):
@@ -801,7 +824,10 @@ class Page:
         else:
             self._on(self.follow.click, follow, session, panel)
         self._on(self.where.click, where, [session, self.where_how], seen)
-        self._on(self.run.click, run, session, self.effect)
+        self._on(self.run.click, run, session, [self.effect, self.timeline])
+        self._on(self.timeline.select, step, session, [*seen, self.timeline])
+        if self.linear and not self.many:
+            self._on(self.again.click, again, session, self.repaired)
 
     def _connect_classes(self, classes: list, seen: list) -> None:
         session = self.session

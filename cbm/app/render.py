@@ -14,6 +14,11 @@ def render(template: str, **data: Any) -> str:
     return load_template(TEMPLATES / f"{template}.html").render(data)
 
 
+def script(name: str) -> str:
+    """``templates/NAME.js``: what a view does in the browser; Gradio gives it ``element``, ``trigger``, ``watch``."""
+    return (TEMPLATES / f"{name}.js").read_text(encoding="utf-8")
+
+
 def page_header(explorer: Explorer, run: str, *, editable: bool) -> str:
     """What is said of a run above everything else.
 

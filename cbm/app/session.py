@@ -227,6 +227,11 @@ class Session:
         self._dragged = None
         self.editor.redo()
 
+    def go_to(self, step: int) -> None:
+        """Undo or redo until a step of the edits' timeline."""
+        self._dragged = None
+        self.editor.go_to(step)
+
     def propose(self, edits: EditSet, *, scope: str = EVERYWHERE) -> None:
         """Keep edits to look at, for this picture or for all."""
         if scope == HERE:

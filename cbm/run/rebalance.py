@@ -23,7 +23,7 @@ from cbm.files import new_folder
 from cbm.files.names import quoted
 from cbm.files.run_directory import seed_of
 from cbm.layers import one_class, require_linear
-from cbm.run.side_by_side import Row, side_by_side
+from cbm.metrics.side_by_side import Row, side_by_side
 from cbm.run.spurious import spurious_weights
 from cbm.trained import TrainedModel, load
 from cbm.trained.model import write_model

@@ -33,7 +33,7 @@ from cbm.editing import look_alikes, prune, rebalance
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, one_class, require_linear
 from cbm.methods import create_method, fit_method
-from cbm.run.side_by_side import Row, side_by_side
+from cbm.metrics.side_by_side import Row, side_by_side
 from cbm.trained import load
 
 log = logging.getLogger("cbm")

@@ -276,6 +276,24 @@ class Editor:
         self.edits = self._history.pop()
         return self
 
+    @property
+    def timeline(self) -> tuple[list[EditSet], int]:
+        """The edits after every change, from none to those that were taken back last, and which is the present one."""
+        return [*self._history, self.edits, *reversed(self._undone)], len(self._history)
+
+    def go_to(self, step: int) -> "Editor":
+        """Undo or redo until a step of ``timeline``.
+
+        Raises:
+            UserError: there is no such step.
+        """
+        states, here = self.timeline
+        if not 0 <= step < len(states):
+            raise UserError(f"no step {step}: expected 0 to {len(states) - 1}")
+        for _ in range(abs(step - here)):
+            self.undo() if step < here else self.redo()
+        return self
+
     def redo(self) -> "Editor":
         """Make the change again that was taken back last.
 
@@ -351,7 +369,13 @@ class Editor:
             names: names of the N images, for edits of single images.
             before: logits ``[N, C]`` before the edits, if they are known already.
         """
-        return self._logits(self.edits, x, names, before)
+        return self.preview(self.edits, x, names, before)
+
+    def preview(
+        self, edits: EditSet, x: Tensor, names: Sequence[str] | None = None, before: Tensor | None = None
+    ) -> Tensor:
+        """Logits ``[N, C]`` as they would be after other edits in place of those made here; see ``logits``."""
+        return self._logits(edits, x, names, before)
 
     def compare(self, split: FeatureSplit, edits: EditSet | Edit | None = None) -> Comparison | LabelComparison:
         """Decisions about labelled images before and after the edits. Nothing is applied, and the flips are exact.

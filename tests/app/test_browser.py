@@ -241,3 +241,57 @@ def test_labels_and_values(browser):
     page.wait_for_selector("#class-page :text('left alone')")
     page.close()
     assert failed == []
+
+
+def test_why_it_fails_and_what_repairs_it(page, address: str, browser):
+    """The newcomer's path: a confusion, its pictures, a concept, out with it, before and after; and its address."""
+    explorer = explored()
+    page.get_by_role("tab", name="Where it fails").click()
+    page.locator("#fails td.off button").first.click()
+    page.wait_for_selector("#gallery .chip")
+    chip = page.locator("#gallery .chip").first.inner_text()
+    name = next(name for name in explorer.classes if f"taken for {name}" in chip)
+    assert {title.split("said: ")[1] for title in page.locator("#gallery .tile").evaluate_all(
+        "tiles => tiles.map((tile) => tile.title)")} == {name}  # fmt: skip
+    page.locator("#explanation .bar").first.click()
+    page.wait_for_selector("#held .link")
+    page.wait_for_function("location.hash.includes('concept=') && location.hash.includes('said=')")
+    seen = page.url
+    other = browser.new_page()
+    other.goto(seen)
+    other.wait_for_selector("#gallery .chip")
+    assert other.locator("#gallery .chip").first.inner_text() == chip
+    other.wait_for_selector("#panel b")
+    assert other.locator("#panel b").first.inner_text() == page.locator("#panel b").first.inner_text()
+    other.close()
+    page.locator("#held .link", has_text="high").click()
+    page.wait_for_function("location.hash.includes('high=')")
+    page.go_back()
+    page.wait_for_function("location.hash.includes('said=')")
+    page.wait_for_selector(f"#gallery .chip:has-text('taken for {name}')")
+    page.locator("#gallery .chip").first.click()
+    page.wait_for_selector("#gallery .chip", state="detached")
+    page.locator("#words textarea, #words input").first.fill("yellow belly -black tail")
+    page.keyboard.press("Enter")
+    page.wait_for_selector("#gallery .chip:has-text('yellow belly')")
+    press(page, "Similar pictures")
+    page.wait_for_selector("#gallery .chip:has-text('like picture')")
+    page.get_by_role("radio", name="all pictures").check()
+    press(page, "Remove")
+    page.wait_for_selector("text=Edits: 1")
+    page.get_by_role("tab", name="Whole split").click()
+    press(page, "Run the edits over the split")
+    page.wait_for_selector("#timeline tr.now")
+    page.locator("#timeline .link").first.click()
+    page.wait_for_selector("text=Edits: none")
+
+
+def test_a_part_of_the_picture(page):
+    box = page.locator("#picture .whole img").bounding_box()
+    page.mouse.move(box["x"] + 0.2 * box["width"], box["y"] + 0.3 * box["height"])
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.8 * box["width"], box["y"] + 0.9 * box["height"], steps=4)
+    page.wait_for_selector("#picture .drawn")
+    page.mouse.up()
+    page.wait_for_selector("#picture figcaption:has-text('(20%, 30%, 80%, 90%)')")
+    page.wait_for_selector("text=true class not known")
