@@ -4,6 +4,7 @@ from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Val
 from cbm.layers.asking import LearnedAsking
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import Coded, SparseCode, UnitCode
+from cbm.layers.covariance import ConceptCovariance
 from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead, owner_prior
@@ -18,6 +19,7 @@ __all__ = [
     "AssociationHead",
     "Coded",
     "ConceptBottleneck",
+    "ConceptCovariance",
     "ConceptEmbeddings",
     "Cube",
     "Embedded",

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from cbm.kernels import class_logits, class_vectors, concept_scores, linear_bottleneck_logits, score_moments
 from cbm.layers.activations import Activation
+from cbm.layers.covariance import ConceptCovariance
 from cbm.layers.embedding import Embedded, Unnamed
 from cbm.layers.heads import AssociationHead, Head, LinearHead
 from cbm.layers.link import Link, Linked, same_link
@@ -41,6 +42,7 @@ class ConceptBottleneck(Linked):
         link: ``softmax`` for one of C classes, ``sigmoid`` for any number of labels.
         correlation: which concepts go together beyond their probabilities ``[K, K]`` (``cbm.solvers.copula``), for
             answers that say something about other concepts; None if nobody learned it.
+        covariance: how the logits of concepts vary together (``cbm.layers.covariance``), for the same; None likewise.
 
     Attributes:
         residual: map from the features to logits that are added and bypass the concepts, or None: a linear one
@@ -66,6 +68,7 @@ class ConceptBottleneck(Linked):
         mixing: Tensor | None = None,
         link: Link = "softmax",
         correlation: Tensor | None = None,
+        covariance: ConceptCovariance | None = None,
     ):
         super().__init__(link)
         count = len(concepts)
@@ -77,6 +80,7 @@ class ConceptBottleneck(Linked):
         self.activation = activation
         self.register_buffer("mixing", None if mixing is None else mixing.clone())
         self.register_buffer("correlation", None if correlation is None else correlation.clone())
+        self.covariance = covariance
         self.residual: LinearProbe | Unnamed | None = None
 
     @property
@@ -214,6 +218,7 @@ class ConceptBottleneck(Linked):
             activation=self.activation,
             mixing=self.mixing,
             correlation=self.correlation,
+            covariance=self.covariance,
         ).requires_grad_(False)
         other.residual = self.residual
         same_link(self, other)

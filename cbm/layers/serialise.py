@@ -11,6 +11,7 @@ from cbm.layers.activations import Activation, Cube, Largest, Sigmoid, TopK, Val
 from cbm.layers.asking import LearnedAsking
 from cbm.layers.bottleneck import ConceptBottleneck
 from cbm.layers.codes import SparseCode, UnitCode
+from cbm.layers.covariance import ConceptCovariance
 from cbm.layers.embedding import ConceptEmbeddings, Embedded, Unnamed
 from cbm.layers.energy import EnergyBottleneck, ReleasedEnergyBottleneck
 from cbm.layers.heads import AssociationHead, Head, LinearHead
@@ -82,9 +83,12 @@ def _build(kind: dict[str, str], tensors: dict[str, torch.Tensor]) -> nn.Module:
     elif name := kind.get("activation"):
         settings = {key.removeprefix("activation."): tensor for key, tensor in tensors.items() if "activation." in key}
         activation = ACTIVATIONS[name](**settings)
+    covariance = None
+    if "covariance.bias" in tensors:
+        covariance = ConceptCovariance(tensors["covariance.bias"], tensors.get("covariance.weight"))
     model = ConceptBottleneck(
         tensors["concepts"], head, activation=activation, mixing=tensors.get("mixing"),
-        correlation=tensors.get("correlation"),
+        correlation=tensors.get("correlation"), covariance=covariance,
     )  # fmt: skip
     if kind.get("residual") == "Unnamed":
         assert isinstance(activation, Embedded)

@@ -2,16 +2,22 @@
 
 Vandenhirtz, Laguna, Marcinkevics, Vogt, "Stochastic Concept Bottleneck Models", NeurIPS 2024, model the concepts'
 logits as Gaussian with a learned covariance, so that a concept that is told moves the others. Yes-or-no labels hold
-little about such a covariance, and learning it changes the probabilities. Here (``repaired``, the only fidelity) the
+little about such a covariance, and learning it changes the probabilities. Here (``covariance=copula``) the
 bottleneck is that of ``method=supervised``, unchanged, and a Gaussian copula is put on its probabilities
 (``cbm.solvers.copula``):
 
     c_k = 1[e_k < Phi^-1(p_k)],   e ~ N(0, R),   R from the labels and out-of-fold probabilities of training pictures
 
 Nothing is different until somebody answers; then ``cbm intervene --propagate`` gives the head P(c_j = 1 | answers).
+
+``covariance=global`` and ``covariance=amortised`` are the published models (``fidelity=paper``): eta ~ N(mu(x), L L^T)
+with one L or one for every picture, trained through samples (``cbm.losses.stochastic``). ``mu = m(x) sqrt(1 + pi
+Sigma_kk / 8)`` with a linear m, so that P(c_k = 1) is sigmoid(m_k) and the saved model a bottleneck like any other.
+``frozen`` learns the covariance for the probabilities of the supervised bottleneck as they are (PSCBM, 2510.08219).
 """
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +29,15 @@ from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, spaced
 from cbm.errors import UserError
 from cbm.files.names import quoted
+from cbm.layers import ConceptCovariance
+from cbm.layers.covariance import stretch
+from cbm.losses.stochastic import (
+    precision_penalty,
+    relaxed_bernoulli,
+    sampled_concept_loss,
+    sampled_label_loss,
+    sampled_logits,
+)
 from cbm.methods.base import Built, one_of, register_method
 from cbm.methods.concept_layer import out_of_fold
 from cbm.methods.supervised import Supervised, SupervisedConfig
@@ -32,6 +47,8 @@ log = logging.getLogger(__name__)
 
 ROWS = 20_000
 """Training pictures, at most, that the correlation is estimated from: K (K - 1) / 2 problems each pass over them."""
+FIRST = 0.01
+"""Standard deviation, over pictures, of the first entries of an amortised covariance."""
 STRONG = 0.1
 """Size of a correlation from which on it is counted."""
 TOLD = 50
@@ -44,6 +61,14 @@ class StochasticConfig(SupervisedConfig):
 
     labels: str = "truth"
     """Concept labels: truth (the data set's columns)"""
+    covariance: str = "copula"
+    """copula (ours, on probabilities) | global (a learned covariance of logits) | amortised (one for every picture)"""
+    frozen: bool = False
+    """global, amortised: whether the covariance is learned for given probabilities, those of method=supervised"""
+    samples: int = 100
+    """global, amortised: samples of the logits per picture in training"""
+    precision_weight: float = 0.0
+    """global, amortised: factor on the off-diagonal of the inverse covariance (1 as released)"""
     folds: int = 5
     """Folds of the training pictures: whose concepts are predicted by the others"""
 
@@ -62,6 +87,11 @@ class Stochastic(Supervised):
                 "more about another: method=stochastic needs labels of the data set (method.labels=truth)"
             )
         one_of("method.labels", config.labels, ("truth",))
+        one_of("method.covariance", config.covariance, ("copula", "global", "amortised"))
+        if config.samples < 1:
+            raise UserError(f"method.samples={config.samples}: expected 1 or more")
+        if not config.precision_weight >= 0:
+            raise UserError(f"method.precision_weight={config.precision_weight:g}: expected 0 or more")
         if config.folds < 2:
             raise UserError(f"method.folds={config.folds}: expected 2 or more")
 
@@ -72,11 +102,62 @@ class Stochastic(Supervised):
                 "method=stochastic learns from concept labels of the data set, and it has none: method=supervised with "
                 "method.labels=pseudo asks CLIP"
             )
-        return super().build(data, bank, logit_scale)
+        built, config = super().build(data, bank, logit_scale), self.config
+        if config.covariance == "copula":
+            return built
+        if not built.model.layout.plain:
+            raise UserError(
+                f"method.covariance={config.covariance}: expected concepts that are a yes or no of their own; "
+                "method.covariance=copula takes numbers and values that exclude each other"
+            )
+        count, dim = built.model.concept.weight.shape
+        entries = count * (count + 1) // 2
+        weight = torch.randn(entries, dim) * FIRST / dim**0.5 if config.covariance == "amortised" else None
+        built.model.covariance = ConceptCovariance(torch.zeros(entries), weight)
+        steps = config.max_epochs * math.ceil(len(data.train) / (config.batch_size or len(data.train)))
+        built.model.register_buffer("cooling", torch.tensor([0.0, float(steps)]))  # steps done, of so many
+        return built
+
+    def loss(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> Tensor:
+        """The losses on samples of the logits, and the penalty; arguments as for ``Method.loss``."""
+        config = self.config
+        if config.covariance == "copula":
+            return super().loss(model, x, y, concepts)
+        concepts = self.required(concepts, "concept labels [B, K]")
+        logits = model.concept_logits(x)
+        factor = model.covariance.factor((x - model.mean) / model.std)
+        wide = stretch(factor.square().sum(dim=2))
+        eta = sampled_logits((logits.detach() if config.frozen else logits) * wide, factor, config.samples)
+        loss = config.concept_weight * sampled_concept_loss(eta, concepts)
+        if config.precision_weight:
+            loss = loss + config.precision_weight * precision_penalty(factor)
+        if config.frozen:
+            return loss + super().loss(model, x, y, concepts)
+        if model.training:
+            model.cooling[0] += 1
+        temperature = 0.5 ** float(model.cooling[0] / model.cooling[1])
+        drawn = relaxed_bernoulli(eta, temperature)
+        if config.training != "joint":
+            drawn = drawn.detach()
+        if config.training == "independent":
+            drawn = concepts.where(~concepts.isnan(), drawn)
+        return loss + sampled_label_loss(model.classify(drawn), y)
+
+    def validate(self, model: Any, x: Tensor, y: Tensor, concepts: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The same loss with fixed random numbers, and the class logits from probabilities.
+
+        Arguments as for ``Method.loss``.
+        """
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return self.loss(model, x, y, concepts), model(x)
 
     def finish(self, built: Built, data: FeatureData) -> nn.Module:
-        """The supervised bottleneck with the correlation of its concepts."""
+        """The supervised bottleneck with the correlation or the covariance of its concepts."""
         model: Any = super().finish(built, data)
+        if self.config.covariance != "copula":
+            model.covariance = _on_features(built.model)
+            return model
         layout, bank = built.model.layout, built.bank
         assert isinstance(bank, ConceptBank)
         numbers = set(layout.numbers)
@@ -116,6 +197,15 @@ class Stochastic(Supervised):
             lone = [f"{texts[i]} / {texts[j]}" for i, j in (few & above).nonzero().tolist()]
             log.info("correlation: %d pairs are left at 0, for some pair of answers is expected on fewer than five "
                      "pictures: %s", len(lone), quoted(lone))  # fmt: skip
+
+
+def _on_features(model: Any) -> ConceptCovariance:
+    """The covariance of a model in training, read from features that are not standardised."""
+    bias, weight = model.covariance.bias.detach(), model.covariance.weight
+    if weight is None:
+        return ConceptCovariance(bias).requires_grad_(False)
+    weight = weight.detach() / model.std
+    return ConceptCovariance(bias - weight @ model.mean, weight).requires_grad_(False)
 
 
 def told_gain(p: Tensor, truth: Tensor, correlation: Tensor, seed: int) -> float:

@@ -100,7 +100,7 @@ def question_curves(
     given = asked or noisy_answers(truth, noise, seed, list(groups.values()), layout.ordered, layout.numbers)
     if answers is not None:
         given = read_answers(answers, data.test.names, bank)
-    covariance, correlated = None, propagate and model.correlation is not None
+    covariance, correlated = None, propagate and not (model.correlation is None and model.covariance is None)
     if propagate and not correlated:
         covariance = source_covariance(_within(model, trained, cache))
     price = _costs(costs or {}, units, bank, groups)

@@ -15,6 +15,7 @@ from cbm.solvers.greedy_projection import greedy_projection
 from cbm.solvers.logistic import fit_labels, fit_logistic
 from cbm.solvers.projection import cos_cubed, fit_projection
 from cbm.solvers.proximal_adam import ProximalAdam
+from cbm.solvers.region import confidence_region
 from cbm.solvers.scale import fit_scale
 from cbm.solvers.scores import LinearScores
 from cbm.solvers.semi_nmf import semi_nmf
@@ -38,6 +39,7 @@ __all__ = [
     "class_similarity",
     "cms_scores",
     "concept_matrix",
+    "confidence_region",
     "cos_cubed",
     "discriminability",
     "elastic_net_path",

@@ -24,6 +24,8 @@ SETTINGS = [
     {"name": "labo"}, {"name": "labo", "fidelity": "paper"}, {"name": "v2c"}, {"name": "posthoc", "residual": True},
     *({"name": "sparse", "objective": objective} for objective in ("l1", "contrastive", "gumbel")), {"name": "energy"},
     {"name": "energy", "fidelity": "released"}, {"name": "supervised"}, {"name": "stochastic"}, {"name": "embedding"},
+    {"name": "stochastic", "covariance": "global", "precision_weight": 1.0},
+    {"name": "stochastic", "covariance": "amortised"},
     {"name": "embedding", "kind": "cem", "randint_per": "batch", "shared_scorer": False, "prior_weight": 1.0},
     {"name": "embedding", "policy_weight": 1.0},
     *({"name": "discovered", "dictionary": kind, "size": 20} for kind in ("topk", "relu", "jumprelu", "batch_topk")),

@@ -18,7 +18,7 @@ from cbm.config import TrainerConfig
 from cbm.data import FeatureData, FeatureSplit
 from cbm.editing import Edit, EditSet, edited_model
 from cbm.editing.asking import questions
-from cbm.editing.asking.propagation import follow_correlation
+from cbm.editing.asking.propagation import follow_correlation, follow_covariance
 from cbm.editing.asking.questions import ask_in_turn
 from cbm.errors import UserError
 from cbm.layers import ConceptBottleneck, LinearHead, Valued, load_model, save_model
@@ -195,3 +195,47 @@ def test_a_run_is_asked_with_and_without_its_correlation(command, module, tmp_pa
     assert len(followed) == 2 * (len(curves[True]) - 1)  # random, and told wrong
     assert curves[True][0] == curves[False][0]
     assert curves[True][-1] == pytest.approx(curves[False][-1])
+
+
+@functools.cache
+def learned(covariance: str = "global", precision_weight: float = 0.0, frozen: bool = False):
+    data, bank = planted()
+    method = create_method({
+        "name": "stochastic", "training": "joint", "patience": 8, "lr": 0.01, "max_epochs": 60, "samples": 30,
+        "covariance": covariance, "precision_weight": precision_weight, "frozen": frozen,
+    })  # fmt: skip
+    return fit_method(method, data, bank, 1.0, trainer=TrainerConfig(progress=False))[0]
+
+
+def correlations(model, x: torch.Tensor) -> torch.Tensor:
+    covariance = model.covariance.matrix(x).mean(dim=0)
+    return covariance / covariance.diagonal().sqrt()[:, None] / covariance.diagonal().sqrt()
+
+
+def test_a_learned_covariance_has_the_planted_signs_and_the_released_penalty_erases_it():
+    x = planted()[0].test.x
+    free, held = (correlations(learned(precision_weight=weight), x) for weight in (0.0, 1.0))
+    assert float(free[0, 1]) > 0.2
+    assert float(free[2, 3]) < -0.2
+    assert float((held - torch.eye(COUNT)).abs().max()) < 0.05
+
+
+@pytest.mark.parametrize("settings", [("global",), ("amortised",), ("global", 0.0, True)])
+def test_a_learned_covariance_moves_the_others_and_is_saved(settings, tmp_path):
+    model, test = learned(*settings), planted()[0].test
+    p = model.activations(test.x)
+    told = torch.zeros_like(p, dtype=torch.bool)
+    told[:, 0] = True
+    present, absent = (follow_covariance(p, told, torch.full_like(p, value), model, test.x) for value in (1.0, 0.0))
+    way = model.covariance.matrix(test.x)[:, 0, 1].sign()
+    assert bool((way * (present - p)[:, 1] >= -1e-6).all())  # however sure the model was
+    assert bool((way * (absent - p)[:, 1] <= 1e-6).all())
+    assert float((present - absent)[:, 1].abs().mean()) > 0.01
+    assert torch.equal(present[:, 0], torch.ones(len(p)))
+    assert torch.equal(follow_covariance(p, torch.ones_like(told), test.concepts, model, test.x), test.concepts)
+    assert torch.equal(follow_covariance(p, torch.zeros_like(told), test.concepts, model, test.x), p)
+    save_model(model, tmp_path / "model.safetensors")
+    again = load_model(tmp_path / "model.safetensors")
+    torch.testing.assert_close(again.covariance.matrix(test.x), model.covariance.matrix(test.x))
+    edited = edited_model(model, EditSet((Edit("mask", NAMES[0]),)), planted()[1].texts, planted()[0].classes)
+    assert edited.covariance is not None

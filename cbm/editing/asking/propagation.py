@@ -11,7 +11,8 @@ told is at least that sure: eta is the further of the level and of what the mode
 model is surer of than .95 would be told down, and those that go with it would move away from what was told.
 
 A model that learned which concepts go together (``method=stochastic``) answers with the conditional probabilities of
-its copula instead (``follow_correlation``): no covariance of what pictures show, and no level of being told.
+its copula instead (``follow_correlation``): no covariance of what pictures show, and no level of being told. One that
+learned a covariance of the logits, as published, answers with that (``follow_covariance``).
 """
 
 import math
@@ -22,7 +23,8 @@ from torch import Tensor
 from cbm.editing.apply import levels, numbers_of
 from cbm.layers import ConceptBottleneck
 from cbm.layers.activations import Sigmoid, Valued
-from cbm.solvers import told_probabilities
+from cbm.layers.covariance import stretch
+from cbm.solvers import confidence_region, told_probabilities
 
 TOLD = math.log(19)
 """The logit of a concept that is told to be present; of one that is absent, its negative."""
@@ -131,6 +133,32 @@ def follow_correlation(
     return found
 
 
+def follow_covariance(activation: Tensor, told: Tensor, answers: Tensor, model: ConceptBottleneck, x: Tensor) -> Tensor:
+    """Probabilities ``[N, K]`` of concepts after some of them are told, by the model's own covariance of logits.
+
+    Told logits go as far as the confidence region lets them (``cbm.solvers.region``). The others keep their variance: a
+    smaller one would make a concept surer of what the picture says, whatever was told.
+
+    Args:
+        activation: probabilities ``[N, K]`` from the images.
+        told: which concepts ``[N, K]`` (bool) are told.
+        answers: answers ``[N, K]``, 1 present and 0 absent; only those of told concepts are read.
+        model: the bottleneck, with a ``covariance``.
+        x: features ``[N, D]`` of the images.
+    """
+    assert model.covariance is not None
+    parts = []
+    rows = max(1, NUMBERS_AT_ONCE // activation.shape[1] ** 2)
+    for p, known, given, features in zip(activation.split(rows), told.split(rows), answers.split(rows), x.split(rows)):
+        covariance = model.covariance.matrix(features).double()
+        wide = stretch(covariance.diagonal(dim1=1, dim2=2))
+        mean = torch.logit(p.double(), eps=1e-7) * wide
+        values = confidence_region(mean, known, given, covariance.expand(len(p), -1, -1))
+        moved = (conditional_mean(mean, known, values, covariance) / wide).sigmoid().to(p)
+        parts.append(torch.where(known, given.to(p), torch.where(known.any(dim=1, keepdim=True), moved, p)))
+    return torch.cat(parts)
+
+
 def conditional_mean(activation: Tensor, told: Tensor, values: Tensor, covariance: Tensor) -> Tensor:
     """Gaussian variables ``[N, K]`` after some of them are known.
 
@@ -138,26 +166,30 @@ def conditional_mean(activation: Tensor, told: Tensor, values: Tensor, covarianc
         activation: means ``[N, K]``.
         told: which variables ``[N, K]`` (bool) are known.
         values: values ``[N, K]`` of the known ones; the others are not read.
-        covariance: covariance ``[K, K]``, positive semi-definite.
+        covariance: covariance ``[K, K]``, positive semi-definite; or one for every row ``[N or 1, K, K]``.
 
     Returns:
         Exactly the new values for the activations that are set, the conditional mean for the others.
     """
     covariance = covariance.to(activation.device, torch.float64)
-    jitter = 1e-9 * covariance.diagonal().mean().clamp(min=1e-30)
+    covariance = covariance.expand(len(told), *covariance.shape[-2:])
+    jitter = 1e-9 * covariance.diagonal(dim1=1, dim2=2).mean().clamp(min=1e-30) if len(told) else 0.0
     most = int(told.sum(dim=1).max()) if len(told) else 0
     if not most:
         return activation.clone()
     parts = []
     rows = max(1, NUMBERS_AT_ONCE // (most * most + most * activation.shape[1]))
-    for a, known, value in zip(activation.split(rows), told.split(rows), values.split(rows)):
+    for a, known, value, own in zip(
+        activation.split(rows), told.split(rows), values.split(rows), covariance.split(rows)
+    ):
+        row = torch.arange(len(a), device=own.device)[:, None]
         index = known.float().topk(most, dim=1).indices  # told first, then fillers
         real = known.gather(1, index)
-        inner = covariance[index[:, :, None], index[:, None, :]]
+        inner = own[row[:, :, None], index[:, :, None], index[:, None, :]]
         inner = inner * (real[:, :, None] & real[:, None, :])
         inner = inner + torch.diag_embed(torch.where(real, jitter, 1.0))
         surprise = torch.where(real, (value - a).double().gather(1, index), 0.0)
         weight = torch.linalg.solve(inner, surprise[..., None])[..., 0]
-        moved = (covariance[index] * weight[..., None]).sum(dim=1)
+        moved = (own[row, index] * weight[..., None]).sum(dim=1)
         parts.append(torch.where(known, value, (a + moved).to(a)))
     return torch.cat(parts)

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from cbm.editing.apply import numbers_of, told_levels
 from cbm.editing.asking.policies import LEARNED, POLICIES, SCORES, CoopWeights, Situation, beliefs, learned
-from cbm.editing.asking.propagation import follow_correlation, propagate, to_activations, to_logits
+from cbm.editing.asking.propagation import follow_correlation, follow_covariance, propagate, to_activations, to_logits
 from cbm.errors import UserError, did_you_mean
 from cbm.kernels import override_logits
 from cbm.layers import ConceptBottleneck, Unnamed
@@ -85,7 +85,8 @@ def ask_in_turn(
         policy: name of the policy, see ``cbm.editing.asking.policies``.
         covariance: covariance ``[K, K]`` of the logits (``to_logits``), with which concepts that were not asked about
             move to their conditional mean (``cbm.editing.asking.propagation``); None leaves them as they are.
-        correlated: whether they move to their conditional probability by the correlation that the model learned.
+        correlated: whether they move to their conditional probability by the correlation or covariance that
+            the model learned.
         truth: true concepts ``[N, K]`` for ``oracle``; the answers by default.
         questions: number of questions per image; all groups by default.
         costs: cost ``[U]`` of a question about every group; 1 by default.
@@ -149,7 +150,11 @@ def ask_in_turn(
         told = told | (now & ~given.isnan())
         values = torch.where(given > 0.5, said[1], said[0]).where(~is_number, given)
         if correlated:
-            activation = torch.where(told, values, follow_correlation(seen, told, given, model, seed))
+            if model.covariance is None:
+                followed = follow_correlation(seen, told, given, model, seed)
+            else:
+                followed = follow_covariance(seen, told, given, model, x)
+            activation = torch.where(told, values, followed)
             logits = decided(activation)
         elif covariance is None or own is None:
             asked_now = columns[best].where(now.gather(1, columns[best].clamp(min=0)), -1)

@@ -141,6 +141,7 @@ def adapt_unlabelled(
         activation=model.activation,
         mixing=model.mixing,
         correlation=model.correlation,
+        covariance=model.covariance,
     )
     if steps:
         extra = reading @ normalize(further, dim=1)
