@@ -18,6 +18,7 @@ Sigma_kk / 8)`` with a linear m, so that P(c_k = 1) is sigmoid(m_k) and the save
 
 import logging
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ from torch.nn.functional import binary_cross_entropy
 
 from cbm.concepts.bank import ConceptBank
 from cbm.data.features import FeatureData, spaced
+from cbm.editing.asking.propagation import follow_covariance
 from cbm.errors import UserError
 from cbm.files.names import quoted
 from cbm.layers import ConceptCovariance
@@ -45,6 +47,7 @@ from cbm.solvers import fit_correlation, told_probabilities
 
 log = logging.getLogger(__name__)
 
+Follow = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 ROWS = 20_000
 """Training pictures, at most, that the correlation is estimated from: K (K - 1) / 2 problems each pass over them."""
 FIRST = 0.01
@@ -157,6 +160,13 @@ class Stochastic(Supervised):
         model: Any = super().finish(built, data)
         if self.config.covariance != "copula":
             model.covariance = _on_features(built.model)
+            x = data.val.x
+            self._say_gain(
+                model.activations(x),
+                built.targets["val"],
+                lambda rows, p, told, answers: follow_covariance(p, told, answers, model, x[rows]),
+                data.seed,
+            )
             return model
         layout, bank = built.model.layout, built.bank
         assert isinstance(bank, ConceptBank)
@@ -174,11 +184,20 @@ class Stochastic(Supervised):
             correlation[binary[:, None], binary] = found
             self._say(found, few & ~apart, [bank.texts[k] for k in binary.tolist()])
         model.register_buffer("correlation", correlation.float())
-        self.facts["told_gain"] = told_gain(model.activations(data.val.x)[:, binary], built.targets["val"][:, binary],
-                                            correlation[binary][:, binary], data.seed)  # fmt: skip
-        log.info("correlation: telling one concept lowers the log loss of the others by %.4f nats on validation "
-                 "pictures", self.facts["told_gain"])  # fmt: skip
+        within = correlation[binary][:, binary]
+        self._say_gain(
+            model.activations(data.val.x)[:, binary],
+            built.targets["val"][:, binary],
+            lambda rows, p, told, answers: told_probabilities(p, told, answers, within),
+            data.seed,
+        )
         return model
+
+    def _say_gain(self, p: Tensor, truth: Tensor, follow: Follow, seed: int) -> None:
+        """What being told is worth on validation pictures; arguments as for ``told_gain``."""
+        self.facts["told_gain"] = told_gain(p, truth, follow, seed)
+        log.info("telling one concept lowers the log loss of the others by %.4f nats on validation pictures",
+                 self.facts["told_gain"])  # fmt: skip
 
     def _say(self, correlation: Tensor, few: Tensor, texts: list[str]) -> None:
         """Which concepts go together, and of which pairs nothing can be said."""
@@ -208,14 +227,15 @@ def _on_features(model: Any) -> ConceptCovariance:
     return ConceptCovariance(bias - weight @ model.mean, weight).requires_grad_(False)
 
 
-def told_gain(p: Tensor, truth: Tensor, correlation: Tensor, seed: int) -> float:
+def told_gain(p: Tensor, truth: Tensor, follow: Follow, seed: int) -> float:
     """By how much the mean log loss of concepts falls, in nats, when one of the others is told: each in turn, or 50
     drawn at random; 0 if no picture has two known concepts.
 
     Args:
         p: probabilities ``[N, K]``.
         truth: labels ``[N, K]``: 1, 0, or NaN if unknown.
-        correlation: correlation ``[K, K]`` of the copula.
+        follow: function from some rows ``[N]`` bool, their probabilities, what is told of them (bool) and the answers
+            to the probabilities after that, ``[n, K]`` each.
         seed: random seed for the draw.
     """
     p, known = p.double(), ~truth.isnan()
@@ -228,7 +248,7 @@ def told_gain(p: Tensor, truth: Tensor, correlation: Tensor, seed: int) -> float
             continue
         told = torch.zeros_like(asked)
         told[:, k] = True
-        after = told_probabilities(p[rows], told, truth[rows], correlation)
+        after = follow(rows, p[rows], told, truth[rows]).double()
         before, then = (
             binary_cross_entropy(q.clamp(1e-6, 1 - 1e-6)[asked], truth[rows][asked].double(), reduction="sum")
             for q in (p[rows], after)

@@ -25,6 +25,7 @@ from cbm.layers import ConceptBottleneck, LinearHead, Valued, load_model, save_m
 from cbm.methods import create_method, fit_method
 from cbm.methods.concept_layer import out_of_fold
 from cbm.methods.stochastic import told_gain
+from cbm.solvers import told_probabilities
 
 NAMES = [f"concept {k}" for k in range(COUNT)]
 UNITS = [[k] for k in range(COUNT)]
@@ -147,9 +148,13 @@ def test_probabilities_out_of_fold_do_not_see_their_own_label_nor_that_of_the_su
 def test_what_telling_is_worth_is_nothing_without_correlation_and_pairs_without_pictures_are_named(caplog):
     data, bank = planted()
     p, truth = trained()[1].activations(data.val.x), data.val.concepts
-    assert told_gain(p, truth, torch.eye(COUNT), 0) == pytest.approx(0, abs=1e-9)
-    assert told_gain(p, truth, -trained()[1].correlation + 2 * torch.eye(COUNT), 0) < 0
-    assert told_gain(p, torch.full_like(truth, torch.nan), torch.eye(COUNT), 0) == 0.0
+
+    def by(correlation: torch.Tensor):
+        return lambda rows, p, told, answers: told_probabilities(p, told, answers, correlation)
+
+    assert told_gain(p, truth, by(torch.eye(COUNT)), 0) == pytest.approx(0, abs=1e-9)
+    assert told_gain(p, truth, by(-trained()[1].correlation + 2 * torch.eye(COUNT)), 0) < 0
+    assert told_gain(p, torch.full_like(truth, torch.nan), by(torch.eye(COUNT)), 0) == 0.0
     rare = {}
     for name, split in data.splits.items():
         c = split.concepts.clone()
