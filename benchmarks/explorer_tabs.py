@@ -27,7 +27,7 @@ class Tab:
         self.config = json.loads(self._read("GET", "/config"))
         self.alive = http.client.HTTPConnection(self.place, timeout=600)
         self.alive.request("GET", f"/gradio_api/heartbeat/{self.session}")
-        self.first = self.do(0, ["any class", False, None])
+        self.first = self.do(0, [])
 
     def _read(self, method: str, path: str, body: bytes | None = None) -> bytes:
         connection = http.client.HTTPConnection(self.place, timeout=600)
@@ -64,7 +64,7 @@ class Tab:
         """Look at a picture, hold a concept, mask it; seconds of the slowest of these."""
         slowest = 0.0
         for wanted, data, event in (
-            ("gallery", [None, "any class", False, None], {"key": str(number % 16)}),
+            ("gallery", [None], {"key": str(number % 16)}),
             ("explanation", [None], {"key": str(number % 7)}),
             ("Mask", [None, "this picture", "all classes", ""], None),
         ):

@@ -12,13 +12,16 @@ from cbm.app.gallery import Tile, tile
 from cbm.concepts import ConceptBank
 from cbm.concepts.readers import match_concepts
 from cbm.concepts.units import Unit, unit_of, units_of
+from cbm.data.features import spaced
 from cbm.editing import look_alikes
 from cbm.errors import nearest
-from cbm.layers import ConceptBottleneck
+from cbm.layers import ConceptBottleneck, Unnamed
 from cbm.report.units import NEAREST_UNITS, firing, null_mark, strongest_middle_weakest
 from cbm.report.wording import deviations
 
 PICTURES, CLASSES, NEAR = 8, 10, 5
+PAIRED = 5000
+"""Pictures on which scores are compared with each other, at even distances."""
 BINS, LIMIT, ALONG = 32, 4.0, 7  # of the histogram: bins, its ends in standard deviations; pictures along the scores
 ALL, NAMED, UNNAMED = "all", "named", "unnamed"
 """Kinds of units that are looked for."""
@@ -137,19 +140,43 @@ def hanging_on(explorer: Explorer, column: int) -> tuple[Tensor, Tensor]:
     if model is None or explorer.many:
         return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     rows, then, by = [], [], []
+    votes = model.weights()[:, column]
+    reads = votes != 0
+    reading = reads.nonzero()[:, 0]
+    if not len(reading) and not isinstance(model.residual, Unnamed):
+        return torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     for part in torch.arange(len(explorer.split)).split(4096):
         x, before = explorer.split.x[part], explorer.logits[part]
-        activation = model.activations(x)
-        held = activation.clone()
-        held[:, column] = model.reference[column]
-        after = before + model.told(x, held) - model.told(x, activation)
-        flips = (after.argmax(dim=1) != before.argmax(dim=1)).nonzero()[:, 0]
+        if model.activation is None:
+            activation = model.scores(x, [column])[:, 0]
+        else:
+            activation = model.activations(x)[:, column]
+        away, decided = (activation - model.reference[column])[:, None], explorer.predicted[part]
+        if isinstance(model.residual, Unnamed):
+            own = model.votes(x)[:, column]
+            flips = ((before - away * own).argmax(dim=1) != decided).nonzero()[:, 0]
+            after = before[flips] - away[flips] * own[flips]
+        else:  # few classes read a concept: the others stay as they were
+            others = _highest_but(explorer, part, reads)
+            best = torch.maximum(others, (before[:, reading] - away * votes[reading]).amax(dim=1))
+            kept = before.gather(1, decided[:, None]) - away * votes[decided, None]
+            flips = (best > kept[:, 0]).nonzero()[:, 0]
+            after = before[flips] - away[flips] * votes
         first = before[flips].topk(2, dim=1).values
         rows.append(part[flips])
-        then.append(after[flips].argmax(dim=1))
+        then.append(after.argmax(dim=1))
         by.append(first[:, 0] - first[:, 1])
     order = torch.cat(by).argsort(descending=True, stable=True)
     return torch.cat(rows)[order], torch.cat(then)[order]
+
+
+def _highest_but(explorer: Explorer, rows: Tensor, left_out: Tensor) -> Tensor:
+    """Highest logit ``[n]`` of some pictures among the classes that are not left out (``[C]`` bool)."""
+    values, classes = (each[rows] for each in explorer.leading)
+    found = values.masked_fill(left_out[classes], -torch.inf).amax(dim=1)
+    unknown = (found == -torch.inf).nonzero()[:, 0]  # all that lead are left out
+    found[unknown] = explorer.logits[rows[unknown]].masked_fill(left_out, -torch.inf).amax(dim=1)
+    return found
 
 
 def nearest_concepts(explorer: Explorer, column: int) -> list[tuple[str, float]]:
@@ -213,7 +240,7 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         used = [(explorer.classes[c], float(importance[c])) for c in best if importance[c] != 0]
         this = torch.zeros(len(bank), dtype=torch.bool)
         this[column] = True
-        near = look_alikes(model, this, explorer.split.x, explorer.split.y)
+        near = look_alikes(model, this, spaced(explorer.split.x, PAIRED), spaced(explorer.split.y, PAIRED))
         same = [f"{bank.texts[each.concept]} (r = {each.correlation:.2f})" for each in near[:CLASSES]]
     places = [round(place * (len(order) - 1) / (ALONG - 1)) for place in range(ALONG)]
     along = [int(order[place]) for place in dict.fromkeys(reversed(places))]

@@ -35,6 +35,8 @@ from cbm.metrics.multilabel import auroc
 from cbm.trained import TrainedModel, load
 from cbm.trained.names import change_names
 
+LEADING = 16
+"""Classes that are kept apart as those that lead in a picture."""
 LEAST_PART = 0.05
 """Smallest side of a part of a picture, as a share of the whole side."""
 
@@ -165,6 +167,11 @@ class Explorer:
     def predicted(self) -> Tensor:
         """Decisions without edits: classes ``[N]``, or whether every label is said ``[N, L]`` bool."""
         return decide(self.model.model, self.logits)
+
+    @cached_property
+    def leading(self) -> tuple[Tensor, Tensor]:
+        """The highest logits of every picture without edits and their classes, ``[N, M]`` each."""
+        return self.logits.topk(min(LEADING, self.logits.shape[1]), dim=1)
 
     @cached_property
     def headline(self) -> tuple[str, float | None]:

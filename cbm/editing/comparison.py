@@ -1,6 +1,7 @@
 """Compare the decisions about a set of images before and after edits."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import torch
@@ -23,20 +24,25 @@ class Comparison:
     y: Tensor
     classes: list[str]
 
+    @cached_property
+    def called(self) -> tuple[Tensor, Tensor]:
+        """Predicted classes ``[N]`` before and after."""
+        return self.before.argmax(1), self.after.argmax(1)
+
     @property
     def gained(self) -> Tensor:
-        """Images that were classified wrongly before and correctly after, ``[N]`` bool."""
-        return ((self.before.argmax(1) != self.y) & (self.after.argmax(1) == self.y)).nonzero()[:, 0]
+        """Rows of the images that were classified wrongly before and correctly after."""
+        return ((self.called[0] != self.y) & (self.called[1] == self.y)).nonzero()[:, 0]
 
     @property
     def lost(self) -> Tensor:
-        """Images that were classified correctly before and wrongly after, ``[N]`` bool."""
-        return ((self.before.argmax(1) == self.y) & (self.after.argmax(1) != self.y)).nonzero()[:, 0]
+        """Rows of the images that were classified correctly before and wrongly after."""
+        return ((self.called[0] == self.y) & (self.called[1] != self.y)).nonzero()[:, 0]
 
     @property
     def flipped(self) -> Tensor:
-        """Images whose predicted class changed, ``[N]`` bool."""
-        return (self.before.argmax(1) != self.after.argmax(1)).nonzero()[:, 0]
+        """Rows of the images whose predicted class changed."""
+        return (self.called[0] != self.called[1]).nonzero()[:, 0]
 
     @property
     def p_value(self) -> float:
@@ -57,8 +63,7 @@ class Comparison:
         """(class, number of images, recall before, recall after) for every class with images."""
         counts = torch.bincount(self.y, minlength=len(self.classes))
         right = [
-            torch.bincount(self.y[logits.argmax(1) == self.y], minlength=len(self.classes)) / counts
-            for logits in (self.before, self.after)
+            torch.bincount(self.y[called == self.y], minlength=len(self.classes)) / counts for called in self.called
         ]
         rows = zip(self.classes, counts.tolist(), *(share.tolist() for share in right))
         return [row for row in rows if row[1]]
@@ -76,7 +81,7 @@ class Comparison:
         """Metrics with keys ``edits/...``: accuracies (also balanced), flips, and the test."""
         recall = self.recall()
         count = max(len(self.y), 1)
-        right = [float((logits.argmax(1) == self.y).float().sum()) / count for logits in (self.before, self.after)]
+        right = [float((called == self.y).float().sum()) / count for called in self.called]
         balanced = [sum(column) / max(len(recall), 1) for column in ([r[2] for r in recall], [r[3] for r in recall])]
         return {
             "edits/accuracy_before": right[0],
