@@ -52,6 +52,23 @@ def report(page: Page, run: Path) -> None:
     save(page.locator("section:has(#mistakes) article.example").first, "report_mistake")
 
 
+def failures(page: Page) -> None:
+    """What is taken for what."""
+    page.wait_for_selector("#explanation .bar")
+    page.get_by_role("tab", name="Where it fails").click()
+    page.wait_for_selector("#fails table")
+    settle(page, "explorer_fails")
+
+
+def on_a_phone(page: Page) -> None:
+    """A concept that is held, and the verdict below it."""
+    page.wait_for_selector("#explanation .bar")
+    page.locator("#explanation .bar").first.click()
+    page.wait_for_selector("#panel b")
+    page.locator("#value").scroll_into_view_if_needed()
+    settle(page, "explorer_phone")
+
+
 def explore(page: Page) -> None:
     """Look for what a mistake is due to, take it away everywhere, and see what that does."""
     page.wait_for_selector("#explanation .bar")
@@ -123,9 +140,14 @@ def main() -> None:
         flags = ["--no-sandbox", "--disable-gpu"]
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         report(browser.new_page(viewport={"width": 1100, "height": 780}), runs.read)
-        page = browser.new_page(viewport={"width": 1300, "height": 1000})
-        page.goto(served(Explorer(runs.explored)))
-        explore(page)
+        address = served(Explorer(runs.explored))
+        for show in (explore, failures):
+            page = browser.new_page(viewport={"width": 1440, "height": 900})
+            page.goto(address)
+            show(page)
+        page = browser.new_page(viewport={"width": 390, "height": 844})
+        page.goto(address)
+        on_a_phone(page)
         page = browser.new_page(viewport={"width": 1300, "height": 1000})
         page.goto(served(Explorer(runs.read, dataset="birds_shift")))
         another_camera(page)

@@ -295,3 +295,38 @@ def test_a_part_of_the_picture(page):
     page.mouse.up()
     page.wait_for_selector("#picture figcaption:has-text('(20%, 30%, 80%, 90%)')")
     page.wait_for_selector("text=true class not known")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_everybody_can_read_it(browser, address: str, scheme: str):
+    """No serious violation of the rules that axe checks (names of controls, contrast, order, roles), on any tab."""
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="no axe (the extra browser)").Axe()
+    context = browser.new_context(viewport={"width": 1440, "height": 900}, color_scheme=scheme)
+    page, found = context.new_page(), []
+    page.set_default_timeout(600_000)
+    page.goto(address)
+    page.wait_for_selector("#gallery .tile")
+    page.locator("#explanation .bar").first.click()
+    page.wait_for_selector("#panel b")
+    shown = {
+        "Picture": "#gallery .tile",
+        "Where it fails": "#fails table",
+        "Whole split": "#effect",
+        "Classes": "#class-page .figures",
+        "Concepts": "#concept-list .row",
+        "Is it true?": "#truth img",
+        "Another domain": "#suggestion",
+    }
+    for tab, seen in shown.items():
+        page.get_by_role("tab", name=tab, exact=True).click()
+        page.wait_for_selector(seen, state="attached")
+        if tab == "Concepts":
+            page.locator("#concept-list .row").first.click()
+            page.wait_for_selector("#concept-page .histogram")
+        page.wait_for_function("!document.querySelector('.pending, .generating')")
+        page.wait_for_timeout(500)  # what fades in has its colours
+        for each in axe.run(page).response["violations"]:
+            if each["impact"] in ("serious", "critical"):
+                found.append((tab, each["id"], [node["html"][:200] for node in each["nodes"][:3]]))
+    context.close()
+    assert found == []
