@@ -149,6 +149,17 @@ def main() -> None:
                   lambda _: page.wait_for_selector("#fails table"), 1)  # fmt: skip
             timed(page, "a confusion's pictures", lambda _: page.locator("#fails .link").first.click(),
                   lambda _: page.wait_for_selector("#gallery .chip"), 1)  # fmt: skip
+            tab = page.get_by_role("tab", name="Map")
+            timed(
+                page, "the map, placed once", lambda _: tab.click(), lambda _: page.wait_for_selector("#map canvas"), 1
+            )
+            page.wait_for_timeout(1000)
+            frames = []
+            for _ in range(10):
+                page.locator("#map canvas").press("ArrowLeft")
+                page.wait_for_timeout(100)
+                frames.append(page.evaluate("window.cbmMap.milliseconds"))
+            print(f"a frame of the map: {statistics.median(frames):.0f} ms", flush=True)
             page.get_by_role("tab", name="Classes").click()
             page.wait_for_selector("#class-concepts .bar")
             page.get_by_role("tab", name="Concepts").click()

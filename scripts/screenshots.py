@@ -60,6 +60,18 @@ def failures(page: Page) -> None:
     settle(page, "explorer_fails")
 
 
+def chart(page: Page) -> None:
+    """The split as a map, a little nearer."""
+    page.wait_for_selector("#explanation .bar")
+    page.get_by_role("tab", name="Map").click()
+    page.wait_for_selector("#map canvas")
+    for _ in range(5):
+        page.get_by_role("button", name="Zoom in").click()
+    page.wait_for_selector("#map-pictures .tile")
+    page.get_by_role("button", name="Everything").scroll_into_view_if_needed()
+    settle(page, "explorer_map")
+
+
 def on_a_phone(page: Page) -> None:
     """A concept that is held, and the verdict below it."""
     page.wait_for_selector("#explanation .bar")
@@ -141,7 +153,7 @@ def main() -> None:
         browser = driver.chromium.launch(executable_path=shutil.which("chromium"), args=flags)
         report(browser.new_page(viewport={"width": 1100, "height": 780}), runs.read)
         address = served(Explorer(runs.explored))
-        for show in (explore, failures):
+        for show in (explore, failures, chart):
             page = browser.new_page(viewport={"width": 1440, "height": 900})
             page.goto(address)
             show(page)

@@ -15,6 +15,7 @@ from cbm.concepts.units import Unit, unit_of, units_of
 from cbm.data.features import spaced
 from cbm.editing import look_alikes
 from cbm.errors import nearest
+from cbm.files.without_paths import without_paths
 from cbm.layers import ConceptBottleneck, Unnamed
 from cbm.report.units import NEAREST_UNITS, firing, null_mark, strongest_middle_weakest
 from cbm.report.wording import deviations
@@ -256,7 +257,7 @@ def describe_concept(explorer: Explorer, column: int) -> ConceptFacts:
         concept.text,
         concept.classes,
         concept.group,
-        str(concept.provenance.get("source", bank.source)),
+        without_paths(str(concept.provenance.get("source", bank.source))),
         top,
         bottom,
         used,

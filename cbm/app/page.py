@@ -28,8 +28,8 @@ from cbm.app.decision import ClassShare, choices, decide, reach, search_bars
 from cbm.app.effect import effect_on_split
 from cbm.app.explorer import Explorer, Picture
 from cbm.app.fails import where_it_fails
-from cbm.app.filters import EVERY, MISTAKES, Filter, filter_of, groups, kinds
-from cbm.app.gallery import find_pictures
+from cbm.app.filters import EVERY, MISTAKES, Filter, filter_of, groups, kinds, rows_of
+from cbm.app.gallery import find_pictures, tile
 from cbm.app.guard import HEADERS, framed_by_notebooks, guarding
 from cbm.app.inputs import (
     LONGEST,
@@ -46,6 +46,7 @@ from cbm.app.inputs import (
     whole,
 )
 from cbm.app.label import KEYS
+from cbm.app.map import draw, ways_to_colour, ways_to_place
 from cbm.app.render import TEMPLATES, page_header, render, script
 from cbm.app.repair import fit_again, timeline
 from cbm.app.session import ALL_CLASSES, EVERYWHERE, HERE, Session
@@ -59,6 +60,7 @@ from cbm.report.thumbnails import data_uri
 log = logging.getLogger("cbm")
 
 PICTURE, FAILS, CONCEPTS = "Picture", "Where it fails", "Concepts"
+PICTURES_ON_MAP = 60
 ALL_PICTURES = "all"  # what a button says that takes the last part of a filter away
 ANY_CLASS, ANY_LABEL, ANY_GROUP = "any class", "any label", "any group"
 ANY_FLIP, EXPLAINED = "any other class", "the label that is explained"
@@ -158,6 +160,8 @@ class Page:
                     self._picture_tab()
                 with self._tab(FAILS) as self.fails_tab:
                     self.fails = choice("<p class='quiet'>Counting …</p>", elem_id="fails")
+                with self._tab("Map") as self.map_tab:
+                    self._map_tab()
                 if self.editable:
                     with self._tab("Whole split"):
                         self._effect_tab()
@@ -300,6 +304,14 @@ class Page:
                 self.follow = gr.Button("What follows from what is told?", size="sm")
             self.proposed = gr.HTML()
             self.accept = gr.Button("Apply these edits", size="sm", variant="primary", visible=False)
+
+    def _map_tab(self) -> None:
+        with gr.Row():
+            placed, coloured = ways_to_place(self.explorer), ways_to_colour(self.explorer)
+            self.placed = gr.Dropdown(placed, value=placed[0], label="Placed by", elem_id="placed")
+            self.coloured = gr.Dropdown(coloured, value=coloured[0], label="Coloured by", elem_id="coloured")
+        self.map = gr.HTML(js_on_load=script("map"), elem_id="map")
+        self.map_pictures = gr.HTML(js_on_load=script("map_pictures"), elem_id="map-pictures")
 
     def _effect_tab(self) -> None:
         which = f"all {len(self.explorer.split):,} pictures of the {self.explorer.name} split"
@@ -633,6 +645,20 @@ class Page:
             return self._picture(tab)
 
         @answered
+        def on_map(tab: Session, event: gr.EventData) -> dict:
+            """Pictures in view are shown small; one that is clicked, or that are chosen, are opened."""
+            if wanted := sent_with(event, "rows", LONGEST_ADDRESS):
+                rows = [row for row in rows_of(wanted.replace(",", ".")) if row < len(self.explorer.split)]
+                tiles = [tile(self.explorer, row) for row in rows[:PICTURES_ON_MAP]]
+                return {self.map_pictures: render("map_pictures", tiles_in_view=tiles)}
+            return lead(tab, event)
+
+        @answered
+        def the_map(tab: Session, placed: Any, coloured: Any) -> str:
+            by = one_of(placed, ways_to_place(self.explorer), "Placed by")
+            return render("map", map=draw(tab, by, one_of(coloured, ways_to_colour(self.explorer), "Coloured by")))
+
+        @answered
         def failures(tab: Session) -> str:
             return render("fails", found=where_it_fails(self.explorer), many=self.many)
 
@@ -653,6 +679,12 @@ class Page:
         self._on(self.drop.upload, drop, [session, self.drop], [self.gallery, *seen, self.drop])
         self._on(self.verdict.select, explain, session, seen, **quick)
         self._on(self.fails_tab.select, failures, session, self.fails)
+        asked = [session, self.placed, self.coloured]
+        self._on(self.map_tab.select, the_map, asked, self.map)
+        for control in (self.placed, self.coloured):
+            self._on(control.input, the_map, asked, self.map)
+        self._on(self.map.select, on_map, session, [*everything, self.map_pictures], **quick)
+        self._on(self.map_pictures.select, lead, session, everything, **quick)
 
     def _connect_editor(self, seen: list, panel: list, edits: list) -> None:
         session, place = self.session, [self.session, self.scope, self.told, self.because]

@@ -311,6 +311,7 @@ def test_everybody_can_read_it(browser, address: str, scheme: str):
     shown = {
         "Picture": "#gallery .tile",
         "Where it fails": "#fails table",
+        "Map": "#map canvas",
         "Whole split": "#effect",
         "Classes": "#class-page .figures",
         "Concepts": "#concept-list .row",
@@ -330,3 +331,32 @@ def test_everybody_can_read_it(browser, address: str, scheme: str):
                 found.append((tab, each["id"], [node["html"][:200] for node in each["nodes"][:3]]))
     context.close()
     assert found == []
+
+
+def test_the_map(page):
+    """By keyboard and mouse: nearer, its pictures, those in view as a filter, a click on one."""
+    page.get_by_role("tab", name="Map").click()
+    page.wait_for_selector("#map canvas")
+    page.wait_for_selector("#map .said:has-text('120 of 120 pictures in view')")
+    canvas = page.locator("#map canvas")
+    canvas.focus()
+    for _ in range(12):
+        page.keyboard.press("+")
+    page.keyboard.press("ArrowLeft")
+    page.wait_for_function("!document.querySelector('#map .said').textContent.startsWith('120 of')")
+    press(page, "Everything")
+    page.wait_for_selector("#map .said:has-text('120 of 120')")
+    while int(page.locator("#map .said").inner_text().split()[0]) > 60:
+        press(page, "Zoom in")
+        page.wait_for_timeout(400)
+    inside = int(page.locator("#map .said").inner_text().split()[0])
+    if inside:
+        page.wait_for_selector("#map-pictures .tile")
+        assert page.locator("#map-pictures .tile").count() == inside
+        press(page, "Look at the pictures in view")
+        page.wait_for_selector(f"#gallery .chip:has-text('{inside} picked')")
+        assert "picked=" in page.url or page.wait_for_function("location.hash.includes('picked=')")
+    page.get_by_role("tab", name="Map").click()
+    page.get_by_label("Coloured by").click()
+    page.get_by_role("option", name="right or wrong").click()
+    page.wait_for_selector("#map .map[data-scale=two]")
