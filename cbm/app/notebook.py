@@ -1,10 +1,10 @@
 """``cbm.explore("runs/NAME")``: the explorer inside a notebook."""
 
 from contextlib import ExitStack
-from html import escape
 from pathlib import Path
 
 from cbm.app.explorer import Explorer
+from cbm.app.render import render
 from cbm.errors import UserError
 
 
@@ -35,11 +35,7 @@ class Explored:
         return f"<explorer at {self.address}; close() ends it>"
 
     def _repr_html_(self) -> str:
-        place = escape(self.address, quote=True)
-        return (
-            f'<iframe src="{place}" title="cbm explorer" style="width:100%;height:{self.height}px;border:0"></iframe>'
-            f'<p><a href="{place}" target="_blank" rel="noopener">{place}</a></p>'
-        )
+        return render("notebook", address=self.address, height=self.height)
 
 
 def explore(
