@@ -214,6 +214,8 @@ class Guard:
         data, event = told.get("data"), told.get("event_data")
         if not isinstance(data, list) or len(data) != inputs[told["fn_index"]]:
             raise RefusedError(400, f"expected {inputs[told['fn_index']]} values")
+        if isinstance(event, str):  # what was typed, which is in the data too
+            event = None
         if event is not None and not isinstance(event, dict):
             raise RefusedError(400, "an event is an object, or nothing")
         trigger = told.get("trigger_id")

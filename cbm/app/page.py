@@ -826,7 +826,8 @@ class Page:
         quick: dict[str, Any] = {"show_progress": "hidden"}
         for view in (self.explanation, self.found):
             self._on(view.select, hold, session, seen, **quick)
-        self._on(self.search.input, find, [session, self.search], self.found, trigger_mode="always_last", **quick)
+        # Gradio's "input" is a key that was pressed: it knows nothing of what was deleted or pasted
+        self._on(self.search.change, find, [session, self.search], self.found, trigger_mode="always_last", **quick)
         still = [component for component in seen if component is not self.value]
         self._on(
             self.value.input,
@@ -929,10 +930,9 @@ class Page:
             tab.rename(None)
             return shown(tab, words, kind)
 
-        for control in (self.concept_words, self.concept_kind):
-            self._on(
-                control.input, find, looked_for, self.concept_list, trigger_mode="always_last", show_progress="hidden"
-            )
+        always: dict[str, Any] = {"trigger_mode": "always_last", "show_progress": "hidden"}
+        for event in (self.concept_words.change, self.concept_kind.input):
+            self._on(event, find, looked_for, self.concept_list, **always)
         self._on(self.concept_list.select, show, looked_for, views)
         if self.explorer.units:
             for event in (self.rename.click, self.new_name.submit):

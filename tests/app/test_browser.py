@@ -360,3 +360,17 @@ def test_the_map(page):
     page.get_by_label("Coloured by").click()
     page.get_by_role("option", name="right or wrong").click()
     page.wait_for_selector("#map .map[data-scale=two]")
+
+
+def test_what_is_deleted_is_looked_for_no_more(page):
+    """Letters that are taken away, or pasted, count like those that are typed."""
+    search = page.get_by_label("Find a concept").first
+    search.press_sequentially("black ta")
+    page.wait_for_function("[...document.querySelectorAll('#found .name')].every((n) => /ta/.test(n.textContent))")
+    page.wait_for_selector("#found .bar")
+    few = page.locator("#found .bar").count()
+    search.press("Backspace")
+    search.press("Backspace")
+    page.wait_for_function("(few) => document.querySelectorAll('#found .bar').length > few", arg=few)
+    search.fill("yellow belly")
+    page.wait_for_selector("#found .bar:has-text('yellow belly')")

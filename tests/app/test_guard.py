@@ -243,7 +243,7 @@ def test_files_of_this_computer_are_not_named(address: str, tmp_path):
     for path in ("/etc/passwd", "../../etc/passwd", str(tmp_path), "http://evil.test/x.png", "", 1, None, ["x"]):
         for file in ({"path": path, "meta": {"_type": "gradio.FileData"}}, {"path": path, "url": path}, {"url": path}):
             assert "was not dropped here" in tab.refused(drop, [None, file])
-            assert "was not dropped here" in tab.refused(tab.of("search", "input"), [None, {"x": [file]}])
+            assert "was not dropped here" in tab.refused(tab.of("search", "change"), [None, {"x": [file]}])
 
 
 def test_values_that_the_page_does_not_offer(address: str, capfd):
@@ -268,9 +268,9 @@ def test_values_that_the_page_does_not_offer(address: str, capfd):
         said = tab.refused(mask, [None, scope, told, why])
         assert "\n" not in said
         assert len(said) < 1000
-    assert "300 characters" in tab.refused(tab.of("search", "input"), [None, many])
-    assert "at most 2 MB" in tab.refused(tab.of("search", "input"), [None, many * 3])
-    assert tab.do(tab.of("search", "input"), [None, "(.*)*\ud800"])["success"]
+    assert "300 characters" in tab.refused(tab.of("search", "change"), [None, many])
+    assert "at most 2 MB" in tab.refused(tab.of("search", "change"), [None, many * 3])
+    assert tab.do(tab.of("search", "change"), [None, "(.*)*\ud800"])["success"]
     for key in ("-1", "1.5", "9" * 5000, "٣", "", None, [1], {"a": 1}, "100000000"):
         for function, data in ((tab.of("explanation", "select"), [None]),
                                (tab.of("gallery", "select"), [None])):  # fmt: skip
