@@ -5,10 +5,10 @@ filter (``cbm.app.filters``). It never leaves the browser by itself: what stands
 Edits are not in it; they are saved in a file.
 """
 
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 from cbm.app.filters import filter_of
-from cbm.app.inputs import is_number
+from cbm.app.inputs import is_number, parts_of_address
 from cbm.app.render import script
 from cbm.app.session import Session
 from cbm.errors import UserError, did_you_mean
@@ -44,7 +44,7 @@ def visit(tab: Session, address: str) -> str:
     Raises:
         UserError: there is no such picture, concept, class, group or page.
     """
-    explorer, said = tab.explorer, dict(parse_qsl(address, max_num_fields=100))
+    explorer, said = tab.explorer, dict(parts_of_address(address))
     wanted = filter_of(explorer, address)
     row, page, concept = said.get("picture", "0"), said.get("page", "1"), said.get("concept")
     for name, value in (("picture", row), ("page", page)):

@@ -15,7 +15,6 @@ import dataclasses
 import math
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import parse_qsl
 
 import numpy as np
 from torch import Tensor
@@ -27,7 +26,7 @@ from cbm.app.explorer import Explorer
 from cbm.app.fails import where_it_fails
 from cbm.app.filters import filter_of
 from cbm.app.gallery import find_pictures
-from cbm.app.inputs import LONGEST, is_number
+from cbm.app.inputs import LONGEST, is_number, parts_of_address
 from cbm.app.session import Session
 from cbm.errors import UserError, did_you_mean
 from cbm.report.thumbnails import Thumbnail
@@ -135,7 +134,7 @@ def answer(explorer: Explorer, what: str, address: str) -> Any:
     """
     if what not in ANSWERS:
         raise UserError(f"no /api/{what[:40]}: {did_you_mean(what[:40], [word for word in ANSWERS if word])}")
-    asked = {name: value[:LONGEST] for name, value in parse_qsl(address, max_num_fields=100)}
+    asked = {name: value[:LONGEST] for name, value in parts_of_address(address)}
     return as_json(ANSWERS[what](explorer, asked, address), thumbnails=asked.get("thumbnails") == "1")
 
 

@@ -11,13 +11,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from functools import lru_cache
 from typing import Any
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 import torch
 from torch import Tensor
 
 from cbm.app.explorer import Explorer
-from cbm.app.inputs import LONGEST, is_number
+from cbm.app.inputs import LONGEST, is_number, parts_of_address
 from cbm.app.search import by_likeness, by_words
 from cbm.concepts.readers import match_concepts
 from cbm.errors import UserError, did_you_mean
@@ -150,7 +150,7 @@ def filter_of(explorer: Explorer, address: str) -> Filter:
         UserError: it names a class, kind, group or concept that there is not.
     """
     said: dict[str, list[str]] = {}
-    for name, value in parse_qsl(address, max_num_fields=100):
+    for name, value in parts_of_address(address):
         said.setdefault(name, []).append(value[: LONGEST if name != "picked" else 100_000])
     last = {name: values[-1] for name, values in said.items()}
     like = last.get("like")

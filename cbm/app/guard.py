@@ -144,7 +144,7 @@ class Guard:
         )
         try:
             status, found = 200, await asyncio.to_thread(self.api, what, address)
-        except (UserError, ValueError) as error:  # a number of fields that nobody means is a ValueError
+        except UserError as error:
             status, found = 400, {"error": str(error)}
         except Exception as error:
             log.warning("the page: %s at %s", type(error).__name__, scope["path"])

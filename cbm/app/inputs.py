@@ -3,12 +3,14 @@
 import math
 from collections.abc import Collection
 from typing import Any
+from urllib.parse import parse_qsl
 
 from cbm.errors import UserError
 
 LONGEST = 300
 """Characters of what is looked for, and of names."""
 LONGEST_WHY = 2000
+MOST_PARTS = 100
 LONGEST_ADDRESS = 20_000
 """Characters of what stands after the # of an address."""
 LARGEST = 1e6
@@ -129,6 +131,22 @@ def box_of(event: Any) -> tuple[float, float, float, float]:
     except ValueError as error:
         raise UserError("a box is four numbers") from error
     return left, top, right, bottom
+
+
+def parts_of_address(address: str) -> list[tuple[str, str]]:
+    """Names and values of an address, in their order.
+
+    Raises:
+        UserError: it has more than a hundred.
+
+    Example:
+        >>> parts_of_address("of=a%20wren&high=water&high=sky")
+        [('of', 'a wren'), ('high', 'water'), ('high', 'sky')]
+    """
+    try:
+        return parse_qsl(address, max_num_fields=MOST_PARTS)
+    except ValueError as error:
+        raise UserError(f"an address has {MOST_PARTS} parts at most") from error
 
 
 def is_number(key: str) -> bool:
