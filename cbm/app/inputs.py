@@ -11,8 +11,8 @@ LONGEST = 300
 """Characters of what is looked for, and of names."""
 LONGEST_WHY = 2000
 MOST_PARTS = 100
-LONGEST_ADDRESS = 20_000
-"""Characters of what stands after the # of an address."""
+LONGEST_ADDRESS = 60_000
+"""Characters of what stands after the # of an address: room for 5,000 rows of a million that are picked."""
 LARGEST = 1e6
 """The largest value and weight that can be given by hand."""
 

@@ -23,6 +23,7 @@ from cbm.app.filters import (
     spans,
 )
 from cbm.app.gallery import find_pictures
+from cbm.app.inputs import LONGEST_ADDRESS
 from cbm.errors import UserError
 
 
@@ -152,3 +153,9 @@ def test_a_wrong_address_changes_nothing(address: str):
 def test_literals_are_in_the_words_of_slices():
     assert set(LITERALS) == {"high", "low", "shows", "lacks"}
     assert find_pictures(explored(), Filter(high=(explored().bank.texts[0],))).count > 0
+
+
+def test_as_many_rows_as_can_be_picked_have_an_address():
+    rows = tuple(range(1, 250 * PICKED, 250))
+    assert len(rows) == PICKED
+    assert len(Filter(picked=rows).address) < LONGEST_ADDRESS
