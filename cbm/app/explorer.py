@@ -153,6 +153,15 @@ class Explorer:
         return energies_or_none(self.model.model, self.model.bank)
 
     @property
+    def speaking(self) -> ConceptBottleneck | EnergyBottleneck:
+        """The model, whose concepts have scores.
+
+        Raises:
+            UserError: it has none.
+        """
+        return require_concepts(self.model.model, self.model.bank)
+
+    @property
     def gated(self) -> bool:
         """Whether a gate lets only a few concepts of a picture through, so that zero is where they rest."""
         activation = None if self.bottleneck is None else self.bottleneck.activation

@@ -288,18 +288,14 @@ def _said_of(explorer: Explorer, how: str, text: str) -> Tensor:
 @lru_cache(maxsize=256)
 def scores_of(explorer: Explorer, column: int) -> Tensor:
     """Score of a concept on every picture of the split, ``[N]``."""
-    speaking = explorer.bottleneck or explorer.energies
-    assert speaking is not None
-    return concept_score(speaking, column, explorer.split.x)
+    return concept_score(explorer.speaking, column, explorer.split.x)
 
 
 @lru_cache(maxsize=4096)
 def cuts_of(explorer: Explorer, column: int) -> tuple[float, float]:
     """Scores up to which a concept is low, and from which on it is high: quarters of the validation pictures."""
-    speaking = explorer.bottleneck or explorer.energies
-    assert speaking is not None
     val = explorer.val
-    scores = scores_of(explorer, column) if val is None else concept_score(speaking, column, val.x)
+    scores = scores_of(explorer, column) if val is None else concept_score(explorer.speaking, column, val.x)
     low, high = scores.double().quantile(torch.tensor([QUARTER, 1 - QUARTER], dtype=torch.float64)).tolist()
     return low, high
 

@@ -99,8 +99,6 @@ def _by_concepts(explorer: Explorer, phrase: str) -> Tensor:
     columns = [k for k, text in enumerate(texts) if all(word.search(text) for word in words)]
     if not columns:
         raise UserError(f"the encoder reads no text, and no concept is called '{phrase}': say words of a concept")
-    speaking = explorer.bottleneck or explorer.energies
-    assert speaking is not None
-    scores = torch.stack([concept_score(speaking, column, explorer.split.x) for column in columns[:PHRASES]])
+    scores = torch.stack([concept_score(explorer.speaking, column, explorer.split.x) for column in columns[:PHRASES]])
     spread = scores.std(dim=1, keepdim=True).clamp(min=1e-12)
     return ((scores - scores.mean(dim=1, keepdim=True)) / spread).mean(dim=0)
