@@ -1,8 +1,8 @@
 """What being told is worth on planted concepts: ``python benchmarks/planted_answers.py questions|told|region``.
 
-The tables of docs/methods/embedding.md (``questions``: area of every policy, and how often the first question is
-the best one, as learned) and docs/methods/stochastic.md (``told``: what telling one concept is worth to the others; ``region``: the
-same by the level of the confidence region). The planted sets are those of the tests, which must lie beside this folder.
+The tables of docs/methods/embedding.md (``questions``: area of every policy, and how often the first question is the
+best one) and docs/methods/stochastic.md (``told``: what telling one concept is worth to others; ``region``: the same by
+the level of the region). The planted sets are those of the tests, which must lie beside this folder.
 """
 
 import statistics
